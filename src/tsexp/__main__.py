@@ -1,0 +1,83 @@
+"""The command line: ``python -m tsexp``. Imports only what ``--help`` and ``--cfg job`` need; jobs import the rest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from tsexp import config as configs
+
+configs.register()
+
+
+@hydra.main(version_base="1.3", config_path=str(configs.conf_dir()), config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Run one experiment, or one job of a sweep."""
+    from tsexp import jobs, sweep
+
+    h = HydraConfig.get()
+    folder = Path(h.runtime.output_dir)
+    if h.mode == RunMode.MULTIRUN:
+        parent, name = sweep.place(h.sweep.dir, h.job.num)
+        jobs.execute_apart(cfg, name or h.job.override_dirname.replace(",", " "), folder, parent)
+        return  # the sweep goes on whatever happened; its end tells
+    outcome = jobs.execute(cfg, None, folder, None)
+    if outcome.status == "refused":
+        print(f"tsexp: error: {outcome.error}", file=sys.stderr)
+        sys.exit(2)
+    if not outcome.ok:
+        sys.exit(1)
+    _show(cfg, outcome)
+
+
+def _show(cfg: DictConfig, outcome: object) -> None:
+    from rich.console import Console
+
+    from tsexp import jobs, report, sweep, tracking
+
+    assert isinstance(outcome, jobs.Outcome) and outcome.run_id is not None
+    checked = configs.parse(cfg)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    if outcome.status == "found":
+        console.print("measured before: nothing was run (rerun=true measures again)")
+    (row,) = report.read(tracking.store(checked.tracking), [outcome.run_id])
+    console.print(report.table(row))
+    console.print(sweep.ui_line(checked), soft_wrap=True)
+
+
+def cli() -> None:
+    """`main`, with errors of the configuration told in one line each instead of Hydra's frames."""
+    wants_frames = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_frames:
+            raise
+        print(f"tsexp: error: {_explain(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _explain(error: BaseException) -> str:
+    """What is allowed where the key is wrong; the first lines of Hydra's message otherwise."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
+        group, _, key = cause.full_key.rpartition(".")
+        known = sorted(map(str, cause.parent_node.keys()))
+        return f"{cause.full_key} is not a key; allowed in {group or 'the configuration'}: {', '.join(known)}{configs.suggest(key, known)}"
+    lines = [line.strip() for line in str(error).split("Config search path:")[0].splitlines()]
+    lines += [str(cause).splitlines()[0]] if cause is not None and str(cause) else []
+    kept = [line for line in lines if line and not line.startswith(("full_key", "reference_type", "object_type", "To append"))]
+    return "\n  ".join(dict.fromkeys(kept))
+
+
+if __name__ == "__main__":
+    cli()

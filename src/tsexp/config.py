@@ -1,0 +1,264 @@
+"""The configuration: typed schema, and every range checked before any work starts.
+
+The YAML files in ``conf/`` hold the values; the dataclasses here hold the types (Hydra merges the files onto them, so a
+misspelt key or a wrong type is refused while composing) and, as field metadata, what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import operator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+
+class ConfigError(ValueError):
+    """Bad input. The message says what was wrong, what is allowed and what to do."""
+
+
+def _choice(*allowed: str) -> Any:
+    return field(default=MISSING, metadata={"allowed": allowed})
+
+
+def _number(*, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None) -> Any:
+    bounds = {"≥": ge, ">": gt, "≤": le, "<": lt}
+    return field(default=MISSING, metadata={"bounds": {k: v for k, v in bounds.items() if v is not None}})
+
+
+@dataclass
+class DataConfig:
+    """A dataset and how its raw series reach the model."""
+
+    name: str = MISSING
+    path: str | None = MISSING
+    scale: str = _choice("none", "znorm", "minmax", "standard")
+    unequal: str = _choice("pad", "resample")
+    length: int | None = _number(ge=8)
+    missing: str = _choice("interpolate", "error")
+    val_fraction: float = _number(ge=0, lt=0.9)
+
+
+@dataclass
+class ModelConfig:
+    """A transformer classifier; `models.architecture` turns it into an `Arch` for a dataset."""
+
+    name: str = MISSING
+    tokenizer: str = _choice("patch", "conv_stem")
+    patch: int = _number(ge=1)
+    d_model: int = _number(ge=2)
+    layers: int = _number(ge=1)
+    heads: int = _number(ge=1)
+    ffn: int = _number(ge=1)
+    dropout: float = _number(ge=0, lt=1)
+    token_dropout: float = _number(ge=0, lt=1)
+    norm: str = _choice("pre", "post")
+    activation: str = _choice("relu", "gelu")
+    position: str = _choice("sinusoidal", "learned")
+    pooling: str = _choice("cls", "mean")
+    head: str = _choice("linear", "bottleneck")
+
+
+@dataclass
+class TrainConfig:
+    """How a model is fitted."""
+
+    epochs: int = _number(ge=1)
+    max_steps: int = _number(ge=0)
+    lr: float = _number(gt=0)
+    batch_size: int = _number(ge=1)
+    optimizer: str = _choice("adam", "adamw")
+    weight_decay: float = _number(ge=0)
+    schedule: str = _choice("none", "cosine")
+    warmup: float = _number(ge=0, lt=1)
+    label_smoothing: float = _number(ge=0, lt=1)
+    ema: float = _number(ge=0, lt=1)
+    clip: float = _number(ge=0)
+    select: str = _choice("best", "last")
+    patience: int = _number(ge=0)
+    device: str = _choice("cpu", "cuda")
+    progress: bool = MISSING
+
+
+@dataclass
+class PruneConfig:
+    """Which heads and FFN units go, and how the rest is tuned afterwards."""
+
+    method: str = _choice("l1", "l2", "random", "taylor")
+    scope: str = _choice("local", "global")
+    ratio: float = _number(ge=0, lt=1)
+    round_to: int = _number(ge=1)
+    calibration_series: int = _number(ge=1)
+    finetune_epochs: int = _number(ge=0)
+    finetune_lr: float = _number(gt=0)
+    distill: float = _number(ge=0, le=1)
+    temperature: float = _number(gt=0)
+
+
+@dataclass
+class QuantConfig:
+    """The number format of the deployed artifact. Which modes a runtime has, the runtime says."""
+
+    mode: str = _choice("none", "dynamic", "static", "qat", "weight_only", "bf16")
+
+
+@dataclass
+class RuntimeConfig:
+    """What executes the artifact."""
+
+    name: str = MISSING
+    device: str = _choice("cpu", "cuda")
+
+
+@dataclass
+class MeasureConfig:
+    """The window protocol."""
+
+    batch_size: int = _number(ge=1)
+    repeats: int = _number(ge=3)
+    window_s: float = _number(gt=0, le=600)
+    idle_s: float = _number(gt=0, le=600)
+    latency_calls: int = _number(ge=20)
+    threads: int = _number(ge=1)
+    watts_per_core: float = _number(gt=0)
+    require: str = _choice("any", "measured")
+    timeout_s: float = _number(gt=0)
+
+
+@dataclass
+class PathsConfig:
+    """Where data is looked for and where results go; relative to the working directory."""
+
+    data: str = MISSING
+    cache: str = MISSING
+    report: str = MISSING
+
+
+@dataclass
+class TrackingConfig:
+    """The MLflow store."""
+
+    uri: str = MISSING
+    experiment: str = MISSING
+
+
+@dataclass
+class Config:
+    """Everything an experiment depends on; `parse` makes it from what Hydra composed."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = _number(ge=0, lt=2**32)
+    rerun: bool = MISSING
+
+
+def conf_dir() -> Path:
+    """Folder of the shipped YAML files: inside an installed package, else ``conf/`` of the checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def register() -> None:
+    """Make the schema known to Hydra as the config named ``schema``."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def parse(cfg: DictConfig) -> Config:
+    """Turn a composed configuration into a checked `Config` with absolute paths.
+
+    Parameters
+    ----------
+    cfg
+        What Hydra composed (without the ``hydra`` node).
+
+    Returns
+    -------
+    Config
+        Typed, resolved; relative paths and the default tracking store are made absolute.
+
+    Raises
+    ------
+    ConfigError
+        With one line per problem: the key, its value, what is allowed.
+    """
+    try:
+        config = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue as error:
+        key = f"{error}".splitlines()[0].rsplit(" ", 1)[-1]
+        raise ConfigError(f"{key} has no value; give it on the command line, e.g. {key}=...") from None
+    assert isinstance(config, Config)
+    problems = _problems(config)
+    m = config.model
+    if m.d_model % m.heads:
+        good = [h for h in range(1, m.d_model + 1) if m.d_model % h == 0 and h <= 16]
+        problems.append(f"model.heads={m.heads} does not divide model.d_model={m.d_model}; allowed here: {', '.join(map(str, good))}")
+    if m.position == "sinusoidal" and m.d_model % 2:
+        problems.append(f"model.position=sinusoidal needs an even model.d_model, not {m.d_model}; use position=learned or an even width")
+    if config.data.val_fraction == 0 and (config.train.select == "best" or config.train.patience):
+        problems.append("data.val_fraction=0 leaves nothing to select on; use train.select=last train.patience=0, or a fraction > 0")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    paths = PathsConfig(**{f.name: str(Path(getattr(config.paths, f.name)).expanduser().absolute()) for f in fields(PathsConfig)})
+    data = replace(config.data, path=str(Path(config.data.path).expanduser().absolute())) if config.data.path else config.data
+    return replace(config, paths=paths, data=data, tracking=replace(config.tracking, uri=_absolute_uri(config.tracking.uri)))
+
+
+def _absolute_uri(uri: str) -> str:
+    prefix = "sqlite:///"
+    return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
+
+
+def _problems(node: Any, prefix: str = "") -> list[str]:
+    found = []
+    for f in fields(node):
+        key, value = f"{prefix}{f.name}", getattr(node, f.name)
+        if is_dataclass(value):
+            found += _problems(value, f"{key}.")
+        elif "allowed" in f.metadata and value not in f.metadata["allowed"]:
+            found.append(f"{key}={value} is not known; allowed: {', '.join(f.metadata['allowed'])}{suggest(str(value), f.metadata['allowed'])}")
+        elif "bounds" in f.metadata and value is not None:
+            holds = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
+            if not all(holds[relation](value, bound) for relation, bound in f.metadata["bounds"].items()):
+                found.append(f"{key}={value} is out of range; allowed: {' and '.join(f'{k} {v:g}' for k, v in f.metadata['bounds'].items())}")
+    return found
+
+
+def suggest(word: str, known: Any) -> str:
+    """Return ``' (did you mean X?)'`` when a known word is close, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def flat(node: Any) -> dict[str, Any]:
+    """Flatten nested dataclasses into dotted keys, as they are logged: ``{"prune.ratio": 0.3, ...}``."""
+    out: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for k, v in value.items():
+                walk(v, f"{key}.{k}" if key else k)
+        else:
+            out[key] = value
+
+    walk(asdict(node), "")
+    return out
+
+
+def digest(content: Any) -> str:
+    """Content address of anything JSON can hold: 16 hex digits of the SHA-256 of its canonical form."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,280 @@
+"""Raw series from `.ts` files: found, checked, made rectangular; nothing is scaled here.
+
+Scaling, padding and resampling belong to the model (`models.Preprocess`), because they are part of what is deployed and
+measured. This room only computes the statistics they need, from the train split alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsexp.config import ConfigError, DataConfig
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the model does to a raw series first; plain numbers, stored in ``arch.json``.
+
+    Attributes
+    ----------
+    scale
+        ``none``; ``znorm`` and ``minmax`` per series and channel; ``standard`` with `mean` and `std` of the train split.
+    length
+        Time steps the network sees. Longer series are cropped, shorter ones padded, or all are resampled to it.
+    resample
+        Linear interpolation of every series to `length` instead of cropping and padding.
+    masked
+        The data has unequal lengths and is padded: attention and pooling must ignore the padding.
+    mean, std
+        Per channel, for ``standard``; empty otherwise.
+    """
+
+    scale: str
+    length: int
+    resample: bool
+    masked: bool
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A classification problem in its default train/test split.
+
+    Attributes
+    ----------
+    name
+        The archive's name.
+    x_train, x_test
+        float32, (series, channels, time), raw values; a shorter series ends in NaN.
+    y_train, y_test
+        int64, (series,), indices into `classes`.
+    classes
+        The labels, sorted.
+    fit, val
+        Indices into the train split: what is fitted on, and the stratified, seeded rest for model selection.
+    preprocessing
+        What the model has to do with the raw series.
+    checksum
+        SHA-256 over both files.
+    files
+        Where they were found.
+    """
+
+    name: str
+    x_train: FloatArray
+    y_train: IntArray
+    x_test: FloatArray
+    y_test: IntArray
+    classes: tuple[str, ...]
+    fit: IntArray
+    val: IntArray
+    preprocessing: Preprocessing
+    checksum: str
+    files: tuple[str, str]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return int(self.x_train.shape[1])
+
+    @cached_property
+    def majority_accuracy(self) -> float:
+        """Test accuracy of always answering with the most frequent train class."""
+        return float(np.mean(self.y_test == np.bincount(self.y_train).argmax()))
+
+
+def find(config: DataConfig, data_dir: str | Path) -> tuple[Path, Path] | None:
+    """Return the train and test file, or None if only a download can bring them.
+
+    Looked for in this order: ``data.path``, ``paths.data``, aeon's own wheel.
+
+    Raises
+    ------
+    ConfigError
+        If ``data.path`` is given and does not hold one ``*_TRAIN.ts`` and its ``*_TEST.ts``.
+    """
+    if config.path is not None:
+        return _pair_in(Path(config.path), config.name)
+    for root in (Path(data_dir), _wheel_dir()):
+        train = root / config.name / f"{config.name}_TRAIN.ts"
+        test = root / config.name / f"{config.name}_TEST.ts"
+        if train.is_file() and test.is_file():
+            return train, test
+    return None
+
+
+def ensure(config: DataConfig, data_dir: str | Path) -> tuple[Path, Path]:
+    """Return the train and test file, downloading them if they are nowhere.
+
+    Raises
+    ------
+    ConfigError
+        If that fails; names the places looked in.
+    """
+    return find(config, data_dir) or _download(config, Path(data_dir))
+
+
+def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
+    """Load a dataset with its default split.
+
+    Parameters
+    ----------
+    config
+        The ``data`` group.
+    data_dir
+        ``paths.data``: the first place looked in, and where a download goes.
+    seed
+        Of the validation split.
+
+    Raises
+    ------
+    ConfigError
+        If the dataset is nowhere, has missing values and ``data.missing=error``, or cannot be split as asked.
+    """
+    from aeon.datasets import load_from_ts_file
+
+    files = ensure(config, data_dir)
+    (raw_train, labels_train), (raw_test, labels_test) = (load_from_ts_file(str(f)) for f in files)
+    classes = tuple(sorted(set(map(str, labels_train)), key=_label_order))
+    unknown = set(map(str, labels_test)) - set(classes)
+    if unknown:
+        raise ConfigError(f"{files[1]}: labels that the train split does not have: {', '.join(sorted(unknown))}")
+    if len(classes) < 2:
+        raise ConfigError(f"{files[0]}: one class only; a classifier needs two")
+    train = [_fill(np.asarray(x, np.float32), config, f"{files[0]}, series {i}") for i, x in enumerate(raw_train)]
+    test = [_fill(np.asarray(x, np.float32), config, f"{files[1]}, series {i}") for i, x in enumerate(raw_test)]
+    y_train, y_test = (np.array([classes.index(str(v)) for v in y], np.int64) for y in (labels_train, labels_test))
+    fit, val = _split(y_train, config.val_fraction, seed)
+    return Dataset(
+        name=config.name,
+        x_train=_stack(train),
+        y_train=y_train,
+        x_test=_stack(test),
+        y_test=y_test,
+        classes=classes,
+        fit=fit,
+        val=val,
+        preprocessing=_preprocessing(config, train, test, fit),
+        checksum=hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest(),
+        files=(str(files[0]), str(files[1])),
+    )
+
+
+def _label_order(label: str) -> tuple[float, str]:
+    try:
+        return float(label), label
+    except ValueError:
+        return float("inf"), label
+
+
+def _wheel_dir() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec("aeon")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "datasets" / "data"
+
+
+def _pair_in(folder: Path, name: str) -> tuple[Path, Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"data.path={folder} is not a folder; give one that holds NAME_TRAIN.ts and NAME_TEST.ts")
+    trains = sorted(folder.glob("*_TRAIN.ts"))
+    named = [t for t in trains if t.name == f"{name}_TRAIN.ts"] or trains
+    if len(named) != 1:
+        seen = ", ".join(t.name for t in trains) or "none"
+        raise ConfigError(f"data.path={folder} must hold one NAME_TRAIN.ts, or the one of data.name={name}; found: {seen}")
+    test = folder / named[0].name.replace("_TRAIN.ts", "_TEST.ts")
+    if not test.is_file():
+        raise ConfigError(f"data.path={folder} holds {named[0].name} but not {test.name}")
+    return named[0], test
+
+
+def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
+    from aeon.datasets import load_classification
+
+    target = data_dir / config.name
+    existed = target.exists()
+    try:
+        load_classification(config.name, extract_path=str(data_dir))
+    except Exception as error:  # aeon lets URL, zip, OS and value errors through; all mean the same to the user
+        if not existed:
+            shutil.rmtree(target, ignore_errors=True)  # aeon leaves an empty folder behind
+        raise ConfigError(
+            f"dataset {config.name} is nowhere. Looked in: {target} (paths.data, environment variable TSEXP_DATA), "
+            f"{_wheel_dir() / config.name} (aeon's wheel), aeon's download ({type(error).__name__}: {str(error)[:100]}). "
+            f"Put {config.name}_TRAIN.ts and {config.name}_TEST.ts into {target}, or give data.path=FOLDER, or check the name "
+            "against https://timeseriesclassification.com"
+        ) from None
+    found = find(config, data_dir)
+    if found is None:
+        raise ConfigError(f"aeon downloaded {config.name} into {target}, but {config.name}_TRAIN.ts and _TEST.ts are not there")
+    return found
+
+
+def _fill(series: FloatArray, config: DataConfig, where: str) -> FloatArray:
+    """Interpolate missing values of one (channels, time) series linearly; the ends take the nearest value."""
+    gaps = np.isnan(series)
+    if not gaps.any():
+        return series
+    if config.missing == "error":
+        raise ConfigError(f"{where}: {int(gaps.sum())} missing values; data.missing=interpolate fills them")
+    series, time = series.copy(), np.arange(series.shape[1])
+    for channel, gap in zip(series, gaps, strict=True):
+        if gap.all():
+            raise ConfigError(f"{where}: a channel without a single value; remove the series or the channel")
+        channel[gap] = np.interp(time[gap], time[~gap], channel[~gap])
+    return series
+
+
+def _stack(series: list[FloatArray]) -> FloatArray:
+    """Stack (channels, time) series of unequal length; NaN marks the padding."""
+    out = np.full((len(series), series[0].shape[0], max(s.shape[1] for s in series)), np.nan, np.float32)
+    for row, s in zip(out, series, strict=True):
+        row[:, : s.shape[1]] = s
+    return out
+
+
+def _split(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    from sklearn.model_selection import train_test_split
+
+    every = np.arange(len(y), dtype=np.int64)
+    if fraction == 0:
+        return every, every[:0]
+    counts = np.bincount(y)
+    lonely = counts[y] < 2  # a class with one series cannot be split: it stays where it is fitted on
+    rest = every[~lonely]
+    size = max(round(fraction * len(y)), int((counts > 1).sum()))
+    if size >= len(rest) - int((counts > 1).sum()) + 1:
+        raise ConfigError(f"data.val_fraction={fraction} leaves no series of some class to fit on ({len(y)} train series); lower it or use 0")
+    fit, val = train_test_split(rest, test_size=size, stratify=y[rest], random_state=seed)
+    return np.sort(np.concatenate([fit, every[lonely]])), np.sort(val)
+
+
+def _preprocessing(config: DataConfig, train: list[FloatArray], test: list[FloatArray], fit: IntArray) -> Preprocessing:
+    lengths = {s.shape[1] for s in train} | {s.shape[1] for s in test}
+    resample = config.length is not None or (config.unequal == "resample" and len(lengths) > 1)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    if config.scale == "standard":
+        values = np.concatenate([train[i] for i in fit], axis=1).astype(np.float64)
+        mean = tuple(map(float, values.mean(1)))
+        std = tuple(float(v) if v > 1e-8 else 1.0 for v in values.std(1))
+    return Preprocessing(
+        scale=config.scale,
+        length=config.length or max(s.shape[1] for s in train),
+        resample=resample,
+        masked=not resample and len(lengths) > 1,
+        mean=mean,
+        std=std,
+    )

@@ -1,0 +1,52 @@
+"""The machine a number belongs to."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """Return what is recorded of this machine: CPU, cores, memory, GPU (only for ``device="cuda"``), system, versions."""
+    import psutil
+
+    facts: dict[str, Any] = {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    if device == "cuda":
+        import torch
+
+        facts["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return facts
+
+
+def cpu_model() -> str:
+    """The CPU's name, e.g. ``AMD EPYC``; the architecture where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Instruction set flags as Linux names them (``avx512_vnni``, ``avx512_bf16``, ``amx_int8``, …); empty elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def throttle_count() -> int | None:
+    """How often the cores were slowed down for heat since boot, or None where the system does not count it."""
+    counters = list(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
+    return sum(int(c.read_text()) for c in counters) if counters else None

@@ -1,0 +1,153 @@
+"""What turns a stretch of time into joules: Zeus where it reads a counter, else a labelled estimate.
+
+`ZeusMonitor` on a machine without counters returns ``cpu_energy=None`` and ``total_energy == 0`` without a word; hence the look at
+what it really monitors, before the first window.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tsexp.config import ConfigError
+
+# No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus' tracker.
+IMPOSSIBLE_W = 5000.0
+
+
+class Meter(Protocol):
+    """Reads the energy of a window."""
+
+    source: str
+    """As tagged: ``zeus:nvml``, ``zeus:rapl``, ``zeus:soc`` or ``estimated:cpu_time``."""
+    scope: str
+    """What the joules cover, in words."""
+    resolution_s: float
+    """Windows must be far longer than this."""
+
+    def begin(self) -> None:
+        """Start a window."""
+        ...
+
+    def end(self) -> float:
+        """End it; return joules. Negative after a counter wrap that was missed."""
+        ...
+
+
+@dataclass
+class CpuTimeMeter:
+    """An estimate: CPU seconds of this process, all threads, times a constant power."""
+
+    watts_per_core: float
+    source: str = "estimated:cpu_time"
+    resolution_s: float = 0.001
+
+    @property
+    def scope(self) -> str:
+        """What the joules cover."""
+        return f"CPU time of the worker × {self.watts_per_core:g} W: an estimate, not a measurement"
+
+    def begin(self) -> None:
+        """Start a window."""
+        self._start = time.process_time()
+
+    def end(self) -> float:
+        """Joules since `begin`."""
+        return (time.process_time() - self._start) * self.watts_per_core
+
+
+class ZeusMeter:
+    """`zeus.monitor.ZeusMonitor` on one kind of counter.
+
+    Parameters
+    ----------
+    kind
+        ``nvml`` (the GPU that runs the model), ``rapl`` (all CPU packages and their DRAM, whoever uses them) or ``soc``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        from zeus.monitor import ZeusMonitor
+
+        self.kind, self.source = kind, f"zeus:{kind}"
+        packages = _packages() if kind == "rapl" else []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._monitor = ZeusMonitor(gpu_indices=[0] if kind == "nvml" else [], cpu_indices=packages)
+        # NVML refreshes about every 100 ms (design: Measuring, 3); RAPL about every millisecond.
+        self.resolution_s = {"nvml": 0.1, "rapl": 0.001, "soc": 0.1}[kind]
+        self.scope = {
+            "nvml": "the whole GPU board",
+            "rapl": f"{len(packages)} whole CPU package(s), with DRAM where it has a counter; other processes included",
+            "soc": "the whole system on chip",
+        }[kind]
+
+    def begin(self) -> None:
+        """Start a window."""
+        self._monitor.begin_window("window")
+
+    def end(self) -> float:
+        """Joules since `begin`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Zeus warns about zero; the record judges it
+            reading = self._monitor.end_window("window")
+        if self.kind == "nvml":
+            return float(sum(reading.gpu_energy.values()))
+        if self.kind == "rapl":
+            return float(sum((reading.cpu_energy or {}).values()) + sum((reading.dram_energy or {}).values()))
+        return _soc_joules(reading.soc_energy)
+
+
+def _packages() -> list[int]:
+    """Indices of the CPU packages; ``psys`` counts the whole platform and would count them twice."""
+    from zeus.device import get_cpus
+
+    cpus = get_cpus().cpus
+    names = [getattr(getattr(c, "rapl_file", None), "name", "package") for c in cpus]
+    return [i for i, name in enumerate(names) if name.startswith("package")]
+
+
+def _soc_joules(soc: Any) -> float:
+    """Joules of everything a system on chip reports (Apple: CPU, GPU, DRAM, neural engine; Jetson: its total)."""
+    total = getattr(soc, "total_energy_mj", None)
+    if total is not None:
+        return float(total) / 1000
+    parts = ("cpu_total_mj", "dram_mj", "gpu_mj", "gpu_sram_mj", "ane_mj", "cpu_energy_mj", "gpu_energy_mj")
+    return float(sum(getattr(soc, p, None) or 0 for p in parts)) / 1000
+
+
+def available(device: str) -> dict[str, str]:
+    """Ask each counter that could measure `device`; return kind → ``""`` if it answers, else why it does not."""
+    from zeus.device import get_cpus, get_gpus
+    from zeus.device.soc import get_soc
+
+    asks = {"nvml": lambda: get_gpus()} if device == "cuda" else {"rapl": lambda: _packages() or get_cpus(), "soc": lambda: get_soc()}
+    answers = {}
+    for kind, ask in asks.items():
+        try:
+            empty = hasattr(ask(), "__len__") and not len(ask())
+            answers[kind] = "no counter found" if empty else ""
+        except Exception as error:  # each backend of Zeus has exceptions of its own
+            answers[kind] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return answers
+
+
+def choose(device: str, require: str, watts_per_core: float) -> Meter:
+    """Return the best meter for a device.
+
+    Raises
+    ------
+    ConfigError
+        If only an estimate is to be had and ``measure.require=measured``, or the device is a GPU, for which CPU time says nothing.
+    """
+    answers = available(device)
+    for kind, problem in answers.items():
+        if not problem:
+            return ZeusMeter(kind)
+    why = "; ".join(f"{kind}: {problem}" for kind, problem in answers.items())
+    if device == "cuda":
+        raise ConfigError(f"no meter reads this GPU ({why}); CPU time would say nothing about it")
+    if require == "measured":
+        raise ConfigError(f"measure.require=measured, but no meter answers here ({why}); `python -m tsexp.doctor` says what to permit")
+    return CpuTimeMeter(watts_per_core)

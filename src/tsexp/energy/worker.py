@@ -1,0 +1,92 @@
+"""The measuring process: ``python -m tsexp.energy.worker FOLDER``, started fresh by `measure`, threads pinned by its environment.
+
+Reads ``request.json`` and ``test.safetensors`` in FOLDER; writes ``scores.safetensors``, then ``result.json``, or ``error.txt``. What was measured is what was loaded
+from the artifact folders, and so is what was scored.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tsexp.cache import write_json
+from tsexp.locking import owning_the_machine
+
+SCORED_AT_ONCE = 64
+
+
+def main(folder: Path) -> int:
+    """Do what ``request.json`` asks; return the exit status."""
+    try:
+        request = json.loads((folder / "request.json").read_text())
+        # Held here and not by the parent: whatever becomes of the parent, nobody else measures while this process does.
+        with owning_the_machine(), (folder / "watchdog.txt").open("w") as watchdog:
+            faulthandler.dump_traceback_later(request["timeout_s"], exit=True, file=watchdog)
+            measured = _measure(folder, request)
+            faulthandler.cancel_dump_traceback_later()
+        write_json(folder / "result.json", measured)
+        return 0
+    except BaseException as error:
+        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+        return 1
+
+
+def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+    import psutil
+    import torch
+    from safetensors.numpy import load_file, save_file
+
+    from tsexp import runtimes
+    from tsexp.energy import hardware, meters, windows
+    from tsexp.progress import bar
+
+    torch.set_num_threads(request["threads"])
+    torch.set_num_interop_threads(1)
+    plan = windows.Plan(**request["plan"])
+    series = load_file(folder / "test.safetensors")["x"]
+    meter = meters.choose(request["device"], request["require"], request["watts_per_core"])
+    artifact, reference = (runtimes.load(Path(request[k])) for k in ("artifact", "reference"))
+    both = {"artifact": artifact, "reference": reference}
+
+    with bar(request["title"], windows.steps(plan) + 2, show=request["progress"]) as progress:
+        # On the very objects that are measured; in eval mode a score does not depend on the rest of the batch.
+        parts = [series[i : i + SCORED_AT_ONCE] for i in range(0, len(series), SCORED_AT_ONCE)]
+        scores = {}
+        for name, predictor in both.items():
+            scores[name] = np.concatenate([predictor(np.ascontiguousarray(p)) for p in parts]).astype(np.float32)
+            progress.advance("accuracy")
+        probe = np.ascontiguousarray(series[: windows.PROBE])
+        before = {n: (p(probe).copy(), p.weights_digest()) for n, p in both.items()}
+        throttled = hardware.throttle_count()
+        measured = windows.run(artifact, reference, series, meter, plan, progress.advance)
+        slowed = None if throttled is None else (hardware.throttle_count() or 0) - throttled
+        after = {n: (p(probe).copy(), p.weights_digest()) for n, p in both.items()}
+
+    save_file(scores, folder / "scores.safetensors")
+    memory = psutil.Process().memory_info()
+    return measured | {
+        "same_outputs": {n: bool(np.array_equal(before[n][0], after[n][0])) for n in both},
+        "same_weights": {n: before[n][1] == after[n][1] for n in both},
+        "throttle_events": slowed,
+        "peak_mb": getattr(memory, "peak_wset", _peak_bytes()) / 2**20,
+        "threads": torch.get_num_threads(),
+        "device": request["device"],
+    }
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows: psutil has peak_wset there
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,143 @@
+"""One job of the command line: from a composed configuration to a run in the store, and what becomes of failures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import signal
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+from tsexp import config as configs
+from tsexp.cache import write_json
+from tsexp.config import Config, ConfigError
+
+log = logging.getLogger(__name__)
+
+OUTCOME = "outcome.json"
+SWEEP = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended; kept as ``outcome.json`` in its folder.
+
+    Attributes
+    ----------
+    name
+        What varies in its sweep, or the main choices.
+    status
+        ``finished``, ``found`` (measured before, nothing was run), ``refused`` (bad input) or ``failed``.
+    run_id
+        In the store, if it got that far.
+    error
+        One line, if it did not finish.
+    """
+
+    name: str
+    status: str
+    run_id: str | None = None
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """There is a measurement."""
+        return self.status in ("finished", "found")
+
+
+def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None) -> Outcome:
+    """Run one job and return how it ended; no exception but Ctrl-C leaves this function.
+
+    Parameters
+    ----------
+    cfg
+        What Hydra composed.
+    name
+        Of the run; by default made of the main choices.
+    folder
+        Hydra's output folder of the job.
+    parent
+        Run id of the sweep.
+    """
+    label = name or "experiment"
+    try:
+        checked = configs.parse(cfg)
+        label = name or _name(checked)
+        run_id, found = _experiment(checked, OmegaConf.to_yaml(cfg, resolve=True), label, parent)
+        outcome = Outcome(label, "found" if found else "finished", run_id)
+    except ConfigError as error:
+        outcome = Outcome(label, "refused", error=str(error))
+    except Exception as error:
+        (folder / "traceback.txt").write_text(traceback.format_exc())
+        log.error("%s failed: %s: %s (traceback: %s)", label, type(error).__name__, error, folder / "traceback.txt")
+        outcome = Outcome(label, "failed", error=f"{type(error).__name__}: {error}")
+    write_json(folder / OUTCOME, asdict(outcome))
+    return outcome
+
+
+def _name(cfg: Config) -> str:
+    return f"{cfg.data.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.method}-{cfg.prune.ratio:g} seed {cfg.seed}"
+
+
+def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) -> tuple[str, bool]:
+    """Return the run id, and whether it was there before."""
+    from tsexp import data, pipeline, tracking
+
+    pipeline.check(cfg)
+    dataset = data.load(cfg.data, cfg.paths.data, cfg.seed)
+    signature = pipeline.signature(cfg, dataset)
+    locks = Path(cfg.paths.cache) / "jobs"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{signature}.lock"):  # two sweeps that share a job run it once
+        known = None if cfg.rerun else tracking.finished(cfg.tracking, signature)
+        if known is not None:
+            return known, True
+        with tracking.tracked(cfg, resolved_yaml, name, signature, parent) as run:
+            r = pipeline.run(cfg, dataset, run.enter)
+            run.enter("track")
+            run.log(cfg, dataset, r.dense, r.slim, r.artifact, r.record)
+            return run.run_id, False
+
+
+def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> Outcome:
+    """`execute` in a process of its own, so that a job that is killed (out of memory, a crash in native code) does not take its sweep along."""
+    (folder / OUTCOME).unlink(missing_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=_apart, args=(OmegaConf.to_container(cfg), name, str(folder), parent))
+    process.start()
+    process.join()
+    known = read_outcome(folder)
+    if known is not None:
+        return known
+    code = process.exitcode or 0
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    reason = f"the job's process {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    from tsexp import tracking
+
+    tracking.mark_killed(configs.parse(cfg).tracking, process.pid or 0, reason)
+    log.error("%s failed: %s", name, reason)
+    outcome = Outcome(name, "failed", error=reason)
+    write_json(folder / OUTCOME, asdict(outcome))
+    return outcome
+
+
+def _apart(container: dict[str, Any], name: str, folder: str, parent: str | None) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), container)
+    assert isinstance(cfg, DictConfig)
+    try:
+        execute(cfg, name, Path(folder), parent)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """Return how the job in this folder ended, or None if it has not."""
+    file = folder / OUTCOME
+    return Outcome(**json.loads(file.read_text())) if file.exists() else None

@@ -1,0 +1,119 @@
+"""The whole model, from raw series to class scores, and its folder on disk."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tsexp.models.arch import Arch
+from tsexp.models.encoder import Encoder
+from tsexp.models.preprocess import Preprocess
+from tsexp.models.tokenizers import TOKENIZERS
+
+
+class Positions(nn.Module):
+    """Adds a position to every token; learned or sinusoidal (Vaswani et al. 2017).
+
+    The table is 2-D, (tokens, d): as (1, tokens, d), fused int8 kernels have been seen to write into it at batch 1.
+    """
+
+    table: Tensor
+
+    def __init__(self, kind: str, tokens: int, d_model: int) -> None:
+        super().__init__()
+        if kind == "learned":
+            self.table = nn.Parameter(torch.empty(tokens, d_model).normal_(std=0.02))
+            return
+        angle = torch.arange(tokens)[:, None] * torch.exp(torch.arange(0, d_model, 2) * (-math.log(10000.0) / d_model))
+        table = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
+class Pooling(nn.Module):
+    """Tokens (batch, tokens, d) → one vector (batch, d): the class token, or the mean over tokens that hold data."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.kind == "cls":
+            return x[:, 0]
+        if mask is None:
+            return x.mean(1)
+        weight = mask.to(x.dtype)[..., None]
+        return (x * weight).sum(1) / weight.sum(1)
+
+
+class Classifier(nn.Module):
+    """Preprocess → tokenizer → positions → encoder → pooling → head.
+
+    Parameters
+    ----------
+    arch
+        The description; ``model.arch`` afterwards.
+    """
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.preprocess = Preprocess(arch.preprocessing)
+        self.tokenizer = TOKENIZERS[arch.tokenizer](arch)
+        self.cls = nn.Parameter(torch.empty(arch.d_model).normal_(std=0.02)) if arch.pooling == "cls" else None
+        self.positions = Positions(arch.position, self.tokenizer.tokens + (self.cls is not None), arch.d_model)
+        self.dropout = nn.Dropout(arch.dropout)
+        self.encoder = Encoder(arch)
+        self.pooling = Pooling(arch.pooling)
+        classes = len(arch.classes)
+        if arch.head == "bottleneck":
+            # No activation between, as published.
+            self.head = nn.Sequential(nn.Linear(arch.d_model, arch.head_width), nn.Linear(arch.head_width, classes))
+        else:
+            self.head = nn.Sequential(nn.Linear(arch.d_model, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw series (batch, channels, time) → class scores (batch, classes), unnormalised."""
+        return self.network(*self.preprocess(x))
+
+    def network(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """All that has weights: preprocessed series (batch, channels, length) and mask → class scores."""
+        tokens, mask = self.tokenizer(x, mask)
+        if self.cls is not None:
+            tokens = torch.cat([self.cls.expand(tokens.shape[0], 1, -1), tokens], 1)
+            mask = None if mask is None else torch.cat([mask.new_ones(mask.shape[0], 1), mask], 1)
+        tokens = self.dropout(self.positions(tokens))
+        if self.training and self.arch.token_dropout:
+            tokens, mask = self._drop_tokens(tokens, mask)
+        return self.head(self.pooling(self.encoder(tokens, mask), mask))  # type: ignore[no-any-return]
+
+    def _drop_tokens(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Keep a random subset of the tokens, the class token always; the others cost nothing."""
+        batch, count, width = tokens.shape
+        rank = torch.rand(batch, count, device=tokens.device)
+        if self.cls is not None:
+            rank[:, 0] = -1
+        if mask is not None:
+            rank = rank.masked_fill(~mask, 2.0)  # padding goes first
+        keep = rank.argsort(1)[:, : max(1, round(count * (1 - self.arch.token_dropout)))]
+        tokens = tokens.gather(1, keep[..., None].expand(-1, -1, width))
+        return tokens, None if mask is None else mask.gather(1, keep)
+
+
+def save(model: Classifier, folder: Path) -> None:
+    """Write ``arch.json`` and ``weights.safetensors`` into an existing folder."""
+    (folder / "arch.json").write_text(model.arch.to_json())
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "weights.safetensors")
+
+
+def load(folder: Path) -> Classifier:
+    """Rebuild, in eval mode and bit-equal, what `save` wrote."""
+    model = Classifier(Arch.from_json((folder / "arch.json").read_text()))
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return model.eval()

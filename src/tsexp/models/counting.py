@@ -1,0 +1,72 @@
+"""Parameters and multiply–accumulates, counted on a model as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tsexp.models.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One line of `summary`: a module that owns parameters.
+
+    ``macs`` is per series; ``bytes`` what its parameters take in memory.
+    """
+
+    name: str
+    kind: str
+    shape: str
+    dtype: str
+    parameters: int
+    macs: int
+    bytes: int
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters (buffers are not parameters)."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(model: Classifier) -> int:
+    """Multiply–accumulates of one series: convolutions, linear layers and attention, by PyTorch's flop counter."""
+    return _flops(model).get("Global", 0) // 2
+
+
+def summary(model: Classifier) -> list[Layer]:
+    """Return one `Layer` per module that owns parameters, in order of execution."""
+    flops = _flops(model)
+    layers = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            layers.append(
+                Layer(
+                    name=name or "cls",
+                    kind=type(module).__name__,
+                    shape="×".join(map(str, own[0].shape)),
+                    dtype=str(own[0].dtype).removeprefix("torch."),
+                    parameters=sum(p.numel() for p in own),
+                    macs=flops.get(name, 0) // 2 if name else 0,
+                    bytes=sum(p.numel() * p.element_size() for p in own),
+                )
+            )
+    return layers
+
+
+def _flops(model: Classifier) -> dict[str, int]:
+    pre = model.arch.preprocessing
+    device = next(model.parameters()).device
+    series = torch.zeros(1, model.arch.channels, pre.length, device=device)
+    training = model.training
+    # The maths backend spells attention out as matrix products, which the counter knows on every device.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.eval()(series)
+    model.train(training)
+    prefix = f"{type(model).__name__}."
+    return {str(k).removeprefix(prefix): sum(v.values()) for k, v in counter.get_flop_counts().items()}

@@ -1,0 +1,73 @@
+"""Raw series → what the tokenizer sees. Part of the model, so part of what is measured."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tsexp.data import Preprocessing
+
+EPS = 1e-8
+
+
+class Preprocess(nn.Module):
+    """Scale, then crop, pad or resample; no parameters.
+
+    Input: float (batch, channels, time), NaN after the end of a shorter series (only if ``spec.masked`` or ``spec.resample``).
+    Output: float (batch, channels, ``spec.length``) with zeros as padding, and a bool mask (batch, ``spec.length``),
+    True where there is data, or None if ``spec.masked`` is false.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: Preprocessing) -> None:
+        super().__init__()
+        self.spec = spec
+        # (channels, 1); not persistent: arch.json holds them.
+        self.register_buffer("mean", torch.tensor(spec.mean)[:, None], persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std)[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        spec = self.spec
+        ragged = spec.masked or spec.resample
+        if not ragged and x.shape[-1] != spec.length:
+            raise ValueError(f"series of length {x.shape[-1]}; this model takes exactly {spec.length} (data.length resamples)")
+        valid = ~x[:, :1].isnan() if ragged else None  # (batch, 1, time)
+        x = self._scale(x, valid)
+        if spec.resample:
+            assert valid is not None
+            return self._resample(x, valid.sum(-1)), None
+        if valid is None:
+            return x, None
+        short = spec.length - x.shape[-1]
+        x, valid = F.pad(x, (0, short)), F.pad(valid, (0, short))  # a negative pad crops
+        return x, valid[:, 0]
+
+    def _scale(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        if self.spec.scale == "standard":
+            x = (x - self.mean) / self.std
+        elif self.spec.scale == "znorm":
+            if valid is None:
+                x = (x - x.mean(-1, keepdim=True)) / (x.std(-1, correction=0, keepdim=True) + EPS)
+            else:
+                n = valid.sum(-1, keepdim=True)
+                x = x - x.masked_fill(~valid, 0).sum(-1, keepdim=True) / n
+                x = x / ((x.masked_fill(~valid, 0).square().sum(-1, keepdim=True) / n).sqrt() + EPS)
+        elif self.spec.scale == "minmax":
+            inf = float("inf")
+            low = (x if valid is None else x.masked_fill(~valid, inf)).amin(-1, keepdim=True)
+            high = (x if valid is None else x.masked_fill(~valid, -inf)).amax(-1, keepdim=True)
+            x = (x - low) / (high - low + EPS)
+        return x if valid is None else x.masked_fill(~valid, 0)
+
+    def _resample(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Interpolate (batch, channels, time) linearly on ``spec.length`` points from the first to the last value; `lengths` (batch, 1)."""
+        grid = torch.linspace(0, 1, self.spec.length, dtype=x.dtype, device=x.device) * (lengths - 1)  # (batch, length)
+        left = grid.floor()
+        index = left.long()
+        after = torch.minimum(index + 1, lengths - 1)
+        shape = (-1, x.shape[1], -1)
+        lower, upper = (x.gather(-1, i[:, None].expand(shape)) for i in (index, after))
+        return torch.lerp(lower, upper, (grid - left)[:, None])

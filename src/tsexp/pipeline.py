@@ -1,0 +1,87 @@
+"""The experiment, one direction: data → train → prune → deploy → measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tsexp import data, energy, pruning, runtimes, training
+from tsexp.cache import Cache
+from tsexp.config import Config, ConfigError, QuantConfig, RuntimeConfig, digest
+from tsexp.data import Dataset
+from tsexp.energy import Record, hardware, meters
+from tsexp.runtimes import Artifact
+from tsexp.training import Fitted
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an experiment made: the model's way from dense to artifact, and its record."""
+
+    dense: Fitted
+    slim: Fitted
+    artifact: Artifact
+    record: Record
+
+
+def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda stage: None) -> Result:
+    """Run one experiment; `enter` is told each stage as it begins."""
+    cache = Cache(Path(cfg.paths.cache))
+    enter("train")
+    dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
+    enter("prune")
+    slim = pruning.prune(dense, cfg.prune, cfg.train, cfg.seed, dataset, cache)
+    enter("deploy")
+    artifact = runtimes.deploy(slim, cfg.quant, cfg.runtime, dataset, cache)
+    reference = runtimes.deploy(dense, QuantConfig("none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
+    enter("measure")
+    title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.ratio:g}"
+    record = energy.measure(artifact, reference, dataset, cfg.measure, cfg.seed, title, cfg.train.progress)
+    return Result(dense, slim, artifact, record)
+
+
+def check(cfg: Config) -> None:
+    """Find out before any work whether this machine can run the experiment; brings the dataset if it has to be downloaded.
+
+    Raises
+    ------
+    ConfigError
+        If the dataset is nowhere, the runtime does not support the mode or the device, the device is not there, or no meter answers
+        although one is required.
+    """
+    runtimes.check(cfg.quant, cfg.runtime)
+    data.ensure(cfg.data, cfg.paths.data)
+    if "cuda" in (cfg.train.device, cfg.runtime.device):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("a device is cuda, but PyTorch sees no GPU here; use train.device=cpu runtime.device=cpu")
+    if cfg.measure.require == "measured" or cfg.runtime.device == "cuda":
+        meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core)
+
+
+def signature(cfg: Config, dataset: Dataset) -> str:
+    """Content address of a record: what was asked, of which data, on what hardware. Where results are kept does not matter."""
+    asked = asdict(canonical(cfg))
+    for irrelevant in ("paths", "tracking", "rerun"):
+        del asked[irrelevant]
+    del asked["train"]["progress"], asked["data"]["path"]
+    return digest(
+        {
+            "asked": asked,
+            "data": dataset.checksum,
+            "hardware": hardware.describe(cfg.runtime.device),
+            "versions": [training.STAGE_VERSION, pruning.STAGE_VERSION, runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
+        }
+    )
+
+
+def canonical(cfg: Config) -> Config:
+    """One spelling for configurations that ask for the same: nothing about pruning matters at ratio 0."""
+    if cfg.prune.ratio:
+        return cfg
+    nothing = replace(
+        cfg.prune, method="l1", scope="local", round_to=1, calibration_series=1, finetune_epochs=0, finetune_lr=1.0, distill=0.0, temperature=1.0
+    )
+    return replace(cfg, prune=nothing)

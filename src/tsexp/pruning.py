@@ -1,0 +1,220 @@
+"""Structured pruning: whole attention heads and FFN units go, and the model becomes an ordinary smaller one.
+
+Scores: mean absolute weight (``l1``), root mean square (``l2``), a seeded draw (``random``), or first-order Taylor
+(``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on series of the train split.
+Heads are ranked among heads and FFN units among FFN units, because their scores are of different kinds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tsexp import models, training
+from tsexp.cache import Cache, write_json
+from tsexp.config import PruneConfig, TrainConfig
+from tsexp.data import Dataset
+from tsexp.locking import sharing_the_machine
+from tsexp.models import Block, Classifier
+from tsexp.models.encoder import EncoderBlock
+from tsexp.training import Fitted, Teacher
+
+STAGE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays in one encoder block: indices of heads and of FFN units, ascending."""
+
+    heads: tuple[int, ...]
+    ffn: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Importance in one encoder block: float (heads,) and float (ffn,); the lowest go first."""
+
+    heads: Tensor
+    ffn: Tensor
+
+
+def prune(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache) -> Fitted:
+    """Return a physically smaller, fine-tuned model; with ratio 0 the dense model itself.
+
+    Parameters
+    ----------
+    dense
+        The baseline; also the teacher, if ``prune.distill`` > 0.
+    config
+        The ``prune`` group.
+    recipe
+        The ``train`` group: fine-tuning follows it, with its own epochs and learning rate.
+    seed
+        Of the random scores, the calibration series and the fine-tuning.
+    dataset
+        Only the train split is used.
+    cache
+        Where the result is kept.
+    """
+    if config.ratio == 0:
+        return dense
+    tuning = replace(recipe, epochs=max(1, config.finetune_epochs), lr=config.finetune_lr)
+
+    def build(folder: Path) -> None:
+        model = dense.load()
+        with sharing_the_machine():
+            kept = select(score(model, config, dataset, seed), config, model.arch.head_dim)
+        slim = shrink(model, kept)
+        history: list[dict[str, float]] = []
+        if config.finetune_epochs:
+            teacher = Teacher(model, config.distill, config.temperature) if config.distill else None
+            title = f"fine-tune {dataset.name} {config.method} {config.scope} {config.ratio:g}"
+            history = training.fit(slim, tuning, dataset, seed, title, teacher)
+        training.save(slim, history, folder)
+        write_json(folder / "kept.json", [asdict(k) for k in kept])
+
+    key = {"dense": dense.signature, "prune": asdict(config), "tuning": training.recipe(tuning), "seed": seed}
+    return Fitted(cache.stage("slim", STAGE_VERSION, key, build))
+
+
+def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
+    """Return the smaller model whose outputs equal those of `model` with all other heads and units masked to zero."""
+    arch = replace(model.arch, blocks=tuple(Block(len(k.heads), len(k.ffn)) for k in kept))
+    state = dict(model.state_dict())
+    for i, k in enumerate(kept):
+        heads = torch.tensor(k.heads)
+        rows = (heads[:, None] * arch.head_dim + torch.arange(arch.head_dim)).flatten()
+        units = torch.tensor(k.ffn)
+        block = f"encoder.blocks.{i}"
+        for name in ("attention.q", "attention.k", "attention.v"):
+            _take(state, f"{block}.{name}", rows=rows)
+        _take(state, f"{block}.attention.o", columns=rows)
+        _take(state, f"{block}.fc1", rows=units)
+        _take(state, f"{block}.fc2", columns=units)
+    slim = Classifier(arch)
+    slim.load_state_dict(state)
+    return slim.eval()
+
+
+def _take(state: dict[str, Tensor], name: str, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    """Keep these outputs (with their biases) or these inputs of a linear layer."""
+    if rows is not None:
+        state[f"{name}.weight"] = state[f"{name}.weight"][rows]
+        state[f"{name}.bias"] = state[f"{name}.bias"][rows]
+    if columns is not None:
+        state[f"{name}.weight"] = state[f"{name}.weight"][:, columns]
+
+
+def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kept]:
+    """Choose what stays. A higher ratio keeps a subset of what a lower one keeps; no block is ever emptied.
+
+    ``local`` removes the same share of every block, ``global`` the lowest of all blocks together. With ``prune.round_to`` > 1, blocks
+    keep a few more, so that their widths (channels) are multiples of it where they were before.
+    """
+    choose = {"local": _local, "global": _global}[config.scope]
+    heads = choose([s.heads for s in scores], config.ratio)
+    ffn = choose([s.ffn for s in scores], config.ratio)
+    return [
+        Kept(
+            heads=_best(s.heads, _rounded(h, len(s.heads), max(1, -(-config.round_to // head_dim)))),
+            ffn=_best(s.ffn, _rounded(f, len(s.ffn), config.round_to)),
+        )
+        for s, h, f in zip(scores, heads, ffn, strict=True)
+    ]
+
+
+def _local(scores: list[Tensor], ratio: float) -> list[int]:
+    """How many stay in each block."""
+    return [max(1, len(s) - round(ratio * len(s))) for s in scores]
+
+
+def _global(scores: list[Tensor], ratio: float) -> list[int]:
+    # The best of every block is out of reach; the others compete.
+    pool = sorted((float(v), i) for i, s in enumerate(scores) for v in s.sort(descending=True).values[1:])
+    stay = [len(s) for s in scores]
+    for _, i in pool[: round(ratio * sum(stay))]:
+        stay[i] -= 1
+    return stay
+
+
+def _rounded(count: int, of: int, multiple: int) -> int:
+    return min(of, -(-count // multiple) * multiple)
+
+
+def _best(scores: Tensor, count: int) -> tuple[int, ...]:
+    # Stable, so that equal scores keep their order whatever the ratio.
+    return tuple(sorted(scores.sort(descending=True, stable=True).indices[:count].tolist()))
+
+
+def score(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:
+    """Importance of every head and FFN unit, one `Scores` per block."""
+    return SCORES[config.method](model, config, dataset, seed)
+
+
+def _groups(block: EncoderBlock, value: Callable[[nn.Parameter], Tensor]) -> tuple[Tensor, Tensor]:
+    """Gather per head (heads, members) and per unit (ffn, members) some `value` of each weight that goes with it."""
+    a = block.attention
+    heads = [value(p.weight).view(a.heads, -1) for p in (a.q, a.k, a.v)]
+    heads.append(value(a.o.weight).T.reshape(a.heads, -1))
+    return torch.cat(heads, 1), torch.cat([value(block.fc1.weight), value(block.fc2.weight).T], 1)
+
+
+def _magnitude(power: int) -> Callable[..., list[Scores]]:
+    def scores(model: Classifier, *_: Any) -> list[Scores]:
+        found = []
+        for block in model.encoder.blocks:
+            assert isinstance(block, EncoderBlock)
+            heads, ffn = _groups(block, lambda w: w.detach().abs() ** power)
+            found.append(Scores(heads.mean(1), ffn.mean(1)))
+        return found
+
+    return scores
+
+
+def _random(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:
+    generator = torch.Generator().manual_seed(seed)
+    return [Scores(torch.rand(b.heads, generator=generator), torch.rand(b.ffn, generator=generator)) for b in model.arch.blocks]
+
+
+def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:
+    """Squared change of the loss, to first order, when the unit's output is removed; mean over batches."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.from_numpy(dataset.fit)[torch.randperm(len(dataset.fit), generator=generator)]
+    total = [Scores(torch.zeros(b.heads), torch.zeros(b.ffn)) for b in model.arch.blocks]
+    parts = order[: config.calibration_series].split(16)
+    with torch.enable_grad():
+        for part in parts:
+            scores = model(torch.from_numpy(dataset.x_train)[part])
+            loss = F.cross_entropy(scores, torch.from_numpy(dataset.y_train)[part])
+            outputs = [w for b in model.encoder.blocks for w in (b.attention.o.weight, b.fc2.weight)]  # type: ignore[union-attr]
+            gradients = torch.autograd.grad(loss, outputs)
+            for i, block in enumerate(model.encoder.blocks):
+                assert isinstance(block, EncoderBlock)
+                # Σ weight · gradient over the outgoing weights is the derivative by a gate on the unit.
+                gate_o = (block.attention.o.weight * gradients[2 * i]).detach().sum(0).view(block.attention.heads, -1).sum(1)
+                gate_f = (block.fc2.weight * gradients[2 * i + 1]).detach().sum(0)
+                total[i] = Scores(total[i].heads + gate_o.square() / len(parts), total[i].ffn + gate_f.square() / len(parts))
+    return total
+
+
+SCORES: dict[str, Callable[[Classifier, PruneConfig, Dataset, int], list[Scores]]] = {
+    "l1": _magnitude(1),
+    "l2": _magnitude(2),
+    "random": _random,
+    "taylor": _taylor,
+}
+
+
+def kept(fitted: Fitted) -> list[Kept] | None:
+    """Which heads and units stayed, or None for a model that was not pruned."""
+    path = fitted.entry.folder / "kept.json"
+    if not path.exists():
+        return None
+    return [Kept(tuple(k["heads"]), tuple(k["ffn"])) for k in json.loads(path.read_text())]

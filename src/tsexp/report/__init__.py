@@ -1,0 +1,7 @@
+"""From the store to what people look at. Nothing here imports training or measuring code: the store is all it knows."""
+
+from tsexp.report.console import sweep_table, table
+from tsexp.report.figures import sweep_figure
+from tsexp.report.store import Row, read
+
+__all__ = ["Row", "read", "sweep_figure", "sweep_table", "table"]

@@ -1,0 +1,86 @@
+"""Tables in the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from tsexp.report.store import Row
+
+ESTIMATE = "†"
+
+
+def table(row: Row) -> Table:
+    """One run: every number with its unit and its 95 % interval against the dense reference."""
+    m, p = row.metrics, row.params
+    title = f"{p['data.name']} · {p['model.name']} · {p['runtime.name']} · {p['quant.mode']} · pruned {float(p['prune.ratio']):.0%}"
+    out = Table(title=title, caption=_notes([row]), caption_justify="left", title_justify="left")
+    out.add_column("")
+    out.add_column("artifact", justify="right")
+    out.add_column("against dense fp32 eager [95 %]", justify="right")
+
+    def versus(key: str, text: str, low: str | None = None, high: str | None = None) -> str:
+        low, high = low or f"{key}_lo", high or f"{key}_hi"
+        return f"{text.format(m[key])} [{text.format(m[low])}, {text.format(m[high])}]" if key in m else "–"
+
+    drop = ("vs_dense/accuracy_drop_pt", "{:+.1f}", "vs_dense/accuracy_drop_lo", "vs_dense/accuracy_drop_hi")
+    saving = ("vs_dense/energy_saving_pct", "{:.1f}", "vs_dense/energy_saving_lo", "vs_dense/energy_saving_hi")
+    mark = "" if row.measured else ESTIMATE
+    out.add_row("accuracy", f"{100 * m['test/accuracy']:.1f} %", f"drop {versus(*drop)} points")
+    out.add_row("macro F1", f"{100 * m['test/macro_f1']:.1f} %", "")
+    if row.valid:
+        out.add_row(f"energy per inference{mark}", _si(m["energy/per_inference_j"], "J"), f"saving {versus(*saving)} %")
+        out.add_row("latency p50, one call", f"{m['latency/p50_ms']:.3f} ms", f"speedup {versus('vs_dense/speedup', '{:.2f}')}")
+        out.add_row("CPU time", "", f"speedup {versus('vs_dense/cpu_speedup', '{:.2f}')}")
+    out.add_row("parameters", f"{m['size/parameters']:,.0f}", f"channels removed {m['prune/achieved_ratio']:.0%}")
+    out.add_row("MACs per series", f"{m['size/macs']:,.0f}", "")
+    out.add_row("bytes on disk", f"{m['size/bytes']:,.0f}", f"{m['vs_dense/size_ratio']:.2f} times smaller")
+    return out
+
+
+def sweep_table(rows: list[Row], failed: dict[str, str], title: str) -> Table:
+    """All jobs of a sweep, one line each; `failed` maps the name of a job without a row to its error."""
+    out = Table(title=title, caption=_notes(rows), caption_justify="left", title_justify="left")
+    mark = ESTIMATE if any(not r.measured for r in rows) else ""
+    out.add_column("job", overflow="fold")
+    heads = ["accuracy %", "drop, points", "F1 %", f"energy{mark}/series", f"saving{mark} %", "p50 ms", "speedup", "params", "MACs", "bytes"]
+    for head in heads:
+        out.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        m = row.metrics
+        name = row.name + (" ⚠" if row.tags.get("tsexp.warnings") else "")
+        quality = [
+            f"{100 * m['test/accuracy']:.1f}",
+            f"{m['vs_dense/accuracy_drop_pt']:+.1f} [{m['vs_dense/accuracy_drop_lo']:+.1f}, {m['vs_dense/accuracy_drop_hi']:+.1f}]",
+            f"{100 * m['test/macro_f1']:.1f}",
+        ]
+        cost = ["invalid", "–", "–", "–"]
+        if row.valid:
+            cost = [
+                _si(m["energy/per_inference_j"], "J"),
+                f"{m['vs_dense/energy_saving_pct']:.1f} [{m['vs_dense/energy_saving_lo']:.1f}, {m['vs_dense/energy_saving_hi']:.1f}]",
+                f"{m['latency/p50_ms']:.2f}",
+                f"{m['vs_dense/speedup']:.2f} [{m['vs_dense/speedup_lo']:.2f}, {m['vs_dense/speedup_hi']:.2f}]",
+            ]
+        out.add_row(name, *quality, *cost, *(_si(m[k], "") for k in ("size/parameters", "size/macs", "size/bytes")))
+    for name, error in failed.items():
+        out.add_row(name, f"[red]FAILED[/red]: {error}", *[""] * (len(heads) - 1))
+    return out
+
+
+def _notes(rows: list[Row]) -> str:
+    notes = []
+    if any(not r.measured for r in rows):
+        notes.append(f"{ESTIMATE} estimated from CPU time (no energy counter answers here): compare only with other estimates")
+    notes += sorted({f"energy: {r.tags['tsexp.energy_source']}" for r in rows if r.measured})
+    for r in rows:
+        notes += [f"invalid, {r.name}: {r.tags['tsexp.invalid_reasons']}"] if not r.valid else []
+        notes += [f"⚠ {r.name}: {r.tags['tsexp.warnings']}"] if r.tags.get("tsexp.warnings") else []
+    return "\n".join(notes)
+
+
+def _si(value: float, unit: str) -> str:
+    """Three significant digits with an SI prefix."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}".rstrip()
+    return f"{value:.3g} {unit}".rstrip()

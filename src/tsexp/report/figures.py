@@ -1,0 +1,66 @@
+"""Pictures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from tsexp.report.console import ESTIMATE
+from tsexp.report.store import Row
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
+VARIES_ALONG_X = "prune.ratio"
+
+
+def sweep_figure(rows: list[Row], path: Path) -> Path | None:
+    """Draw accuracy and energy saving against the pruning ratio, a line per combination of what else varies.
+
+    Returns
+    -------
+    Path or None
+        `path`, or None if there is no valid row to draw.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [r for r in rows if r.valid]
+    if not rows:
+        return None
+    lines: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        lines[_label(row, rows)].append(row)
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    markers = "osD^vP*X"
+    for i, (label, members) in enumerate(lines.items()):
+        members.sort(key=lambda r: float(r.params[VARIES_ALONG_X]))
+        x = [float(r.params[VARIES_ALONG_X]) for r in members]
+        style = {"color": COLOURS[i % len(COLOURS)], "marker": markers[i // len(COLOURS) % len(markers)], "ms": 5, "label": label}
+        left.plot(x, [100 * r.metrics["test/accuracy"] for r in members], **style)
+        y = [r.metrics["vs_dense/energy_saving_pct"] for r in members]
+        low = [a - r.metrics["vs_dense/energy_saving_lo"] for a, r in zip(y, members, strict=True)]
+        high = [r.metrics["vs_dense/energy_saving_hi"] - a for a, r in zip(y, members, strict=True)]
+        right.errorbar(x, y, yerr=[[max(0, v) for v in low], [max(0, v) for v in high]], capsize=3, **style)
+    mark = ESTIMATE if any(not r.measured for r in rows) else ""
+    left.set(xlabel="pruning ratio (share of heads and FFN units)", ylabel="test accuracy (%)", title="accuracy")
+    right.set(xlabel="pruning ratio", ylabel=f"energy saving{mark} against dense fp32 (%)", title="energy, 95 % interval")
+    right.axhline(0, color="0.6", lw=0.8, zorder=0)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    if len(lines) > 1:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    if mark:
+        figure.text(0.005, 0.005, f"{ESTIMATE} estimated from CPU time", fontsize=7, color="0.4")
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=150, format=path.suffix.removeprefix("."))
+    partial.replace(path)
+    return path
+
+
+def _label(row: Row, rows: list[Row]) -> str:
+    """What distinguishes this row's line from the others: the params that vary, apart from the ratio."""
+    varying = [k for k in row.params if k != VARIES_ALONG_X and len({r.params.get(k) for r in rows}) > 1]
+    # A group is named by its name, not by everything that comes with it.
+    named = {k.split(".")[0] for k in varying if k.endswith(".name")}
+    shown = [k for k in varying if k.endswith(".name") or k.split(".")[0] not in named]
+    return " ".join(row.params[k] if k.endswith(".name") else f"{k.split('.')[-1]}={row.params[k]}" for k in shown) or row.params["model.name"]

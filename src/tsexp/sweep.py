@@ -1,0 +1,122 @@
+"""What surrounds the jobs of ``--multirun``: checked before the first, one table and one picture after the last."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict
+
+from tsexp import config as configs
+from tsexp.cache import write_json
+from tsexp.config import Config, ConfigError, digest
+from tsexp.jobs import SWEEP, read_outcome
+
+
+class Sweep(Callback):
+    """Hydra's callback for sweeps; does nothing in a single run."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Check every job, then make the store and the parent run."""
+        try:
+            first, names = _check_all(config)
+        except ConfigError as error:
+            print(f"tsexp: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        from tsexp import tracking
+
+        overrides = sorted(config.hydra.overrides.task)
+        name = " ".join(o for o in overrides if o.split("=")[0] not in ("rerun",)) or "sweep"
+        parent = tracking.sweep_run(first.tracking, name, digest(overrides))
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SWEEP, {"parent": parent, "names": names, "command": shlex.join(["python", "-m", "tsexp", "-m", *overrides])})
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Show the table and the picture; end with status 1 if a job failed."""
+        from rich.console import Console
+
+        from tsexp import report, tracking
+
+        folder = Path(config.hydra.sweep.dir)
+        about = json.loads((folder / SWEEP).read_text())
+        cfg = configs.parse(_without_hydra(config))
+        outcomes = {int(p.parent.name): read_outcome(p.parent) for p in folder.glob("*/outcome.json") if p.parent.name.isdigit()}
+        ordered = [o for _, o in sorted(outcomes.items()) if o is not None]
+        client = tracking.store(cfg.tracking)
+        rows = report.read(client, [o.run_id for o in ordered if o.ok and o.run_id])
+        failed = {o.name: o.error or o.status for o in ordered if not o.ok}
+        missing = max(0, len(about["names"] or ordered) - len(ordered))
+        if missing:
+            failed[f"{missing} job(s)"] = "did not start or did not end"
+        found = sum(o.status == "found" for o in ordered)
+        title = f"{len(rows)} jobs" + (f", {found} of them measured before" if found else "") + (f", {len(failed)} failed" if failed else "")
+        console = Console(width=None if sys.stdout.isatty() else 170)
+        console.print(report.sweep_table(rows, failed, title))
+        picture = report.sweep_figure(rows, folder / "sweep.png")
+        if picture:
+            console.print(f"picture: {picture.absolute()}", soft_wrap=True)
+        console.print(ui_line(cfg), soft_wrap=True)
+        note = "\n".join([f"`{about['command']}`", "", *(f"- {o.name}: {o.status} {o.run_id or o.error}" for o in ordered)])
+        tracking.close_sweep(cfg.tracking, about["parent"], not failed, note, [picture] if picture else [])
+        if failed:
+            for name, error in failed.items():
+                print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
+def ui_line(cfg: Config) -> str:
+    """The command that opens the MLflow UI on this store."""
+    return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(cfg.tracking.uri)}   (or: make ui)"
+
+
+def place(sweep_dir: str, number: int) -> tuple[str | None, str | None]:
+    """Return the run id of the sweep whose folder this is, and the name of its job with this number."""
+    file = Path(sweep_dir) / SWEEP
+    if not file.exists():
+        return None, None
+    about = json.loads(file.read_text())
+    return about["parent"], about["names"][number] if about["names"] else None
+
+
+def _check_all(config: DictConfig) -> tuple[Config, list[str] | None]:
+    """Check each job of a plain sweep (other sweepers choose their jobs on the way); return the first and the names of all."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    from tsexp import pipeline
+
+    overrides = list(config.hydra.overrides.task)
+    plain = str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+    if not plain:
+        first = configs.parse(_without_hydra(config))
+        pipeline.check(first)
+        return first, None
+    parameters = config.hydra.sweeper.get("params") or {}
+    every = [f"{k}={v}" for k, v in parameters.items()] + overrides
+    loader = GlobalHydra.instance().config_loader()
+    batches = BasicSweeper.split_arguments(OverridesParser.create(config_loader=loader).parse_overrides(every), None)
+    jobs = [job for batch in batches for job in batch]
+    checked = []
+    for job in jobs:
+        try:
+            cfg = configs.parse(_without_hydra(loader.load_sweep_config(config, list(job))))
+            pipeline.check(cfg)
+        except ConfigError as error:
+            raise ConfigError(f"job {' '.join(job)}: {error}\nnothing was started") from None
+        checked.append(cfg)
+    # Every job has the same overrides in the same order; what varies names it.
+    varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
+    return checked[0], [" ".join(job[i] for i in varying) or " ".join(job) or "job" for job in jobs]
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    plain = config.copy()
+    with open_dict(plain):
+        plain.pop("hydra", None)
+    return plain

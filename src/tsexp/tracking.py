@@ -1,0 +1,292 @@
+"""MLflow: one run per experiment, a parent run per sweep, everything needed to recompute a number among its artifacts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import socket
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from tsexp import __version__
+from tsexp.config import Config, TrackingConfig, flat
+from tsexp.data import Dataset
+from tsexp.energy import MeasuringFailed, Record
+from tsexp.runtimes import Artifact, softmax
+from tsexp.training import Fitted
+
+SQLITE = "sqlite:///"
+
+
+def store(config: TrackingConfig) -> Any:
+    """Return an `mlflow.MlflowClient` on a store that is ready, and make it the current one.
+
+    The first use creates the tables and the experiment; a lock keeps parallel jobs from doing that at the same time (they die in
+    the migration otherwise). Artifacts lie in ``mlartifacts`` beside a sqlite store.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    file = Path(config.uri.removeprefix(SQLITE)) if config.uri.startswith(SQLITE) else None
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    lock = f"{file}.lock" if file is not None else str(Path(tempfile.gettempdir()) / "tsexp-store.lock")
+    mlflow.set_tracking_uri(config.uri)
+    with FileLock(lock):
+        client = mlflow.MlflowClient(config.uri)
+        if client.get_experiment_by_name(config.experiment) is None:
+            client.create_experiment(config.experiment, None if file is None else (file.parent / "mlartifacts").as_uri())
+    mlflow.set_experiment(config.experiment)
+    return client
+
+
+def finished(config: TrackingConfig, signature: str) -> str | None:
+    """Return the id of the newest valid, finished run with this signature, or None.
+
+    Runs that a killed process left behind as RUNNING are marked as KILLED on the way.
+    """
+    client = store(config)
+    experiment = client.get_experiment_by_name(config.experiment).experiment_id
+    for run in client.search_runs([experiment], f"tags.`tsexp.signature` = '{signature}'", order_by=["attributes.start_time DESC"]):
+        tags = run.data.tags
+        if run.info.status == "FINISHED" and tags.get("tsexp.valid") == "true":
+            return str(run.info.run_id)
+        if run.info.status == "RUNNING" and tags.get("tsexp.host") == socket.gethostname() and not _alive(tags.get("tsexp.pid")):
+            client.set_terminated(run.info.run_id, "KILLED")
+    return None
+
+
+def _alive(pid: str | None) -> bool:
+    import psutil
+
+    return pid is not None and psutil.pid_exists(int(pid))
+
+
+def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
+    """Return the parent run of a sweep; the same command finds the same one again."""
+    client = store(config)
+    experiment = client.get_experiment_by_name(config.experiment).experiment_id
+    found = client.search_runs([experiment], f"tags.`tsexp.sweep` = '{signature}'", max_results=1)
+    if found:
+        client.update_run(found[0].info.run_id, "RUNNING")
+        return str(found[0].info.run_id)
+    tags = {"tsexp.sweep": signature, "tsexp.stage": "sweep", "mlflow.runName": name[:250], **_origin()}
+    return str(client.create_run(experiment, tags=tags).info.run_id)
+
+
+def close_sweep(config: TrackingConfig, run_id: str, ok: bool, note: str, files: list[Path]) -> None:
+    """End a parent run: its description (Markdown) and its pictures."""
+    client = store(config)
+    client.set_tag(run_id, "mlflow.note.content", note)
+    for file in files:
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """An open run."""
+
+    run_id: str
+    client: Any
+
+    def enter(self, stage: str) -> None:
+        """Note where the experiment is; a failed or killed run tells from that how far it came."""
+        self.client.set_tag(self.run_id, "tsexp.stage", stage)
+
+    def log(self, cfg: Config, dataset: Dataset, dense: Fitted, slim: Fitted, artifact: Artifact, record: Record) -> None:
+        """Store a record: metrics, tags and artifacts."""
+        import mlflow
+        from mlflow.entities import Metric, RunTag
+
+        now = int(mlflow.utils.time.get_current_time_millis())
+        values = {"prune/requested_ratio": cfg.prune.ratio, **record.metrics}
+        metrics = [Metric(k, v, now, 0) for k, v in values.items()]
+        for prefix, fitted in (("dense", dense),) if slim.signature == dense.signature else (("dense", dense), ("finetune", slim)):
+            for line in fitted.history():
+                names = [k for k in line if k != "epoch"]
+                metrics += [Metric(f"{prefix}/{k}", line[k], now, int(line["epoch"])) for k in names]
+        tags = {
+            "tsexp.energy_source": record.energy_source,
+            "tsexp.valid": "true" if record.valid else "false",
+            "tsexp.invalid_reasons": "; ".join(record.invalid_reasons),
+            "tsexp.warnings": "; ".join(record.warnings),
+            "tsexp.data_checksum": dataset.checksum,
+            "tsexp.cpu": record.hardware["cpu"],
+            "tsexp.artifact": artifact.signature,
+            "mlflow.note.content": _describe(values, record),
+        }
+        for i in range(0, len(metrics), 900):  # MLflow takes 1000 at once
+            self.client.log_batch(self.run_id, metrics=metrics[i : i + 900])
+        self.client.log_batch(self.run_id, tags=[RunTag(k, v[:4900]) for k, v in tags.items()])
+        with tempfile.TemporaryDirectory(prefix="tsexp-track-") as name:
+            folder = Path(name)
+            (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
+            (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
+            (folder / "manifest.json").write_text(json.dumps(record.manifest, indent=1))
+            kept = slim.entry.folder / "kept.json"
+            if kept.exists():
+                (folder / "kept.json").write_bytes(kept.read_bytes())
+            write_predictions(folder / "predictions.csv", record, dataset.classes)
+            _draw_curves(folder / "training.png", dense, slim)
+            _draw_confusion(folder / "confusion.png", record, dataset.classes)
+            self.client.log_artifacts(self.run_id, str(folder))
+        self._log_model(dataset, artifact)
+
+    def _log_model(self, dataset: Dataset, artifact: Artifact) -> None:
+        import mlflow
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        time = -1 if dataset.preprocessing.masked or dataset.preprocessing.resample else dataset.preprocessing.length
+        series = TensorSpec(np.dtype(np.float32), (-1, dataset.channels, time), "series")
+        scores = TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)), "scores")
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("mlflow_model.py")),
+            artifacts={"artifact": str(artifact.folder)},
+            signature=ModelSignature(Schema([series]), Schema([scores])),
+            input_example=dataset.x_test[:2],
+            pip_requirements=[f"tsexp=={__version__}"],
+        )
+
+
+@contextmanager
+def tracked(cfg: Config, resolved_yaml: str, name: str, signature: str, parent: str | None) -> Iterator[Tracked]:
+    """Open a run; it ends FINISHED, or FAILED with the traceback as its artifact ``traceback.txt``.
+
+    Parameters
+    ----------
+    cfg
+        Logged as flat params.
+    resolved_yaml
+        Logged as ``config.yaml``.
+    name
+        What varies.
+    signature
+        Of the record.
+    parent
+        Run id of the sweep, if there is one.
+    """
+    import mlflow
+    from mlflow.entities import Param, RunTag
+
+    client = store(cfg.tracking)
+    experiment = client.get_experiment_by_name(cfg.tracking.experiment).experiment_id
+    tags = {
+        "tsexp.signature": signature,
+        "tsexp.stage": "start",
+        "mlflow.runName": name[:250],
+        **({"mlflow.parentRunId": parent} if parent else {}),
+        **_origin(),
+    }
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in flat(cfg).items()], tags=[RunTag("tsexp.data", cfg.data.name)])
+    client.log_text(run_id, resolved_yaml, "config.yaml")
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        try:
+            yield Tracked(run_id, client)
+        except BaseException as error:
+            details = error.details if isinstance(error, MeasuringFailed) else ""
+            client.log_text(run_id, f"{traceback.format_exc()}\n{details}", "traceback.txt")
+            client.set_tag(run_id, "tsexp.error", f"{type(error).__name__}: {error}"[:4900])
+            raise
+        client.set_tag(run_id, "tsexp.stage", "done")
+
+
+def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:
+    """End as FAILED what a process that is gone left RUNNING."""
+    client = store(config)
+    experiment = client.get_experiment_by_name(config.experiment).experiment_id
+    mine = f"attributes.status = 'RUNNING' and tags.`tsexp.pid` = '{pid}' and tags.`tsexp.host` = '{socket.gethostname()}'"
+    for run in client.search_runs([experiment], mine):
+        client.set_tag(run.info.run_id, "tsexp.error", reason)
+        client.log_text(run.info.run_id, f"{reason}\n", "traceback.txt")
+        client.set_terminated(run.info.run_id, "FAILED")
+
+
+def _origin() -> dict[str, str]:
+    return {"tsexp.git_sha": git_sha(), "tsexp.version": __version__, "tsexp.pid": str(os.getpid()), "tsexp.host": socket.gethostname()}
+
+
+def git_sha() -> str:
+    """Commit of the code that runs, with ``-dirty`` if it was changed since; the package's version outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return f"v{__version__}"
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _describe(values: dict[str, float], record: Record) -> str:
+    mark = "" if record.energy_source.startswith("zeus") else " (estimate)"
+    lines = [
+        f"Accuracy **{100 * values['test/accuracy']:.1f} %**, drop {values['vs_dense/accuracy_drop_pt']:+.1f} points "
+        f"[{values['vs_dense/accuracy_drop_lo']:+.1f}, {values['vs_dense/accuracy_drop_hi']:+.1f}] against dense fp32 eager.",
+    ]
+    if record.valid:
+        lines.append(
+            f"Energy saving{mark} **{values['vs_dense/energy_saving_pct']:.1f} %** "
+            f"[{values['vs_dense/energy_saving_lo']:.1f}, {values['vs_dense/energy_saving_hi']:.1f}], speedup **{values['vs_dense/speedup']:.2f}** "
+            f"[{values['vs_dense/speedup_lo']:.2f}, {values['vs_dense/speedup_hi']:.2f}]."
+        )
+    lines += [f"- **invalid**: {r}" for r in record.invalid_reasons] + [f"- warning: {w}" for w in record.warnings]
+    return "\n".join([*lines, f"\nEnergy covers {record.raw['scope']}."])
+
+
+def write_predictions(path: Path, record: Record, classes: tuple[str, ...]) -> None:
+    """One line per test series: its label, both predictions, and the probabilities of both, with all their digits."""
+    p, q = (softmax(s.astype(np.float64)) for s in (record.scores, record.reference_scores))
+    with path.open("w", newline="") as f:
+        out = csv.writer(f)
+        out.writerow(["label", "predicted", "dense_predicted", *(f"p_{c}" for c in classes), *(f"dense_p_{c}" for c in classes)])
+        for i, y in enumerate(record.labels):
+            names = [classes[y], classes[record.scores[i].argmax()], classes[record.reference_scores[i].argmax()]]
+            out.writerow([*names, *map(repr, p[i].tolist()), *map(repr, q[i].tolist())])
+
+
+def _draw_curves(path: Path, dense: Fitted, slim: Fitted) -> None:
+    from matplotlib.figure import Figure
+
+    parts = [("dense", dense)] if slim.signature == dense.signature else [("dense", dense), ("fine-tuning", slim)]
+    figure = Figure(figsize=(5 * len(parts), 3.2), layout="constrained")
+    for axis, (name, fitted) in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
+        history = fitted.history()
+        for key, label in (("train_loss", "train loss"), ("val_loss", "validation loss"), ("val_accuracy", "validation accuracy")):
+            points = [(line["epoch"], line[key]) for line in history if key in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label)
+        axis.set(title=name, xlabel="epoch")
+        if history:
+            axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _draw_confusion(path: Path, record: Record, classes: tuple[str, ...]) -> None:
+    from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    side = max(4.0, 0.45 * len(classes) + 1.5)
+    figure = Figure(figsize=(2 * side, side), layout="constrained")
+    for axis, name, scores in zip(figure.subplots(1, 2), ("dense", "artifact"), (record.reference_scores, record.scores), strict=True):
+        ConfusionMatrixDisplay.from_predictions(
+            record.labels, scores.argmax(1), labels=range(len(classes)), display_labels=classes, ax=axis, colorbar=False, cmap="Blues"
+        )
+        axis.set_title(name)
+    figure.savefig(path, dpi=120)

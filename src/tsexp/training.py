@@ -1,0 +1,299 @@
+"""Fitting: the dense baseline, and the fine-tuning of a pruned model (optionally distilled from the dense one)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from tsexp import models
+from tsexp.cache import Cache, Entry, write_json
+from tsexp.config import ModelConfig, TrainConfig
+from tsexp.data import Dataset
+from tsexp.locking import sharing_the_machine
+from tsexp.models import Classifier
+from tsexp.progress import bar
+
+log = logging.getLogger(__name__)
+
+STAGE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model on disk.
+
+    Attributes
+    ----------
+    entry
+        Cache entry holding ``arch.json``, ``weights.safetensors`` and ``history.json``.
+    """
+
+    entry: Entry
+
+    @property
+    def signature(self) -> str:
+        """Content address of everything the weights depend on."""
+        return self.entry.signature
+
+    def load(self) -> Classifier:
+        """Return a fresh copy in eval mode."""
+        return models.load(self.entry.folder)
+
+    def history(self) -> list[dict[str, float]]:
+        """One dict per epoch: train_loss, val_loss, val_accuracy, lr."""
+        return json.loads((self.entry.folder / "history.json").read_text())  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model to distil from (Hinton et al. 2015, arXiv 1503.02531): loss = (1 - weight) · task + weight · T² · KL."""
+
+    model: Classifier
+    weight: float
+    temperature: float
+
+
+def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, cache: Cache) -> Fitted:
+    """Train a model from scratch, once per (data, model, train, seed).
+
+    Raises
+    ------
+    RuntimeError
+        If the loss stops being a number.
+    """
+    arch = models.architecture(model, dataset)
+
+    def build(folder: Path) -> None:
+        with isolate_rng():
+            torch.manual_seed(seed)
+            fresh = Classifier(arch)
+        history = fit(fresh, config, dataset, seed, title=f"train {dataset.name} {model.name}")
+        save(fresh, history, folder)
+
+    key = {
+        "data": dataset.checksum,
+        "fit": dataset.fit.tolist(),
+        "arch": json.loads(arch.to_json()),
+        "train": recipe(config),
+        "seed": seed,
+    }
+    return Fitted(cache.stage("dense", STAGE_VERSION, key, build))
+
+
+def recipe(config: TrainConfig) -> dict[str, Any]:
+    """The part of a training configuration that the weights depend on."""
+    return {k: v for k, v in asdict(config).items() if k != "progress"}
+
+
+def save(model: Classifier, history: list[dict[str, float]], folder: Path) -> None:
+    """Write a model and its training curves."""
+    models.save(model, folder)
+    write_json(folder / "history.json", history)
+
+
+def fit(
+    model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, title: str, teacher: Teacher | None = None
+) -> list[dict[str, float]]:
+    """Fit `model` in place and return its training curves.
+
+    Parameters
+    ----------
+    model
+        Any `Classifier`; ends in eval mode with the selected weights.
+    config
+        The recipe.
+    dataset
+        Fitted on ``dataset.fit``, selected on ``dataset.val``; the test split is not touched.
+    seed
+        Of the order of the batches and of dropout: same seed, same weights.
+    title
+        Shown by the progress bar.
+    teacher
+        Distil from it.
+    """
+    with sharing_the_machine(), isolate_rng():
+        torch.manual_seed(seed)
+        epochs = _epochs(config, len(dataset.fit))
+        batches = Batches(model, config, dataset, teacher)
+        task = Task(model, config, teacher)
+        curves = Curves(config)
+        callbacks: list[Callback] = [curves, Progress(title, epochs, config.progress)]
+        if config.ema:
+            # After Curves: while validating, the averaged weights are in place, and Curves must see those.
+            callbacks.append(EMAWeightAveraging(decay=config.ema))
+        if config.patience and len(dataset.val):
+            callbacks.append(EarlyStopping("val_loss", patience=config.patience))
+        trainer = L.Trainer(
+            accelerator="gpu" if config.device == "cuda" else "cpu",
+            devices=1,
+            max_epochs=epochs,
+            callbacks=callbacks,
+            gradient_clip_val=config.clip or None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            deterministic="warn" if config.device == "cuda" else None,
+        )
+        trainer.fit(task, batches)
+        if not trainer.state.finished:  # Lightning turns Ctrl-C into a normal return
+            raise KeyboardInterrupt
+    model.cpu().eval()
+    if config.select == "best" and curves.best is not None:
+        model.load_state_dict(curves.best)
+    if any(not torch.isfinite(p).all() for p in model.parameters()):
+        raise RuntimeError(f"{title}: the weights are not finite any more; lower train.lr or set train.clip")
+    return curves.history
+
+
+def _epochs(config: TrainConfig, series: int) -> int:
+    """Whole epochs within ``max_steps`` optimizer steps, at least one: large sets need fewer passes than small ones."""
+    if not config.max_steps:
+        return config.epochs
+    return max(1, min(config.epochs, config.max_steps // math.ceil(series / config.batch_size)))
+
+
+class Batches(L.LightningDataModule):
+    """The train split in memory, preprocessed once (the preprocessing has no parameters).
+
+    A batch is (x, mask, y, teacher scores); mask and teacher scores have zero columns where there are none.
+    """
+
+    def __init__(self, model: Classifier, config: TrainConfig, dataset: Dataset, teacher: Teacher | None) -> None:
+        super().__init__()
+        self.batch_size = config.batch_size
+        x, mask = model.preprocess(torch.from_numpy(dataset.x_train))
+        y = torch.from_numpy(dataset.y_train)
+        scores = torch.empty(len(y), 0) if teacher is None else _scores(teacher.model, x, mask)
+        every = TensorDataset(x, torch.empty(len(y), 0, dtype=torch.bool) if mask is None else mask, y, scores)
+        self.fit, self.val = (TensorDataset(*every[torch.from_numpy(i)]) for i in (dataset.fit, dataset.val))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        # A batch sampler as sampler indexes the tensors once per batch instead of once per series.
+        sampler = BatchSampler(RandomSampler(self.fit), self.batch_size, drop_last=False)
+        return DataLoader(self.fit, sampler=sampler, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.val, sampler=BatchSampler(SequentialSampler(self.val), 256, drop_last=False), batch_size=None)
+
+
+@torch.no_grad()
+def _scores(model: Classifier, x: Tensor, mask: Tensor | None) -> Tensor:
+    model.eval()
+    masks = [None] * len(x.split(256)) if mask is None else mask.split(256)
+    return torch.cat([model.network(a, b) for a, b in zip(x.split(256), masks, strict=True)])
+
+
+class Task(L.LightningModule):
+    """Loss, optimizer and validation metrics of one fit."""
+
+    def __init__(self, model: Classifier, config: TrainConfig, teacher: Teacher | None) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.distill = (teacher.weight, teacher.temperature) if teacher else None
+        self.train_loss = MeanMetric()
+        self.validation = MetricCollection({"accuracy": MulticlassAccuracy(len(model.arch.classes), average="micro")})
+        self.val_loss = MeanMetric()
+
+    def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
+        x, mask, y, teacher = batch
+        scores = self.model.network(x, mask if mask.numel() else None)
+        loss = F.cross_entropy(scores, y, label_smoothing=self.config.label_smoothing)
+        if self.distill is not None:
+            weight, t = self.distill
+            soft = F.kl_div(F.log_softmax(scores / t, -1), F.softmax(teacher / t, -1), reduction="batchmean") * t * t
+            loss = (1 - weight) * loss + weight * soft
+        self.train_loss.update(loss.detach(), len(y))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
+        x, mask, y, _teacher = batch
+        scores = self.model.network(x, mask if mask.numel() else None)
+        self.val_loss.update(F.cross_entropy(scores, y), len(y))
+        self.validation.update(scores, y)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_loss", self.val_loss)  # EarlyStopping reads it
+
+    def configure_optimizers(self) -> Any:
+        c = self.config
+        # Weight decay pulls on matrices only: not on biases, norms, positions and the class token.
+        matrices = [p for n, p in self.model.named_parameters() if p.ndim > 1 and "positions" not in n]
+        others = [p for n, p in self.model.named_parameters() if p.ndim <= 1 or "positions" in n]
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[c.optimizer]
+        optimizer = kind(groups, lr=c.lr, weight_decay=c.weight_decay, foreach=True)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(c.warmup * total))
+
+        def factor(step: int) -> float:
+            if c.warmup and step < warmup:
+                return (step + 1) / warmup
+            if c.schedule == "none":
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Curves(Callback):
+    """One line per epoch, and the best weights by validation accuracy (ties: lower loss)."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.keep = config.select == "best"
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] | None = None
+        self._score = (-1.0, -math.inf)
+        self._validated: tuple[float, float] | None = None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        accuracy, loss = float(pl_module.validation.compute()["accuracy"]), float(pl_module.val_loss.compute())
+        pl_module.validation.reset()
+        self._validated = accuracy, loss
+        if self.keep and (accuracy, -loss) > self._score:
+            self._score = accuracy, -loss
+            self.best = {k: v.detach().cpu().clone() for k, v in pl_module.model.state_dict().items()}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        line = {"epoch": trainer.current_epoch, "train_loss": float(pl_module.train_loss.compute())}
+        pl_module.train_loss.reset()
+        if not math.isfinite(line["train_loss"]):
+            raise RuntimeError(f"the loss is not a number in epoch {trainer.current_epoch}; lower train.lr or set train.clip")
+        if self._validated is not None:
+            line |= {"val_accuracy": self._validated[0], "val_loss": self._validated[1]}
+        self.history.append(line | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+
+
+class Progress(Callback):
+    """One bar over all epochs, with the time that is left."""
+
+    def __init__(self, title: str, epochs: int, show: bool) -> None:
+        self.bar = bar(title, epochs, show=show)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.start()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.advance(f"epoch {trainer.current_epoch + 1}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.bar.stop()
