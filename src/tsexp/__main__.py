@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import config as configs
 
@@ -62,21 +62,8 @@ def cli() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         if wants_frames:
             raise
-        print(f"tsexp: error: {_explain(error)}", file=sys.stderr)
+        print(f"tsexp: error: {configs.explain(error)}", file=sys.stderr)
         sys.exit(2)
-
-
-def _explain(error: BaseException) -> str:
-    """What is allowed where the key is wrong; the first lines of Hydra's message otherwise."""
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
-        group, _, key = cause.full_key.rpartition(".")
-        known = sorted(map(str, cause.parent_node.keys()))
-        return f"{cause.full_key} is not a key; allowed in {group or 'the configuration'}: {', '.join(known)}{configs.suggest(key, known)}"
-    lines = [line.strip() for line in str(error).split("Config search path:")[0].splitlines()]
-    lines += [str(cause).splitlines()[0]] if cause is not None and str(cause) else []
-    kept = [line for line in lines if line and not line.startswith(("full_key", "reference_type", "object_type", "To append"))]
-    return "\n  ".join(dict.fromkeys(kept))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,16 @@ import difflib
 import hashlib
 import json
 import operator
+from dataclasses import MISSING as NO_FACTORY
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
 class ConfigError(ValueError):
@@ -82,6 +86,7 @@ class TrainConfig:
     select: str = _choice("best", "last")
     patience: int = _number(ge=0)
     device: str = _choice("cpu", "cuda")
+    threads: int = _number(ge=1)
     progress: bool = MISSING
 
 
@@ -195,13 +200,19 @@ def parse(cfg: DictConfig) -> Config:
     ConfigError
         With one line per problem: the key, its value, what is allowed.
     """
+    strange = _unknown(cfg, Config)
+    if strange:
+        raise ConfigError("\n".join(strange))
     try:
         config = OmegaConf.to_object(cfg)
     except MissingMandatoryValue as error:
-        key = f"{error}".splitlines()[0].rsplit(" ", 1)[-1]
+        key = error.full_key or "a key"
         raise ConfigError(f"{key} has no value; give it on the command line, e.g. {key}=...") from None
     assert isinstance(config, Config)
     problems = _problems(config)
+    scheme = config.tracking.uri.split(":")[0]
+    if scheme not in SCHEMES:
+        problems.append(f"tracking.uri={config.tracking.uri} is not a store MLflow takes; allowed: {', '.join(f'{s}:...' for s in SCHEMES)}")
     m = config.model
     if m.d_model % m.heads:
         good = [h for h in range(1, m.d_model + 1) if m.d_model % h == 0 and h <= 16]
@@ -215,6 +226,29 @@ def parse(cfg: DictConfig) -> Config:
     paths = PathsConfig(**{f.name: str(Path(getattr(config.paths, f.name)).expanduser().absolute()) for f in fields(PathsConfig)})
     data = replace(config.data, path=str(Path(config.data.path).expanduser().absolute())) if config.data.path else config.data
     return replace(config, paths=paths, data=data, tracking=replace(config.tracking, uri=_absolute_uri(config.tracking.uri)))
+
+
+def explain(error: BaseException) -> str:
+    """Tell an error of Hydra or OmegaConf in a line: what is allowed where a key is wrong, else the part of the message that is for people."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
+        group, _, key = cause.full_key.rpartition(".")
+        known = sorted(map(str, cause.parent_node.keys()))
+        return f"{cause.full_key} is not a key; allowed in {group or 'the configuration'}: {', '.join(known)}{suggest(key, known)}"
+    lines = [line.strip() for line in str(error).split("Config search path:")[0].splitlines()]
+    lines += [str(cause).splitlines()[0]] if cause is not None and str(cause) else []
+    kept = [line for line in lines if line and not line.startswith(("full_key", "reference_type", "object_type", "To append"))]
+    return "\n  ".join(dict.fromkeys(kept))
+
+
+def _unknown(node: DictConfig, schema: Any, prefix: str = "") -> list[str]:
+    """Keys that were added with ``+``: nothing reads them."""
+    nested = {f.name: f.default_factory for f in fields(schema) if f.default_factory is not NO_FACTORY}
+    known = [f.name for f in fields(schema)]
+    found = [f"{prefix}{k} is not a key; allowed: {', '.join(known)}{suggest(str(k), known)}" for k in node if k not in known]
+    for name, factory in nested.items():
+        found += _unknown(node[name], factory, f"{prefix}{name}.")
+    return found
 
 
 def _absolute_uri(uri: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import config as configs
 from tsexp.cache import write_json
@@ -25,10 +28,16 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check every job, then make the store and the parent run."""
         try:
-            first, names = _check_all(config)
+            self._start(config)
         except ConfigError as error:
             print(f"tsexp: error: {error}", file=sys.stderr)
             sys.exit(2)
+        except Exception:  # Hydra would only warn, and start the jobs
+            traceback.print_exc()
+            sys.exit(1)
+
+    def _start(self, config: DictConfig) -> None:
+        first, names = _check_all(config)
         from tsexp import tracking
 
         overrides = sorted(config.hydra.overrides.task)
@@ -40,6 +49,15 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show the table and the picture; end with status 1 if a job failed."""
+        try:
+            status = self._end(config)
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        if status:
+            sys.exit(status)
+
+    def _end(self, config: DictConfig) -> int:
         from rich.console import Console
 
         from tsexp import report, tracking
@@ -65,10 +83,9 @@ class Sweep(Callback):
         console.print(ui_line(cfg), soft_wrap=True)
         note = "\n".join([f"`{about['command']}`", "", *(f"- {o.name}: {o.status} {o.run_id or o.error}" for o in ordered)])
         tracking.close_sweep(cfg.tracking, about["parent"], not failed, note, [picture] if picture else [])
-        if failed:
-            for name, error in failed.items():
-                print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
-            sys.exit(1)
+        for name, error in failed.items():
+            print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
+        return 1 if failed else 0
 
 
 def ui_line(cfg: Config) -> str:
@@ -107,8 +124,9 @@ def _check_all(config: DictConfig) -> tuple[Config, list[str] | None]:
         try:
             cfg = configs.parse(_without_hydra(loader.load_sweep_config(config, list(job))))
             pipeline.check(cfg)
-        except ConfigError as error:
-            raise ConfigError(f"job {' '.join(job)}: {error}\nnothing was started") from None
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
+            raise ConfigError(f"job {' '.join(job)}: {what}\nnothing was started") from None
         checked.append(cfg)
     # Every job has the same overrides in the same order; what varies names it.
     varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]

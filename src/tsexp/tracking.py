@@ -36,6 +36,7 @@ def store(config: TrackingConfig) -> Any:
     the migration otherwise). Artifacts lie in ``mlartifacts`` beside a sqlite store.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     for noisy in ("alembic", "mlflow"):
@@ -152,8 +153,8 @@ class Tracked:
         from mlflow.types import Schema, TensorSpec
 
         time = -1 if dataset.preprocessing.masked or dataset.preprocessing.resample else dataset.preprocessing.length
-        series = TensorSpec(np.dtype(np.float32), (-1, dataset.channels, time), "series")
-        scores = TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)), "scores")
+        series = TensorSpec(np.dtype(np.float32), (-1, dataset.channels, time))
+        scores = TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))
         mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("mlflow_model.py")),

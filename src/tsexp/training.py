@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +128,7 @@ def fit(
     teacher
         Distil from it.
     """
-    with sharing_the_machine(), isolate_rng():
+    with sharing_the_machine(), isolate_rng(), _threads(config.threads), _quiet():
         torch.manual_seed(seed)
         epochs = _epochs(config, len(dataset.fit))
         batches = Batches(model, config, dataset, teacher)
@@ -159,6 +162,32 @@ def fit(
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise RuntimeError(f"{title}: the weights are not finite any more; lower train.lr or set train.clip")
     return curves.history
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's greetings and hints say nothing that the progress bar does not."""
+    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _epochs(config: TrainConfig, series: int) -> int:

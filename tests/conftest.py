@@ -1,0 +1,92 @@
+"""What every test shares: a machine lock of its own, one thread, and small real data from aeon's wheel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tsexp import config as configs
+from tsexp import data, models
+from tsexp.config import Config, DataConfig
+from tsexp.data import Dataset
+
+configs.register()
+
+TINY = [
+    "debug=smoke",
+    "train.progress=false",
+    "model.d_model=16",
+    "model.layers=2",
+    "model.heads=4",
+    "model.ffn=24",
+    "model.patch=8",
+]
+"""Overrides that make an experiment take seconds."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    import os
+
+    os.environ["TSEXP_LOCK"] = str(tmp_path_factory.mktemp("lock") / "machine.lock")
+    os.environ.pop("TSEXP_DATA", None)
+    torch.set_num_threads(1)
+
+
+def compose(*overrides: str) -> Config:
+    """The checked configuration that these overrides make."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
+        return configs.parse(hydra_compose("config", list(overrides)))
+
+
+@pytest.fixture(scope="session")
+def load_data() -> Callable[..., Dataset]:
+    """Load one of the datasets in aeon's wheel: load_data("ItalyPowerDemand", scale="minmax")."""
+
+    def load(name: str, seed: int = 0, **changes: object) -> Dataset:
+        base = DataConfig(name=name, path=None, scale="znorm", unequal="pad", length=None, missing="interpolate", val_fraction=0.2)
+        return data.load(replace(base, **changes), "data", seed)  # type: ignore[arg-type]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def italy(load_data: Callable[..., Dataset]) -> Dataset:
+    """67/1029 series of length 24, 2 classes."""
+    return load_data("ItalyPowerDemand")
+
+
+@pytest.fixture(scope="session")
+def pickup(load_data: Callable[..., Dataset]) -> Dataset:
+    """50/50 series of unequal length, 10 classes."""
+    return load_data("PickupGestureWiimoteZ")
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., models.Classifier]:
+    """Make an untrained small model for a dataset: tiny_model(dataset, "model=t1")."""
+
+    def make(dataset: Dataset, *overrides: str, seed: int = 0) -> models.Classifier:
+        torch.manual_seed(seed)
+        return models.Classifier(models.architecture(compose(*TINY, *overrides).model, dataset)).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Config:
+    """An experiment of seconds whose cache and store lie in a folder of this test."""
+    return compose(*TINY, "data=italy_power_demand", f"paths.cache={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+
+
+def as_tensor(x: np.ndarray) -> torch.Tensor:
+    """Shorthand."""
+    return torch.from_numpy(x)
