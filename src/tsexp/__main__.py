@@ -43,7 +43,8 @@ def _show(cfg: DictConfig, outcome: object) -> None:
 
     from tsexp import jobs, report, sweep, tracking
 
-    assert isinstance(outcome, jobs.Outcome) and outcome.run_id is not None
+    assert isinstance(outcome, jobs.Outcome)
+    assert outcome.run_id is not None
     checked = configs.parse(cfg)
     console = Console(width=None if sys.stdout.isatty() else 110)
     if outcome.status == "found":

@@ -18,7 +18,6 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -206,7 +205,7 @@ def parse(cfg: DictConfig) -> Config:
     try:
         config = OmegaConf.to_object(cfg)
     except MissingMandatoryValue as error:
-        key = error.full_key or "a key"
+        key = str(error.full_key)
         raise ConfigError(f"{key} has no value; give it on the command line, e.g. {key}=...") from None
     assert isinstance(config, Config)
     problems = _problems(config)

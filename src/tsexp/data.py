@@ -182,7 +182,8 @@ def _wheel_dir() -> Path:
     from importlib.util import find_spec
 
     spec = find_spec("aeon")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "datasets" / "data"
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class bar:  # noqa: N801 - used like a function
+class bar:
     """A bar on stderr that is redrawn only when it advances: no thread runs beside a measurement.
 
     Where stderr is not a terminal, it writes one line at the end instead.

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tsexp import models, training
+from tsexp import training
 from tsexp.cache import Cache, write_json
 from tsexp.config import PruneConfig, TrainConfig
 from tsexp.data import Dataset
@@ -158,7 +158,7 @@ def score(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -
     return SCORES[config.method](model, config, dataset, seed)
 
 
-def _groups(block: EncoderBlock, value: Callable[[nn.Parameter], Tensor]) -> tuple[Tensor, Tensor]:
+def _groups(block: EncoderBlock, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Gather per head (heads, members) and per unit (ffn, members) some `value` of each weight that goes with it."""
     a = block.attention
     heads = [value(p.weight).view(a.heads, -1) for p in (a.q, a.k, a.v)]
@@ -193,10 +193,9 @@ def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int)
         for part in parts:
             scores = model(torch.from_numpy(dataset.x_train)[part])
             loss = F.cross_entropy(scores, torch.from_numpy(dataset.y_train)[part])
-            outputs = [w for b in model.encoder.blocks for w in (b.attention.o.weight, b.fc2.weight)]  # type: ignore[union-attr]
-            gradients = torch.autograd.grad(loss, outputs)
-            for i, block in enumerate(model.encoder.blocks):
-                assert isinstance(block, EncoderBlock)
+            blocks = [b for b in model.encoder.blocks if isinstance(b, EncoderBlock)]
+            gradients = torch.autograd.grad(loss, [w for b in blocks for w in (b.attention.o.weight, b.fc2.weight)])
+            for i, block in enumerate(blocks):
                 # Σ weight · gradient over the outgoing weights is the derivative by a gate on the unit.
                 gate_o = (block.attention.o.weight * gradients[2 * i]).detach().sum(0).view(block.attention.heads, -1).sum(1)
                 gate_f = (block.fc2.weight * gradients[2 * i + 1]).detach().sum(0)

@@ -89,7 +89,7 @@ class Sweep(Callback):
 
 
 def ui_line(cfg: Config) -> str:
-    """The command that opens the MLflow UI on this store."""
+    """Return the command that opens the MLflow UI on this store."""
     return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(cfg.tracking.uri)}   (or: make ui)"
 
 

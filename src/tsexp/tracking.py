@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,10 +111,9 @@ class Tracked:
 
     def log(self, cfg: Config, dataset: Dataset, dense: Fitted, slim: Fitted, artifact: Artifact, record: Record) -> None:
         """Store a record: metrics, tags and artifacts."""
-        import mlflow
         from mlflow.entities import Metric, RunTag
 
-        now = int(mlflow.utils.time.get_current_time_millis())
+        now = int(1000 * time.time())
         values = {"prune/requested_ratio": cfg.prune.ratio, **record.metrics}
         metrics = [Metric(k, v, now, 0) for k, v in values.items()]
         for prefix, fitted in (("dense", dense),) if slim.signature == dense.signature else (("dense", dense), ("finetune", slim)):
@@ -152,8 +152,8 @@ class Tracked:
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        time = -1 if dataset.preprocessing.masked or dataset.preprocessing.resample else dataset.preprocessing.length
-        series = TensorSpec(np.dtype(np.float32), (-1, dataset.channels, time))
+        steps = -1 if dataset.preprocessing.masked or dataset.preprocessing.resample else dataset.preprocessing.length
+        series = TensorSpec(np.dtype(np.float32), (-1, dataset.channels, steps))
         scores = TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))
         mlflow.pyfunc.log_model(
             name="model",

@@ -98,7 +98,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
 
 
 def recipe(config: TrainConfig) -> dict[str, Any]:
-    """The part of a training configuration that the weights depend on."""
+    """Return the part of a training configuration that the weights depend on."""
     return {k: v for k, v in asdict(config).items() if k != "progress"}
 
 
@@ -108,9 +108,7 @@ def save(model: Classifier, history: list[dict[str, float]], folder: Path) -> No
     write_json(folder / "history.json", history)
 
 
-def fit(
-    model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, title: str, teacher: Teacher | None = None
-) -> list[dict[str, float]]:
+def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, title: str, teacher: Teacher | None = None) -> list[dict[str, float]]:
     """Fit `model` in place and return its training curves.
 
     Parameters

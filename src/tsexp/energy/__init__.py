@@ -132,7 +132,7 @@ def _finite(metrics: dict[str, float]) -> dict[str, float]:
 
 def _run_worker(folder: Path, config: MeasureConfig) -> dict[str, Any]:
     threads = str(config.threads)
-    pinned = {k: threads for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
+    pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads)
     command = [sys.executable, "-m", "tsexp.energy.worker", str(folder)]
     # Blocks without polling (a timeout here would poll; the worker has a watchdog of its own): this process must not disturb the other.
     code = subprocess.run(command, env=os.environ | pinned, stdin=subprocess.DEVNULL).returncode

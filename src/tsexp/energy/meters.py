@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,10 +23,13 @@ class Meter(Protocol):
 
     source: str
     """As tagged: ``zeus:nvml``, ``zeus:rapl``, ``zeus:soc`` or ``estimated:cpu_time``."""
-    scope: str
-    """What the joules cover, in words."""
     resolution_s: float
     """Windows must be far longer than this."""
+
+    @property
+    def scope(self) -> str:
+        """What the joules cover, in words."""
+        ...
 
     def begin(self) -> None:
         """Start a window."""
@@ -77,11 +81,16 @@ class ZeusMeter:
             self._monitor = ZeusMonitor(gpu_indices=[0] if kind == "nvml" else [], cpu_indices=packages)
         # NVML refreshes about every 100 ms (design: Measuring, 3); RAPL about every millisecond.
         self.resolution_s = {"nvml": 0.1, "rapl": 0.001, "soc": 0.1}[kind]
-        self.scope = {
+        self._scope = {
             "nvml": "the whole GPU board",
             "rapl": f"{len(packages)} whole CPU package(s), with DRAM where it has a counter; other processes included",
             "soc": "the whole system on chip",
         }[kind]
+
+    @property
+    def scope(self) -> str:
+        """What the joules cover."""
+        return self._scope
 
     def begin(self) -> None:
         """Start a window."""
@@ -119,10 +128,10 @@ def _soc_joules(soc: Any) -> float:
 
 def available(device: str) -> dict[str, str]:
     """Ask each counter that could measure `device`; return kind → ``""`` if it answers, else why it does not."""
-    from zeus.device import get_cpus, get_gpus
+    from zeus.device import get_gpus
     from zeus.device.soc import get_soc
 
-    asks = {"nvml": lambda: get_gpus()} if device == "cuda" else {"rapl": lambda: _packages() or get_cpus(), "soc": lambda: get_soc()}
+    asks: dict[str, Callable[[], Any]] = {"nvml": get_gpus} if device == "cuda" else {"rapl": _packages, "soc": get_soc}
     answers = {}
     for kind, ask in asks.items():
         try:

@@ -67,7 +67,8 @@ def run(
     -------
     dict
         JSON values only: ``windows`` (each with subject, pair, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s, discarded),
-        ``latencies_ms`` by subject, ``calls_per_window``, ``window_s`` (the length asked for, or more where the meter is slow), ``source``, ``scope``.
+        ``latencies_ms`` by subject, ``calls_per_window``, ``window_s`` (the length asked for, or more where the meter is
+        slow), ``source``, ``scope``.
     """
     subjects: Mapping[str, Subject] = {"reference": reference, "artifact": artifact}
     order = random.Random(plan.seed)

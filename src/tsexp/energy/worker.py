@@ -1,7 +1,7 @@
 """The measuring process: ``python -m tsexp.energy.worker FOLDER``, started fresh by `measure`, threads pinned by its environment.
 
-Reads ``request.json`` and ``test.safetensors`` in FOLDER; writes ``scores.safetensors``, then ``result.json``, or ``error.txt``. What was measured is what was loaded
-from the artifact folders, and so is what was scored.
+Reads ``request.json`` and ``test.safetensors`` in FOLDER; writes ``scores.safetensors``, then ``result.json``, or ``error.txt``.
+What was measured is what was loaded from the artifact folders, and so is what was scored.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+# make help lists the targets. Everything runs in .venv, which every target makes first if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+# Arguments for the main job: make run ARGS="data=plaid"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow lint format bench-train selftest ui clean
+
+help: ## what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/.done ## make .venv with everything
+
+.venv/.done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,parallel]'
+	@touch $@
+
+run: .venv/.done ## the main job: train, prune at three ratios, measure; a table and a picture at the end
+	$(BIN)/python -m tsexp -m prune.ratio=0,0.3,0.5 $(ARGS)
+
+test: .venv/.done ## the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.done ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.done ## style, types, spelling, and which room may import which
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/codespell src tests conf README.md Makefile
+	$(BIN)/lint-imports
+
+format: .venv/.done ## put the code into shape
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+bench-train: .venv/.done ## training speed against a bare PyTorch loop, paired
+	$(BIN)/python tests/benchmarks/train.py
+
+selftest: .venv/.done ## does the meter tell the truth on this machine? (minutes)
+	$(BIN)/python -m tsexp.doctor --selftest
+
+ui: .venv/.done ## the MLflow UI on this folder's store, on 127.0.0.1:5000
+	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+clean: ## remove the environment, caches and outputs; not the store
+	rm -rf .venv cache outputs multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,64 @@
+"""Training speed of `training.fit` against a bare PyTorch loop: same model, same batches, paired. ``make bench-train``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from conftest import compose
+
+from tsexp import data, models, training
+
+PAIRS = 5
+EPOCHS = 12
+
+
+def bare(model: models.Classifier, config: training.TrainConfig, dataset: data.Dataset) -> float:
+    """Seconds of the shortest loop that takes the same optimizer steps (no averaging, no validation, no metrics, no clipping but the norm)."""
+    with torch.no_grad():
+        x, mask = model.preprocess(torch.from_numpy(dataset.x_train))
+    x, y = x[dataset.fit], torch.from_numpy(dataset.y_train)[dataset.fit]
+    mask = None if mask is None else mask[dataset.fit]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, foreach=True)
+    model.train()
+    start = time.perf_counter()
+    for _ in range(config.epochs):
+        for i in torch.randperm(len(y)).split(config.batch_size):
+            loss = F.cross_entropy(model.network(x[i], None if mask is None else mask[i]), y[i], label_smoothing=config.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the ratio per dataset: bare seconds over ours, each from a fresh model."""
+    torch.set_num_threads(1)
+    for name in ("acsf1", "basic_motions", *sys.argv[1:]):
+        cfg = compose(f"data={name}", f"train.epochs={EPOCHS}", "train.progress=false", "train.max_steps=400")
+        dataset = data.load(cfg.data, cfg.paths.data, 0)
+        epochs = training._epochs(cfg.train, len(dataset.fit))
+        recipe = replace(cfg.train, epochs=epochs, max_steps=0)
+        ratios = []
+        for pair in range(PAIRS + 1):
+            arch = models.architecture(cfg.model, dataset)
+            theirs, ours = models.Classifier(arch), models.Classifier(arch)
+            reference = bare(theirs, recipe, dataset)
+            start = time.perf_counter()
+            training.fit(ours, recipe, dataset, pair, name)
+            seconds = time.perf_counter() - start
+            if pair:  # the first pays for imports
+                ratios.append(reference / seconds)
+        print(f"{name}: {np.median(ratios):.3f} of a bare loop's speed (median of {PAIRS}; {min(ratios):.3f} to {max(ratios):.3f}); {epochs} epochs")
+
+
+if __name__ == "__main__":
+    main()
