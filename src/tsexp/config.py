@@ -229,7 +229,7 @@ def parse(cfg: DictConfig) -> Config:
 
 def explain(error: BaseException) -> str:
     """Tell an error of Hydra or OmegaConf in a line: what is allowed where a key is wrong, else the part of the message that is for people."""
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
         group, _, key = cause.full_key.rpartition(".")
         known = sorted(map(str, cause.parent_node.keys()))
@@ -244,7 +244,7 @@ def _unknown(node: DictConfig, schema: Any, prefix: str = "") -> list[str]:
     """Keys that were added with ``+``: nothing reads them."""
     nested = {f.name: f.default_factory for f in fields(schema) if f.default_factory is not NO_FACTORY}
     known = [f.name for f in fields(schema)]
-    found = [f"{prefix}{k} is not a key; allowed: {', '.join(known)}{suggest(str(k), known)}" for k in node if k not in known]
+    found = [f"{prefix}{k} is not a key; allowed: {', '.join(known)}{suggest(k, known)}" for k in map(str, node) if k not in known]
     for name, factory in nested.items():
         found += _unknown(node[name], factory, f"{prefix}{name}.")
     return found

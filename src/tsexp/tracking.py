@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,14 +156,16 @@ class Tracked:
         steps = -1 if dataset.preprocessing.masked or dataset.preprocessing.resample else dataset.preprocessing.length
         series = TensorSpec(np.dtype(np.float32), (-1, dataset.channels, steps))
         scores = TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))
-        mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("mlflow_model.py")),
-            artifacts={"artifact": str(artifact.folder)},
-            signature=ModelSignature(Schema([series]), Schema([scores])),
-            input_example=dataset.x_test[:2],
-            pip_requirements=[f"tsexp=={__version__}"],
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*type hint", category=UserWarning)  # we give the signature itself
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("mlflow_model.py")),
+                artifacts={"artifact": str(artifact.folder)},
+                signature=ModelSignature(Schema([series]), Schema([scores])),
+                input_example=dataset.x_test[:2],
+                pip_requirements=[f"tsexp=={__version__}"],
+            )
 
 
 @contextmanager

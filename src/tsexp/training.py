@@ -14,10 +14,11 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -33,6 +34,7 @@ from tsexp.progress import bar
 log = logging.getLogger(__name__)
 
 STAGE_VERSION = 1
+VALIDATIONS = 25
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, tit
         callbacks: list[Callback] = [curves, Progress(title, epochs, config.progress)]
         if config.ema:
             # After Curves: while validating, the averaged weights are in place, and Curves must see those.
-            callbacks.append(EMAWeightAveraging(decay=config.ema))
+            callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema)))
         if config.patience and len(dataset.val):
             callbacks.append(EarlyStopping("val_loss", patience=config.patience))
         trainer = L.Trainer(
@@ -149,6 +151,8 @@ def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, tit
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            # Without a choice to make, some points of the curve are enough.
+            check_val_every_n_epoch=1 if config.select == "best" or config.patience else max(1, epochs // VALIDATIONS),
             deterministic="warn" if config.device == "cuda" else None,
         )
         trainer.fit(task, batches)
@@ -307,6 +311,7 @@ class Curves(Callback):
             raise RuntimeError(f"the loss is not a number in epoch {trainer.current_epoch}; lower train.lr or set train.clip")
         if self._validated is not None:
             line |= {"val_accuracy": self._validated[0], "val_loss": self._validated[1]}
+            self._validated = None
         self.history.append(line | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
 
 

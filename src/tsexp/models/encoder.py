@@ -50,7 +50,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.pre:
             x = x + self.dropout(self.attention(self.norm1(x), mask))
-            return x + self.dropout(self._ffn(self.norm2(x)))
+            return x + self.dropout(self._ffn(self.norm2(x)))  # type: ignore[no-any-return]
         x = self.norm1(x + self.dropout(self.attention(x, mask)))
         return self.norm2(x + self.dropout(self._ffn(x)))  # type: ignore[no-any-return]
 

@@ -1,0 +1,129 @@
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from conftest import TINY, compose
+from hydra.errors import HydraException
+
+from tsexp import config as configs
+from tsexp import models, pruning, runtimes
+from tsexp.config import ConfigError, conf_dir, digest, flat, parse
+from tsexp.models.encoder import ACTIVATIONS
+from tsexp.models.tokenizers import TOKENIZERS
+
+OPTIONS = sorted(f"{p.parent.name}={p.stem}" for p in conf_dir().glob("*/*.yaml") if p.parent.name != "hydra")
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o != "data=ucr"])
+def test_every_shipped_config_composes_and_passes_the_checks(option):
+    compose(option)
+
+
+@pytest.mark.parametrize("model", ["t1", "t2", "t3"])
+@pytest.mark.parametrize("data", ["italy_power_demand", "pickup_gesture", "basic_motions"])
+def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load_data):
+    cfg = compose(f"model={model}", f"data={data}")
+    dataset = load_data(cfg.data.name, scale=cfg.data.scale)
+    scores = models.Classifier(models.architecture(cfg.model, dataset)).eval()(__import__("torch").from_numpy(dataset.x_test[:3]))
+    assert scores.shape == (3, len(dataset.classes))
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("prune.ratio=1.5", ["prune.ratio=1.5", "≥ 0 and < 1"]),
+        ("prune.ratio=-0.1", ["out of range"]),
+        ("prune.ratio=nan", ["out of range"]),
+        ("prune.method=l3", ["l1, l2, random, taylor"]),
+        ("prune.scope=layer", ["local, global"]),
+        ("model.heads=5", ["does not divide", "1, 2, 4, 8, 16"]),
+        ("measure.repeats=1", ["≥ 3"]),
+        ("quant.mode=int8", ["dynamic"]),
+        ("tracking.uri=ftp://x", ["sqlite"]),
+        ("+prune.ration=0.1", ["prune.ration", "did you mean ratio"]),
+        ("+colour=red", ["colour"]),
+        ("data=ucr", ["data.name"]),
+        ("train.select=best data.val_fraction=0", ["nothing to select on"]),
+    ],
+)
+def test_wrong_values_are_refused_with_what_is_allowed(override, words):
+    with pytest.raises(ConfigError) as error:
+        compose(*override.split())
+    assert all(w in str(error.value) for w in words)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        compose("prune.ratio=2", "prune.method=x", "train.lr=0")
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(("override", "words"), [("prune.ration=1", "did you mean ratio"), ("data=acsf", "acsf1"), ("prune.ratio=abc", "Float")])
+def test_hydras_own_errors_are_explained(override, words):
+    with pytest.raises(HydraException) as error:
+        compose(override)
+    assert words in configs.explain(error.value)
+
+
+def test_names_allowed_by_the_schema_are_the_ones_the_rooms_know():
+    allowed = {f"{g}.{k}": f.metadata.get("allowed") for g, c in _groups().items() for k, f in c.__dataclass_fields__.items()}
+    assert set(allowed["prune.method"]) == set(pruning.SCORES)
+    assert set(allowed["model.tokenizer"]) == set(TOKENIZERS)
+    assert set(allowed["model.activation"]) == set(ACTIVATIONS)
+    modules = [__import__(path, fromlist=["MODES"]) for path in runtimes.RUNTIMES.values()]
+    assert set(chain.from_iterable(m.MODES for m in modules)) <= set(allowed["quant.mode"])
+
+
+def _groups():
+    return {n: getattr(configs, f"{n.capitalize()}Config") for n in ("data", "model", "train", "prune", "quant", "runtime", "measure")}
+
+
+def test_every_key_of_the_base_files_is_commented():
+    for file in ("data/ucr", "model/t1", "train/default", "prune/default", "measure/quick"):
+        for line in (conf_dir() / f"{file}.yaml").read_text().splitlines():
+            if ":" in line and not line.startswith(("#", " ", "defaults", "name", "d_model", "layers", "ffn", "epochs", "lr", "batch_size", "threads")):
+                assert "#" in line, f"{file}: {line}"
+
+
+def test_relative_paths_and_the_store_become_absolute():
+    cfg = compose()
+    assert Path(cfg.paths.cache) == Path("cache").absolute()
+    assert cfg.tracking.uri == f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def test_flat_and_digest():
+    assert flat(compose(*TINY))["prune.ratio"] == 0.0
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_parse_refuses_what_is_not_complete():
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(ConfigError):
+        parse(hydra_compose("config", ["data.name=???"]))
+
+
+def test_help_names_every_group_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['tsexp', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_module('tsexp', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'lightning', 'mlflow', 'aeon', 'zeus', 'torchmetrics', 'sklearn'} & set(sys.modules)))"
+    )
+    start = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    print(f"--help took {time.perf_counter() - start:.2f} s")
+    assert "HEAVY []" in out
+    assert all(f"\n{group}: " in out for group in {o.split("=")[0] for o in OPTIONS})
+    assert out.count("python -m tsexp") >= 4
+
+
+def test_the_papers_models_bring_the_papers_recipe_unless_another_is_given():
+    assert compose("model=t1").train == compose("model=t2").train == compose("train=paper").train
+    assert compose("model=t1", "train=default").train == compose("model=t3").train != compose("model=t1").train

@@ -1,0 +1,276 @@
+"""Datasets: where they are found, how they are split, what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import aeon.datasets
+import numpy as np
+import pytest
+
+from conftest import compose
+from tsexp import data
+from tsexp.config import ConfigError
+
+TRAIN = [["1,2,3,4", "a"], ["2,3,4,5", "b"], ["1,2,3,4", "a"], ["2,3,4,5", "b"]]
+TEST = [["0,2,3,4", "b"], ["2,3,4,5", "a"]]
+
+
+def write_ts(folder, name, split, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = " ".join(sorted({label for _, label in rows}))
+    lengths = {len(channel.split(",")) for text, _ in rows for channel in text.split(":")}
+    channels = len(rows[0][0].split(":"))
+    header = [
+        f"@problemName {name}",
+        "@timeStamps false",
+        f"@missing {'true' if any('?' in text for text, _ in rows) else 'false'}",
+        "@univariate true" if channels == 1 else f"@univariate false\n@dimensions {channels}",
+        f"@equalLength true\n@seriesLength {lengths.pop()}" if len(lengths) == 1 else "@equalLength false",
+        f"@classLabel true {classes}",
+        "@data",
+    ]
+    (folder / f"{name}_{split}.ts").write_text("\n".join(header + [f"{text}:{label}" for text, label in rows]) + "\n")
+
+
+def own(folder, train=TRAIN, test=TEST, seed=0, data_dir="nowhere", **changes):
+    """Write both files into a folder and load it by data.path."""
+    write_ts(folder, "Mine", "TRAIN", train)
+    write_ts(folder, "Mine", "TEST", test)
+    config = replace(compose("data=acsf1").data, name="Mine", path=str(folder), val_fraction=0.0, scale="none")
+    return data.load(replace(config, **changes), data_dir, seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "classes"),
+    [
+        ("ACSF1", (100, 1, 1460), (100, 1, 1460), 10),
+        ("ItalyPowerDemand", (67, 1, 24), (1029, 1, 24), 2),
+        ("BasicMotions", (40, 6, 100), (40, 6, 100), 4),
+    ],
+)
+def test_default_split_is_the_archives(load_data, name, train, test, classes):
+    dataset = load_data(name)
+    assert (dataset.x_train.shape, dataset.x_test.shape, len(dataset.classes)) == (train, test, classes)
+    assert dataset.y_train.shape == train[:1]
+    assert dataset.y_test.shape == test[:1]
+    assert dataset.channels == train[1]
+    assert not dataset.preprocessing.masked
+    assert dataset.preprocessing.length == train[2]
+    for x, y, split in [(dataset.x_train, dataset.y_train, "train"), (dataset.x_test, dataset.y_test, "test")]:
+        raw, labels = aeon.datasets.load_classification(name, split=split)
+        np.testing.assert_array_equal(x, raw.astype(np.float32))
+        assert [dataset.classes[i] for i in y] == labels.tolist()
+
+
+def test_unequal_series_end_in_nan_and_are_masked(pickup):
+    assert (len(pickup.x_train), len(pickup.x_test), len(pickup.classes)) == (50, 50, 10)
+    present = [~np.isnan(x[:, 0]) for x in (pickup.x_train, pickup.x_test)]
+    lengths = np.concatenate([p.sum(1) for p in present])
+    assert (lengths.min(), lengths.max()) == (29, 361)
+    for p in present:
+        np.testing.assert_array_equal(p, np.arange(p.shape[1]) < p.sum(1)[:, None])
+    assert pickup.preprocessing.masked
+    assert pickup.preprocessing.length == present[0].sum(1).max()
+    assert not pickup.preprocessing.resample
+
+
+def test_unequal_series_are_resampled_to_the_longest_of_train_instead_if_asked(load_data, pickup):
+    spec = load_data("PickupGestureWiimoteZ", unequal="resample").preprocessing
+    assert (spec.resample, spec.masked, spec.length) == (True, False, pickup.preprocessing.length)
+    assert not load_data("ItalyPowerDemand", unequal="resample").preprocessing.resample
+
+
+def test_length_resamples_equal_series_too(load_data):
+    spec = load_data("ItalyPowerDemand", length=48).preprocessing
+    assert (spec.resample, spec.masked, spec.length) == (True, False, 48)
+
+
+def test_numeric_labels_sort_by_number(tmp_path):
+    rows = [["1,2,3", label] for label in ("10", "9", "2", "-1")]
+    assert own(tmp_path, rows, rows).classes == ("-1", "2", "9", "10")
+
+
+@pytest.mark.parametrize("name", ["ACSF1", "ItalyPowerDemand", "PickupGestureWiimoteZ"])
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
+def test_validation_split_is_disjoint_covering_and_stratified(load_data, name, fraction):
+    dataset = load_data(name, val_fraction=fraction)
+    assert sorted([*dataset.fit, *dataset.val]) == list(range(len(dataset.y_train)))
+    counts = [np.bincount(dataset.y_train[i], minlength=len(dataset.classes)) for i in (dataset.fit, dataset.val)]
+    assert min(map(min, counts)) >= 1
+    assert np.abs(counts[1] - fraction * (counts[0] + counts[1])).max() <= 1
+
+
+def test_validation_split_depends_on_the_seed_alone(load_data):
+    a, b, c = (load_data("ItalyPowerDemand", seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(a.val, b.val)
+    assert set(a.val) != set(c.val)
+    np.testing.assert_array_equal(a.x_train, c.x_train)
+
+
+def test_no_validation_split_if_fraction_is_zero(load_data):
+    dataset = load_data("ItalyPowerDemand", val_fraction=0.0)
+    assert len(dataset.val) == 0
+    np.testing.assert_array_equal(dataset.fit, np.arange(67))
+
+
+def test_class_with_one_series_is_fitted_on(tmp_path):
+    dataset = own(tmp_path, [*TRAIN, ["5,5,5,5", "c"]], val_fraction=0.4)
+    assert 4 in dataset.fit
+    assert set(dataset.y_train[dataset.val]) == {0, 1}
+
+
+def test_fraction_that_empties_a_class_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="val_fraction"):
+        own(tmp_path, val_fraction=0.8)
+
+
+def test_own_folder(tmp_path):
+    dataset = own(tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert dataset.files == (str(tmp_path / "Mine_TRAIN.ts"), str(tmp_path / "Mine_TEST.ts"))
+    np.testing.assert_array_equal(dataset.y_train, [0, 1, 0, 1])
+    np.testing.assert_array_equal(dataset.y_test, [1, 0])
+    np.testing.assert_array_equal(dataset.x_test, np.float32([[[0, 2, 3, 4]], [[2, 3, 4, 5]]]))
+    assert dataset.majority_accuracy == 0.5
+
+
+def test_own_folder_with_another_name_than_data_name(tmp_path):
+    assert own(tmp_path, name="Other").classes == ("a", "b")
+
+
+def test_own_folder_with_unequal_lengths_and_two_channels(tmp_path):
+    dataset = own(tmp_path, [["1,2,3:4,5,6", "a"], ["1,2:3,4", "b"]], [["1,2,3,4:5,6,7,8", "a"]])
+    assert dataset.channels == 2
+    np.testing.assert_array_equal(dataset.x_train[1], np.float32([[1, 2, np.nan], [3, 4, np.nan]]))
+    assert (dataset.preprocessing.length, dataset.preprocessing.masked) == (3, True)
+
+
+def test_missing_values_are_interpolated(tmp_path):
+    dataset = own(tmp_path, [["1,?,3,4,?", "a"], ["?,?,3,?,9", "b"]], [["0,?,?,?,4", "a"]])
+    np.testing.assert_allclose(dataset.x_train[:, 0], [[1, 2, 3, 4, 4], [3, 3, 3, 6, 9]])
+    np.testing.assert_allclose(dataset.x_test[:, 0], [[0, 1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize(("train", "test", "which"), [(["1,?,3,4", "a"], ["1,2,3,4", "a"], "TRAIN"), (["1,2,3,4", "a"], ["1,?,3,4", "a"], "TEST")])
+def test_missing_values_are_refused_if_asked(tmp_path, train, test, which):
+    with pytest.raises(ConfigError, match=f"Mine_{which}.ts, series 4: 1 missing.*data.missing"):
+        own(tmp_path, [*TRAIN, train], [*TRAIN, test], missing="error")
+
+
+def test_channel_without_a_value_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="without a single value"):
+        own(tmp_path, [*TRAIN, ["?,?,?,?", "a"]])
+
+
+def test_labels_unseen_in_train_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"Mine_TEST.ts.*train split does not have: strange"):
+        own(tmp_path, test=[*TEST, ["1,2,3,4", "strange"]])
+
+
+def test_one_class_is_refused(tmp_path):
+    rows = [["1,2,3", "a"], ["2,3,4", "a"]]
+    with pytest.raises(ConfigError, match="one class"):
+        own(tmp_path, rows, rows)
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"), [(["Mine_TEST.ts"], "holds Mine_TRAIN.ts but not Mine_TEST.ts"), (["Mine_TRAIN.ts", "Mine_TEST.ts"], "found: none")]
+)
+def test_own_folder_without_a_file_is_refused(tmp_path, remove, message):
+    own(tmp_path)
+    for name in remove:
+        (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match=message):
+        data.find(replace(compose().data, path=str(tmp_path)), tmp_path)
+
+
+def test_own_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not a folder"):
+        data.find(replace(compose().data, path=str(tmp_path / "none")), tmp_path)
+
+
+def test_own_folder_with_two_datasets_needs_the_name(tmp_path):
+    for name in ("Mine", "Yours"):
+        write_ts(tmp_path, name, "TRAIN", TRAIN)
+        write_ts(tmp_path, name, "TEST", TEST)
+    config = replace(compose().data, path=str(tmp_path), name="Yours")
+    found = data.find(config, "nowhere")
+    assert found is not None
+    assert found[0].name == "Yours_TRAIN.ts"
+    with pytest.raises(ConfigError, match=r"Mine_TRAIN.ts, Yours_TRAIN.ts"):
+        data.find(replace(config, name="Theirs"), "nowhere")
+
+
+def test_paths_data_comes_before_the_wheel(tmp_path):
+    config = compose("data=italy_power_demand").data
+    assert "aeon" in data.load(config, tmp_path, 0).files[0]
+    for split, rows in (("TRAIN", TRAIN), ("TEST", TEST)):
+        write_ts(tmp_path / "ItalyPowerDemand", "ItalyPowerDemand", split, rows)
+    dataset = data.load(config, tmp_path, 0)
+    assert Path(dataset.files[0]).parent == tmp_path / "ItalyPowerDemand"
+    assert len(dataset.x_train) == 4
+
+
+def test_data_path_comes_before_paths_data(tmp_path):
+    write_ts(tmp_path / "data" / "Mine", "Mine", "TRAIN", TRAIN[:2])
+    write_ts(tmp_path / "data" / "Mine", "Mine", "TEST", TEST)
+    assert len(own(tmp_path / "own", data_dir=tmp_path / "data").x_train) == 4
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_dataset_nowhere_names_the_places_and_leaves_nothing(tmp_path, monkeypatch, existed):
+    def download(name, extract_path):
+        (Path(extract_path) / name).mkdir(parents=True, exist_ok=True)
+        raise ValueError("no network")
+
+    monkeypatch.setattr(aeon.datasets, "load_classification", download)
+    target = tmp_path / "data" / "NoSuchSet"
+    if existed:
+        target.mkdir(parents=True)
+        (target / "mine.txt").touch()
+    with pytest.raises(ConfigError) as error:
+        data.load(replace(compose().data, name="NoSuchSet"), tmp_path / "data", 0)
+    for part in (str(target), "aeon's wheel", "no network", "TSEXP_DATA", "data.path"):
+        assert part in str(error.value)
+    assert (target / "mine.txt").exists() == existed
+    assert target.exists() == existed
+
+
+def test_download_is_used_when_nothing_else_has_it(tmp_path, monkeypatch):
+    def download(name, extract_path):
+        for split, rows in (("TRAIN", TRAIN), ("TEST", TEST)):
+            write_ts(Path(extract_path) / name, name, split, rows)
+
+    monkeypatch.setattr(aeon.datasets, "load_classification", download)
+    dataset = data.load(replace(compose().data, name="NoSuchSet", val_fraction=0.0), tmp_path, 0)
+    assert Path(dataset.files[0]).parent == tmp_path / "NoSuchSet"
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_checksum_changes_with_either_file(tmp_path, split):
+    before = own(tmp_path)
+    assert own(tmp_path).checksum == before.checksum
+    file = tmp_path / f"Mine_{split}.ts"
+    file.write_text(file.read_text().replace("2,3,4,5", "2,3,4,6", 1))
+    config = replace(compose("data=acsf1").data, name="Mine", path=str(tmp_path), val_fraction=0.0)
+    assert data.load(config, "nowhere", 0).checksum != before.checksum
+
+
+def test_standard_scaling_takes_its_statistics_from_the_fit_part_alone(load_data):
+    dataset = load_data("BasicMotions", scale="standard", val_fraction=0.5)
+    part = dataset.x_train[dataset.fit].astype(np.float64)
+    np.testing.assert_allclose(dataset.preprocessing.mean, part.mean((0, 2)))
+    np.testing.assert_allclose(dataset.preprocessing.std, part.std((0, 2)))
+    assert np.abs(dataset.preprocessing.mean - dataset.x_train.mean((0, 2))).max() > 1e-3
+
+
+def test_standard_scaling_of_unequal_lengths_leaves_padding_out(load_data):
+    dataset = load_data("PickupGestureWiimoteZ", scale="standard")
+    values = dataset.x_train[dataset.fit].astype(np.float64)
+    np.testing.assert_allclose(dataset.preprocessing.mean, [np.nanmean(values)])
+    np.testing.assert_allclose(dataset.preprocessing.std, [np.nanstd(values)])
+
+
+def test_constant_channel_is_not_divided_by_zero(tmp_path):
+    rows = [["1,2:7,7", "a"], ["3,4:7,7", "b"]]
+    assert own(tmp_path, rows, rows, scale="standard").preprocessing.std[1] == 1.0

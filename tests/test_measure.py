@@ -1,0 +1,238 @@
+"""Measuring end to end, in the worker process: what is scored and counted is the artifact, and every failure says why."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import TINY, compose
+from test_meters import add_zone, drawing
+from tsexp import energy, models, pruning, runtimes, training
+from tsexp.cache import Cache
+from tsexp.config import Config, ConfigError, MeasureConfig, QuantConfig, RuntimeConfig
+from tsexp.data import Dataset
+from tsexp.energy import MeasuringFailed, Record, meters
+from tsexp.runtimes import Artifact
+from tsexp.training import Fitted
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A dense and a pruned model, deployed."""
+
+    cfg: Config
+    dataset: Dataset
+    slim_model: Fitted
+    dense: Artifact
+    slim: Artifact
+    cache: Cache
+
+    def measure(self, artifact: Artifact | None = None, **changes: object) -> Record:
+        config: MeasureConfig = replace(self.cfg.measure, **changes)  # type: ignore[arg-type]
+        return energy.measure(artifact or self.slim, self.dense, self.dataset, config, 0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def bench(italy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    cfg = compose(*TINY, "data=italy_power_demand", "prune.ratio=0.5", "prune.finetune_epochs=0")
+    cache = Cache(tmp_path_factory.mktemp("cache"))
+    dense = training.train(cfg.model, cfg.train, cfg.seed, italy, cache)
+    slim = pruning.prune(dense, cfg.prune, cfg.train, cfg.seed, italy, cache)
+    deployed = [runtimes.deploy(m, cfg.quant, cfg.runtime, italy, cache) for m in (dense, slim)]
+    return Bench(cfg, italy, slim, *deployed, cache)
+
+
+@pytest.fixture(scope="module")
+def record(bench: Bench) -> Record:
+    return bench.measure()
+
+
+@pytest.fixture
+def copied(bench: Bench, tmp_path: Path) -> Artifact:
+    """The pruned artifact, in another place."""
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(bench.slim.folder, folder)
+    return Artifact(replace(bench.slim.entry, folder=folder), runtimes.read_manifest(folder))
+
+
+@pytest.fixture
+def in_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Run code in the measuring process (and in no other) before it starts."""
+
+    def plant(code: str) -> None:
+        folder = tmp_path / "site"
+        folder.mkdir()
+        body = "\n".join(f"    {line}" for line in code.splitlines())
+        (folder / "sitecustomize.py").write_text(f"import sys\nif 'tsexp.energy.worker' in sys.orig_argv:\n{body}\n")
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    return plant
+
+
+def answers(artifact: Artifact, dataset: Dataset) -> np.ndarray:
+    """Scores of the loaded artifact on the test split, in batches of 64 as the worker asks for them."""
+    predictor = runtimes.load(artifact.folder)
+    return np.concatenate([predictor(dataset.x_test[i : i + 64]) for i in range(0, len(dataset.x_test), 64)])
+
+
+def test_record_is_valid_unless_the_machine_hurried(record: Record) -> None:
+    # A window can only be too short where the machine became faster than while calibrating.
+    assert [r for r in record.invalid_reasons if "shorter than" not in r] == [], record.invalid_reasons
+
+
+def test_energy_without_a_counter_is_labelled_an_estimate(record: Record) -> None:
+    if not all(meters.available("cpu").values()):
+        pytest.skip("a counter answers here")
+    assert record.energy_source == "estimated:cpu_time"
+    assert "estimate" in record.raw["scope"]
+
+
+def test_estimate_is_cpu_time_times_watts_in_every_window(bench: Bench, record: Record) -> None:
+    if record.energy_source != "estimated:cpu_time":
+        pytest.skip("a counter answers here")
+    for w in record.raw["windows"]:
+        assert 0 <= w["energy_j"] <= bench.cfg.measure.watts_per_core * w["cpu_s"]
+
+
+def test_scores_are_bit_equal_to_those_of_the_loaded_artifacts(bench: Bench, record: Record) -> None:
+    np.testing.assert_array_equal(record.scores, answers(bench.slim, bench.dataset))
+    np.testing.assert_array_equal(record.reference_scores, answers(bench.dense, bench.dataset))
+    assert not np.array_equal(record.scores, record.reference_scores)
+
+
+def test_accuracy_and_drop_follow_from_the_scores(bench: Bench, record: Record) -> None:
+    accuracy, dense = (float((s.argmax(1) == bench.dataset.y_test).mean()) for s in (record.scores, record.reference_scores))
+    assert record.metrics["test/accuracy"] == pytest.approx(accuracy)
+    assert record.metrics["vs_dense/accuracy_drop_pt"] == pytest.approx(100 * (dense - accuracy))
+    np.testing.assert_array_equal(record.labels, bench.dataset.y_test)
+
+
+def test_windows_and_latencies_are_as_many_as_asked(bench: Bench, record: Record) -> None:
+    config = bench.cfg.measure
+    kept = [w["subject"] for w in record.raw["windows"] if not w["discarded"]]
+    assert {name: kept.count(name) for name in set(kept)} == {"artifact": config.repeats, "reference": config.repeats, "idle": 2}
+    assert {len(v) for v in record.raw["latencies_ms"].values()} == {config.latency_calls}
+    assert record.raw["threads"] == config.threads
+    assert record.metrics["memory/peak_mb"] > 10
+
+
+def test_sizes_are_counted_on_the_artifact(bench: Bench, record: Record) -> None:
+    for artifact in (bench.dense, bench.slim):
+        stored = models.load(artifact.folder)
+        shipped = [p for p in artifact.folder.iterdir() if p.name not in {"manifest.json", "entry.json"}]
+        assert set(artifact.manifest["files"]) == {p.name for p in shipped}
+        assert artifact.manifest["bytes"] == sum(p.stat().st_size for p in shipped)
+        assert artifact.manifest["parameters"] == sum(p.numel() for p in stored.parameters())
+        assert artifact.manifest["macs"] == models.count_macs(stored)
+    for k in ("parameters", "macs", "bytes", "channels"):
+        assert bench.slim.manifest[k] < bench.dense.manifest[k]
+    for k in ("parameters", "macs", "bytes"):
+        assert record.metrics[f"size/{k}"] == bench.slim.manifest[k]
+    assert record.metrics["vs_dense/size_ratio"] == pytest.approx(bench.dense.manifest["bytes"] / bench.slim.manifest["bytes"])
+    assert record.metrics["prune/achieved_ratio"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_copied_artifact_answers_bit_equal_without_the_original(bench: Bench, copied: Artifact, tmp_path: Path) -> None:
+    expected = answers(bench.slim, bench.dataset)
+    moved = copied.folder.rename(tmp_path / "once more")
+    predictor = runtimes.load(moved)
+    np.testing.assert_array_equal(predictor(bench.dataset.x_test[:64]), expected[:64])
+    assert predictor.weights_digest() == runtimes.load(bench.slim.folder).weights_digest()
+
+
+def test_weights_digest_notices_one_changed_weight(bench: Bench) -> None:
+    predictor = runtimes.load(bench.slim.folder)
+    before = predictor.weights_digest()
+    next(predictor.model.parameters()).data.view(-1)[0] += 1e-3  # type: ignore[attr-defined]
+    assert predictor.weights_digest() != before
+
+
+def test_batch_size_does_not_change_an_answer(bench: Bench) -> None:
+    predictor = runtimes.load(bench.slim.folder)
+    single = np.concatenate([predictor(bench.dataset.x_test[i : i + 1]) for i in range(32)])
+    np.testing.assert_allclose(single, predictor(bench.dataset.x_test[:32]), rtol=1e-4, atol=1e-5)
+
+
+def test_damaged_artifact_is_refused_with_the_file(copied: Artifact, bench: Bench) -> None:
+    weights = copied.folder / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.safetensors is not what the manifest lists"):
+        runtimes.load(copied.folder)
+    with pytest.raises(MeasuringFailed, match=r"ValueError: .*weights\.safetensors is not what the manifest lists") as caught:
+        bench.measure(copied)
+    assert "Traceback" in caught.value.details
+
+
+def test_killed_worker_is_told_with_its_signal(bench: Bench, in_the_worker: Callable[[str], None]) -> None:
+    in_the_worker("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(MeasuringFailed, match="killed by SIGKILL"):
+        bench.measure()
+
+
+def test_worker_that_ends_without_a_result_is_told_with_its_status(bench: Bench, in_the_worker: Callable[[str], None]) -> None:
+    in_the_worker("import os\nos._exit(7)")
+    with pytest.raises(MeasuringFailed, match="ended with status 7 and no result"):
+        bench.measure()
+
+
+def test_measuring_too_long_is_stopped_and_the_lock_is_free(bench: Bench) -> None:
+    from tsexp.locking import owning_the_machine
+
+    with pytest.raises(MeasuringFailed, match=r"longer than measure\.timeout_s=0\.2") as caught:
+        bench.measure(timeout_s=0.2)
+    assert "most recent call first" in caught.value.details
+    with owning_the_machine():
+        pass
+
+
+def test_requiring_a_counter_where_none_answers_fails(bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    in_the_worker(f"import zeus.device.cpu.rapl as r\nr.RAPL_DIR = r.CONTAINER_RAPL_DIR = {nowhere!r}")
+    with pytest.raises((MeasuringFailed, ConfigError), match=r"measure\.require=measured"):
+        bench.measure(require="measured")
+
+
+def test_worker_reads_the_machines_counters(bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path) -> None:
+    root = tmp_path / "intel-rapl"
+    package = add_zone(root / "intel-rapl:0", "package-0", 1e6)
+    in_the_worker(f"import zeus.device.cpu.rapl as r\nr.RAPL_DIR = {str(root)!r}")
+    with drawing({package: 50.0}):
+        record = bench.measure(require="measured", window_s=0.2, idle_s=0.3)
+    assert record.energy_source == "zeus:rapl"
+    assert record.metrics["power/mean_w"] == pytest.approx(50, rel=0.15)
+    assert record.metrics["power/idle_w"] == pytest.approx(50, rel=0.15)
+    assert record.metrics["energy/per_inference_j"] == pytest.approx(50 / record.metrics["throughput/series_per_s"], rel=0.15)
+    assert "1 whole CPU package" in record.raw["scope"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "device", "message"),
+    [
+        ("qat", "eager", "cpu", r"quant\.mode=qat with runtime=eager on cpu is not supported"),
+        ("none", "eager", "tpu", r"on tpu is not supported"),
+    ],
+)
+def test_unsupported_combination_is_refused_with_what_is_supported(bench: Bench, mode: str, name: str, device: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        runtimes.deploy(bench.slim_model, QuantConfig(mode), RuntimeConfig(name, device), bench.dataset, bench.cache)
+    table = str(caught.value).splitlines()[1:]
+    assert [line.split()[0] for line in table] == list(runtimes.RUNTIMES)
+    assert all("modes:" in line and "devices:" in line for line in table)
+
+
+def test_unknown_runtime_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.name=eagr is not known; allowed: .*eager.*did you mean eager"):
+        runtimes.check(QuantConfig("none"), RuntimeConfig("eagr", "cpu"))
+
+
+def test_same_model_is_deployed_once(bench: Bench) -> None:
+    again = runtimes.deploy(bench.slim_model, bench.cfg.quant, bench.cfg.runtime, bench.dataset, bench.cache)
+    assert again.entry.reused
+    assert again.folder == bench.slim.folder

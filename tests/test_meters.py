@@ -1,0 +1,304 @@
+"""Meters: the real Zeus on counters whose power is known, and the estimate."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import zeus.device
+import zeus.device.cpu
+import zeus.device.cpu.rapl as zeus_rapl
+import zeus.monitor.energy as zeus_energy
+from zeus.device.gpu.common import ZeusGPUInitError
+
+from tsexp.config import ConfigError
+from tsexp.energy import meters, windows
+from tsexp.energy.meters import CpuTimeMeter, ZeusMeter
+
+RANGE_UJ = 262_143_328_850
+"""Where a real package counter starts again from 0."""
+
+
+def set_counter(zone: Path, microjoules: float) -> None:
+    """Write a counter so that no reader ever sees half of it."""
+    partial = zone / ".energy_uj"
+    partial.write_text(f"{int(microjoules)}\n")
+    partial.replace(zone / "energy_uj")
+
+
+def add_zone(zone: Path, name: str, microjoules: float = 0) -> Path:
+    """Make one zone of a RAPL tree."""
+    zone.mkdir(parents=True)
+    (zone / "name").write_text(f"{name}\n")
+    (zone / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
+    set_counter(zone, microjoules)
+    return zone
+
+
+@contextmanager
+def drawing(watts: dict[Path, float]) -> Iterator[None]:
+    """Let each zone's counter rise with a constant power."""
+    stop, start = threading.Event(), time.perf_counter()
+
+    def feed() -> None:
+        while not stop.wait(0.002):
+            for zone, power in watts.items():
+                set_counter(zone, 1e6 * (1 + power * (time.perf_counter() - start)))
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty RAPL folder that Zeus takes for the machine's."""
+    root = tmp_path / "intel-rapl"
+    root.mkdir()
+    monkeypatch.setattr(zeus_rapl, "RAPL_DIR", str(root))
+    monkeypatch.setattr(zeus.device.cpu, "_cpus", None)
+    zeus_rapl.rapl_is_available.cache_clear()
+    yield root
+    for cpu in getattr(zeus.device.cpu._cpus, "cpus", []):
+        for zone in (cpu.rapl_file, cpu.dram):
+            if zone is not None and zone._wraparound_tracker is not None:
+                zone._wraparound_tracker._stop()
+    zeus_rapl.rapl_is_available.cache_clear()
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.005)
+
+
+def one_window(meter: ZeusMeter, seconds: float) -> tuple[float, float]:
+    """Joules and seconds of a window."""
+    start = time.perf_counter()
+    meter.begin()
+    time.sleep(seconds)
+    joules = meter.end()
+    return joules, time.perf_counter() - start
+
+
+def no_gpu() -> None:
+    raise ZeusGPUInitError("NVML unavailable")
+
+
+@pytest.mark.parametrize("dram_w", [0.0, 8.0], ids=["without dram", "with dram"])
+def test_rapl_window_reads_package_and_dram_but_not_psys(tree: Path, dram_w: float) -> None:
+    watts = {add_zone(tree / "intel-rapl:0", "package-0"): 50.0, add_zone(tree / "intel-rapl:1", "psys"): 90.0}
+    watts[add_zone(tree / "intel-rapl:0" / "intel-rapl:0:0", "core")] = 30.0
+    if dram_w:
+        watts[add_zone(tree / "intel-rapl:0" / "intel-rapl:0:1", "dram")] = dram_w
+    with drawing(watts):
+        meter = meters.choose("cpu", "measured", 10.0)
+        assert meter.source == "zeus:rapl"
+        assert meter.scope.startswith("1 whole CPU package")
+        one_window(meter, 0.01)  # starts Zeus' helpers
+        joules, seconds = one_window(meter, 1.0)
+    assert joules / seconds == pytest.approx(50.0 + dram_w, rel=0.06)
+
+
+def test_rapl_window_adds_up_two_packages_whatever_their_order(tree: Path) -> None:
+    watts = {
+        add_zone(tree / "intel-rapl:0", "psys"): 500.0,
+        add_zone(tree / "intel-rapl:1", "package-0"): 50.0,
+        add_zone(tree / "intel-rapl:2", "package-1"): 25.0,
+    }
+    with drawing(watts):
+        meter = ZeusMeter("rapl")
+        one_window(meter, 0.01)
+        joules, seconds = one_window(meter, 0.5)
+    assert meter.scope.startswith("2 whole CPU package")
+    assert joules / seconds == pytest.approx(75.0, rel=0.06)
+
+
+def test_window_with_a_counter_wrap_is_discarded_or_right(tree: Path) -> None:
+    package = add_zone(tree / "intel-rapl:0", "package-0", RANGE_UJ - 10e6)
+    meter = ZeusMeter("rapl")
+    one_window(meter, 0.01)
+    tracker = zeus.device.cpu._cpus.cpus[0].rapl_file.wraparound_tracker
+    wait_until_it_looks(tracker, package)
+    seen = tracker.get_num_wraparounds()
+
+    wrapped = windows._read(meter, lambda: set_counter(package, 5e6))  # 10 J up to the end of the range and 5 J more
+    noticed = windows._read(meter, lambda: wait_for(lambda: tracker.get_num_wraparounds() > seen, "Zeus to notice the wrap"))
+    after = windows._read(meter, lambda: set_counter(package, 8e6))
+
+    assert wrapped["discarded"] or wrapped["energy_j"] == pytest.approx(15, abs=0.01)
+    assert noticed["discarded"] or noticed["energy_j"] == pytest.approx(0, abs=0.01)
+    assert wrapped["energy_j"] + noticed["energy_j"] == pytest.approx(15, abs=0.01)
+    assert after["energy_j"] == pytest.approx(3, abs=0.01)
+    assert not after["discarded"]
+
+
+def wait_until_it_looks(tracker: zeus_rapl.RaplWraparoundTracker, package: Path) -> None:
+    """Let the counter drop (near its end, where Zeus looks ten times a second) until the helper process, which starts slowly, has seen it."""
+
+    def drop() -> bool:
+        set_counter(package, RANGE_UJ - 10e6)
+        time.sleep(0.15)
+        set_counter(package, RANGE_UJ - 20e6)
+        time.sleep(0.15)
+        return tracker.get_num_wraparounds() > 0
+
+    wait_for(drop, "Zeus' wrap tracker")
+    set_counter(package, RANGE_UJ - 10e6)
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize(("joules", "discarded"), [(-0.001, True), (0.0, False), (40.0, False), (1e6, True), (RANGE_UJ / 1e6, True)])
+def test_window_of_negative_or_impossible_power_is_discarded(joules: float, discarded: bool) -> None:
+    meter = SimpleNamespace(begin=lambda: None, end=lambda: joules)
+    assert windows._read(meter, lambda: time.sleep(0.02))["discarded"] is discarded
+
+
+def test_unreadable_counters_are_told_and_fall_back_to_the_estimate(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_zone(tree / "intel-rapl:0", "package-0")
+
+    def refuse(path: str, *args: object) -> object:
+        if os.fspath(path).endswith("energy_uj"):
+            raise PermissionError(13, "Permission denied", path)
+        return open(path, *args)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(zeus_rapl, "open", refuse, raising=False)
+    answers = meters.available("cpu")
+    assert set(answers) == {"rapl", "soc"}
+    assert "permission" in answers["rapl"].lower()
+    assert "\n" not in answers["rapl"]
+    assert meters.choose("cpu", "any", 12.0) == CpuTimeMeter(12.0)
+    with pytest.raises(ConfigError, match=r"measure\.require=measured.*[Pp]ermission"):
+        meters.choose("cpu", "measured", 12.0)
+
+
+def test_folder_without_any_counter_is_told_and_falls_back_to_the_estimate(tree: Path) -> None:
+    assert meters.available("cpu")["rapl"] == "no counter found"
+    assert meters.choose("cpu", "any", 10.0).source == "estimated:cpu_time"
+
+
+def test_counters_without_a_package_do_not_count_as_available(tree: Path) -> None:
+    add_zone(tree / "intel-rapl:0", "psys")
+    assert meters.available("cpu")["rapl"] == "no counter found"
+
+
+def test_machine_without_rapl_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAPL_DIR", "CONTAINER_RAPL_DIR"):
+        monkeypatch.setattr(zeus_rapl, name, str(tmp_path / "nowhere"))
+    monkeypatch.setattr(zeus.device.cpu, "_cpus", None)
+    zeus_rapl.rapl_is_available.cache_clear()
+    try:
+        assert meters.available("cpu")["rapl"].startswith("ZeusCPUInitError")
+    finally:
+        zeus_rapl.rapl_is_available.cache_clear()
+
+
+class FakeGpus:
+    """Two GPUs whose counters rise with 100 W and 300 W on a clock that the test moves."""
+
+    now = 0.0
+
+    def __len__(self) -> int:
+        return 2
+
+    def supports_get_total_energy_consumption(self, index: int) -> bool:
+        return True
+
+    def get_total_energy_consumption(self, index: int) -> int:
+        return round(1000 * (5e6 + (100.0, 300.0)[index] * self.now))
+
+
+def test_nvml_meter_reads_joules_of_the_first_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus, synchronized = FakeGpus(), []
+    for module in (zeus.device, zeus_energy):
+        monkeypatch.setattr(module, "get_gpus", lambda: gpus)
+    monkeypatch.setattr(zeus_energy, "sync_execution_fn", lambda devices, **_: synchronized.append(devices))
+    meter = meters.choose("cuda", "measured", 10.0)
+    assert meter.source == "zeus:nvml"
+    for seconds in (2.0, 0.5):
+        meter.begin()
+        gpus.now += seconds
+        assert meter.end() == pytest.approx(100.0 * seconds)
+    assert synchronized == [[0]] * 4
+
+
+def test_gpu_without_a_meter_is_refused_whatever_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zeus.device, "get_gpus", no_gpu)
+    assert meters.available("cuda") == {"nvml": "ZeusGPUInitError: NVML unavailable"}
+    for require in ("any", "measured"):
+        with pytest.raises(ConfigError, match=r"no meter reads this GPU.*NVML unavailable"):
+            meters.choose("cuda", require, 10.0)
+
+
+def test_joules_of_a_system_on_chip_add_up_without_counting_twice() -> None:
+    from zeus.device.soc.apple import AppleSiliconMeasurement
+    from zeus.device.soc.jetson import JetsonMeasurement
+
+    whole = {"cpu_total_mj": 4000, "efficiency_cores_mj": [500, 500], "performance_cores_mj": [3000], "dram_mj": 300, "gpu_mj": 200, "ane_mj": None}
+    assert meters._soc_joules(AppleSiliconMeasurement(**whole)) == pytest.approx(4.5)
+    assert meters._soc_joules(JetsonMeasurement(cpu_energy_mj=900.0, gpu_energy_mj=600.0, total_energy_mj=2000.0)) == pytest.approx(2.0)
+    assert meters._soc_joules(JetsonMeasurement(cpu_energy_mj=900.0, gpu_energy_mj=600.0)) == pytest.approx(1.5)
+
+
+def test_estimate_counts_cpu_time_and_not_time_asleep() -> None:
+    meter = CpuTimeMeter(20.0)
+    meter.begin()
+    time.sleep(0.5)
+    asleep = meter.end()
+    assert 0 <= asleep < 0.2 * 0.5 * 20.0
+
+    outer = time.process_time()
+    meter.begin()
+    inner = time.process_time()
+    while time.process_time() < inner + 0.2:
+        pass
+    inner = time.process_time() - inner
+    joules = meter.end()
+    assert 20.0 * inner <= joules <= 20.0 * (time.process_time() - outer)
+    assert "estimate" in meter.scope
+
+
+def test_estimate_counts_all_threads() -> None:
+    meter = CpuTimeMeter(10.0)
+    burnt = []
+
+    def burn() -> None:
+        start = time.thread_time()
+        while time.thread_time() < start + 0.1:
+            pass
+        burnt.append(time.thread_time() - start)
+
+    threads = [threading.Thread(target=burn) for _ in range(2)]
+    meter.begin()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert meter.end() >= 10.0 * sum(burnt) * 0.99
+
+
+@pytest.mark.rapl
+def test_real_rapl_counter_rises() -> None:
+    meter = ZeusMeter("rapl")
+    one_window(meter, 0.01)
+    joules, seconds = one_window(meter, 1.0)
+    assert 0 < joules < meters.IMPOSSIBLE_W * seconds
+
+
+@pytest.mark.gpu
+def test_real_gpu_counter_rises() -> None:
+    meter = ZeusMeter("nvml")
+    one_window(meter, 0.01)
+    joules, seconds = one_window(meter, 2.0)
+    assert 0 < joules < meters.IMPOSSIBLE_W * seconds

@@ -1,0 +1,270 @@
+"""Models: published sizes, files, and scores that depend on the series alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY, as_tensor, compose
+from tsexp import models
+from tsexp.data import Preprocessing
+from tsexp.models import Arch, Block, Classifier
+from tsexp.models.preprocess import Preprocess
+
+MODELS = ["t1", "t2", "t3"]
+
+
+def published(italy, name):
+    """The model of full size for 4 channels, 160 steps and 9 classes."""
+    problem = replace(
+        italy,
+        x_train=np.zeros((1, 4, 160), np.float32),
+        classes=tuple("abcdefghi"),
+        preprocessing=replace(italy.preprocessing, length=160),
+    )
+    return Classifier(models.architecture(compose(f"model={name}").model, problem)).eval()
+
+
+def ragged(lengths, channels=2, total=None, seed=0):
+    """Series of these lengths, NaN after the end."""
+    rng = np.random.default_rng(seed)
+    x = np.full((len(lengths), channels, total or max(lengths)), np.nan, np.float32)
+    for row, n in zip(x, lengths, strict=True):
+        row[:, :n] = rng.normal(3, 2, (channels, n))
+    return x
+
+
+@torch.no_grad()
+def scores(model, x):
+    return model(as_tensor(np.ascontiguousarray(x))).numpy()
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("t1", 180041), ("t2", 263625)])
+def test_published_models_have_the_published_size(italy, name, parameters):
+    assert models.count_parameters(published(italy, name)) == parameters
+
+
+def test_macs_of_t1(italy):
+    assert models.count_macs(published(italy, "t1")) == 3697408
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_summary_adds_up(italy, name):
+    model = published(italy, name)
+    layers = models.summary(model)
+    assert sum(layer.parameters for layer in layers) == models.count_parameters(model)
+    assert sum(layer.bytes for layer in layers) == 4 * models.count_parameters(model)
+    assert len({layer.name for layer in layers}) == len(layers)
+    # The rest is attention itself, which owns no parameters.
+    assert 0.5 * models.count_macs(model) < sum(layer.macs for layer in layers) < models.count_macs(model)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_counting_leaves_the_mode_alone(tiny_model, italy, training):
+    model = tiny_model(italy).train(training)
+    models.count_macs(model)
+    assert model.training is training
+
+
+def uneven(model):
+    return Classifier(replace(model.arch, blocks=(Block(1, 5), Block(3, 24))))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("change", [lambda m: m, uneven], ids=["even", "uneven"])
+def test_saved_model_comes_back_bit_equal(tiny_model, load_data, tmp_path, name, change):
+    dataset = load_data("BasicMotions", scale="standard")
+    model = change(tiny_model(dataset, f"model={name}")).eval()
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    assert again.arch == model.arch
+    assert not again.training
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    np.testing.assert_array_equal(scores(again, dataset.x_test[:8]), scores(model, dataset.x_test[:8]))
+
+
+@pytest.mark.parametrize("scale", ["none", "znorm", "minmax", "standard"])
+def test_arch_survives_json(load_data, scale):
+    dataset = load_data("BasicMotions", scale=scale)
+    arch = replace(models.architecture(compose("model=t3").model, dataset), blocks=(Block(1, 7), Block(4, 128)))
+    again = Arch.from_json(arch.to_json())
+    assert again == arch
+    assert hash(again) == hash(arch)
+
+
+@pytest.mark.parametrize("tokenizer", ["patch", "conv_stem"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("scale", ["znorm", "standard"])
+def test_padding_does_not_change_scores(tiny_model, load_data, tokenizer, pooling, scale):
+    dataset = load_data("PickupGestureWiimoteZ", scale=scale)
+    model = tiny_model(dataset, f"model.tokenizer={tokenizer}", f"model.pooling={pooling}")
+    # Positions and biases are small or zero before training; make everything count.
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.data.normal_(std=0.3)
+    x = dataset.x_test[:12]
+    together = scores(model, x)
+    assert np.ptp(together, axis=0).max() > 1e-2
+    extended = np.concatenate([x, np.full((*x.shape[:2], 100), np.nan, np.float32)], -1)
+    np.testing.assert_allclose(scores(model, extended), together, atol=1e-5)
+    for series, expected in zip(x, together, strict=True):
+        alone = series[None, :, ~np.isnan(series[0])]
+        np.testing.assert_allclose(scores(model, alone)[0], expected, atol=1e-5)
+
+
+def test_padding_is_not_data(tiny_model, pickup):
+    """Zeros at the end are data, NaN is not: the mask does something."""
+    model = tiny_model(pickup)
+    x = pickup.x_test[:4]
+    assert np.abs(scores(model, np.nan_to_num(x)) - scores(model, x)).max() > 1e-3
+
+
+@pytest.mark.parametrize("dataset", ["italy", "pickup"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_score_does_not_depend_on_the_rest_of_the_batch(tiny_model, request, dataset, name, batch):
+    dataset = request.getfixturevalue(dataset)
+    model = tiny_model(dataset, f"model={name}")
+    x = np.resize(dataset.x_test, (64, *dataset.x_test.shape[1:]))
+    every = scores(model, x)
+    parts = np.concatenate([scores(model, x[i : i + batch]) for i in range(0, len(x), batch)])
+    assert every.shape == (64, len(dataset.classes))
+    np.testing.assert_allclose(parts, every, atol=1e-5)
+    np.testing.assert_allclose(scores(model, x[::-1])[::-1], every, atol=1e-5)
+
+
+def scaled(series, scale, mean, std):
+    """One (channels, time) series in float64."""
+    s = series.astype(np.float64)
+    if scale == "znorm":
+        return (s - s.mean(1, keepdims=True)) / s.std(1, keepdims=True)
+    if scale == "minmax":
+        return (s - s.min(1, keepdims=True)) / np.ptp(s, axis=1, keepdims=True)
+    if scale == "standard":
+        return (s - np.array(mean)[:, None]) / np.array(std)[:, None]
+    return s
+
+
+@pytest.mark.parametrize("scale", ["none", "znorm", "minmax", "standard"])
+@pytest.mark.parametrize("lengths", [(20, 20, 20), (20, 7, 13)], ids=["equal", "unequal"])
+def test_scaling_is_numpys(scale, lengths):
+    statistics = {"mean": (1.0, 2.0), "std": (0.5, 3.0)}
+    unequal = len(set(lengths)) > 1
+    preprocess = Preprocess(Preprocessing(scale, 20, resample=False, masked=unequal, **(statistics if scale == "standard" else {})))
+    x = ragged(lengths)
+    out, mask = preprocess(as_tensor(x))
+    if unequal:
+        np.testing.assert_array_equal(mask.numpy(), np.arange(20) < np.array(lengths)[:, None])
+    else:
+        assert mask is None
+    for row, series, n in zip(out.numpy(), x, lengths, strict=True):
+        np.testing.assert_allclose(row[:, :n], scaled(series[:, :n], scale, **statistics), atol=1e-5)
+        assert not row[:, n:].any()
+
+
+@pytest.mark.parametrize("scale", ["znorm", "minmax"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_constant_series_stay_finite(scale, masked):
+    out, _ = Preprocess(Preprocessing(scale, 20, resample=False, masked=masked))(torch.full((2, 1, 20), 4.0))
+    assert torch.equal(out, torch.zeros(2, 1, 20))
+
+
+@pytest.mark.parametrize("length", [8, 20, 33])
+@pytest.mark.parametrize("scale", ["none", "znorm"])
+def test_resampling_is_numpys(length, scale):
+    lengths = (20, 7, 13, 2)
+    x = ragged(lengths, total=25)
+    out, mask = Preprocess(Preprocessing(scale, length, resample=True, masked=False))(as_tensor(x))
+    assert mask is None
+    for row, series, n in zip(out.numpy(), x, lengths, strict=True):
+        expected = [np.interp(np.linspace(0, n - 1, length), np.arange(n), c) for c in scaled(series[:, :n], scale, None, None)]
+        np.testing.assert_allclose(row, expected, atol=1e-4)
+
+
+def test_resampled_model_takes_any_length(tiny_model, load_data):
+    dataset = load_data("ItalyPowerDemand", length=48, scale="none")
+    model = tiny_model(dataset)
+    doubled = np.stack([np.interp(np.linspace(0, 23, 47), np.arange(24), s) for s in dataset.x_test[:5, 0]]).astype(np.float32)[:, None]
+    assert scores(model, doubled).shape == (5, 2)
+    same = np.concatenate([dataset.x_test[:5], np.full((5, 1, 9), np.nan, np.float32)], -1)
+    np.testing.assert_allclose(scores(model, same), scores(model, dataset.x_test[:5]), atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [23, 25])
+def test_wrong_length_is_refused(tiny_model, italy, length):
+    with pytest.raises(ValueError, match=f"length {length}.*exactly 24"):
+        tiny_model(italy)(torch.zeros(1, 1, length))
+
+
+def test_longer_series_are_cropped():
+    preprocess = Preprocess(Preprocessing("none", 10, resample=False, masked=True))
+    x = ragged((25, 6))
+    out, mask = preprocess(as_tensor(x))
+    np.testing.assert_array_equal(out[0].numpy(), x[0, :, :10])
+    np.testing.assert_array_equal(mask.sum(1).numpy(), [10, 6])
+
+
+def test_model_sees_nothing_after_the_crop(tiny_model, load_data):
+    dataset = load_data("PickupGestureWiimoteZ", scale="standard")
+    model = tiny_model(dataset)
+    x = np.random.default_rng(0).normal(size=(2, 1, dataset.preprocessing.length + 50)).astype(np.float32)
+    np.testing.assert_allclose(scores(model, x), scores(model, x[..., :-50]), atol=1e-6)
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "learned"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_position_table_has_two_dimensions(tiny_model, italy, position, pooling):
+    table = tiny_model(italy, f"model.position={position}", f"model.pooling={pooling}").positions.table
+    assert table.shape == (3 + (pooling == "cls"), 16)
+
+
+@pytest.mark.parametrize("tokenizer", ["patch", "conv_stem"])
+@pytest.mark.parametrize("patch", [1, 5, 7, 16, 24, 100])
+def test_every_patch_size_makes_the_promised_tokens(tiny_model, italy, tokenizer, patch):
+    model = tiny_model(italy, f"model.tokenizer={tokenizer}", f"model.patch={patch}")
+    tokens, mask = model.tokenizer(torch.randn(2, 1, 24), torch.arange(24)[None] < torch.tensor([[24], [8]]))
+    assert tokens.shape == (2, model.tokenizer.tokens, 16)
+    # The last token that counts is the one in which the series ends.
+    assert mask.sum(1).tolist() == [-(-24 // min(patch, 24)), -(-8 // min(patch, 24))]
+
+
+@pytest.mark.parametrize(("pooling", "left"), [("mean", 12), ("cls", 12)])
+def test_token_dropout_only_in_training(tiny_model, italy, pooling, left):
+    model = tiny_model(italy, "model.token_dropout=0.5", "model.patch=1", f"model.pooling={pooling}")
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    x = as_tensor(italy.x_test[:4])
+    model.train()(x)
+    model.eval()(x)
+    assert seen == [left, 24 + (pooling == "cls")]
+
+
+def test_token_dropout_keeps_the_class_token_and_drops_padding_first(tiny_model, pickup):
+    model = tiny_model(pickup, "model.token_dropout=0.5", "model.pooling=cls")
+    tokens = torch.arange(40.0).expand(3, 40)[..., None]
+    mask = torch.arange(40)[None] < torch.tensor([[40], [20], [5]])
+    kept, kept_mask = model._drop_tokens(tokens, mask)
+    assert kept.shape == (3, 20, 1)
+    assert (kept[:, :, 0] == 0).sum(1).tolist() == [1, 1, 1]
+    assert kept_mask.sum(1).tolist() == [20, 20, 5]
+    assert all(len(set(row.flatten().tolist())) == 20 for row in kept)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_only_in_training(tiny_model, italy, dropout):
+    model = tiny_model(italy, f"model.dropout={dropout}", "model.token_dropout=0")
+    x = as_tensor(italy.x_test[:4])
+    assert torch.equal(model(x), model(x))
+    model.train()
+    assert torch.equal(model(x), model(x)) == (dropout == 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_reach_every_parameter(italy, name):
+    torch.manual_seed(0)
+    model = Classifier(models.architecture(compose(*TINY, f"model={name}", "model.dropout=0").model, italy)).train()
+    torch.nn.functional.cross_entropy(model(as_tensor(italy.x_train)), as_tensor(italy.y_train)).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
