@@ -5,9 +5,9 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from conftest import TINY, compose
 from hydra.errors import HydraException
 
+from conftest import TINY, compose
 from tsexp import config as configs
 from tsexp import models, pruning, runtimes
 from tsexp.config import ConfigError, conf_dir, digest, flat, parse
@@ -85,7 +85,9 @@ def _groups():
 def test_every_key_of_the_base_files_is_commented():
     for file in ("data/ucr", "model/t1", "train/default", "prune/default", "measure/quick"):
         for line in (conf_dir() / f"{file}.yaml").read_text().splitlines():
-            if ":" in line and not line.startswith(("#", " ", "defaults", "name", "d_model", "layers", "ffn", "epochs", "lr", "batch_size", "threads")):
+            if ":" in line and not line.startswith(
+                ("#", " ", "defaults", "name", "d_model", "layers", "ffn", "epochs", "lr", "batch_size", "threads")
+            ):
                 assert "#" in line, f"{file}: {line}"
 
 

@@ -115,6 +115,23 @@ def test_padding_does_not_change_scores(tiny_model, load_data, tokenizer, poolin
         np.testing.assert_allclose(scores(model, alone)[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokenizer", ["patch", "conv_stem"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_padding_inside_the_model_does_not_change_scores(tiny_model, pickup, tokenizer, pooling):
+    """A model of the same weights that takes longer series, so pads more, gives the same scores."""
+    model = tiny_model(pickup, f"model.tokenizer={tokenizer}", f"model.pooling={pooling}", "model.position=sinusoidal")
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.data.normal_(std=0.3)
+    length = model.arch.preprocessing.length
+    longer = Classifier(replace(model.arch, preprocessing=replace(model.arch.preprocessing, length=length + 200))).eval()
+    longer.load_state_dict(model.state_dict())
+    # The stem sees two patches past the end of a series.
+    x = pickup.x_test[(~np.isnan(pickup.x_test[:, 0])).sum(1) < length - 16]
+    assert len(x) > 40
+    np.testing.assert_allclose(scores(longer, x), scores(model, x), atol=1e-5)
+
+
 def test_padding_is_not_data(tiny_model, pickup):
     """Zeros at the end are data, NaN is not: the mask does something."""
     model = tiny_model(pickup)

@@ -145,7 +145,10 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     from aeon.datasets import load_from_ts_file
 
     files = ensure(config, data_dir)
-    (raw_train, labels_train), (raw_test, labels_test) = (load_from_ts_file(str(f)) for f in files)
+    try:
+        (raw_train, labels_train), (raw_test, labels_test) = (load_from_ts_file(str(f)) for f in files)
+    except Exception as error:  # aeon's parser raises many kinds
+        raise ConfigError(f"{files[0].parent}: not a pair of .ts files that aeon can read ({type(error).__name__}: {error})") from None
     classes = tuple(sorted(set(map(str, labels_train)), key=_label_order))
     unknown = set(map(str, labels_test)) - set(classes)
     if unknown:
@@ -155,6 +158,9 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     train = [_fill(np.asarray(x, np.float32), config, f"{files[0]}, series {i}") for i, x in enumerate(raw_train)]
     test = [_fill(np.asarray(x, np.float32), config, f"{files[1]}, series {i}") for i, x in enumerate(raw_test)]
     y_train, y_test = (np.array([classes.index(str(v)) for v in y], np.int64) for y in (labels_train, labels_test))
+    channels = {s.shape[0] for s in train} | {s.shape[0] for s in test}
+    if len(channels) > 1:
+        raise ConfigError(f"{files[0].parent}: series with {' and '.join(map(str, sorted(channels)))} channels; all must have the same")
     fit, val = _split(y_train, config.val_fraction, seed)
     return Dataset(
         name=config.name,
@@ -225,6 +231,8 @@ def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
 
 def _fill(series: FloatArray, config: DataConfig, where: str) -> FloatArray:
     """Interpolate missing values of one (channels, time) series linearly; the ends take the nearest value."""
+    if np.isinf(series).any():
+        raise ConfigError(f"{where}: infinite values; remove or replace them")
     gaps = np.isnan(series)
     if not gaps.any():
         return series
@@ -253,6 +261,8 @@ def _split(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]
     if fraction == 0:
         return every, every[:0]
     counts = np.bincount(y)
+    if counts.max() < 2:
+        raise ConfigError(f"data.val_fraction={fraction} needs a class with two train series; use 0")
     lonely = counts[y] < 2  # a class with one series cannot be split: it stays where it is fitted on
     rest = every[~lonely]
     size = max(round(fraction * len(y)), int((counts > 1).sum()))

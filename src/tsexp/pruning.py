@@ -8,6 +8,7 @@ Heads are ranked among heads and FFN units among FFN units, because their scores
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kep
     ffn = choose([s.ffn for s in scores], config.ratio)
     return [
         Kept(
-            heads=_best(s.heads, _rounded(h, len(s.heads), max(1, -(-config.round_to // head_dim)))),
+            heads=_best(s.heads, _rounded(h, len(s.heads), config.round_to // math.gcd(config.round_to, head_dim))),
             ffn=_best(s.ffn, _rounded(f, len(s.ffn), config.round_to)),
         )
         for s, h, f in zip(scores, heads, ffn, strict=True)

@@ -15,7 +15,6 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -83,7 +82,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
     arch = models.architecture(model, dataset)
 
     def build(folder: Path) -> None:
-        with isolate_rng():
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
             fresh = Classifier(arch)
         history = fit(fresh, config, dataset, seed, title=f"train {dataset.name} {model.name}")
@@ -128,7 +127,7 @@ def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, tit
     teacher
         Distil from it.
     """
-    with sharing_the_machine(), isolate_rng(), _threads(config.threads), _quiet():
+    with sharing_the_machine(), torch.random.fork_rng(), _threads(config.threads), _quiet():
         torch.manual_seed(seed)
         epochs = _epochs(config, len(dataset.fit))
         batches = Batches(model, config, dataset, teacher)
@@ -155,9 +154,10 @@ def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, tit
             check_val_every_n_epoch=1 if config.select == "best" or config.patience else max(1, epochs // VALIDATIONS),
             deterministic="warn" if config.device == "cuda" else None,
         )
-        trainer.fit(task, batches)
-        if not trainer.state.finished:  # Lightning turns Ctrl-C into a normal return
-            raise KeyboardInterrupt
+        try:
+            trainer.fit(task, batches)
+        except SystemExit:  # Lightning's word for Ctrl-C
+            raise KeyboardInterrupt from None
     model.cpu().eval()
     if config.select == "best" and curves.best is not None:
         model.load_state_dict(curves.best)
@@ -326,6 +326,9 @@ class Progress(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar.advance(f"epoch {trainer.current_epoch + 1}")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.bar.stop()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.bar.stop()

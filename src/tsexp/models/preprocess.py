@@ -8,7 +8,12 @@ from torch.nn import functional as F
 
 from tsexp.data import Preprocessing
 
-EPS = 1e-8
+EPS = 1e-30
+
+
+def _spread(std: Tensor, largest: Tensor) -> Tensor:
+    """Standard deviation to divide by: never so small, against the largest value, that a flat series becomes amplified rounding noise."""
+    return torch.maximum(std, 1e-5 * largest).clamp_min(1e-30)
 
 
 class Preprocess(nn.Module):
@@ -50,16 +55,19 @@ class Preprocess(nn.Module):
             x = (x - self.mean) / self.std
         elif self.spec.scale == "znorm":
             if valid is None:
-                x = (x - x.mean(-1, keepdim=True)) / (x.std(-1, correction=0, keepdim=True) + EPS)
+                largest = x.abs().amax(-1, keepdim=True)
+                x = (x - x.mean(-1, keepdim=True)) / _spread(x.std(-1, correction=0, keepdim=True), largest)
             else:
                 n = valid.sum(-1, keepdim=True)
+                largest = x.masked_fill(~valid, 0).abs().amax(-1, keepdim=True)
                 x = x - x.masked_fill(~valid, 0).sum(-1, keepdim=True) / n
-                x = x / ((x.masked_fill(~valid, 0).square().sum(-1, keepdim=True) / n).sqrt() + EPS)
+                std = (x.masked_fill(~valid, 0).square().sum(-1, keepdim=True) / n).sqrt()
+                x = x / _spread(std, largest)
         elif self.spec.scale == "minmax":
             inf = float("inf")
             low = (x if valid is None else x.masked_fill(~valid, inf)).amin(-1, keepdim=True)
             high = (x if valid is None else x.masked_fill(~valid, -inf)).amax(-1, keepdim=True)
-            x = (x - low) / (high - low + EPS)
+            x = (x - low) / (high - low).clamp_min(EPS)
         return x if valid is None else x.masked_fill(~valid, 0)
 
     def _resample(self, x: Tensor, lengths: Tensor) -> Tensor:

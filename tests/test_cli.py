@@ -1,0 +1,258 @@
+"""The command line as its users see it: real processes, a real store, tiny models."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import TINY
+
+ITALY = [*TINY, "data=italy_power_demand"]
+
+
+def tsexp(folder, *arguments, check=True, **popen):
+    """Run the command in a folder, to its end."""
+    command = [sys.executable, "-m", "tsexp", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=os.environ | {"COLUMNS": "170"}, **popen)
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def client(folder):
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def runs(folder, condition=""):
+    c = client(folder)
+    return c.search_runs([c.get_experiment_by_name("tsexp").experiment_id], condition)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A folder in which a sweep over three ratios has been run."""
+    folder = tmp_path_factory.mktemp("sweep")
+    done = tsexp(folder, "-m", "prune.ratio=0,0.3,0.5", "prune.scope=global", *ITALY)
+    return folder, done
+
+
+def test_a_sweep_ends_with_a_table_a_picture_and_the_line_for_the_ui(sweep):
+    folder, done = sweep
+    assert all(f"prune.ratio={r}" in done.stdout for r in ("0", "0.3", "0.5"))
+    assert "estimated from CPU time" in done.stdout or "zeus:" in done.stdout
+    assert "mlflow ui --host 127.0.0.1" in done.stdout
+    (picture,) = folder.glob("multirun/*/*/sweep.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture) in done.stdout
+
+
+def test_jobs_are_children_of_the_sweep_with_the_metrics_of_the_design(sweep):
+    folder, _ = sweep
+    (parent,) = runs(folder, "tags.`tsexp.stage` = 'sweep'")
+    children = runs(folder, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert sorted(c.info.run_name for c in children) == ["prune.ratio=0", "prune.ratio=0.3", "prune.ratio=0.5"]
+    assert parent.info.status == "FINISHED"
+    wanted = set(
+        [
+            "test/accuracy",
+            "test/balanced_accuracy",
+            "test/macro_f1",
+            "test/nll",
+            "energy/per_inference_j",
+            "energy/per_inference_net_j",
+            "energy/window_j",
+            "power/mean_w",
+            "latency/p50_ms",
+            "latency/p90_ms",
+            "latency/p99_ms",
+            "throughput/series_per_s",
+            "size/parameters",
+            "size/macs",
+            "size/bytes",
+            "memory/peak_mb",
+            "vs_dense/speedup",
+            "vs_dense/cpu_speedup",
+            "vs_dense/energy_saving_pct",
+            "vs_dense/accuracy_drop_pt",
+            "vs_dense/size_ratio",
+            "vs_dense/speedup_lo",
+            "vs_dense/speedup_hi",
+            "vs_dense/energy_saving_lo",
+            "vs_dense/energy_saving_hi",
+            "vs_dense/accuracy_drop_lo",
+            "vs_dense/accuracy_drop_hi",
+            "prune/requested_ratio",
+            "prune/achieved_ratio",
+        ]
+    )
+    for child in children:
+        assert wanted <= child.data.metrics.keys()
+        assert {"tsexp.signature", "tsexp.energy_source", "tsexp.valid", "tsexp.git_sha", "tsexp.stage"} <= child.data.tags.keys()
+        assert child.data.params["prune.scope"] == "global"
+    parameters = {c.data.metrics["prune/requested_ratio"]: c.data.metrics["size/parameters"] for c in children}
+    assert parameters[0.0] > parameters[0.3] > parameters[0.5]
+
+
+def test_every_score_can_be_recomputed_from_the_predictions(sweep):
+    folder, _ = sweep
+    c = client(folder)
+    (run,) = runs(folder, "attributes.run_name = 'prune.ratio=0.5'")
+    names = {a.path for a in c.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "windows.json", "predictions.csv", "training.png", "confusion.png", "manifest.json", "kept.json"} <= names
+    rows = list(csv.DictReader(Path(c.download_artifacts(run.info.run_id, "predictions.csv")).open()))
+    assert len(rows) == 1029
+    assert np.mean([r["label"] == r["predicted"] for r in rows]) == pytest.approx(run.data.metrics["test/accuracy"])
+    raw = json.loads(Path(c.download_artifacts(run.info.run_id, "windows.json")).read_text())
+    from tsexp.energy.record import summarize
+
+    assert summarize(raw)["vs_dense/speedup"] == pytest.approx(run.data.metrics["vs_dense/speedup"])
+
+
+def test_the_logged_model_runs_from_another_folder_without_pickles(sweep, tmp_path, load_data):
+    folder, _ = sweep
+    (run,) = runs(folder, "attributes.run_name = 'prune.ratio=0.3'")
+    assert not [p for p in (folder / "mlartifacts").rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".ckpt")]
+    code = (
+        "import mlflow, numpy as np, sys\n"
+        f"mlflow.set_tracking_uri('sqlite:///{folder}/mlflow.db')\n"
+        f"model = mlflow.pyfunc.load_model('runs:/{run.info.run_id}/model')\n"
+        "print('SCORES', model.predict(np.load(sys.argv[1], allow_pickle=False)).argmax(1).tolist())"
+    )
+    series = load_data("ItalyPowerDemand").x_test[:20]
+    np.save(tmp_path / "x.npy", series)
+    out = subprocess.run([sys.executable, "-c", code, "x.npy"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True).stdout
+    rows = list(csv.DictReader(Path(client(folder).download_artifacts(run.info.run_id, "predictions.csv")).open()))
+    classes = load_data("ItalyPowerDemand").classes
+    predicted = json.loads(out.split("SCORES ")[1])
+    assert [classes[i] for i in predicted] == [r["predicted"] for r in rows[:20]]
+
+
+def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):
+    folder, _ = sweep
+    before = len(runs(folder))
+    again = tsexp(folder, "-m", "prune.ratio=0,0.3,0.5", "prune.scope=global", *ITALY)
+    assert "3 of them measured before" in again.stdout
+    assert len(runs(folder)) == before
+
+
+def test_a_job_that_is_killed_does_not_take_its_sweep_along(tmp_path):
+    # The middle job kills its own process while it loads its data; the others must be measured.
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if any('spawn_main' in a for a in sys.orig_argv):\n"
+        "    import tsexp.training as t\n"
+        "    real = t.fit\n"
+        "    def fit(model, config, *a, **k):\n"
+        "        if config.epochs == 1 and config.lr == 0.123: os.kill(os.getpid(), 9)\n"
+        "        return real(model, config, *a, **k)\n"
+        "    t.fit = fit\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "evil"), "COLUMNS": "170"}
+    command = [sys.executable, "-m", "tsexp", "-m", "train.lr=0.001,0.123,0.002", *ITALY, "train.epochs=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "train.lr=0.123" in done.stderr
+    assert "SIGKILL" in done.stderr
+    assert "2 jobs, 1 failed" in done.stdout
+    (dead,) = runs(tmp_path, "attributes.run_name = 'train.lr=0.123'")
+    assert dead.info.status == "FAILED"
+    assert "SIGKILL" in dead.data.tags["tsexp.error"]
+    assert [a.path for a in client(tmp_path).list_artifacts(dead.info.run_id) if "traceback" in a.path]
+    (parent,) = runs(tmp_path, "tags.`tsexp.stage` = 'sweep'")
+    assert parent.info.status == "FAILED"
+
+
+def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):
+    done = tsexp(tmp_path, *ITALY, "train.lr=1e30", "train.clip=0", check=False)
+    assert done.returncode == 1
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["tsexp.stage"] == "train"
+    text = Path(client(tmp_path).download_artifacts(run.info.run_id, "traceback.txt")).read_text()
+    assert "Traceback" in text
+    assert "lower train.lr" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prune.ratio=1.5"], "≥ 0 and < 1"),
+        (["prune.ration=0.5"], "did you mean ratio"),
+        (["-m", "prune.ratio=0.1,1.5"], "nothing was started"),
+        (["data.path=/nowhere"], "is not a folder"),
+        (["quant.mode=dynamic"], "supported"),
+    ],
+)
+def test_bad_input_ends_with_one_message_before_any_work(tmp_path, arguments, words):
+    done = tsexp(tmp_path, *arguments, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train", "prune", "deploy", "measure", "track"])
+def test_killed_in_any_stage_the_rerun_is_whole(tmp_path, stage):
+    command = [sys.executable, "-m", "tsexp", *ITALY, "prune.ratio=0.5", "prune.finetune_epochs=2"]
+    env = os.environ | {"TSEXP_KILL": stage, "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if '-m' in sys.orig_argv and 'tsexp' in sys.orig_argv:\n"
+        "    import threading, tsexp.tracking as t\n"
+        "    real = t.Tracked.enter\n"
+        "    def enter(self, stage):\n"
+        "        real(self, stage)\n"
+        "        if stage == os.environ['TSEXP_KILL']: threading.Timer(0.15, lambda: os.kill(os.getpid(), 9)).start()\n"
+        "    t.Tracked.enter = enter\n"
+    )
+    killed = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    (run,) = runs(tmp_path)
+    assert run.info.status == "RUNNING"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert sorted(r.info.status for r in runs(tmp_path)) == ["FINISHED", "KILLED"]
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_two_parallel_sweeps_on_a_fresh_store_lose_nothing(tmp_path):
+    command = [sys.executable, "-m", "tsexp", "-m", *ITALY]
+    both = [
+        subprocess.Popen([*command, f"prune.ratio={r}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for r in ("0,0.3", "0.3,0.5")
+    ]
+    for process in both:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+    measured = runs(tmp_path, "attributes.status = 'FINISHED' and tags.`tsexp.stage` = 'done'")
+    assert sorted(r.data.metrics["prune/requested_ratio"] for r in measured) == [0.0, 0.3, 0.5]
+    assert len(list((tmp_path / "cache" / "dense").glob("*/entry.json"))) == 1
+
+
+@pytest.mark.slow
+def test_the_built_package_runs_elsewhere(tmp_path):
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(root)], check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True, timeout=300)
+    env = os.environ | {"PYTHONPATH": str(target)}
+    where = "import tsexp, tsexp.config as c; print(tsexp.__file__); print(c.conf_dir())"
+    out = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    assert out.count(str(target)) == 2
+    command = [sys.executable, "-m", "tsexp", *ITALY]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
