@@ -161,7 +161,6 @@ def test_round_to_keeps_multiples_by_keeping_more(scores, config, head_dim):
         assert (len(k.heads) - len(p.heads)) * head_dim < max(config.round_to, head_dim)
 
 
-@pytest.mark.xfail(strict=True, reason="select rounds heads to ceil(round_to / head_dim), which only works if one divides the other")
 def test_round_to_keeps_multiples_for_a_head_width_that_does_not_divide():
     scores = [Scores(torch.arange(4.0), torch.arange(8.0))]
     heads = pruning.select(scores, replace(PRUNE, ratio=0.75, round_to=8), 12)[0].heads

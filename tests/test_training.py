@@ -155,10 +155,7 @@ def states():
     return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
 
-LEAK = pytest.mark.xfail(strict=True, reason="Lightning's isolate_rng has no finally: a failing fit leaves torch's generator seeded")
-
-
-@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=LEAK)])
+@pytest.mark.parametrize("fails", [False, True])
 def test_random_state_and_threads_are_restored(tiny_model, italy, fails):
     model, seen = tiny_model(italy), []
     model.encoder.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tsexp.cache import write_json
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset
@@ -101,6 +103,8 @@ def assemble(
 ) -> Record:
     """Make a `Record` of what the worker returned and of what was counted on both artifacts."""
     invalid, warnings = records.doubts(raw)
+    if not np.isfinite(scores).all():
+        invalid += ("the artifact answers test series with scores that are not finite",)
     quality = records.score(scores, reference_scores, dataset.y_test, seed)
     sizes = {
         "size/parameters": manifest["parameters"],

@@ -65,6 +65,8 @@ def summarize(raw: dict[str, Any], seed: int = 0) -> dict[str, float]:
 
     A saving or speedup is the median over pairs of the ratio reference / artifact, with a 95 % percentile bootstrap interval over pairs.
     """
+    if not _kept(raw, "artifact") or not _kept(raw, "reference"):
+        return {}  # every pair was discarded; `doubts` says so
     art, ref = (_per_inference(raw, s) for s in ("artifact", "reference"))
     idle_w = _idle_power_w(raw)
     wall = [w["wall_s"] for w in _kept(raw, "artifact")]
@@ -75,6 +77,7 @@ def summarize(raw: dict[str, Any], seed: int = 0) -> dict[str, float]:
     p50, p90, p99 = np.percentile(latency, [50, 90, 99])
     return {
         "energy/per_inference_j": float(np.median(art["energy_j"])),
+        # Without an idle window there is no net energy; NaN is not stored.
         "energy/per_inference_net_j": float(np.median(art["energy_j"] - idle_w * art["wall_s"])),
         "energy/window_j": float(np.median([w["energy_j"] for w in _kept(raw, "artifact")])),
         "power/mean_w": float(np.median([w["energy_j"] / w["wall_s"] for w in _kept(raw, "artifact")])),
@@ -103,6 +106,7 @@ def score(scores: FloatArray, reference: FloatArray, labels: IntArray, seed: int
 
     from tsexp.runtimes import softmax
 
+    scores = np.nan_to_num(scores)  # an artifact that answers NaN is invalid, and its quality is that of guessing
     right, right_ref = scores.argmax(1) == labels, reference.argmax(1) == labels
     # Resampling series with replacement only redraws how many pairs differ by -1, 0 and +1.
     lost, gained = int((right_ref & ~right).sum()), int((right & ~right_ref).sum())
@@ -175,7 +179,7 @@ def _per_inference(raw: dict[str, Any], subject: str) -> dict[str, FloatArray]:
 
 def _idle_power_w(raw: dict[str, Any]) -> float:
     idle = [w for w in raw["windows"] if w["subject"] == "idle" and not w["discarded"]]
-    return float(np.mean([w["energy_j"] / w["wall_s"] for w in idle])) if idle else 0.0
+    return float(np.mean([w["energy_j"] / w["wall_s"] for w in idle])) if idle else float("nan")
 
 
 def _median_interval(values: FloatArray, seed: int) -> tuple[float, float, float]:
