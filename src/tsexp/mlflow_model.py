@@ -16,7 +16,7 @@ class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-define
 
         self.predictor = runtimes.load(Path(context.artifacts["artifact"]))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:  # type: ignore[type-arg]
         """Class scores, in the order of ``classes`` in the artifact's manifest."""
         return self.predictor(np.ascontiguousarray(model_input, dtype=np.float32))
 

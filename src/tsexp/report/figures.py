@@ -36,21 +36,25 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
         members.sort(key=lambda r: float(r.params[VARIES_ALONG_X]))
         x = [float(r.params[VARIES_ALONG_X]) for r in members]
         style = {"color": COLOURS[i % len(COLOURS)], "marker": markers[i // len(COLOURS) % len(markers)], "ms": 5, "label": label}
-        left.plot(x, [100 * r.metrics["test/accuracy"] for r in members], **style)
+        accuracy = [100 * r.metrics["test/accuracy"] for r in members]
+        # The interval of the drop, around the accuracy that it leads to.
+        less = [r.metrics["vs_dense/accuracy_drop_hi"] - r.metrics["vs_dense/accuracy_drop_pt"] for r in members]
+        more = [r.metrics["vs_dense/accuracy_drop_pt"] - r.metrics["vs_dense/accuracy_drop_lo"] for r in members]
+        left.errorbar(x, accuracy, yerr=[less, more], capsize=3, **style)
         y = [r.metrics["vs_dense/energy_saving_pct"] for r in members]
         low = [a - r.metrics["vs_dense/energy_saving_lo"] for a, r in zip(y, members, strict=True)]
         high = [r.metrics["vs_dense/energy_saving_hi"] - a for a, r in zip(y, members, strict=True)]
         right.errorbar(x, y, yerr=[[max(0, v) for v in low], [max(0, v) for v in high]], capsize=3, **style)
     mark = ESTIMATE if any(not r.measured for r in rows) else ""
     left.set(xlabel="pruning ratio (share of heads and FFN units)", ylabel="test accuracy (%)", title="accuracy")
-    right.set(xlabel="pruning ratio", ylabel=f"energy saving{mark} against dense fp32 (%)", title="energy, 95 % interval")
+    right.set(xlabel="pruning ratio", ylabel=f"energy saving{mark} against dense fp32 (%)", title="energy")
     right.axhline(0, color="0.6", lw=0.8, zorder=0)
     for axis in (left, right):
         axis.grid(alpha=0.3)
     if len(lines) > 1:
         figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    if mark:
-        figure.text(0.005, 0.005, f"{ESTIMATE} estimated from CPU time", fontsize=7, color="0.4")
+    note = "bars: 95 % intervals of the paired difference to dense fp32" + (f"; {ESTIMATE} estimated from CPU time" if mark else "")
+    figure.supxlabel(note, fontsize=7, color="0.4", x=0.01, ha="left")
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=150, format=path.suffix.removeprefix("."))
     partial.replace(path)
@@ -58,9 +62,10 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
 
 
 def _label(row: Row, rows: list[Row]) -> str:
-    """What distinguishes this row's line from the others: the params that vary, apart from the ratio."""
-    varying = [k for k in row.params if k != VARIES_ALONG_X and len({r.params.get(k) for r in rows}) > 1]
-    # A group is named by its name, not by everything that comes with it.
-    named = {k.split(".")[0] for k in varying if k.endswith(".name")}
-    shown = [k for k in varying if k.endswith(".name") or k.split(".")[0] not in named]
+    """What distinguishes this row's line from the others: the params that vary, apart from the ratio and from what follows from those shown."""
+    shown: list[str] = []
+    for key in sorted((k for k in row.params if k != VARIES_ALONG_X), key=lambda k: (not k.endswith(".name"), k)):
+        told = {tuple(r.params.get(k) for k in shown) for r in rows}
+        if len({(*(r.params.get(k) for k in shown), r.params.get(key)) for r in rows}) > len(told):
+            shown.append(key)
     return " ".join(row.params[k] if k.endswith(".name") else f"{k.split('.')[-1]}={row.params[k]}" for k in shown) or row.params["model.name"]
