@@ -125,8 +125,8 @@ class MeasureConfig:
 
     batch_size: int = _number(ge=1)
     repeats: int = _number(ge=3)
-    window_s: float = _number(gt=0, le=600)
-    idle_s: float = _number(gt=0, le=600)
+    window_s: float = _number(gt=0, le=30)
+    idle_s: float = _number(gt=0, le=30)
     latency_calls: int = _number(ge=20)
     threads: int = _number(ge=1)
     watts_per_core: float = _number(gt=0)

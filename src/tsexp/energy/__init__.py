@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -70,9 +71,8 @@ def measure(
     Raises
     ------
     MeasuringFailed
-        If the process died, ran out of time, or could not load or run an artifact.
-    ConfigError
-        If ``measure.require`` cannot be met.
+        If the process died, ran out of time, could not load or run an artifact, or found no meter although one is required
+        (`pipeline.check` refuses that earlier).
     """
     from safetensors.numpy import load_file, save_file
 
@@ -103,8 +103,9 @@ def assemble(
 ) -> Record:
     """Make a `Record` of what the worker returned and of what was counted on both artifacts."""
     invalid, warnings = records.doubts(raw)
-    if not np.isfinite(scores).all():
-        invalid += ("the artifact answers test series with scores that are not finite",)
+    for name, values in (("artifact", scores), ("reference", reference_scores)):
+        if not np.isfinite(values).all():
+            invalid += (f"the {name} answers test series with scores that are not finite",)
     quality = records.score(scores, reference_scores, dataset.y_test, seed)
     sizes = {
         "size/parameters": manifest["parameters"],
@@ -139,7 +140,13 @@ def _run_worker(folder: Path, config: MeasureConfig) -> dict[str, Any]:
     pinned = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), threads)
     command = [sys.executable, "-m", "tsexp.energy.worker", str(folder)]
     # Blocks without polling (a timeout here would poll; the worker has a watchdog of its own): this process must not disturb the other.
-    code = subprocess.run(command, env=os.environ | pinned, stdin=subprocess.DEVNULL).returncode
+    # A process group of its own, so that Zeus' helper processes end with it however it ends.
+    worker = subprocess.Popen(command, env=os.environ | pinned, stdin=subprocess.DEVNULL, process_group=0)
+    try:
+        code = worker.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
     if code == 0 and (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text())  # type: ignore[no-any-return]
     error, watchdog = folder / "error.txt", folder / "watchdog.txt"

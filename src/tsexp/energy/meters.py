@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from tsexp.config import ConfigError
 
 # No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus' tracker.
-IMPOSSIBLE_W = 5000.0
+# Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest counter (65.5 kJ).
+IMPOSSIBLE_W = 2000.0
 
 
 class Meter(Protocol):

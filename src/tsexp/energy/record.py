@@ -73,7 +73,9 @@ def summarize(raw: dict[str, Any], seed: int = 0) -> dict[str, float]:
     latency = np.array(raw["latencies_ms"]["artifact"])
     speedup = _median_interval(ref["wall_s"] / art["wall_s"], seed)
     cpu_speedup = _median_interval(ref["cpu_s"] / np.maximum(art["cpu_s"], 1e-12), seed)
-    saving = _median_interval(100 * (1 - art["energy_j"] / ref["energy_j"]), seed)
+    with np.errstate(all="ignore"):  # 0 J makes the record invalid
+        saved_pct = 100 * (1 - art["energy_j"] / ref["energy_j"])
+    saving = _median_interval(saved_pct, seed)
     p50, p90, p99 = np.percentile(latency, [50, 90, 99])
     return {
         "energy/per_inference_j": float(np.median(art["energy_j"])),
@@ -106,7 +108,8 @@ def score(scores: FloatArray, reference: FloatArray, labels: IntArray, seed: int
 
     from tsexp.runtimes import softmax
 
-    scores = np.nan_to_num(scores)  # an artifact that answers NaN is invalid, and its quality is that of guessing
+    # Whoever answers NaN makes the record invalid; its quality is that of guessing.
+    scores, reference = np.nan_to_num(scores), np.nan_to_num(reference)
     right, right_ref = scores.argmax(1) == labels, reference.argmax(1) == labels
     # Resampling series with replacement only redraws how many pairs differ by -1, 0 and +1.
     lost, gained = int((right_ref & ~right).sum()), int((right & ~right_ref).sum())
@@ -185,6 +188,8 @@ def _idle_power_w(raw: dict[str, Any]) -> float:
 def _median_interval(values: FloatArray, seed: int) -> tuple[float, float, float]:
     from scipy.stats import bootstrap
 
+    if not np.isfinite(values).all():
+        return (float("nan"),) * 3
     if np.ptp(values) == 0:  # nothing to resample
         return (float(values[0]),) * 3
     interval = bootstrap(
