@@ -10,7 +10,7 @@ import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError
+
+if TYPE_CHECKING:  # the command line imports this room before it knows that it has work
+    from tsexp.data import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +91,10 @@ def _name(cfg: Config) -> str:
 
 def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) -> tuple[str, bool]:
     """Return the run id, and whether it was there before."""
-    from tsexp import data, pipeline, tracking
+    from tsexp import pipeline, tracking
 
     pipeline.check(cfg)
-    dataset = data.load(cfg.data, cfg.paths.data, cfg.seed)
-    signature = pipeline.signature(cfg, dataset)
+    dataset, signature = _identify(cfg)
     locks = Path(cfg.paths.cache) / "jobs"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{signature}.lock"):  # two sweeps that share a job run it once
@@ -106,9 +108,32 @@ def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) 
             return run.run_id, False
 
 
+def _identify(cfg: Config) -> tuple[Dataset, str]:
+    from tsexp import data, pipeline
+
+    dataset = data.load(cfg.data, cfg.paths.data, cfg.seed)
+    return dataset, pipeline.signature(cfg, dataset)
+
+
+def _found(cfg: DictConfig) -> str | None:
+    """Run id of the measurement that this job would repeat; None also if it cannot be told here (the job itself will say why)."""
+    from tsexp import tracking
+
+    try:
+        checked = configs.parse(cfg)
+        return None if checked.rerun else tracking.finished(checked.tracking, _identify(checked)[1])
+    except Exception:
+        return None
+
+
 def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> Outcome:
     """`execute` in a process of its own, so that a job that is killed (out of memory, a crash in native code) does not take its sweep along."""
     (folder / OUTCOME).unlink(missing_ok=True)
+    known_run = _found(cfg)
+    if known_run is not None:
+        outcome = Outcome(name, "found", known_run)
+        write_json(folder / OUTCOME, asdict(outcome))
+        return outcome
     process = multiprocessing.get_context("spawn").Process(target=_apart, args=(OmegaConf.to_container(cfg), name, str(folder), parent))
     process.start()
     process.join()
