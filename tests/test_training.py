@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import TINY, as_tensor, compose
-from tsexp import models, training
+from tsexp import data, models, training
 from tsexp.cache import Cache
 from tsexp.models import Classifier
 from tsexp.training import Teacher
@@ -245,3 +245,15 @@ def test_uneven_model_can_be_fitted(tiny_model, italy):
     model = Classifier(replace(arch, blocks=(models.Block(1, 3), models.Block(2, 7))))
     assert len(training.fit(model, OURS, italy, 0, "test")) == 2
     assert not model.training
+
+
+@pytest.mark.slow
+def test_the_default_reaches_80_percent_on_acsf1_as_the_mean_of_three_seeds(tmp_path):
+    scores = []
+    for seed in range(3):
+        cfg = compose("train.progress=false", f"seed={seed}")
+        dataset = data.load(cfg.data, tmp_path, seed)
+        model = training.train(cfg.model, cfg.train, seed, dataset, Cache(tmp_path)).load()
+        with torch.no_grad():
+            scores.append(float((model(torch.from_numpy(dataset.x_test)).argmax(1).numpy() == dataset.y_test).mean()))
+    assert sum(scores) / 3 >= 0.80, scores

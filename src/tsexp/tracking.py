@@ -223,7 +223,14 @@ def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:
 
 
 def _origin() -> dict[str, str]:
-    return {"tsexp.git_sha": git_sha(), "tsexp.version": __version__, "tsexp.pid": str(os.getpid()), "tsexp.host": socket.gethostname()}
+    return {
+        "tsexp.git_sha": git_sha(),
+        "tsexp.version": __version__,
+        "tsexp.pid": str(os.getpid()),
+        "tsexp.host": socket.gethostname(),
+        "mlflow.source.name": "python -m tsexp",
+        "mlflow.source.type": "LOCAL",
+    }
 
 
 def git_sha() -> str:
