@@ -128,3 +128,9 @@ def test_help_names_every_group_and_imports_nothing_heavy():
 def test_the_papers_models_bring_the_papers_recipe_unless_another_is_given():
     assert compose("model=t1").train == compose("model=t2").train == compose("train=paper").train
     assert compose("model=t1", "train=default").train == compose("model=t3").train != compose("model=t1").train
+
+
+def test_passwords_are_not_logged():
+    assert configs.redact("postgresql+psycopg2://me:secret@host/db") == "postgresql+psycopg2://me:***@host/db"
+    assert configs.redact("sqlite:////home/me/mlflow.db") == "sqlite:////home/me/mlflow.db"
+    assert compose("tracking.uri=mysql+pymysql://u:p@h/d").tracking.uri.startswith("mysql+pymysql")

@@ -134,8 +134,9 @@ def test_own_folder(tmp_path):
     assert dataset.majority_accuracy == 0.5
 
 
-def test_own_folder_with_another_name_than_data_name(tmp_path):
-    assert own(tmp_path, name="Other").classes == ("a", "b")
+def test_own_folder_is_not_taken_for_a_dataset_of_another_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"must hold Other_TRAIN.ts.*found: Mine_TRAIN.ts"):
+        own(tmp_path, name="Other")
 
 
 def test_own_folder_with_unequal_lengths_and_two_channels(tmp_path):
@@ -181,7 +182,7 @@ def test_own_folder_without_a_file_is_refused(tmp_path, remove, message):
     for name in remove:
         (tmp_path / name).unlink()
     with pytest.raises(ConfigError, match=message):
-        data.find(replace(compose().data, path=str(tmp_path)), tmp_path)
+        data.find(replace(compose().data, path=str(tmp_path), name="Mine"), tmp_path)
 
 
 def test_own_folder_that_does_not_exist_is_refused(tmp_path):

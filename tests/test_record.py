@@ -283,10 +283,17 @@ def test_scores_agree_with_sklearn_and_torchmetrics() -> None:
     assert m["test/nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(s.double(), y)), abs=1e-6)
 
 
-def test_identical_predictions_have_no_drop_and_no_interval() -> None:
+def test_the_same_scores_have_no_drop_and_no_interval() -> None:
     scores, labels = predictions(0.7)
-    m = score(scores, 3 * scores, labels)  # other scores, same classes
+    m = score(scores, scores.copy(), labels)
     assert [m[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi")] == [0, 0, 0]
+
+
+def test_other_scores_without_a_flip_are_no_proof_that_there_is_no_drop() -> None:
+    scores, labels = predictions(0.7)
+    m = score(scores, 3 * scores, labels)
+    assert m["vs_dense/accuracy_drop_pt"] == 0
+    assert m["vs_dense/accuracy_drop_lo"] < 0 < m["vs_dense/accuracy_drop_hi"]
 
 
 def test_drop_agrees_with_a_brute_force_bootstrap() -> None:

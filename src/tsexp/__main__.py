@@ -51,7 +51,7 @@ def _show(cfg: DictConfig, outcome: object) -> None:
         console.print("measured before: nothing was run (rerun=true measures again)")
     (row,) = report.read(tracking.store(checked.tracking), [outcome.run_id])
     console.print(report.table(row))
-    console.print(sweep.ui_line(checked), soft_wrap=True)
+    console.print(sweep.ui_line(checked.tracking), soft_wrap=True, markup=False)
 
 
 def cli() -> None:
@@ -60,6 +60,9 @@ def cli() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
     try:
         main()
+    except KeyboardInterrupt:
+        print("tsexp: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
     except (HydraException, OmegaConfBaseException) as error:
         if wants_frames:
             raise

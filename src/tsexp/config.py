@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import operator
+import re
 from dataclasses import MISSING as NO_FACTORY
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -209,9 +210,9 @@ def parse(cfg: DictConfig) -> Config:
         raise ConfigError(f"{key} has no value; give it on the command line, e.g. {key}=...") from None
     assert isinstance(config, Config)
     problems = _problems(config)
-    scheme = config.tracking.uri.split(":")[0]
+    scheme = config.tracking.uri.split(":")[0].split("+")[0]
     if scheme not in SCHEMES:
-        problems.append(f"tracking.uri={config.tracking.uri} is not a store MLflow takes; allowed: {', '.join(f'{s}:...' for s in SCHEMES)}")
+        problems.append(f"tracking.uri={redact(config.tracking.uri)} is not a store MLflow takes; allowed: {', '.join(f'{s}:...' for s in SCHEMES)}")
     m = config.model
     if m.d_model % m.heads:
         good = [h for h in range(1, m.d_model + 1) if m.d_model % h == 0 and h <= 16]
@@ -289,6 +290,11 @@ def flat(node: Any) -> dict[str, Any]:
 
     walk(asdict(node), "")
     return out
+
+
+def redact(text: str) -> str:
+    """Replace passwords in URLs by ``***``."""
+    return re.sub(r"(://[^:/@\s]+:)[^@\s]+@", r"\1***@", text)
 
 
 def digest(content: Any) -> str:

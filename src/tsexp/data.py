@@ -102,7 +102,7 @@ def find(config: DataConfig, data_dir: str | Path) -> tuple[Path, Path] | None:
     Raises
     ------
     ConfigError
-        If ``data.path`` is given and does not hold one ``*_TRAIN.ts`` and its ``*_TEST.ts``.
+        If ``data.path`` is given and does not hold ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``.
     """
     if config.path is not None:
         return _pair_in(Path(config.path), config.name)
@@ -197,10 +197,10 @@ def _pair_in(folder: Path, name: str) -> tuple[Path, Path]:
     if not folder.is_dir():
         raise ConfigError(f"data.path={folder} is not a folder; give one that holds NAME_TRAIN.ts and NAME_TEST.ts")
     trains = sorted(folder.glob("*_TRAIN.ts"))
-    named = [t for t in trains if t.name == f"{name}_TRAIN.ts"] or trains
-    if len(named) != 1:
+    named = [t for t in trains if t.name == f"{name}_TRAIN.ts"]
+    if not named:
         seen = ", ".join(t.name for t in trains) or "none"
-        raise ConfigError(f"data.path={folder} must hold one NAME_TRAIN.ts, or the one of data.name={name}; found: {seen}")
+        raise ConfigError(f"data.path={folder} must hold {name}_TRAIN.ts and {name}_TEST.ts, or give another data.name; found: {seen}")
     test = folder / named[0].name.replace("_TRAIN.ts", "_TEST.ts")
     if not test.is_file():
         raise ConfigError(f"data.path={folder} holds {named[0].name} but not {test.name}")

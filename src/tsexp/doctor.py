@@ -83,8 +83,8 @@ def selftest(console: Console, with_paper: bool = True) -> bool:
     Returns
     -------
     bool
-        True if all but at most one interval of the artifact against itself holds a saving of 0 (a 95 % interval may miss once in a while), and
-        the planted work was found.
+        True if the intervals of the artifact against itself hold a saving of 0 (one of five may miss: they are 95 % intervals), and the planted
+        work was found, to within 3 points.
     """
     from tsexp import data, models, runtimes, training
     from tsexp.cache import Cache
@@ -116,7 +116,7 @@ def selftest(console: Console, with_paper: bool = True) -> bool:
                 record = measure(artifact, artifact, dataset, config, seed, f"{name}: against {what}", planted=planted)
                 m = record.metrics
                 low, high = m["vs_dense/energy_saving_lo"], m["vs_dense/energy_saving_hi"]
-                right = high < 0 and low < -100 * PLANTED / 2 if planted else low <= 0 <= high
+                right = high < 0 and abs(m["vs_dense/energy_saving_pct"] + 100 * planted) < 3 if planted else low <= 0 <= high
                 invalid += not record.valid
                 if planted:
                     verdicts.append(right)
@@ -131,7 +131,7 @@ def selftest(console: Console, with_paper: bool = True) -> bool:
                     "yes" if right else "NO",
                     "; ".join(record.invalid_reasons + record.warnings),
                 )  # fmt: skip
-            verdicts += [misses <= 1, not invalid]
+            verdicts += [misses <= rounds // ROUNDS and (rounds > 1 or not misses), not invalid]
             resolved[name] = blind
     ok = all(verdicts)
     console.print(out)

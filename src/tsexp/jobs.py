@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError
+from tsexp.locking import sharing_the_machine
 
 if TYPE_CHECKING:  # the command line imports this room before it knows that it has work
     from tsexp.data import Dataset
@@ -104,7 +105,8 @@ def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) 
         with tracking.tracked(cfg, resolved_yaml, name, signature, parent) as run:
             r = pipeline.run(cfg, dataset, run.enter)
             run.enter("track")
-            run.log(cfg, dataset, r.dense, r.slim, r.artifact, r.record)
+            with sharing_the_machine():
+                run.log(cfg, dataset, r.dense, r.slim, r.artifact, r.record)
             return run.run_id, False
 
 

@@ -5,29 +5,48 @@ A reader–writer lock: training and other heavy work share it, measuring owns i
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import ReadWriteLock
+from filelock import ReadWriteLock, Timeout
 
 
 def _lock() -> ReadWriteLock:
     # TSEXP_LOCK lets tests have a machine of their own.
-    return ReadWriteLock(os.environ.get("TSEXP_LOCK", str(Path(tempfile.gettempdir()) / "tsexp-machine.lock")))
+    path = Path(os.environ.get("TSEXP_LOCK", str(Path(tempfile.gettempdir()) / "tsexp-machine.lock")))
+    with contextlib.suppress(PermissionError):  # somebody else made it, for everybody
+        path.touch()
+        path.chmod(0o666)
+    return ReadWriteLock(path)
 
 
-@contextmanager
+@contextlib.contextmanager
 def sharing_the_machine() -> Iterator[None]:
     """Hold this while computing: waits while somebody measures."""
-    with _lock().read_lock():
+    lock = _lock()
+    with _told(lock.read_lock, "waiting for a measurement on this machine to end"):
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def owning_the_machine() -> Iterator[None]:
     """Hold this while measuring: waits until nobody computes or measures."""
-    with _lock().write_lock():
+    lock = _lock()
+    with _told(lock.write_lock, "waiting for training or another measurement on this machine to end, to measure undisturbed"):
+        yield
+
+
+@contextlib.contextmanager
+def _told(acquire: Callable[..., contextlib.AbstractContextManager[None]], waiting: str) -> Iterator[None]:
+    """Take a lock; if it is not free, say what is waited for."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(acquire(blocking=False))
+        except Timeout:
+            print(waiting, file=sys.stderr)
+            held.enter_context(acquire())
         yield

@@ -62,16 +62,17 @@ def check(cfg: Config) -> None:
 
 
 def signature(cfg: Config, dataset: Dataset) -> str:
-    """Content address of a record: what was asked, of which data, on what hardware. Where results are kept does not matter."""
+    """Content address of a record: what was asked, of which data, on what hardware, by which meter. Where results are kept does not matter."""
     asked = asdict(canonical(cfg))
     for irrelevant in ("paths", "tracking", "rerun"):
         del asked[irrelevant]
-    del asked["train"]["progress"], asked["data"]["path"]
+    del asked["train"]["progress"], asked["data"]["path"], asked["measure"]["timeout_s"]
     return digest(
         {
             "asked": asked,
             "data": dataset.checksum,
             "hardware": hardware.describe(cfg.runtime.device),
+            "meter": meters.source(cfg.runtime.device),
             "versions": [training.STAGE_VERSION, pruning.STAGE_VERSION, runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
         }
     )

@@ -1,6 +1,6 @@
 """Structured pruning: whole attention heads and FFN units go, and the model becomes an ordinary smaller one.
 
-Scores: mean absolute weight (``l1``), root mean square (``l2``), a seeded draw (``random``), or first-order Taylor
+Scores: mean absolute weight (``l1``), mean square (``l2``), a seeded draw (``random``), or first-order Taylor
 (``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on series of the train split.
 Heads are ranked among heads and FFN units among FFN units, because their scores are of different kinds.
 """

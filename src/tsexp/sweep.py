@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shlex
 import sys
 import traceback
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import config as configs
 from tsexp.cache import write_json
-from tsexp.config import Config, ConfigError, digest
+from tsexp.config import Config, ConfigError, TrackingConfig, digest
 from tsexp.jobs import SWEEP, read_outcome
 
 
 class Sweep(Callback):
     """Hydra's callback for sweeps; does nothing in a single run."""
+
+    _open: tuple[TrackingConfig, str] | None = None
+
+    def _abandon(self) -> None:
+        """Close the parent run of a sweep that was interrupted."""
+        if self._open is not None:
+            from tsexp import tracking
+
+            tracking.close_sweep(*self._open, ok=False, note="interrupted; the same command goes on where it stopped", files=[])
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check every job, then make the store and the parent run."""
@@ -45,7 +56,17 @@ class Sweep(Callback):
         parent = tracking.sweep_run(first.tracking, name, digest(overrides))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SWEEP, {"parent": parent, "names": names, "command": shlex.join(["python", "-m", "tsexp", "-m", *overrides])})
+        self._open = first.tracking, parent
+        atexit.register(self._abandon)
+        write_json(
+            folder / SWEEP,
+            {
+                "parent": parent,
+                "tracking": asdict(first.tracking),
+                "names": names,
+                "command": shlex.join(["python", "-m", "tsexp", "-m", *overrides]),
+            },
+        )
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show the table and the picture; end with status 1 if a job failed."""
@@ -64,12 +85,14 @@ class Sweep(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         about = json.loads((folder / SWEEP).read_text())
-        cfg = configs.parse(_without_hydra(config))
+        store = TrackingConfig(**about["tracking"])
         outcomes = {int(p.parent.name): read_outcome(p.parent) for p in folder.glob("*/outcome.json") if p.parent.name.isdigit()}
         ordered = [o for _, o in sorted(outcomes.items()) if o is not None]
-        client = tracking.store(cfg.tracking)
-        rows = report.read(client, [o.run_id for o in ordered if o.ok and o.run_id])
-        failed = {o.name: o.error or o.status for o in ordered if not o.ok}
+        client = tracking.store(store)
+        measured = [o for o in ordered if o.ok and o.run_id]
+        # A job that was found has the name that it was first measured under; here it has this sweep's.
+        rows = [replace(r, name=o.name) for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)]
+        failed = {f"{o.name} (#{i})": o.error or o.status for i, o in enumerate(ordered) if not o.ok}
         missing = max(0, len(about["names"] or ordered) - len(ordered))
         if missing:
             failed[f"{missing} job(s)"] = "did not start or did not end"
@@ -80,17 +103,20 @@ class Sweep(Callback):
         picture = report.sweep_figure(rows, folder / "sweep.png")
         if picture:
             console.print(f"picture: {picture.absolute()}", soft_wrap=True)
-        console.print(ui_line(cfg), soft_wrap=True)
+        console.print(ui_line(store), soft_wrap=True, markup=False)
         note = "\n".join([f"`{about['command']}`", "", *(f"- {o.name}: {o.status} {o.run_id or o.error}" for o in ordered)])
-        tracking.close_sweep(cfg.tracking, about["parent"], not failed, note, [picture] if picture else [])
+        tracking.close_sweep(store, about["parent"], not failed, note, [picture] if picture else [])
+        self._open = None
         for name, error in failed.items():
             print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
         return 1 if failed else 0
 
 
-def ui_line(cfg: Config) -> str:
-    """Return the command that opens the MLflow UI on this store."""
-    return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(cfg.tracking.uri)}   (or: make ui)"
+def ui_line(store: TrackingConfig) -> str:
+    """Say how to open the MLflow UI on this store."""
+    if store.uri.startswith("http"):
+        return f"compare: {configs.redact(store.uri)}"
+    return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(configs.redact(store.uri))}   (here: make ui)"
 
 
 def place(sweep_dir: str, number: int) -> tuple[str | None, str | None]:
@@ -111,9 +137,7 @@ def _check_all(config: DictConfig) -> tuple[Config, list[str] | None]:
     overrides = list(config.hydra.overrides.task)
     plain = str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
     if not plain:
-        first = configs.parse(_without_hydra(config))
-        pipeline.check(first)
-        return first, None
+        return configs.parse(_without_hydra(config)), None
     parameters = config.hydra.sweeper.get("params") or {}
     every = [f"{k}={v}" for k, v in parameters.items()] + overrides
     loader = GlobalHydra.instance().config_loader()

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock
 
 from tsexp import __version__
-from tsexp.config import Config, TrackingConfig, flat
+from tsexp.config import Config, TrackingConfig, flat, redact
 from tsexp.data import Dataset
 from tsexp.energy import MeasuringFailed, Record
 from tsexp.runtimes import Artifact, softmax
@@ -86,14 +86,14 @@ def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
     if found:
         client.update_run(found[0].info.run_id, "RUNNING")
         return str(found[0].info.run_id)
-    tags = {"tsexp.sweep": signature, "tsexp.stage": "sweep", "mlflow.runName": name[:250], **_origin()}
+    tags = {"tsexp.sweep": signature, "tsexp.stage": "sweep", "mlflow.runName": redact(name)[:250], **_origin()}
     return str(client.create_run(experiment, tags=tags).info.run_id)
 
 
 def close_sweep(config: TrackingConfig, run_id: str, ok: bool, note: str, files: list[Path]) -> None:
     """End a parent run: its description (Markdown) and its pictures."""
     client = store(config)
-    client.set_tag(run_id, "mlflow.note.content", note)
+    client.set_tag(run_id, "mlflow.note.content", redact(note))
     for file in files:
         client.log_artifact(run_id, str(file))
     client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
@@ -198,8 +198,8 @@ def tracked(cfg: Config, resolved_yaml: str, name: str, signature: str, parent: 
         **_origin(),
     }
     run_id = client.create_run(experiment, tags=tags).info.run_id
-    client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in flat(cfg).items()], tags=[RunTag("tsexp.data", cfg.data.name)])
-    client.log_text(run_id, resolved_yaml, "config.yaml")
+    client.log_batch(run_id, params=[Param(k, redact(str(v))[:6000]) for k, v in flat(cfg).items()], tags=[RunTag("tsexp.data", cfg.data.name)])
+    client.log_text(run_id, redact(resolved_yaml), "config.yaml")
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         try:
             yield Tracked(run_id, client)
@@ -240,9 +240,12 @@ def git_sha() -> str:
         return f"v{__version__}"
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # no git on this machine
+            return ""
 
-    return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return (git("rev-parse", "HEAD") or f"v{__version__}-unknown") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _describe(values: dict[str, float], record: Record) -> str:

@@ -143,6 +143,11 @@ def available(device: str) -> dict[str, str]:
     return answers
 
 
+def source(device: str) -> str:
+    """Return the tag of the meter that `choose` takes for a device."""
+    return next((f"zeus:{kind}" for kind, problem in available(device).items() if not problem), "estimated:cpu_time")
+
+
 def choose(device: str, require: str, watts_per_core: float) -> Meter:
     """Return the best meter for a device.
 

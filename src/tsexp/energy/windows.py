@@ -74,6 +74,7 @@ def run(
     order = random.Random(plan.seed)
     draw = np.random.default_rng(plan.seed)
     window_s = max(plan.window_s, RESOLUTIONS * meter.resolution_s)
+    idle_s = max(plan.idle_s, RESOLUTIONS * meter.resolution_s)
     windows: list[dict[str, Any]] = []
 
     def batches() -> list[FloatArray]:
@@ -103,7 +104,7 @@ def run(
                 # Calibrated while the machine was busy: it has become faster since.
                 calls[name] = max(calls[name] + 1, int(np.ceil(calls[name] * window_s * HEADROOM / wall_s)))
             advance("warm-up")
-        windows.append({"subject": "idle", "pair": -1, **_read(meter, lambda: time.sleep(plan.idle_s)), "inferences": 0})
+        windows.append({"subject": "idle", "pair": -1, **_read(meter, lambda: time.sleep(idle_s)), "inferences": 0})
         advance("idle")
         done = attempts = 0
         while done < plan.repeats and attempts < 2 * plan.repeats:
@@ -120,7 +121,7 @@ def run(
                 continue
             done += 1
             advance(f"pair {done}")
-        windows.append({"subject": "idle", "pair": done, **_read(meter, lambda: time.sleep(plan.idle_s)), "inferences": 0})
+        windows.append({"subject": "idle", "pair": done, **_read(meter, lambda: time.sleep(idle_s)), "inferences": 0})
         advance("idle")
         latencies = {name: _latencies(subjects[name], batches(), plan.latency_calls) for name in subjects}
         advance("latency")
@@ -165,7 +166,7 @@ def _read(meter: Meter, work: Callable[[], None]) -> dict[str, Any]:
 
 def _busy_s() -> float:
     t = psutil.cpu_times()
-    return float(t.user + t.system + getattr(t, "steal", 0.0) + getattr(t, "irq", 0.0) + getattr(t, "softirq", 0.0))
+    return float(t.user + t.system + getattr(t, "nice", 0.0) + getattr(t, "steal", 0.0) + getattr(t, "irq", 0.0) + getattr(t, "softirq", 0.0))
 
 
 def _calibrate(subject: Subject, feed: list[FloatArray], window_s: float) -> int:

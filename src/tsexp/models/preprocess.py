@@ -13,7 +13,7 @@ EPS = 1e-30
 
 def _spread(std: Tensor, largest: Tensor) -> Tensor:
     """Standard deviation to divide by: never so small, against the largest value, that a flat series becomes amplified rounding noise."""
-    return torch.maximum(std, 1e-5 * largest).clamp_min(1e-30)
+    return torch.maximum(std, 1e-5 * largest).clamp_min(EPS)
 
 
 class Preprocess(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from tsexp.report.store import Row
@@ -29,8 +30,8 @@ def table(row: Row) -> Table:
     out.add_row("macro F1", f"{100 * m['test/macro_f1']:.1f} %", "")
     if row.valid:
         out.add_row(f"energy per inference{mark}", _si(m["energy/per_inference_j"], "J"), f"saving {versus(*saving)} %")
-        out.add_row("latency p50, one call", f"{m['latency/p50_ms']:.3f} ms", f"speedup {versus('vs_dense/speedup', '{:.2f}')}")
-        out.add_row("CPU time", "", f"speedup {versus('vs_dense/cpu_speedup', '{:.2f}')}")
+        out.add_row("latency p50, one call", f"{m['latency/p50_ms']:.3f} ms", f"speedup (windows) {versus('vs_dense/speedup', '{:.2f}')}")
+        out.add_row("", "", f"speedup (CPU time) {versus('vs_dense/cpu_speedup', '{:.2f}')}")
     out.add_row("parameters", f"{m['size/parameters']:,.0f}", f"channels removed {m['prune/achieved_ratio']:.0%}")
     out.add_row("MACs per series", f"{m['size/macs']:,.0f}", "")
     out.add_row("bytes on disk", f"{m['size/bytes']:,.0f}", f"{m['vs_dense/size_ratio']:.2f} times smaller")
@@ -40,14 +41,14 @@ def table(row: Row) -> Table:
 def sweep_table(rows: list[Row], failed: dict[str, str], title: str) -> Table:
     """All jobs of a sweep, one line each; `failed` maps the name of a job without a row to its error."""
     out = Table(title=title, caption=_notes(rows), caption_justify="left", title_justify="left")
-    mark = ESTIMATE if any(not r.measured for r in rows) else ""
     out.add_column("job", overflow="fold")
-    heads = ["accuracy %", "drop, points", "F1 %", f"energy{mark}/series", f"saving{mark} %", "p50 ms", "speedup", "params", "MACs", "bytes"]
+    heads = ["accuracy %", "drop, points", "F1 %", "energy/series", "saving %", "p50 ms", "speedup", "params", "MACs", "bytes"]
     for head in heads:
         out.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         m = row.metrics
-        name = row.name + (" ⚠" if row.tags.get("tsexp.warnings") else "")
+        mark = "" if row.measured else ESTIMATE
+        name = escape(row.name) + (" ⚠" if row.tags.get("tsexp.warnings") else "")
         quality = [
             f"{100 * m['test/accuracy']:.1f}",
             f"{m['vs_dense/accuracy_drop_pt']:+.1f} [{m['vs_dense/accuracy_drop_lo']:+.1f}, {m['vs_dense/accuracy_drop_hi']:+.1f}]",
@@ -56,14 +57,14 @@ def sweep_table(rows: list[Row], failed: dict[str, str], title: str) -> Table:
         cost = ["invalid", "–", "–", "–"]
         if row.valid:
             cost = [
-                _si(m["energy/per_inference_j"], "J"),
-                f"{m['vs_dense/energy_saving_pct']:.1f} [{m['vs_dense/energy_saving_lo']:.1f}, {m['vs_dense/energy_saving_hi']:.1f}]",
+                _si(m["energy/per_inference_j"], "J") + mark,
+                f"{m['vs_dense/energy_saving_pct']:.1f} [{m['vs_dense/energy_saving_lo']:.1f}, {m['vs_dense/energy_saving_hi']:.1f}]{mark}",
                 f"{m['latency/p50_ms']:.2f}",
                 f"{m['vs_dense/speedup']:.2f} [{m['vs_dense/speedup_lo']:.2f}, {m['vs_dense/speedup_hi']:.2f}]",
             ]
         out.add_row(name, *quality, *cost, *(_si(m[k], "") for k in ("size/parameters", "size/macs", "size/bytes")))
     for name, error in failed.items():
-        out.add_row(name, f"[red]FAILED[/red]: {error}", *[""] * (len(heads) - 1))
+        out.add_row(escape(name), f"[red]FAILED[/red]: {escape(error)}", *[""] * (len(heads) - 1))
     return out
 
 
@@ -75,7 +76,7 @@ def _notes(rows: list[Row]) -> str:
     for r in rows:
         notes += [f"invalid, {r.name}: {r.tags['tsexp.invalid_reasons']}"] if not r.valid else []
         notes += [f"⚠ {r.name}: {r.tags['tsexp.warnings']}"] if r.tags.get("tsexp.warnings") else []
-    return "\n".join(notes)
+    return escape("\n".join(notes))
 
 
 def _si(value: float, unit: str) -> str:

@@ -10,6 +10,8 @@ from tsexp.report.store import Row
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
+WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s")
+"""Params that say where and how a job ran, not what was asked."""
 VARIES_ALONG_X = "prune.ratio"
 
 
@@ -28,7 +30,9 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
         return None
     lines: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        lines[_label(row, rows)].append(row)
+        # Measured and estimated energy never share a line.
+        source = f" ({row.tags['tsexp.energy_source']})" if len({r.tags["tsexp.energy_source"] for r in rows}) > 1 else ""
+        lines[_label(row, rows) + source].append(row)
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     markers = "osD^vP*X"
@@ -64,7 +68,8 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
 def _label(row: Row, rows: list[Row]) -> str:
     """What distinguishes this row's line from the others: the params that vary, apart from the ratio and from what follows from those shown."""
     shown: list[str] = []
-    for key in sorted((k for k in row.params if k != VARIES_ALONG_X), key=lambda k: (not k.endswith(".name"), k)):
+    keys = [k for k in row.params if k != VARIES_ALONG_X and not k.startswith(WHERE_NOT_WHAT)]
+    for key in sorted(keys, key=lambda k: (not k.endswith(".name"), k)):
         told = {tuple(r.params.get(k) for k in shown) for r in rows}
         if len({(*(r.params.get(k) for k in shown), r.params.get(key)) for r in rows}) > len(told):
             shown.append(key)

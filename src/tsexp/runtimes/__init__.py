@@ -17,6 +17,7 @@ import numpy as np
 from tsexp.cache import Cache, Entry, sha256, write_json
 from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, suggest
 from tsexp.data import Dataset, FloatArray
+from tsexp.locking import sharing_the_machine
 
 if TYPE_CHECKING:  # the measuring process imports this room, and must not pay for Lightning
     from tsexp.training import Fitted
@@ -101,8 +102,9 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
     module = importlib.import_module(RUNTIMES[runtime.name])
 
     def build(folder: Path) -> None:
-        model = fitted.load()
-        facts = module.export(model, quant.mode, folder, dataset)
+        with sharing_the_machine():
+            model = fitted.load()
+            facts = module.export(model, quant.mode, folder, dataset)
         files = sorted(p for p in folder.iterdir() if p.is_file())
         manifest = {
             "runtime": runtime.name,
