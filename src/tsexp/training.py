@@ -32,7 +32,7 @@ from tsexp.progress import bar
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 VALIDATIONS = 25
 
 
