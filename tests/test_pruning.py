@@ -291,10 +291,9 @@ def test_without_fine_tuning_the_model_is_the_shrunk_one(home, italy):
 
 @pytest.mark.parametrize("change", [{"ratio": 0.25}, {"scope": "global"}, {"method": "random"}, {"finetune_lr": 0.1}, {"distill": 0.25}, {"seed": 1}])
 def test_other_pruning_is_another_entry(home, italy, change):
-    base, other = prune(home, italy), prune(home, italy, **change)
+    base, other = prune(home, italy, ratio=0.75), prune(home, italy, **{"ratio": 0.75} | change)
     assert base.signature != other.signature
-    if "scope" not in change:  # on a model this small, both scopes may choose the same
-        assert not torch.equal(scores(base.load(), italy), scores(other.load(), italy)) or base.load().arch != other.load().arch
+    assert base.load().arch != other.load().arch or not torch.equal(scores(base.load(), italy), scores(other.load(), italy))
 
 
 def test_fine_tuning_follows_the_recipe_but_for_epochs_and_rate(home, italy):

@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -32,7 +32,7 @@ from tsexp.progress import bar
 
 log = logging.getLogger(__name__)
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 VALIDATIONS = 25
 
 
@@ -132,11 +132,11 @@ def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, tit
         epochs = _epochs(config, len(dataset.fit))
         batches = Batches(model, config, dataset, teacher)
         task = Task(model, config, teacher)
-        curves = Curves(config)
+        curves = Curves(config, len(dataset.fit))
         callbacks: list[Callback] = [curves, Progress(title, epochs, config.progress)]
         if config.ema:
             # After Curves: while validating, the averaged weights are in place, and Curves must see those.
-            callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema)))
+            callbacks.append(Averaging(config.ema))
         if config.patience and len(dataset.val):
             callbacks.append(EarlyStopping("val_loss", patience=config.patience))
         trainer = L.Trainer(
@@ -238,7 +238,7 @@ class Task(L.LightningModule):
         self.model = model
         self.config = config
         self.distill = (teacher.weight, teacher.temperature) if teacher else None
-        self.train_loss = MeanMetric()
+        self.train_loss: list[Tensor] = []  # one per step; a metric's update costs small models 2 % of their speed
         self.validation = MetricCollection({"accuracy": MulticlassAccuracy(len(model.arch.classes), average="micro")})
         self.val_loss = MeanMetric()
 
@@ -250,7 +250,7 @@ class Task(L.LightningModule):
             weight, t = self.distill
             soft = F.kl_div(F.log_softmax(scores / t, -1), F.softmax(teacher / t, -1), reduction="batchmean") * t * t
             loss = (1 - weight) * loss + weight * soft
-        self.train_loss.update(loss.detach(), len(y))
+        self.train_loss.append(loss.detach() * len(y))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
@@ -269,7 +269,7 @@ class Task(L.LightningModule):
         others = [p for n, p in self.model.named_parameters() if p.ndim <= 1 or "positions" in n]
         groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[c.optimizer]
-        optimizer = kind(groups, lr=c.lr, weight_decay=c.weight_decay, foreach=True)
+        optimizer = kind(groups, lr=c.lr, weight_decay=c.weight_decay, fused=True)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(c.warmup * total))
 
@@ -287,8 +287,9 @@ class Task(L.LightningModule):
 class Curves(Callback):
     """One line per epoch, and the best weights by validation accuracy (ties: lower loss)."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, series: int) -> None:
         self.keep = config.select == "best"
+        self.series = series
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self._score = (-1.0, -math.inf)
@@ -305,14 +306,48 @@ class Curves(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        line = {"epoch": trainer.current_epoch, "train_loss": float(pl_module.train_loss.compute())}
-        pl_module.train_loss.reset()
+        line = {"epoch": trainer.current_epoch, "train_loss": float(sum(pl_module.train_loss)) / self.series}
+        pl_module.train_loss.clear()
         if not math.isfinite(line["train_loss"]):
             raise RuntimeError(f"the loss is not a number in epoch {trainer.current_epoch}; lower train.lr or set train.clip")
         if self._validated is not None:
             line |= {"val_accuracy": self._validated[0], "val_loss": self._validated[1]}
             self._validated = None
         self.history.append(line | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+
+
+class Averaging(Callback):
+    """Validates and ends with an exponential moving average of the weights.
+
+    Lightning's `WeightAveraging` walks through the modules at every step to find their parameters again, which costs small models 5 % of their speed.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._update = get_ema_multi_avg_fn(decay)
+        self._current: list[Tensor] = []
+        self._average: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self._average:
+            self._update(self._average, self._current, None)
+        else:  # as PyTorch's AveragedModel: the first step is its own average
+            assert isinstance(pl_module, Task)
+            self._current = [p.detach() for p in pl_module.model.parameters()]
+            self._average = [p.clone() for p in self._current]
+
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        self._swap()
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        self._swap()
+
+    def on_train_end(self, *_: Any) -> None:
+        torch._foreach_copy_(self._current, self._average)
+
+    def _swap(self) -> None:
+        kept = [p.clone() for p in self._current]
+        torch._foreach_copy_(self._current, self._average)
+        torch._foreach_copy_(self._average, kept)
 
 
 class Progress(Callback):
