@@ -1,7 +1,6 @@
 import subprocess
 import sys
 import time
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -74,8 +73,9 @@ def test_names_allowed_by_the_schema_are_the_ones_the_rooms_know():
     assert set(allowed["prune.method"]) == set(pruning.SCORES)
     assert set(allowed["model.tokenizer"]) == set(TOKENIZERS)
     assert set(allowed["model.activation"]) == set(ACTIVATIONS)
-    modules = [__import__(path, fromlist=["MODES"]) for path in runtimes.RUNTIMES.values()]
-    assert set(chain.from_iterable(m.MODES for m in modules)) <= set(allowed["quant.mode"])
+    supported = [__import__(path, fromlist=["SUPPORTED"]).SUPPORTED for path in runtimes.RUNTIMES.values()]
+    assert {mode for modes in supported for mode in modes} <= set(allowed["quant.mode"])
+    assert {device for modes in supported for devices in modes.values() for device in devices} <= set(allowed["runtime.device"])
 
 
 def _groups():

@@ -26,6 +26,10 @@ class ConfigError(ValueError):
     """Bad input. The message says what was wrong, what is allowed and what to do."""
 
 
+class Unsupported(ConfigError):
+    """A combination that nobody can run. Alone it is refused; in a sweep it is skipped, and the sweep succeeds."""
+
+
 def _choice(*allowed: str) -> Any:
     return field(default=MISSING, metadata={"allowed": allowed})
 
@@ -110,6 +114,11 @@ class QuantConfig:
     """The number format of the deployed artifact. Which modes a runtime has, the runtime says."""
 
     mode: str = _choice("none", "dynamic", "static", "qat", "weight_only", "bf16")
+    calibration: str = _choice("minmax", "percentile", "entropy")
+    calibration_series: int = _number(ge=1)
+    qat_epochs: int = _number(ge=1)
+    qat_lr: float = _number(gt=0)
+    weight_bits: int = field(default=MISSING, metadata={"allowed": (4, 8)})
 
 
 @dataclass
@@ -263,7 +272,8 @@ def _problems(node: Any, prefix: str = "") -> list[str]:
         if is_dataclass(value):
             found += _problems(value, f"{key}.")
         elif "allowed" in f.metadata and value not in f.metadata["allowed"]:
-            found.append(f"{key}={value} is not known; allowed: {', '.join(f.metadata['allowed'])}{suggest(str(value), f.metadata['allowed'])}")
+            allowed = [str(a) for a in f.metadata["allowed"]]
+            found.append(f"{key}={value} is not known; allowed: {', '.join(allowed)}{suggest(str(value), allowed)}")
         elif "bounds" in f.metadata and value is not None:
             holds = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
             if not all(holds[relation](value, bound) for relation, bound in f.metadata["bounds"].items()):

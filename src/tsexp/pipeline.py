@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tsexp import data, energy, pruning, runtimes, training
 from tsexp.cache import Cache
-from tsexp.config import Config, ConfigError, QuantConfig, RuntimeConfig, digest
+from tsexp.config import Config, ConfigError, RuntimeConfig, digest
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.runtimes import Artifact
@@ -34,7 +34,7 @@ def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda sta
     slim = pruning.prune(dense, cfg.prune, cfg.train, cfg.seed, dataset, cache)
     enter("deploy")
     artifact = runtimes.deploy(slim, cfg.quant, cfg.runtime, dataset, cache)
-    reference = runtimes.deploy(dense, QuantConfig("none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
+    reference = runtimes.deploy(dense, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
     enter("measure")
     title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.ratio:g}"
     record = energy.measure(artifact, reference, dataset, cfg.measure, cfg.seed, title, cfg.train.progress)
@@ -67,12 +67,14 @@ def signature(cfg: Config, dataset: Dataset) -> str:
     for irrelevant in ("paths", "tracking", "rerun"):
         del asked[irrelevant]
     del asked["train"]["progress"], asked["data"]["path"], asked["measure"]["timeout_s"]
+    asked["quant"] = runtimes.relevant(cfg.quant)
     return digest(
         {
             "asked": asked,
             "data": dataset.checksum,
             "hardware": hardware.describe(cfg.runtime.device),
             "meter": meters.source(cfg.runtime.device),
+            "libraries": runtimes.versions(cfg.quant, cfg.runtime),
             "versions": [training.STAGE_VERSION, pruning.STAGE_VERSION, runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
         }
     )

@@ -50,7 +50,7 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     plan = windows.Plan(**request["plan"])
     series = load_file(folder / "test.safetensors")["x"]
     meter = meters.choose(request["device"], request["require"], request["watts_per_core"])
-    artifact, reference = (runtimes.load(Path(request[k])) for k in ("artifact", "reference"))
+    artifact, reference = (runtimes.load(Path(request[k]), threads=request["threads"]) for k in ("artifact", "reference"))
     both = {"artifact": artifact, "reference": reference}
 
     with bar(request["title"], windows.steps(plan) + 2, show=request["progress"]) as progress:

@@ -1,30 +1,87 @@
 """Model → artifact folder → something that answers raw series with class scores.
 
-One file per runtime. A runtime is a module with `MODES` and `DEVICES` (what it supports), ``export(model, mode, folder, dataset)`` and
-``load(folder, device)``, and one line in `RUNTIMES`.
+One file per runtime. A runtime is a module with one line in `RUNTIMES` and
+
+``SUPPORTED``
+    Quantization mode → devices.
+``PACKAGES``
+    What it imports beyond the core dependencies, by distribution name; the extra of the runtime's name installs them.
+``export(model, job, folder)``
+    Write the artifact's files; return ``parameters`` and ``macs``, counted on what was written. Must leave `model` as it was.
+``load(folder, mode, device, threads)``
+    Return a `Predictor`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tsexp.cache import Cache, Entry, sha256, write_json
-from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, suggest
+from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, Unsupported, suggest
 from tsexp.data import Dataset, FloatArray
 from tsexp.locking import sharing_the_machine
 
 if TYPE_CHECKING:  # the measuring process imports this room, and must not pay for Lightning
     from tsexp.training import Fitted
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
-RUNTIMES = {"eager": "tsexp.runtimes.eager"}
+RUNTIMES = {"eager": "tsexp.runtimes.eager", "onnxruntime": "tsexp.runtimes.onnxruntime"}
+
+FLOATS = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation with weights, or one matrix product, of the graph that runs.
+
+    Attributes
+    ----------
+    name
+        In that graph.
+    kind
+        The operation.
+    dtype
+        That the product is computed in: ``float32``, ``bfloat16``, ``int8``; ``int8 weights`` where they are stored as int8 but the product is
+        computed in floating point.
+    bytes
+        Of its weights as stored.
+    matmul
+        It is a matrix product (linear layer, attention, convolution as such are; a norm is not).
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    bytes: int
+    matmul: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `export` is asked for.
+
+    Attributes
+    ----------
+    quant
+        The ``quant`` group.
+    device
+        ``cpu`` or ``cuda``.
+    calibration
+        Raw train series, float32 (series, channels, time); only for modes that calibrate.
+    """
+
+    quant: QuantConfig
+    device: str
+    calibration: FloatArray
 
 
 class Predictor(Protocol):
@@ -35,7 +92,11 @@ class Predictor(Protocol):
         ...
 
     def weights_digest(self) -> str:
-        """Hash of the weights as they are in memory now."""
+        """Hash of the weights as they are in memory now; of the file, where the runtime keeps them to itself."""
+        ...
+
+    def layers(self) -> list[Layer]:
+        """Read off the graph that runs, after the runtime's own optimizations."""
         ...
 
 
@@ -49,8 +110,8 @@ class Artifact:
         Holds ``manifest.json`` and the runtime's own files.
     manifest
         ``runtime``, ``mode``, ``device``, ``classes``, ``shape`` (channels and length of a series), ``channels`` (prunable: heads × head_dim + FFN
-        units), ``parameters``, ``macs`` (per series), ``bytes`` (of the files), ``layers``, and ``files`` with their SHA-256: counted on what is in
-        the folder.
+        units), ``calibration`` (indices into the train split), ``parameters``, ``macs`` (per series), ``layers`` (of the graph that runs),
+        ``matmuls`` (how many per dtype), ``bytes`` (of the files), and ``files`` with their SHA-256: counted on what is in the folder.
     """
 
     entry: Entry
@@ -68,24 +129,61 @@ class Artifact:
 
 
 def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
-    """Refuse a combination that no runtime supports.
+    """Refuse a combination that no runtime supports, or whose libraries are not there.
 
     Raises
     ------
-    ConfigError
+    Unsupported
         With the table of what is supported.
+    ConfigError
+        If the runtime is not known, or a library is missing.
     """
     if runtime.name not in RUNTIMES:
         raise ConfigError(f"runtime.name={runtime.name} is not known; allowed: {', '.join(RUNTIMES)}{suggest(runtime.name, RUNTIMES)}")
-    modules = {name: importlib.import_module(path) for name, path in RUNTIMES.items()}
-    chosen = modules[runtime.name]
-    if quant.mode not in chosen.MODES or runtime.device not in chosen.DEVICES:
-        table = "\n".join(f"  {name:12} modes: {', '.join(m.MODES):30} devices: {', '.join(m.DEVICES)}" for name, m in modules.items())
-        raise ConfigError(f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; supported:\n{table}")
+    module = _module(runtime.name)
+    if runtime.device not in module.SUPPORTED.get(quant.mode, ()):
+        raise Unsupported(f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; supported:\n{_table()}")
+    missing = [p for p in _packages(quant, runtime) if _version(p) is None]
+    if missing:
+        raise ConfigError(
+            f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not installed; "
+            f"pip install 'tsexp[{runtime.name}]' brings it"
+        )
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(RUNTIMES[name])
+
+
+def _table() -> str:
+    lines = []
+    for name in RUNTIMES:
+        supported = _module(name).SUPPORTED
+        for device in sorted({d for devices in supported.values() for d in devices}):
+            modes = ", ".join(mode for mode, devices in supported.items() if device in devices)
+            lines.append(f"  {name:12} {device:5} {modes}")
+    return "\n".join(lines)
+
+
+def _packages(quant: QuantConfig, runtime: RuntimeConfig) -> tuple[str, ...]:
+    packages: dict[str, tuple[str, ...]] = _module(runtime.name).PACKAGES
+    return packages.get("every", ()) + packages.get(quant.mode, ())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions(quant: QuantConfig, runtime: RuntimeConfig) -> dict[str, str | None]:
+    """Versions of the libraries that make and run this artifact: another version is another artifact."""
+    return {p: _version(p) for p in ("torch", *_packages(quant, runtime))}
 
 
 def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: Dataset, cache: Cache) -> Artifact:
-    """Export a fitted model for a runtime.
+    """Export a fitted model for a runtime, load what was written, and list what it executes.
 
     Parameters
     ----------
@@ -94,34 +192,70 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
     quant, runtime
         The groups of these names.
     dataset
-        Its train split is there for calibration.
+        Calibration takes series of its fit split, and no others.
     cache
         Where the artifact folder is kept.
+
+    Raises
+    ------
+    RuntimeError
+        If the mode changed nothing: no product of the graph that runs is in another number format than fp32.
     """
     check(quant, runtime)
-    module = importlib.import_module(RUNTIMES[runtime.name])
+    module = _module(runtime.name)
+    chosen = dataset.fit[: quant.calibration_series] if quant.mode in CALIBRATED else dataset.fit[:0]
 
     def build(folder: Path) -> None:
         with sharing_the_machine():
             model = fitted.load()
-            facts = module.export(model, quant.mode, folder, dataset)
+            facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
+            layers = module.load(folder, quant.mode, runtime.device, 1).layers()
+        matmuls = Counter(layer.dtype for layer in layers if layer.matmul)
+        if quant.mode != "none" and not set(matmuls) - set(FLOATS):
+            raise RuntimeError(f"quant.mode={quant.mode} changed nothing in {runtime.name}: every product of the graph that runs is {dict(matmuls)}")
         files = sorted(p for p in folder.iterdir() if p.is_file())
         manifest = {
             "runtime": runtime.name,
             "mode": quant.mode,
             "device": runtime.device,
+            "versions": versions(quant, runtime),
             "classes": list(model.arch.classes),
             "shape": [model.arch.channels, model.arch.preprocessing.length],
             "channels": sum(b.heads * model.arch.head_dim + b.ffn for b in model.arch.blocks),
+            "calibration": chosen.tolist(),
             **facts,
+            "layers": [asdict(layer) for layer in layers],
+            "matmuls": dict(matmuls),
             "bytes": sum(p.stat().st_size for p in files),
             "files": {p.name: sha256(p) for p in files},
         }
         write_json(folder / "manifest.json", manifest)
 
-    key = {"model": fitted.signature, "mode": quant.mode, "runtime": runtime.name, "device": runtime.device}
+    key = {
+        "model": fitted.signature,
+        "quant": relevant(quant),
+        "runtime": runtime.name,
+        "device": runtime.device,
+        "versions": versions(quant, runtime),
+        "calibration": chosen.tolist(),
+    }
     entry = cache.stage("artifact", STAGE_VERSION, key, build)
     return Artifact(entry, read_manifest(entry.folder))
+
+
+CALIBRATED = ("static", "qat")
+
+
+def relevant(quant: QuantConfig) -> dict[str, Any]:
+    """Return the part of the ``quant`` group that matters for its mode: one spelling for configurations that ask for the same."""
+    matters: dict[str, Any] = {"mode": quant.mode}
+    if quant.mode in CALIBRATED:
+        matters |= {"calibration": quant.calibration, "calibration_series": quant.calibration_series}
+    if quant.mode == "qat":
+        matters |= {"qat_epochs": quant.qat_epochs, "qat_lr": quant.qat_lr}
+    if quant.mode == "weight_only":
+        matters |= {"weight_bits": quant.weight_bits}
+    return matters
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -129,8 +263,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "manifest.json").read_text())  # type: ignore[no-any-return]
 
 
-def load(folder: Path) -> Predictor:
+def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor:
     """Load an artifact folder, wherever it was copied to.
+
+    Parameters
+    ----------
+    folder
+        With a ``manifest.json``.
+    device
+        If not the one it was exported for.
+    threads
+        That one call may use.
 
     Raises
     ------
@@ -141,8 +284,7 @@ def load(folder: Path) -> Predictor:
     for name, expected in manifest["files"].items():
         if sha256(folder / name) != expected:
             raise ValueError(f"{folder / name} is not what the manifest lists; the artifact is damaged")
-    module = importlib.import_module(RUNTIMES[manifest["runtime"]])
-    predictor: Predictor = module.load(folder, manifest["device"])
+    predictor: Predictor = _module(manifest["runtime"]).load(folder, manifest["mode"], device or manifest["device"], threads)
     return predictor
 
 

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tsexp import models
-from tsexp.data import Dataset, FloatArray
+from tsexp.data import FloatArray
 from tsexp.models import Classifier
+from tsexp.runtimes import Job, Layer
 
-MODES = ("none",)
-DEVICES = ("cpu", "cuda")
+SUPPORTED = {"none": ("cpu", "cuda")}
+PACKAGES: dict[str, tuple[str, ...]] = {}
 
 
-def export(model: Classifier, mode: str, folder: Path, dataset: Dataset) -> dict[str, Any]:
+def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     """Write the model; return what was counted on the files that were written."""
     models.save(model, folder)
     written = models.load(folder)
-    return {
-        "parameters": models.count_parameters(written),
-        "macs": models.count_macs(written),
-        "layers": [asdict(layer) for layer in models.summary(written)],
-    }
+    return {"parameters": models.count_parameters(written), "macs": models.count_macs(written)}
 
 
-def load(folder: Path, device: str) -> EagerPredictor:
-    """Load what `export` wrote."""
+def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor:
+    """Load what `export` wrote; PyTorch's threads are the process's, see `energy.worker`."""
     return EagerPredictor(models.load(folder).to(device), device)
 
 
@@ -50,3 +46,6 @@ class EagerPredictor:
             total.update(name.encode())
             total.update(value.detach().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
+
+    def layers(self) -> list[Layer]:
+        return [Layer(r.name, r.kind, r.dtype, r.bytes, r.kind in ("Linear", "Conv1d")) for r in models.summary(self.model)]

@@ -1,0 +1,218 @@
+"""ONNX Runtime: exported with the rewrites of `rewrite`, quantized by ONNX Runtime's own tools.
+
+What was found out about it is in docs/log.md: which nodes to quantize, which fusion to switch off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsexp.data import FloatArray
+from tsexp.models import Classifier
+from tsexp.runtimes import Job, Layer
+
+SUPPORTED = dict.fromkeys(("none", "dynamic", "static", "qat", "weight_only"), ("cpu",))
+PACKAGES = {"every": ("onnxruntime", "onnx", "onnxscript")}
+
+FILE = "model.onnx"
+OPSET = 23
+"""The first with an Attention operator."""
+PRODUCTS = ("MatMul", "Gemm")
+DISABLED = ("SkipLayerNormFusion",)
+"""Its kernel needs 0.3 to 0.6 µs a row, ten times what the two operators need that it replaces."""
+
+INT8 = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "QAttention", "ConvInteger", "QLinearConv"}
+FLOAT = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "NhwcFusedConv", "Attention", "MultiHeadAttention"}
+
+
+def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
+    """Write ``model.onnx``; parameters and MACs are those of the rewritten model that was exported."""
+    from tsexp import models
+    from tsexp.runtimes import rewrite
+
+    lean = rewrite.deployed(model, fused=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch) / "fp32.onnx"
+        to_onnx(lean, plain)
+        _quantize(plain, job, folder / FILE)
+    return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
+
+
+def to_onnx(model: Classifier, file: Path) -> None:
+    """Export as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size."""
+    import torch
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    pre = model.arch.preprocessing
+    series = torch.randn(2, model.arch.channels, pre.length)
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            (series,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["series"],
+            output_names=["scores"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)  # stack traces of the exporter: a third of the file
+        program.save(file)
+
+
+def _quantize(source: Path, job: Job, target: Path) -> None:
+    quant = job.quant
+    if quant.mode == "none":
+        target.write_bytes(source.read_bytes())
+        return
+    with _quiet():
+        if quant.mode == "weight_only":
+            _weight_only(source, quant.weight_bits, target)
+        elif quant.mode == "dynamic":
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            quantize_dynamic(
+                source,
+                target,
+                op_types_to_quantize=list(PRODUCTS),
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True},
+            )
+        else:
+            _static(source, job, target)
+
+
+def _static(source: Path, job: Job, target: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, series: FloatArray) -> None:
+            self.feed: Iterator[FloatArray] = iter(np.split(series, len(series)))
+
+        def get_next(self) -> dict[str, FloatArray] | None:
+            batch = next(self.feed, None)
+            return None if batch is None else {"series": batch}
+
+    prepared = source.with_name("prepared.onnx")
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    method = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile, "entropy": CalibrationMethod.Entropy}
+    quantize_static(
+        prepared,
+        target,
+        Reader(job.calibration),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(PRODUCTS),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=method[job.quant.calibration],
+        extra_options={
+            # Only products with weights, and their outputs stay float: what lies between them is faster and more exact in float.
+            "MatMulConstBOnly": True,
+            "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+            "WeightSymmetric": True,
+        },
+    )
+
+
+def _weight_only(source: Path, bits: int, target: Path) -> None:
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    # accuracy_level 1: products in fp32; higher ones quantize the activations as well, which is `dynamic`.
+    quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=1)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target), False)
+
+
+def load(folder: Path, mode: str, device: str, threads: int) -> OnnxPredictor:
+    """Load what `export` wrote."""
+    return OnnxPredictor(folder / FILE, threads)
+
+
+class OnnxPredictor:
+    """Raw series → class scores with an ONNX file."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        self.file, self.threads = file, threads
+        self.session = self._session()
+
+    def __call__(self, series: FloatArray) -> FloatArray:
+        return self.session.run(None, {"series": series})[0]  # type: ignore[no-any-return]
+
+    def _session(self, optimized: Path | None = None) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        options.log_severity_level = 3
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        return ort.InferenceSession(self.file, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED))
+
+    def weights_digest(self) -> str:
+        """Of the file: a session keeps its constants to itself."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def layers(self) -> list[Layer]:
+        """Read off the graph that a session with the same options writes after its optimizations."""
+        import onnx
+
+        with tempfile.TemporaryDirectory() as scratch:
+            optimized = Path(scratch) / "optimized.onnx"
+            self._session(optimized)
+            graph = onnx.load(optimized).graph
+        return read_layers(graph)
+
+
+def read_layers(graph: Any) -> list[Layer]:
+    """List the products of an ONNX graph, and the other nodes that own weights."""
+    from onnx import numpy_helper
+
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    dequantized = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
+    layers = []
+    for node in graph.node:
+        owned = [constants[dequantized.get(i, i)] for i in node.input if dequantized.get(i, i) in constants]
+        size = sum(a.nbytes for a in owned)
+        if node.op_type in INT8:
+            dtype = "int8"
+        elif node.op_type == "MatMulNBits":
+            bits = next(a.i for a in node.attribute if a.name == "bits")
+            dtype = f"int{bits} weights"
+        elif node.op_type in FLOAT:
+            stored = {str(a.dtype) for a in owned if a.ndim > 1}
+            dtype = "int8 weights" if stored & {"int8", "uint8"} else "float32"
+        elif any(a.ndim for a in owned) and node.op_type not in ("DequantizeLinear", "QuantizeLinear", "Reshape", "Gather", "Slice", "Expand", "Pad"):
+            layers.append(Layer(node.name, node.op_type, "float32", size, False))
+            continue
+        else:
+            continue
+        layers.append(Layer(node.name, node.op_type, dtype, size, True))
+    return layers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter and the quantizers talk about things that nobody here can change."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,146 @@
+"""Exact rewrites of a trained model for deployment: the same scores up to float rounding, less work.
+
+What a runtime exports is `Deployed`; training, pruning and the dense reference know nothing of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tsexp.models import Classifier
+from tsexp.models.encoder import Attention, EncoderBlock
+from tsexp.models.tokenizers import ConvStemTokenizer, PatchTokenizer, _token_mask
+
+
+class PackedAttention(nn.Module):
+    """q, k and v in one product, heads never split into an axis of their own.
+
+    Parameters
+    ----------
+    source
+        Whose weights are taken over; the softmax scale goes into q's.
+    fused
+        Use ONNX's Attention operator (opset 23), which takes (batch, tokens, heads × head_dim); else PyTorch's, which takes heads as an axis.
+    first_only
+        Only the first token asks (the others are asked): all that a class token in the last block needs.
+    """
+
+    def __init__(self, source: Attention, fused: bool, first_only: bool) -> None:
+        super().__init__()
+        self.heads, self.head_dim = source.heads, source.head_dim
+        self.fused, self.first_only = fused, first_only
+        self.o = source.o
+        if first_only:
+            self.q, self.kv = source.q, _side_by_side(source.k, source.v)
+        else:
+            self.qkv = _side_by_side(source.q, source.k, source.v)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.first_only:
+            k, v = self.kv(x).chunk(2, -1)
+            q = self.q(x[:, :1])
+        else:
+            q, k, v = self.qkv(x).chunk(3, -1)
+        if self.fused:
+            attend = None if mask is None else mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
+            mixed = torch.onnx.ops.attention(q, k, v, attend, q_num_heads=self.heads, kv_num_heads=self.heads)[0]
+        else:
+            q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+            mixed = mixed.transpose(1, 2).flatten(2)
+        return self.o(mixed)  # type: ignore[no-any-return]
+
+
+def _side_by_side(*linears: nn.Linear) -> nn.Linear:
+    joined = nn.Linear(linears[0].in_features, sum(m.out_features for m in linears))
+    joined.weight = nn.Parameter(torch.cat([m.weight for m in linears]).detach())
+    joined.bias = nn.Parameter(torch.cat([m.bias for m in linears]).detach())
+    return joined
+
+
+class FirstTokenBlock(nn.Module):
+    """An encoder block whose output is wanted for the first token only."""
+
+    def __init__(self, block: EncoderBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        b = self.block
+        first = x[:, :1]
+        if b.pre:
+            first = first + b.attention(b.norm1(x), mask)
+            return first + b._ffn(b.norm2(first))  # type: ignore[no-any-return]
+        first = b.norm1(first + b.attention(x, mask))
+        return b.norm2(first + b._ffn(first))  # type: ignore[no-any-return]
+
+
+def deployed(model: Classifier, fused: bool = False) -> Classifier:
+    """Return a deep copy of a classifier in eval mode, rewritten; shares no tensor with `model`."""
+    new = copy.deepcopy(model).eval().requires_grad_(False)
+    parts: Any = new  # the parts are replaced by others that are called alike
+    parts.tokenizer = ProductTokenizer(parts.tokenizer)
+    blocks = parts.encoder.blocks
+    for i, block in enumerate(blocks):
+        last = new.cls is not None and i == len(blocks) - 1
+        block.attention = PackedAttention(block.attention, fused, first_only=last)
+        if last:
+            blocks[i] = FirstTokenBlock(block)
+    return new
+
+
+class ProductTokenizer(nn.Module):
+    """Convolutions as matrix products on gathered windows, channels last throughout: no transposes, and int8 kernels for them."""
+
+    def __init__(self, source: PatchTokenizer | ConvStemTokenizer) -> None:
+        super().__init__()
+        self.patch, self.pad, self.tokens = source.patch, source.pad, source.tokens
+        convs = [source.embed] if isinstance(source, PatchTokenizer) else [source.conv1, source.conv2]
+        self.windows = nn.ModuleList()
+        length = source.tokens * source.patch
+        for i, conv in enumerate(convs):
+            (kernel,), (stride,), padding = conv.kernel_size, conv.stride, int(conv.padding[0])
+            length = length // stride
+            self.windows.append(Windows(length, kernel, stride, padding, padding + (0 if i else self.pad)))
+        self.products = nn.ModuleList(_as_product(c) for c in convs)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        # (batch, channels, length) -> (batch, length, channels); one channel needs no transpose
+        x = x.reshape(x.shape[0], -1, 1) if x.shape[1] == 1 else x.transpose(1, 2)
+        for i, (windows, product) in enumerate(zip(self.windows, self.products, strict=True)):
+            x = product(windows(F.gelu(x) if i else x))
+        return x, _token_mask(mask, self.pad, self.patch)
+
+
+class Windows(nn.Module):
+    """(batch, length, channels) → (batch, windows, kernel × channels), zero-padded."""
+
+    index: Tensor
+
+    def __init__(self, count: int, kernel: int, stride: int, before: int, after: int) -> None:
+        super().__init__()
+        self.count, self.padding = count, (0, 0, before, after)
+        self.disjoint = kernel == stride
+        index = torch.arange(count)[:, None] * stride + torch.arange(kernel)
+        self.register_buffer("index", index.flatten(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(self.padding):
+            x = F.pad(x, self.padding)
+        if not self.disjoint:
+            x = x.index_select(1, self.index)
+        return x.reshape(x.shape[0], self.count, -1)
+
+
+def _as_product(conv: nn.Conv1d) -> nn.Linear:
+    # (out, in, kernel) -> (out, kernel * in): a window lies channels last
+    linear = nn.Linear(conv.in_channels * conv.kernel_size[0], conv.out_channels)
+    linear.weight = nn.Parameter(conv.weight.detach().transpose(1, 2).flatten(1).contiguous())
+    assert conv.bias is not None
+    linear.bias = nn.Parameter(conv.bias.detach().clone())
+    return linear
