@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import pynvml
 import pytest
+import torch
 import zeus.device
 import zeus.device.cpu
 import zeus.device.cpu.rapl as zeus_rapl
-import zeus.monitor.energy as zeus_energy
-from zeus.device.gpu.common import ZeusGPUInitError
+import zeus.device.gpu
 
 from tsexp.config import ConfigError
 from tsexp.energy import meters, windows
@@ -90,10 +91,6 @@ def one_window(meter: ZeusMeter, seconds: float) -> tuple[float, float]:
     time.sleep(seconds)
     joules = meter.end()
     return joules, time.perf_counter() - start
-
-
-def no_gpu() -> None:
-    raise ZeusGPUInitError("NVML unavailable")
 
 
 @pytest.mark.parametrize("dram_w", [0.0, 8.0], ids=["without dram", "with dram"])
@@ -204,40 +201,80 @@ def test_machine_without_rapl_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
         zeus_rapl.rapl_is_available.cache_clear()
 
 
-class FakeGpus:
-    """Two GPUs whose counters rise with 100 W and 300 W on a clock that the test moves."""
+class Machine:
+    """Two GPUs, as NVML numbers them, of 100 W and 300 W on a clock that the test moves; PyTorch computes on `computing`."""
 
-    now = 0.0
+    uuids = ("GPU-aaaa", "GPU-bbbb")
 
-    def __len__(self) -> int:
-        return 2
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.computing = "aaaa"
+        self.waited = 0
 
-    def supports_get_total_energy_consumption(self, index: int) -> bool:
-        return True
-
-    def get_total_energy_consumption(self, index: int) -> int:
-        return round(1000 * (5e6 + (100.0, 300.0)[index] * self.now))
+    def wait(self) -> None:
+        self.waited += 1
 
 
-def test_nvml_meter_reads_joules_of_the_first_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus, synchronized = FakeGpus(), []
-    for module in (zeus.device, zeus_energy):
-        monkeypatch.setattr(module, "get_gpus", lambda: gpus)
-    monkeypatch.setattr(zeus_energy, "sync_execution_fn", lambda devices, **_: synchronized.append(devices))
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The real Zeus on this NVML; a GPU's handle is its number."""
+    fake = Machine()
+    for name, answer in {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: len(fake.uuids),
+        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetUUID": lambda handle: fake.uuids[handle],
+        "nvmlDeviceGetC2cModeInfoV": lambda handle: SimpleNamespace(isC2cEnabled=False),
+        "nvmlDeviceGetArchitecture": lambda handle: pynvml.NVML_DEVICE_ARCH_AMPERE,
+        "nvmlDeviceGetTotalEnergyConsumption": lambda handle: round(1000 * (5e6 + (100.0, 300.0)[handle] * fake.now)),
+    }.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    monkeypatch.setattr(zeus.device.gpu, "_gpus", None)
+    monkeypatch.setattr(zeus.device.gpu, "nvml_is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=fake.computing))
+    monkeypatch.setattr(torch.cuda, "synchronize", fake.wait)
+    for variable in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(variable, raising=False)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("computing", "visible", "watts"),
+    [("aaaa", None, 100.0), ("bbbb", None, 300.0), ("bbbb", "1", 300.0), ("bbbb", "1,0", 300.0), ("aaaa", "1,0", 100.0)],
+)
+def test_nvml_meter_reads_the_gpu_that_computes_whatever_its_number(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, computing: str, visible: str | None, watts: float
+) -> None:
+    machine.computing = computing
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     meter = meters.choose("cuda", "measured", 10.0)
     assert meter.source == "zeus:nvml"
     for seconds in (2.0, 0.5):
         meter.begin()
-        gpus.now += seconds
-        assert meter.end() == pytest.approx(100.0 * seconds)
-    assert synchronized == [[0]] * 4
+        machine.now += seconds
+        assert meter.end() == pytest.approx(watts * seconds)
+    assert machine.waited == 4
 
 
-def test_gpu_without_a_meter_is_refused_whatever_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zeus.device, "get_gpus", no_gpu)
-    assert meters.available("cuda") == {"nvml": "ZeusGPUInitError: NVML unavailable"}
+@pytest.mark.parametrize(("computing", "visible"), [("aaaa", "1"), ("bbbb", "GPU-bbbb"), ("slice", None)])
+def test_gpu_that_zeus_does_not_see_is_refused_with_what_to_set(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, computing: str, visible: str | None
+) -> None:
+    machine.computing = computing
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ConfigError, match=f"does not see the GPU .*GPU-{computing}.*CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        meters.choose("cuda", "any", 10.0)
+
+
+def test_gpu_without_a_meter_is_refused_whatever_is_required(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zeus.device.gpu, "nvml_is_available", lambda: False)
+    monkeypatch.setattr(zeus.device.gpu, "amdsmi_is_available", lambda: False)
+    assert meters.available("cuda")["nvml"].startswith("ZeusGPUInitError: NVML")
     for require in ("any", "measured"):
-        with pytest.raises(ConfigError, match=r"no meter reads this GPU.*NVML unavailable"):
+        with pytest.raises(ConfigError, match=r"no meter reads this GPU.*NVML"):
             meters.choose("cuda", require, 10.0)
 
 

@@ -28,6 +28,13 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     return facts
 
 
+def gpu_uuid() -> str:
+    """NVML's name of the GPU that PyTorch computes on. Their numbers differ (CUDA_DEVICE_ORDER, CUDA_VISIBLE_DEVICES); this does not."""
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties('cuda').uuid}"
+
+
 def cpu_model() -> str:
     """The CPU's name, e.g. ``AMD EPYC``; the architecture where the system does not tell."""
     cpuinfo = Path("/proc/cpuinfo")

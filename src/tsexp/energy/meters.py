@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tsexp.config import ConfigError
+from tsexp.energy import hardware
 
 # No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus' tracker.
 # Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest counter (65.5 kJ).
@@ -79,7 +80,7 @@ class ZeusMeter:
         packages = _packages() if kind == "rapl" else []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._monitor = ZeusMonitor(gpu_indices=[0] if kind == "nvml" else [], cpu_indices=packages)
+            self._monitor = ZeusMonitor(gpu_indices=_gpu() if kind == "nvml" else [], cpu_indices=packages)
         # NVML refreshes about every 100 ms (design: Measuring, 3); RAPL about every millisecond.
         self.resolution_s = {"nvml": 0.1, "rapl": 0.001, "soc": 0.1}[kind]
         self._scope = {
@@ -95,18 +96,48 @@ class ZeusMeter:
 
     def begin(self) -> None:
         """Start a window."""
-        self._monitor.begin_window("window")
+        self._wait_for_gpu()
+        self._monitor.begin_window("window", sync_execution=False)
 
     def end(self) -> float:
         """Joules since `begin`."""
+        self._wait_for_gpu()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Zeus warns about zero; the record judges it
-            reading = self._monitor.end_window("window")
+            reading = self._monitor.end_window("window", sync_execution=False)
         if self.kind == "nvml":
             return float(sum(reading.gpu_energy.values()))
         if self.kind == "rapl":
             return float(sum((reading.cpu_energy or {}).values()) + sum((reading.dram_energy or {}).values()))
         return _soc_joules(reading.soc_energy)
+
+    def _wait_for_gpu(self) -> None:
+        """Until it has done what it was given. Zeus would wait for the GPU that has its number at PyTorch."""
+        if self.kind == "nvml":
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def _gpu() -> list[int]:
+    """Zeus' number of the GPU that PyTorch computes on, in a list.
+
+    Zeus takes CUDA_VISIBLE_DEVICES for a list of NVML's numbers. CUDA orders by speed unless told otherwise, and takes UUIDs too.
+    """
+    import pynvml
+    from zeus.device import get_gpus
+
+    mine = hardware.gpu_uuid()
+    try:
+        seen = [pynvml.nvmlDeviceGetUUID(gpu.handle) for gpu in get_gpus().gpus]
+    except ValueError:  # UUIDs are not numbers
+        seen = []
+    if mine not in seen:
+        raise ConfigError(
+            f"Zeus does not see the GPU that PyTorch computes on ({mine}): set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES, "
+            "if at all, to the numbers that nvidia-smi shows; a slice of a GPU (MIG) has no meter"
+        )
+    return [seen.index(mine)]
 
 
 def _packages() -> list[int]:
@@ -129,10 +160,9 @@ def _soc_joules(soc: Any) -> float:
 
 def available(device: str) -> dict[str, str]:
     """Ask each counter that could measure `device`; return kind → ``""`` if it answers, else why it does not."""
-    from zeus.device import get_gpus
     from zeus.device.soc import get_soc
 
-    asks: dict[str, Callable[[], Any]] = {"nvml": get_gpus} if device == "cuda" else {"rapl": _packages, "soc": get_soc}
+    asks: dict[str, Callable[[], Any]] = {"nvml": _gpu} if device == "cuda" else {"rapl": _packages, "soc": get_soc}
     answers = {}
     for kind, ask in asks.items():
         try:
