@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pynvml
 import pytest
@@ -19,7 +20,7 @@ import zeus.device.cpu.rapl as zeus_rapl
 import zeus.device.gpu
 
 from tsexp.config import ConfigError
-from tsexp.energy import meters, windows
+from tsexp.energy import hardware, meters, windows
 from tsexp.energy.meters import CpuTimeMeter, ZeusMeter
 
 RANGE_UJ = 262_143_328_850
@@ -210,9 +211,17 @@ class Machine:
         self.now = 0.0
         self.computing = "aaaa"
         self.waited = 0
+        self.reasons: list[object] = [0, 0]
+        self.processes: list[object] = [[], []]
 
     def wait(self) -> None:
         self.waited += 1
+
+
+def answer_or_raise(answer: Any) -> Any:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @pytest.fixture
@@ -227,6 +236,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         "nvmlDeviceGetUUID": lambda handle: fake.uuids[handle],
         "nvmlDeviceGetC2cModeInfoV": lambda handle: SimpleNamespace(isC2cEnabled=False),
         "nvmlDeviceGetArchitecture": lambda handle: pynvml.NVML_DEVICE_ARCH_AMPERE,
+        "nvmlDeviceGetHandleByUUID": lambda uuid: fake.uuids.index(uuid),
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: answer_or_raise(fake.reasons[handle]),
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [SimpleNamespace(pid=p) for p in answer_or_raise(fake.processes[handle])],
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: round(1000 * (5e6 + (100.0, 300.0)[handle] * fake.now)),
     }.items():
         monkeypatch.setattr(pynvml, name, answer)
@@ -276,6 +288,41 @@ def test_gpu_without_a_meter_is_refused_whatever_is_required(machine: Machine, m
     for require in ("any", "measured"):
         with pytest.raises(ConfigError, match=r"no meter reads this GPU.*NVML"):
             meters.choose("cuda", require, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "slowed_by"),
+    [
+        (pynvml.nvmlClocksThrottleReasonNone, []),
+        (pynvml.nvmlClocksThrottleReasonGpuIdle | pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting, []),
+        (pynvml.nvmlClocksThrottleReasonSwPowerCap, ["its power limit"]),
+        (pynvml.nvmlClocksThrottleReasonSwThermalSlowdown, ["heat"]),
+        (pynvml.nvmlClocksThrottleReasonHwSlowdown | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown, ["the hardware", "heat"]),
+        (pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown, ["the power supply"]),
+        (pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), None),
+    ],
+)
+def test_gpu_that_is_held_down_says_by_what(machine: Machine, reasons: object, slowed_by: list[str] | None) -> None:
+    machine.reasons[0] = reasons
+    assert hardware.gpu_disturbances()["gpu_slowed_by"] == slowed_by
+
+
+ME, WHO_WAITS_FOR_ME, STRANGER = os.getpid(), os.getppid(), 2**22 + 1
+
+
+@pytest.mark.parametrize(
+    ("there", "foreign"),
+    [
+        ([ME], 0),
+        ([ME, WHO_WAITS_FOR_ME], 0),
+        ([ME, STRANGER, STRANGER + 1], 2),
+        ([STRANGER], None),  # we are there under another number
+        (pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), None),
+    ],
+)
+def test_foreign_processes_on_the_gpu_are_counted(machine: Machine, there: object, foreign: int | None) -> None:
+    machine.processes[0] = there
+    assert hardware.gpu_disturbances()["gpu_foreign"] == foreign
 
 
 def test_joules_of_a_system_on_chip_add_up_without_counting_twice() -> None:

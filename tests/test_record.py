@@ -223,6 +223,18 @@ def plant_throttling(raw: Raw) -> None:
     raw["throttle_events"] = 3
 
 
+def plant_gpu_slowed(raw: Raw) -> None:
+    for w in of(raw, "artifact"):
+        w["gpu_slowed_by"] = ["heat"] if w["pair"] < 2 else ["its power limit"] if w["pair"] == 2 else []
+    for w in of(raw, "reference"):
+        w["gpu_slowed_by"] = None
+
+
+def plant_gpu_shared(raw: Raw) -> None:
+    for w in of(raw, "reference"):
+        w["gpu_foreign"] = (None, 0, 1, 2)[w["pair"] % 4]
+
+
 def plant_discarded(raw: Raw) -> None:
     raw["windows"] += [w | {"energy_j": -5.0, "discarded": True} for name in NAMES for w in of(raw, name)[:1]]
 
@@ -237,6 +249,8 @@ WARNINGS = [
     (plant_drift, ["energy of the artifact drifts by"]),
     (plant_foreign_load, [r"foreign load of 0\.5 cores"]),
     (plant_throttling, ["3 thermal throttling events"]),
+    (plant_gpu_slowed, [rf"GPU slowed down by heat and its power limit in 3 of {2 * PAIRS} windows"]),
+    (plant_gpu_shared, ["other processes on the GPU: up to 2"]),
     (plant_discarded, [r"2 windows discarded \(counter wrap\)"]),
     (plant_wide_interval, ["energy of the artifact varies", r"interval of the saving is \d\d points wide"]),
 ]
@@ -258,6 +272,13 @@ def test_planted_disturbance_is_warned_of_and_nothing_else(plant: Any, patterns:
 @pytest.mark.parametrize("events", [0, None], ids=["none counted", "cannot count"])
 def test_no_throttling_is_no_warning(events: int | None) -> None:
     assert doubts(make() | {"throttle_events": events}) == ((), ())
+
+
+def test_gpu_at_ease_and_alone_is_no_warning() -> None:
+    raw = make()
+    for w in raw["windows"]:
+        w |= {"gpu_slowed_by": [], "gpu_foreign": 0}
+    assert doubts(raw) == ((), ())
 
 
 def predictions(accuracy: float, series: int = 400, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -99,6 +99,19 @@ def test_pairs_hold_both_subjects_in_both_orders_between_two_idle_windows(bench:
     assert {(a["subject"], b["subject"]) for a, b in pairs} == {("reference", "artifact"), ("artifact", "reference")}
 
 
+def test_what_disturbs_is_looked_for_after_each_window_and_kept_with_it(bench: Bench) -> None:
+    seen: list[int] = []
+
+    def look() -> dict[str, Any]:
+        assert bench.log[-1] == ("end", None)
+        seen.append(bench.readings)
+        return {"seen": bench.readings}
+
+    raw = windows.run(bench.subject("artifact"), bench.subject("reference"), SERIES, bench.meter, PLAN, look=look)
+    pairs = [w for w in raw["windows"] if w["subject"] != "idle"]
+    assert [w["seen"] for w in pairs] == seen[-2 * PLAN.repeats :]
+
+
 def test_every_window_reads_its_own_time_energy_and_inferences(bench: Bench) -> None:
     bench.foreign_cores = 0.25
     raw = bench.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from importlib.metadata import version
@@ -28,11 +29,39 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     return facts
 
 
+GPU_SLOWED_BY = {"its power limit": 0x04, "the hardware": 0x08, "heat": 0x20 | 0x40, "the power supply": 0x80}
+"""Bits of ``nvmlClocksThrottleReason…`` that hold the clocks down for want of cooling or power."""
+
+
 def gpu_uuid() -> str:
     """NVML's name of the GPU that PyTorch computes on. Their numbers differ (CUDA_DEVICE_ORDER, CUDA_VISIBLE_DEVICES); this does not."""
     import torch
 
     return f"GPU-{torch.cuda.get_device_properties('cuda').uuid}"
+
+
+def gpu_disturbances() -> dict[str, Any]:
+    """What disturbs the GPU that PyTorch computes on, now.
+
+    Returns
+    -------
+    dict
+        ``gpu_slowed_by`` (keys of `GPU_SLOWED_BY`) and ``gpu_foreign`` (how many processes but this one and those that wait for it are there);
+        None where NVML does not tell.
+    """
+    import psutil
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid())
+    slowed_by = foreign = None
+    with contextlib.suppress(pynvml.NVMLError):
+        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        slowed_by = [name for name, bits in GPU_SLOWED_BY.items() if reasons & bits]
+    with contextlib.suppress(pynvml.NVMLError):
+        there = {p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        if os.getpid() in there:  # else it counts processes as the machine does, and this is a container
+            foreign = len(there - {os.getpid(), *(p.pid for p in psutil.Process().parents())})
+    return {"gpu_slowed_by": slowed_by, "gpu_foreign": foreign}
 
 
 def cpu_model() -> str:

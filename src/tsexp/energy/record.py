@@ -164,6 +164,13 @@ def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         warn.append(f"foreign load of {foreign:.1f} cores: trust vs_dense/cpu_speedup, not vs_dense/speedup")
     if raw.get("throttle_events"):
         warn.append(f"{raw['throttle_events']} thermal throttling events")
+    slowed = [w for w in windows if w.get("gpu_slowed_by")]
+    if slowed:
+        by = sorted({reason for w in slowed for reason in w["gpu_slowed_by"]})
+        warn.append(f"GPU slowed down by {' and '.join(by)} in {len(slowed)} of {len(windows)} windows")
+    others = max(w.get("gpu_foreign") or 0 for w in windows)
+    if others:
+        warn.append(f"other processes on the GPU: up to {others}")
     discarded = sum(w["discarded"] for w in raw["windows"])
     if discarded:
         warn.append(f"{discarded} windows discarded (counter wrap)")

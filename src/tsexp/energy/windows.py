@@ -46,7 +46,13 @@ class Plan:
 
 
 def run(
-    artifact: Subject, reference: Subject, series: FloatArray, meter: Meter, plan: Plan, advance: Callable[[str], None] = lambda _: None
+    artifact: Subject,
+    reference: Subject,
+    series: FloatArray,
+    meter: Meter,
+    plan: Plan,
+    advance: Callable[[str], None] = lambda _: None,
+    look: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
     """Measure `artifact` against `reference`.
 
@@ -62,12 +68,14 @@ def run(
         How many windows, how long.
     advance
         Called between windows, never inside one.
+    look
+        Called right after each window of a subject; what it saw is kept with the window.
 
     Returns
     -------
     dict
-        JSON values only: ``windows`` (each with subject, pair, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s, discarded),
-        ``latencies_ms`` by subject, ``calls_per_window``, ``window_s`` (the length asked for, or more where the meter is
+        JSON values only: ``windows`` (each with subject, pair, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s, discarded, and
+        what `look` saw), ``latencies_ms`` by subject, ``calls_per_window``, ``window_s`` (the length asked for, or more where the meter is
         slow), ``source``, ``scope``.
     """
     subjects: Mapping[str, Subject] = {"reference": reference, "artifact": artifact}
@@ -85,7 +93,7 @@ def run(
     def window(name: str, pair: int, calls: int, feed: list[FloatArray]) -> dict[str, Any]:
         extra = round(calls * plan.planted) if name == "artifact" else 0
         read = _read(meter, lambda: _work(subjects[name], feed, calls + extra))
-        return {"subject": name, "pair": pair, **read, "inferences": calls * plan.batch_size}
+        return {"subject": name, "pair": pair, **read, "inferences": calls * plan.batch_size, **look()}
 
     with _quiet():
         feed = batches()

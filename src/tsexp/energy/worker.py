@@ -63,7 +63,8 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         probe = np.ascontiguousarray(series[: windows.PROBE])
         before = {n: (p(probe).copy(), p.weights_digest()) for n, p in both.items()}
         throttled = hardware.throttle_count()
-        measured = windows.run(artifact, reference, series, meter, plan, progress.advance)
+        look = hardware.gpu_disturbances if request["device"] == "cuda" else dict
+        measured = windows.run(artifact, reference, series, meter, plan, progress.advance, look)
         slowed = None if throttled is None else (hardware.throttle_count() or 0) - throttled
         after = {n: (p(probe).copy(), p.weights_digest()) for n, p in both.items()}
 
