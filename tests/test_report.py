@@ -1,7 +1,7 @@
 import pytest
 
 from tsexp.report.console import _si, sweep_table, table
-from tsexp.report.figures import _label, sweep_figure
+from tsexp.report.figures import _label, _lines, sweep_figure
 from tsexp.report.store import Row
 
 
@@ -66,6 +66,25 @@ def test_lines_are_named_by_what_varies_and_not_by_what_follows_from_it():
     assert _label(row(), [row(), row(ratio=0.5)]) == "t3"
     rows = [row(**{"prune.method": m}) for m in ("l1", "l2")]
     assert _label(rows[0], rows) == "method=l1"
+
+
+def test_a_dense_job_is_on_every_line_that_starts_from_it():
+    def pruned(method, model="t3", ratio=0.5):
+        return row(f"{method} {model}", ratio=ratio, **{"prune.method": method, "prune.finetune_epochs": "30", "model.name": model})
+
+    # The one dense t3 was measured in a sweep over taylor, and stands in this one for both its jobs at ratio 0.
+    dense = row("dense t3", ratio=0, **{"prune.method": "taylor", "prune.finetune_epochs": "5"})
+    other = row("dense t1", ratio=0, **{"prune.method": "l1", "model.name": "t1"})
+    lines = _lines([dense, pruned("l1"), dense, pruned("l2"), pruned("l1", ratio=0.3), other, pruned("l1", "t1")])
+    assert {label: [(r.name, float(r.params["prune.ratio"])) for r in members] for label, members in lines.items()} == {
+        "t3 method=l1": [("dense t3", 0), ("l1 t3", 0.3), ("l1 t3", 0.5)],
+        "t3 method=l2": [("dense t3", 0), ("l2 t3", 0.5)],
+        "t1 method=l1": [("dense t1", 0), ("l1 t1", 0.5)],
+    }
+
+
+def test_a_dense_job_alone_has_a_line_of_its_own():
+    assert list(map(len, _lines([row("dense", ratio=0), row("dense", ratio=0)]).values())) == [1]
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0123, "12.3 mJ"), (1.5e-6, "1.5 µJ"), (1234.0, "1.23 kJ"), (2.5e6, "2.5 MJ"), (0.0, "0 J")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from tsexp.report.console import ESTIMATE
@@ -28,17 +29,12 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     rows = [r for r in rows if r.valid]
     if not rows:
         return None
-    lines: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        # Measured and estimated energy never share a line.
-        source = f" ({row.tags['tsexp.energy_source']})" if len({r.tags["tsexp.energy_source"] for r in rows}) > 1 else ""
-        lines[_label(row, rows) + source].append(row)
+    lines = _lines(rows)
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     markers = "osD^vP*X"
     for i, (label, members) in enumerate(lines.items()):
-        members.sort(key=lambda r: float(r.params[VARIES_ALONG_X]))
-        x = [float(r.params[VARIES_ALONG_X]) for r in members]
+        x = [_ratio(r) for r in members]
         style = {"color": COLOURS[i % len(COLOURS)], "marker": markers[i // len(COLOURS) % len(markers)], "ms": 5, "label": label}
         accuracy = [100 * r.metrics["test/accuracy"] for r in members]
         # The interval of the drop, around the accuracy that it leads to.
@@ -63,6 +59,39 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     figure.savefig(partial, dpi=150, format=path.suffix.removeprefix("."))
     partial.replace(path)
     return path
+
+
+def _lines(rows: list[Row]) -> dict[str, list[Row]]:
+    """Label → its rows, by rising ratio."""
+    rows = _with_dense_on_every_line(rows)
+    several = len({r.tags["tsexp.energy_source"] for r in rows}) > 1
+    lines: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=_ratio):
+        # Measured and estimated energy never share a line.
+        lines[_label(row, rows) + (f" ({row.tags['tsexp.energy_source']})" if several else "")].append(row)
+    return lines
+
+
+def _with_dense_on_every_line(rows: list[Row]) -> list[Row]:
+    """Repeat each row at ratio 0 with every way of pruning that its like has: it is measured once for all of them."""
+    pruned = [r for r in rows if _ratio(r)]
+    out = list(pruned)
+    for dense in {r.run_id: r for r in rows if not _ratio(r)}.values():
+        ways = [_pruning(r) for r in pruned if _all_else(r) == _all_else(dense)]
+        out += [replace(dense, params=dense.params | way) for i, way in enumerate(ways) if way not in ways[:i]] or [dense]
+    return out
+
+
+def _pruning(row: Row) -> dict[str, str]:
+    return {k: v for k, v in row.params.items() if k.startswith("prune.") and k != VARIES_ALONG_X}
+
+
+def _all_else(row: Row) -> dict[str, str]:
+    return {k: v for k, v in row.params.items() if not k.startswith(("prune.", *WHERE_NOT_WHAT))}
+
+
+def _ratio(row: Row) -> float:
+    return float(row.params[VARIES_ALONG_X])
 
 
 def _label(row: Row, rows: list[Row]) -> str:
