@@ -131,7 +131,6 @@ def test_own_folder(tmp_path):
     np.testing.assert_array_equal(dataset.y_train, [0, 1, 0, 1])
     np.testing.assert_array_equal(dataset.y_test, [1, 0])
     np.testing.assert_array_equal(dataset.x_test, np.float32([[[0, 2, 3, 4]], [[2, 3, 4, 5]]]))
-    assert dataset.majority_accuracy == 0.5
 
 
 def test_own_folder_is_not_taken_for_a_dataset_of_another_name(tmp_path):

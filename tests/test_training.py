@@ -216,7 +216,7 @@ def test_it_learns(tiny_model, italy):
     model, _ = fitted(tiny_model, italy, replace(OURS, epochs=40, max_steps=0, lr=0.003), "model.token_dropout=0")
     with torch.no_grad():
         accuracy = float((model(as_tensor(italy.x_test)).argmax(1) == as_tensor(italy.y_test)).float().mean())
-    assert accuracy > italy.majority_accuracy + 0.3
+    assert accuracy > 0.8  # both classes are half of the test split
 
 
 @pytest.mark.parametrize("patience", [1, 3])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +86,6 @@ class Dataset:
     def channels(self) -> int:
         """Number of channels."""
         return int(self.x_train.shape[1])
-
-    @cached_property
-    def majority_accuracy(self) -> float:
-        """Test accuracy of always answering with the most frequent train class."""
-        return float(np.mean(self.y_test == np.bincount(self.y_train).argmax()))
 
 
 def find(config: DataConfig, data_dir: str | Path) -> tuple[Path, Path] | None:
