@@ -99,7 +99,7 @@ def test_every_score_can_be_recomputed_from_the_predictions(sweep):
     assert summarize(raw)["vs_dense/speedup"] == pytest.approx(run.data.metrics["vs_dense/speedup"])
 
 
-def test_the_logged_model_runs_from_another_folder_without_pickles(sweep, tmp_path, load_data):
+def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without_pickles(sweep, tmp_path, load_data):
     folder, _ = sweep
     (run,) = runs(folder, "attributes.run_name = 'prune.ratio=0.3'")
     assert not [p for p in (folder / "mlartifacts").rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".ckpt")]
@@ -107,14 +107,19 @@ def test_the_logged_model_runs_from_another_folder_without_pickles(sweep, tmp_pa
         "import mlflow, numpy as np, sys\n"
         f"mlflow.set_tracking_uri('sqlite:///{folder}/mlflow.db')\n"
         f"model = mlflow.pyfunc.load_model('runs:/{run.info.run_id}/model')\n"
-        "print('SCORES', model.predict(np.load(sys.argv[1], allow_pickle=False)).argmax(1).tolist())"
+        "scores = model.predict(np.load(sys.argv[1], allow_pickle=False))\n"
+        "import tsexp; print(tsexp.__file__)\n"
+        "print('SCORES', scores.argmax(1).tolist())"
     )
     series = load_data("ItalyPowerDemand").x_test[:20]
     np.save(tmp_path / "x.npy", series)
-    out = subprocess.run([sys.executable, "-c", code, "x.npy"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True).stdout
+    done = subprocess.run([sys.executable, "-c", code, "x.npy"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert "WARNING" not in done.stderr
+    assert "/model/code/tsexp/" in done.stdout
+    assert not any("tsexp" in p.read_text() for p in (folder / "mlartifacts").rglob("requirements.txt"))
     rows = rows_of(client(folder).download_artifacts(run.info.run_id, "predictions.csv"))
     classes = load_data("ItalyPowerDemand").classes
-    predicted = json.loads(out.split("SCORES ")[1])
+    predicted = json.loads(done.stdout.split("SCORES ")[1])
     assert [classes[i] for i in predicted] == [r["predicted"] for r in rows[:20]]
 
 

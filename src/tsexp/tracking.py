@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from tsexp.runtimes import Artifact, softmax
 from tsexp.training import Fitted
 
 SQLITE = "sqlite:///"
+REQUIREMENTS = [r for r in requires("tsexp") or () if "extra ==" not in r]
+"""Of a logged model, which brings the code of this package along: no index has it."""
 
 
 def store(config: TrackingConfig) -> Any:
@@ -164,7 +167,8 @@ class Tracked:
                 artifacts={"artifact": str(artifact.folder)},
                 signature=ModelSignature(Schema([series]), Schema([scores])),
                 input_example=dataset.x_test[:2],
-                pip_requirements=[f"tsexp=={__version__}"],
+                code_paths=[str(Path(__file__).parent)],
+                pip_requirements=REQUIREMENTS,
             )
 
 
