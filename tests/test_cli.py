@@ -189,6 +189,15 @@ def test_bad_input_ends_with_one_message_before_any_work(tmp_path, arguments, wo
     assert not (tmp_path / "cache").exists()
 
 
+def test_windows_is_told_what_it_needs_before_any_work(monkeypatch):
+    from tsexp import __main__
+
+    monkeypatch.setattr(__main__, "main", lambda: pytest.fail("it went to work"))
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="needs Linux or macOS"):
+        __main__.cli()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["train", "prune", "deploy", "measure", "track"])
 def test_killed_in_any_stage_the_rerun_is_whole(tmp_path, stage):

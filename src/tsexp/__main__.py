@@ -56,6 +56,8 @@ def _show(cfg: DictConfig, outcome: object) -> None:
 
 def cli() -> None:
     """`main`, with errors of the configuration told in one line each instead of Hydra's frames."""
+    if sys.platform == "win32":
+        sys.exit("tsexp: error: this needs Linux or macOS (process groups and signals end a measurement); on Windows, use WSL")
     wants_frames = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
     try:

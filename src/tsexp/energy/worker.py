@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import resource
 import sys
 import traceback
 from pathlib import Path
@@ -37,7 +38,6 @@ def main(folder: Path) -> int:
 
 def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
-    import psutil
     import torch
     from safetensors.numpy import load_file, save_file
 
@@ -69,22 +69,17 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         after = {n: (p(probe).copy(), p.weights_digest()) for n, p in both.items()}
 
     save_file(scores, folder / "scores.safetensors")
-    memory = psutil.Process().memory_info()
     return measured | {
         "same_outputs": {n: bool(np.array_equal(before[n][0], after[n][0])) for n in both},
         "same_weights": {n: before[n][1] == after[n][1] for n in both},
         "throttle_events": slowed,
-        "peak_mb": getattr(memory, "peak_wset", _peak_bytes()) / 2**20,
+        "peak_mb": _peak_bytes() / 2**20,
         "threads": torch.get_num_threads(),
         "device": request["device"],
     }
 
 
 def _peak_bytes() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows: psutil has peak_wset there
-        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
