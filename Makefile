@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Arguments for the main job: make run ARGS="data=plaid"
 ARGS ?=
+# The store that make ui shows: make ui STORE=sqlite:////path/mlflow.db
+STORE ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-slow lint format bench-train selftest ui clean
@@ -43,8 +45,8 @@ bench-train: .venv/.done ## training speed against a bare PyTorch loop, paired
 selftest: .venv/.done ## does the meter tell the truth on this machine? (minutes)
 	$(BIN)/python -m tsexp.doctor --selftest
 
-ui: .venv/.done ## the MLflow UI on this folder's store, on 127.0.0.1:5000
-	$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's: STORE=sqlite:////path/mlflow.db
+	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri '$(STORE)'
 
 clean: ## remove the environment, caches and outputs; not the store
 	rm -rf .venv cache outputs multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -116,7 +116,7 @@ def ui_line(store: TrackingConfig) -> str:
     """Say how to open the MLflow UI on this store."""
     if store.uri.startswith("http"):
         return f"compare: {configs.redact(store.uri)}"
-    return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(configs.redact(store.uri))}   (here: make ui)"
+    return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(configs.redact(store.uri))}"
 
 
 def place(sweep_dir: str, number: int) -> tuple[str | None, str | None]:
