@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from conftest import TINY
+from tsexp import jobs, tracking
 
 ITALY = [*TINY, "data=italy_power_demand"]
 
@@ -187,6 +189,37 @@ def test_bad_input_ends_with_one_message_before_any_work(tmp_path, arguments, wo
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "mlflow.db").exists()
     assert not (tmp_path / "cache").exists()
+
+
+STORE_FAILS = "API request to http://me:secret@localhost/api failed"  # as MLflow says it
+
+
+def test_a_password_is_in_nothing_that_a_failed_job_leaves(tiny, tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError(STORE_FAILS)
+
+    monkeypatch.setattr(jobs, "_experiment", fail)
+    outcome = jobs.execute(OmegaConf.structured(tiny), None, tmp_path, None)
+    assert "me:***@localhost" in outcome.error
+    assert "me:***@localhost" in caplog.text
+    assert "me:***@localhost" in (tmp_path / "traceback.txt").read_text()
+    assert "secret" not in caplog.text + "".join(p.read_text() for p in tmp_path.iterdir())
+
+
+def test_a_password_is_in_nothing_that_a_failed_run_stores(tiny, tmp_path):
+    with pytest.raises(RuntimeError), tracking.tracked(tiny, "", "a job", "signature", None):
+        raise RuntimeError(STORE_FAILS)
+    (run,) = runs(tmp_path)
+    text = Path(client(tmp_path).download_artifacts(run.info.run_id, "traceback.txt")).read_text()
+    assert run.data.tags["tsexp.error"] == "RuntimeError: API request to http://me:***@localhost/api failed"
+    assert "me:***@localhost" in text
+    assert "secret" not in text
+
+
+def test_a_password_is_not_in_what_is_said_of_a_sweep(tmp_path):
+    done = tsexp(tmp_path, "-m", "tracking.uri=bad://me:secret@localhost/db", check=False)
+    assert done.stderr.count("***@localhost/db") == 2  # the job's name, and what is wrong with it
+    assert "secret" not in done.stdout + done.stderr
 
 
 def test_windows_is_told_what_it_needs_before_any_work(monkeypatch):

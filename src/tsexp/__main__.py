@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(h.runtime.output_dir)
     if h.mode == RunMode.MULTIRUN:
         parent, name = sweep.place(h.sweep.dir, h.job.num)
-        jobs.execute_apart(cfg, name or h.job.override_dirname.replace(",", " "), folder, parent)
+        jobs.execute_apart(cfg, name or configs.redact(h.job.override_dirname.replace(",", " ")), folder, parent)
         return  # the sweep goes on whatever happened; its end tells
     outcome = jobs.execute(cfg, None, folder, None)
     if outcome.status == "refused":

@@ -77,11 +77,11 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
         run_id, found = _experiment(checked, OmegaConf.to_yaml(cfg, resolve=True), label, parent)
         outcome = Outcome(label, "found" if found else "finished", run_id)
     except ConfigError as error:
-        outcome = Outcome(label, "refused", error=str(error))
+        outcome = Outcome(label, "refused", error=configs.redact(str(error)))
     except Exception as error:
-        (folder / "traceback.txt").write_text(traceback.format_exc())
-        log.error("%s failed: %s: %s (traceback: %s)", label, type(error).__name__, error, folder / "traceback.txt")
-        outcome = Outcome(label, "failed", error=f"{type(error).__name__}: {error}")
+        (folder / "traceback.txt").write_text(configs.redact(traceback.format_exc()))
+        outcome = Outcome(label, "failed", error=configs.redact(f"{type(error).__name__}: {error}"))
+        log.error("%s failed: %s (traceback: %s)", label, outcome.error, folder / "traceback.txt")
     write_json(folder / OUTCOME, asdict(outcome))
     return outcome
 

@@ -150,11 +150,11 @@ def _check_all(config: DictConfig) -> tuple[Config, list[str] | None]:
             pipeline.check(cfg)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
-            raise ConfigError(f"job {' '.join(job)}: {what}\nnothing was started") from None
+            raise ConfigError(configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")) from None
         checked.append(cfg)
     # Every job has the same overrides in the same order; what varies names it.
     varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
-    return checked[0], [" ".join(job[i] for i in varying) or " ".join(job) or "job" for job in jobs]
+    return checked[0], [configs.redact(" ".join(job[i] for i in varying) or " ".join(job) or "job") for job in jobs]
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

@@ -209,8 +209,8 @@ def tracked(cfg: Config, resolved_yaml: str, name: str, signature: str, parent: 
             yield Tracked(run_id, client)
         except BaseException as error:
             details = error.details if isinstance(error, MeasuringFailed) else ""
-            client.log_text(run_id, f"{traceback.format_exc()}\n{details}", "traceback.txt")
-            client.set_tag(run_id, "tsexp.error", f"{type(error).__name__}: {error}"[:4900])
+            client.log_text(run_id, redact(f"{traceback.format_exc()}\n{details}"), "traceback.txt")
+            client.set_tag(run_id, "tsexp.error", redact(f"{type(error).__name__}: {error}")[:4900])
             raise
         client.set_tag(run_id, "tsexp.stage", "done")
 
