@@ -133,6 +133,22 @@ def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):
     assert len(runs(folder)) == before
 
 
+def test_a_sweep_in_the_folder_of_another_shows_its_own_jobs_only(sweep):
+    folder, _ = sweep
+    options = [f"hydra.sweep.dir={folder}/one", "prune.scope=global", *ITALY]
+    tsexp(folder, "-m", "prune.ratio=0,0.3", *options)
+    again = tsexp(folder, "-m", "prune.ratio=0.3", *options)
+    assert "1 jobs, 1 of them measured before" in again.stdout
+
+
+def test_a_run_that_cannot_log_its_params_does_not_stay_running(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "flat", lambda cfg: {}["gone"])
+    with pytest.raises(KeyError), tracking.tracked(tiny, "", "a job", "signature", None):
+        pass
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FAILED"
+
+
 def test_a_job_that_is_killed_does_not_take_its_sweep_along(tmp_path):
     # The middle job kills its own process while it loads its data; the others must be measured.
     (tmp_path / "evil").mkdir()

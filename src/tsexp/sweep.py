@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, digest
-from tsexp.jobs import SWEEP, read_outcome
+from tsexp.jobs import OUTCOME, SWEEP, read_outcome
 
 
 class Sweep(Callback):
@@ -56,6 +56,8 @@ class Sweep(Callback):
         parent = tracking.sweep_run(first.tracking, name, digest(overrides))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"*/{OUTCOME}"):  # by another sweep, in a folder that hydra.sweep.dir fixes
+            left.unlink()
         self._open = first.tracking, parent
         atexit.register(self._abandon)
         write_json(
@@ -86,7 +88,7 @@ class Sweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         about = json.loads((folder / SWEEP).read_text())
         store = TrackingConfig(**about["tracking"])
-        outcomes = {int(p.parent.name): read_outcome(p.parent) for p in folder.glob("*/outcome.json") if p.parent.name.isdigit()}
+        outcomes = {int(p.parent.name): read_outcome(p.parent) for p in folder.glob(f"*/{OUTCOME}") if p.parent.name.isdigit()}
         ordered = [o for _, o in sorted(outcomes.items()) if o is not None]
         client = tracking.store(store)
         measured = [o for o in ordered if o.ok and o.run_id]

@@ -197,15 +197,16 @@ def tracked(cfg: Config, resolved_yaml: str, name: str, signature: str, parent: 
     tags = {
         "tsexp.signature": signature,
         "tsexp.stage": "start",
-        "mlflow.runName": name[:250],
+        "mlflow.runName": redact(name)[:250],
         **({"mlflow.parentRunId": parent} if parent else {}),
         **_origin(),
     }
     run_id = client.create_run(experiment, tags=tags).info.run_id
-    client.log_batch(run_id, params=[Param(k, redact(str(v))[:6000]) for k, v in flat(cfg).items()], tags=[RunTag("tsexp.data", cfg.data.name)])
-    client.log_text(run_id, redact(resolved_yaml), "config.yaml")
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         try:
+            params = [Param(k, redact(str(v))[:6000]) for k, v in flat(cfg).items()]
+            client.log_batch(run_id, params=params, tags=[RunTag("tsexp.data", cfg.data.name)])
+            client.log_text(run_id, redact(resolved_yaml), "config.yaml")
             yield Tracked(run_id, client)
         except BaseException as error:
             details = error.details if isinstance(error, MeasuringFailed) else ""
