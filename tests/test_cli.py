@@ -125,6 +125,12 @@ def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without
     assert [classes[i] for i in predicted] == [r["predicted"] for r in rows[:20]]
 
 
+def test_a_logged_model_needs_the_package_of_its_runtime_and_of_no_other(monkeypatch):
+    monkeypatch.setattr(tracking, "REQUIREMENTS", ["torch<3,>=2", "onnxruntime<2; extra == 'onnxruntime'", "openvino<3; extra == 'openvino'"])
+    assert tracking.requirements("eager") == ["torch<3,>=2"]
+    assert tracking.requirements("onnxruntime") == ["torch<3,>=2", "onnxruntime<2"]
+
+
 def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):
     folder, _ = sweep
     before = len(runs(folder))

@@ -30,8 +30,7 @@ from tsexp.runtimes import Artifact, softmax
 from tsexp.training import Fitted
 
 SQLITE = "sqlite:///"
-REQUIREMENTS = [r for r in requires("tsexp") or () if "extra ==" not in r]
-"""Of a logged model, which brings the code of this package along: no index has it."""
+REQUIREMENTS = requires("tsexp") or []
 
 
 def store(config: TrackingConfig) -> Any:
@@ -168,8 +167,14 @@ class Tracked:
                 signature=ModelSignature(Schema([series]), Schema([scores])),
                 input_example=dataset.x_test[:2],
                 code_paths=[str(Path(__file__).parent)],
-                pip_requirements=REQUIREMENTS,
+                pip_requirements=requirements(artifact.manifest["runtime"]),
             )
+
+
+def requirements(runtime: str) -> list[str]:
+    """What a logged model needs beside its code: the package's own requirements and those of the extra named like the runtime."""
+    wanted = (line for line in REQUIREMENTS if "extra ==" not in line or f"extra == '{runtime}'" in line)
+    return [line.split(";")[0].strip() for line in wanted]
 
 
 @contextmanager
