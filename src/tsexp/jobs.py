@@ -106,7 +106,7 @@ def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) 
             r = pipeline.run(cfg, dataset, run.enter)
             run.enter("track")
             with sharing_the_machine():
-                run.log(cfg, dataset, r.dense, r.slim, r.artifact, r.record)
+                run.log(cfg, dataset, r.dense, r.slim, r.tuned, r.artifact, r.record)
             return run.run_id, False
 
 

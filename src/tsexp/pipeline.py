@@ -1,4 +1,4 @@
-"""The experiment, one direction: data → train → prune → deploy → measure."""
+"""The experiment, one direction: data → train → prune → (qat) → deploy → measure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tsexp import data, energy, pruning, runtimes, training
+from tsexp import data, energy, pruning, qat, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, RuntimeConfig, digest
 from tsexp.data import Dataset
@@ -17,10 +17,14 @@ from tsexp.training import Fitted
 
 @dataclass(frozen=True)
 class Result:
-    """What an experiment made: the model's way from dense to artifact, and its record."""
+    """What an experiment made: the model's way from dense to artifact, and its record.
+
+    ``slim`` is ``dense`` if nothing was pruned, ``tuned`` is ``slim`` but for ``quant.mode=qat``.
+    """
 
     dense: Fitted
     slim: Fitted
+    tuned: Fitted
     artifact: Artifact
     record: Record
 
@@ -32,13 +36,16 @@ def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda sta
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
     enter("prune")
     slim = pruning.prune(dense, cfg.prune, cfg.train, cfg.seed, dataset, cache)
+    if cfg.quant.mode == "qat":
+        enter("qat")
+    tuned = qat.tune(slim, cfg.quant, cfg.train, cfg.seed, dataset, cache)
     enter("deploy")
-    artifact = runtimes.deploy(slim, cfg.quant, cfg.runtime, dataset, cache)
+    artifact = runtimes.deploy(tuned, cfg.quant, cfg.runtime, dataset, cache)
     reference = runtimes.deploy(dense, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
     enter("measure")
     title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.ratio:g}"
     record = energy.measure(artifact, reference, dataset, cfg.measure, cfg.seed, title, cfg.train.progress)
-    return Result(dense, slim, artifact, record)
+    return Result(dense, slim, tuned, artifact, record)
 
 
 def check(cfg: Config) -> None:
@@ -75,7 +82,7 @@ def signature(cfg: Config, dataset: Dataset) -> str:
             "hardware": hardware.describe(cfg.runtime.device),
             "meter": meters.source(cfg.runtime.device),
             "libraries": runtimes.versions(cfg.quant, cfg.runtime),
-            "versions": [training.STAGE_VERSION, pruning.STAGE_VERSION, runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
+            "versions": [training.STAGE_VERSION, pruning.STAGE_VERSION, qat.STAGE_VERSION, runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
         }
     )
 

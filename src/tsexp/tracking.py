@@ -112,14 +112,15 @@ class Tracked:
         """Note where the experiment is; a failed or killed run tells from that how far it came."""
         self.client.set_tag(self.run_id, "tsexp.stage", stage)
 
-    def log(self, cfg: Config, dataset: Dataset, dense: Fitted, slim: Fitted, artifact: Artifact, record: Record) -> None:
+    def log(self, cfg: Config, dataset: Dataset, dense: Fitted, slim: Fitted, tuned: Fitted, artifact: Artifact, record: Record) -> None:
         """Store a record: metrics, tags and artifacts."""
         from mlflow.entities import Metric, RunTag
 
         now = int(1000 * time.time())
         values = {"prune/requested_ratio": cfg.prune.ratio, **record.metrics}
         metrics = [Metric(k, v, now, 0) for k, v in values.items()]
-        for prefix, fitted in (("dense", dense),) if slim.signature == dense.signature else (("dense", dense), ("finetune", slim)):
+        fits = {f.signature: (prefix, f) for prefix, f in (("qat", tuned), ("finetune", slim), ("dense", dense))}
+        for prefix, fitted in fits.values():
             for line in fitted.history():
                 names = [k for k in line if k != "epoch"]
                 metrics += [Metric(f"{prefix}/{k}", line[k], now, int(line["epoch"])) for k in names]
@@ -145,7 +146,7 @@ class Tracked:
             if kept.exists():
                 (folder / "kept.json").write_bytes(kept.read_bytes())
             write_predictions(folder / "predictions.csv", record, dataset.classes)
-            _draw_curves(folder / "training.png", dense, slim)
+            _draw_curves(folder / "training.png", list(reversed(fits.values())))
             _draw_confusion(folder / "confusion.png", record, dataset.classes)
             self.client.log_artifacts(self.run_id, str(folder))
         self._log_model(dataset, artifact)
@@ -285,10 +286,9 @@ def write_predictions(path: Path, record: Record, classes: tuple[str, ...]) -> N
             out.writerow([*names, *map(repr, p[i].tolist()), *map(repr, q[i].tolist())])
 
 
-def _draw_curves(path: Path, dense: Fitted, slim: Fitted) -> None:
+def _draw_curves(path: Path, parts: list[tuple[str, Fitted]]) -> None:
     from matplotlib.figure import Figure
 
-    parts = [("dense", dense)] if slim.signature == dense.signature else [("dense", dense), ("fine-tuning", slim)]
     figure = Figure(figsize=(5 * len(parts), 3.2), layout="constrained")
     for axis, (name, fitted) in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
         history = fitted.history()

@@ -167,7 +167,8 @@ def _table() -> str:
 
 def _packages(quant: QuantConfig, runtime: RuntimeConfig) -> tuple[str, ...]:
     packages: dict[str, tuple[str, ...]] = _module(runtime.name).PACKAGES
-    return packages.get("every", ()) + packages.get(quant.mode, ())
+    tuning = ("torchao",) if quant.mode == "qat" else ()
+    return packages.get("every", ()) + packages.get(quant.mode, ()) + tuning
 
 
 def _version(package: str) -> str | None:
