@@ -125,10 +125,10 @@ def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without
     assert [classes[i] for i in predicted] == [r["predicted"] for r in rows[:20]]
 
 
-def test_a_logged_model_needs_the_package_of_its_runtime_and_of_no_other(monkeypatch):
+def test_a_logged_model_needs_the_libraries_of_its_artifact_and_no_others(monkeypatch):
     monkeypatch.setattr(tracking, "REQUIREMENTS", ["torch<3,>=2", "onnxruntime<2; extra == 'onnxruntime'", "openvino<3; extra == 'openvino'"])
-    assert tracking.requirements("eager") == ["torch<3,>=2"]
-    assert tracking.requirements("onnxruntime") == ["torch<3,>=2", "onnxruntime<2"]
+    assert tracking.requirements({"torch": "2.13"}) == ["torch<3,>=2"]
+    assert tracking.requirements({"torch": "2.13", "onnxruntime": "1.32"}) == ["torch<3,>=2", "onnxruntime==1.32"]
 
 
 def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):

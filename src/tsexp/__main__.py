@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         jobs.execute_apart(cfg, name or configs.redact(h.job.override_dirname.replace(",", " ")), folder, parent)
         return  # the sweep goes on whatever happened; its end tells
     outcome = jobs.execute(cfg, None, folder, None)
-    if outcome.status == "refused":
+    if outcome.status in ("refused", "skipped"):
         print(f"tsexp: error: {outcome.error}", file=sys.stderr)
         sys.exit(2)
     if not outcome.ok:

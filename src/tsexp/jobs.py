@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tsexp import config as configs
 from tsexp.cache import write_json
-from tsexp.config import Config, ConfigError
+from tsexp.config import Config, ConfigError, Unsupported
 from tsexp.locking import sharing_the_machine
 
 if TYPE_CHECKING:  # the command line imports this room before it knows that it has work
@@ -38,7 +38,8 @@ class Outcome:
     name
         What varies in its sweep, or the main choices.
     status
-        ``finished``, ``found`` (measured before, nothing was run), ``refused`` (bad input) or ``failed``.
+        ``finished``, ``found`` (measured before, nothing was run), ``skipped`` (a combination that no runtime supports), ``refused`` (bad input)
+        or ``failed``.
     run_id
         In the store, if it got that far.
     error
@@ -76,6 +77,8 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
         label = name or _name(checked)
         run_id, found = _experiment(checked, OmegaConf.to_yaml(cfg, resolve=True), label, parent)
         outcome = Outcome(label, "found" if found else "finished", run_id)
+    except Unsupported as error:
+        outcome = Outcome(label, "skipped", error=str(error))
     except ConfigError as error:
         outcome = Outcome(label, "refused", error=configs.redact(str(error)))
     except Exception as error:
@@ -117,23 +120,26 @@ def _identify(cfg: Config) -> tuple[Dataset, str]:
     return dataset, pipeline.signature(cfg, dataset)
 
 
-def _found(cfg: DictConfig) -> str | None:
-    """Run id of the measurement that this job would repeat; None also if it cannot be told here (the job itself will say why)."""
-    from tsexp import tracking
+def _at_once(cfg: DictConfig, name: str) -> Outcome | None:
+    """How the job ends if nothing has to be run: measured before, or supported by no runtime. None also if it cannot be told here."""
+    from tsexp import runtimes, tracking
 
     try:
         checked = configs.parse(cfg)
-        return None if checked.rerun else tracking.finished(checked.tracking, _identify(checked)[1])
-    except Exception:
+        runtimes.check(checked.quant, checked.runtime)
+        known = None if checked.rerun else tracking.finished(checked.tracking, _identify(checked)[1])
+    except Unsupported as error:
+        return Outcome(name, "skipped", error=str(error))
+    except Exception:  # the job itself will say why
         return None
+    return Outcome(name, "found", known) if known else None
 
 
 def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> Outcome:
     """`execute` in a process of its own, so that a job that is killed (out of memory, a crash in native code) does not take its sweep along."""
     (folder / OUTCOME).unlink(missing_ok=True)
-    known_run = _found(cfg)
-    if known_run is not None:
-        outcome = Outcome(name, "found", known_run)
+    outcome = _at_once(cfg, name)
+    if outcome is not None:
         write_json(folder / OUTCOME, asdict(outcome))
         return outcome
     process = multiprocessing.get_context("spawn").Process(target=_apart, args=(OmegaConf.to_container(cfg), name, str(folder), parent))

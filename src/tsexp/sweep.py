@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import config as configs
 from tsexp.cache import write_json
-from tsexp.config import Config, ConfigError, TrackingConfig, digest
+from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
 from tsexp.jobs import OUTCOME, SWEEP, read_outcome
 
 
@@ -94,14 +94,16 @@ class Sweep(Callback):
         measured = [o for o in ordered if o.ok and o.run_id]
         # A job that was found has the name that it was first measured under; here it has this sweep's.
         rows = [replace(r, name=o.name) for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)]
-        failed = {f"{o.name} (#{i})": o.error or o.status for i, o in enumerate(ordered) if not o.ok}
+        skipped = {o.name: (o.error or "").splitlines()[0].removesuffix("; supported:") for o in ordered if o.status == "skipped"}
+        failed = {f"{o.name} (#{i})": o.error or o.status for i, o in enumerate(ordered) if not o.ok and o.status != "skipped"}
         missing = max(0, len(about["names"] or ordered) - len(ordered))
         if missing:
             failed[f"{missing} job(s)"] = "did not start or did not end"
         found = sum(o.status == "found" for o in ordered)
-        title = f"{len(rows)} jobs" + (f", {found} of them measured before" if found else "") + (f", {len(failed)} failed" if failed else "")
+        counts = {"of them measured before": found, "skipped": len(skipped), "failed": len(failed)}
+        title = ", ".join([f"{len(rows)} jobs", *(f"{n} {what}" for what, n in counts.items() if n)])
         console = Console(width=None if sys.stdout.isatty() else 170)
-        console.print(report.sweep_table(rows, failed, title))
+        console.print(report.sweep_table(rows, failed, title, skipped))
         picture = report.sweep_figure(rows, folder / "sweep.png")
         if picture:
             console.print(f"picture: {picture.absolute()}", soft_wrap=True)
@@ -145,15 +147,20 @@ def _check_all(config: DictConfig) -> tuple[Config, list[str] | None]:
     loader = GlobalHydra.instance().config_loader()
     batches = BasicSweeper.split_arguments(OverridesParser.create(config_loader=loader).parse_overrides(every), None)
     jobs = [job for batch in batches for job in batch]
-    checked = []
+    checked, unsupported = [], []
     for job in jobs:
         try:
             cfg = configs.parse(_without_hydra(loader.load_sweep_config(config, list(job))))
-            pipeline.check(cfg)
+            try:
+                pipeline.check(cfg)
+            except Unsupported as error:  # skipped when its turn comes
+                unsupported.append(error)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
             raise ConfigError(configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")) from None
         checked.append(cfg)
+    if len(unsupported) == len(jobs):
+        raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
     # Every job has the same overrides in the same order; what varies names it.
     varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
     return checked[0], [configs.redact(" ".join(job[i] for i in varying) or " ".join(job) or "job") for job in jobs]

@@ -168,14 +168,15 @@ class Tracked:
                 signature=ModelSignature(Schema([series]), Schema([scores])),
                 input_example=dataset.x_test[:2],
                 code_paths=[str(Path(__file__).parent)],
-                pip_requirements=requirements(artifact.manifest["runtime"]),
+                pip_requirements=requirements(artifact.manifest["versions"]),
             )
 
 
-def requirements(runtime: str) -> list[str]:
-    """What a logged model needs beside its code: the package's own requirements and those of the extra named like the runtime."""
-    wanted = (line for line in REQUIREMENTS if "extra ==" not in line or f"extra == '{runtime}'" in line)
-    return [line.split(";")[0].strip() for line in wanted]
+def requirements(libraries: dict[str, str]) -> list[str]:
+    """What a logged model needs beside its code: the package's own requirements, and the libraries that made and run the artifact."""
+    return [line for line in REQUIREMENTS if "extra ==" not in line] + [
+        f"{name}=={version}" for name, version in libraries.items() if name != "torch"
+    ]
 
 
 @contextmanager

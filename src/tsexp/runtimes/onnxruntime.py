@@ -54,6 +54,9 @@ def to_onnx(model: Classifier, file: Path) -> None:
 
     pre = model.arch.preprocessing
     series = torch.randn(2, model.arch.channels, pre.length)
+    dims = {0: torch.export.Dim("batch", min=1, max=2**20)}
+    if pre.masked or pre.resample:  # series may be shorter or longer
+        dims[2] = torch.export.Dim("time", min=2, max=2**20)
     with _quiet():
         program = torch.onnx.export(
             model,
@@ -62,7 +65,7 @@ def to_onnx(model: Classifier, file: Path) -> None:
             opset_version=OPSET,
             input_names=["series"],
             output_names=["scores"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=2**20)},),
+            dynamic_shapes=(dims,),
             external_data=False,
             verbose=False,
         )

@@ -1,0 +1,152 @@
+"""One contract for every runtime and every mode it supports, on a trained model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY, compose
+from tsexp import models, qat, runtimes, training
+from tsexp.cache import Cache
+from tsexp.config import ConfigError, RuntimeConfig, Unsupported
+from tsexp.runtimes import onnxruntime, rewrite
+
+PAIRS = [(name, mode) for name in runtimes.RUNTIMES for mode, devices in runtimes._module(name).SUPPORTED.items() if "cpu" in devices]
+EXACT = "none"
+FORMAT = {
+    "none": {"float32"},
+    "dynamic": {"int8"},
+    "static": {"int8"},
+    "qat": {"int8"},
+    "weight_only": {"int8 weights", "int4 weights"},
+    "bf16": {"bfloat16"},
+}
+"""What at least one product of each mode must be computed in."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, italy):
+    """A trained model, and what deploys it."""
+    cfg = compose(*TINY, "data=italy_power_demand", "model.pooling=cls", "quant.calibration_series=16", "quant.qat_epochs=1")
+    cache = Cache(tmp_path_factory.mktemp("cache"))
+    return cfg, cache, training.train(cfg.model, cfg.train, 0, italy, cache), italy
+
+
+def deploy(home, name, mode, **changes):
+    cfg, cache, fitted, italy = home
+    quant = replace(cfg.quant, mode=mode, **changes)
+    tuned = qat.tune(fitted, quant, cfg.train, 0, italy, cache)
+    return runtimes.deploy(tuned, quant, RuntimeConfig(name, "cpu"), italy, cache), tuned
+
+
+def sqnr_db(exact, other):
+    """Signal to quantization noise."""
+    return 10 * np.log10((exact**2).sum() / ((exact - other) ** 2).sum().clip(1e-30))
+
+
+@pytest.mark.parametrize(("name", "mode"), PAIRS)
+def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
+    italy = home[3]
+    artifact, tuned = deploy(home, name, mode)
+    exact = tuned.load()(torch.from_numpy(italy.x_test[:64])).detach().numpy()
+    weights = tuned.load().state_dict()
+    predictor = runtimes.load(artifact.folder)
+    scores = predictor(italy.x_test[:64])
+
+    assert scores.dtype == np.float32
+    assert scores.shape == exact.shape
+    assert sqnr_db(exact, scores) > (100 if mode == EXACT else 20)
+    assert np.array_equal(scores, predictor(italy.x_test[:64]))
+    for size in (1, 3):
+        again = np.concatenate([predictor(np.ascontiguousarray(b)) for b in np.array_split(italy.x_test[:12], 12 // size)])
+        # Ranges of activations found at run time may be those of the batch.
+        assert sqnr_db(again, scores[:12]) > (100 if mode == EXACT else 20)
+    assert np.array_equal(scores, predictor(italy.x_test[:64])), "batch 1 left a trace"
+    assert all(torch.equal(v, weights[k]) for k, v in tuned.load().state_dict().items())
+
+    m = artifact.manifest
+    assert set(m["matmuls"]) & FORMAT[mode]
+    assert sum(m["matmuls"].values()) == sum(layer["matmul"] for layer in m["layers"]) >= 2 * 6
+    assert m["parameters"] == models.count_parameters(tuned.load())
+    assert m["bytes"] == sum((artifact.folder / f).stat().st_size for f in m["files"])
+    assert len(m["calibration"]) == (16 if mode in ("static", "qat") else 0)
+    assert set(m["calibration"]) <= set(italy.fit.tolist())
+
+    code = "import sys, numpy as np; from pathlib import Path; from tsexp import runtimes; x = np.load(sys.argv[2]); "
+    code += "np.save(sys.argv[3], runtimes.load(Path(sys.argv[1]))(x))"
+    np.save(tmp_path / "x.npy", italy.x_test[:64])
+    subprocess.run([sys.executable, "-c", code, artifact.folder, tmp_path / "x.npy", tmp_path / "y.npy"], check=True, timeout=300)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), scores)
+
+
+@pytest.mark.parametrize("name", runtimes.RUNTIMES)
+def test_series_of_unequal_length(tmp_path, pickup, name):
+    cfg = compose(*TINY, "data=pickup_gesture", "train.epochs=1")
+    cache = Cache(tmp_path)
+    fitted = training.train(cfg.model, cfg.train, 0, pickup, cache)
+    predictor = runtimes.load(runtimes.deploy(fitted, cfg.quant, RuntimeConfig(name, "cpu"), pickup, cache).folder)
+    exact = fitted.load()(torch.from_numpy(pickup.x_test)).detach().numpy()
+    assert np.abs(predictor(pickup.x_test) - exact).max() < 1e-4
+
+
+@pytest.mark.parametrize("model", ["t1", "t3"])
+@pytest.mark.parametrize("patch", [4, 7])
+@pytest.mark.parametrize("fused", [False, True])
+def test_rewrites_change_nothing_but_the_work(load_data, tiny_model, model, patch, fused):
+    for name in ("ItalyPowerDemand", "BasicMotions", "PickupGestureWiimoteZ"):
+        dataset = load_data(name)
+        source = tiny_model(dataset, f"model={model}", f"model.patch={patch}")
+        before = {k: v.clone() for k, v in source.state_dict().items()}
+        lean = rewrite.deployed(source, fused)
+        x = torch.from_numpy(dataset.x_test[:8])
+        assert (lean(x) - source(x)).abs().max() < 1e-5
+        assert models.count_parameters(lean) == models.count_parameters(source)
+        saved = models.count_macs(source) - models.count_macs(lean)
+        assert saved > 0 if source.cls is not None else saved >= 0
+        assert all(torch.equal(v, before[k]) for k, v in source.state_dict().items())
+        assert not {v.data_ptr() for v in lean.parameters()} & {v.data_ptr() for v in source.parameters()}
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_ranges_come_from_calibration(home, method):
+    artifact, _ = deploy(home, "onnxruntime", "static", calibration=method)
+    narrow, _ = deploy(home, "onnxruntime", "static", calibration=method, calibration_series=1)
+    x = home[3].x_test[:64]
+    assert not np.array_equal(runtimes.load(artifact.folder)(x), runtimes.load(narrow.folder)(x))
+
+
+def test_int4_weights_take_less_than_int8_weights(home):
+    small, _ = deploy(home, "onnxruntime", "weight_only", weight_bits=4)
+    large, _ = deploy(home, "onnxruntime", "weight_only")
+    assert "int4 weights" in small.manifest["matmuls"]
+    assert small.manifest["bytes"] < large.manifest["bytes"]
+
+
+def test_what_does_not_matter_for_a_mode_makes_no_other_artifact(home):
+    first, _ = deploy(home, "onnxruntime", "dynamic")
+    second, _ = deploy(home, "onnxruntime", "dynamic", calibration="entropy", weight_bits=4)
+    assert first.signature == second.signature
+
+
+def test_a_mode_that_changed_nothing_is_an_error(home, monkeypatch, tmp_path):
+    monkeypatch.setattr(onnxruntime, "_quantize", lambda source, job, target: target.write_bytes(source.read_bytes()))
+    cfg, _, fitted, italy = home
+    with pytest.raises(RuntimeError, match=r"quant\.mode=dynamic changed nothing in onnxruntime"):
+        runtimes.deploy(fitted, replace(cfg.quant, mode="dynamic"), RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
+
+
+def test_missing_library_is_told_before_any_work(monkeypatch, home):
+    monkeypatch.setattr(runtimes, "_version", lambda package: None if package == "onnxruntime" else "1")
+    with pytest.raises(ConfigError, match=r"needs onnxruntime, which is not installed; pip install 'tsexp\["):
+        runtimes.check(home[0].quant, RuntimeConfig("onnxruntime", "cpu"))
+
+
+def test_unsupported_pair_names_what_is_supported(home):
+    with pytest.raises(Unsupported) as caught:
+        runtimes.check(replace(home[0].quant, mode="bf16"), RuntimeConfig("onnxruntime", "cpu"))
+    assert "onnxruntime  cpu   none, dynamic, static, qat, weight_only" in str(caught.value)
