@@ -236,3 +236,23 @@ def test_same_model_is_deployed_once(bench: Bench) -> None:
     again = runtimes.deploy(bench.slim_model, bench.cfg.quant, bench.cfg.runtime, bench.dataset, bench.cache)
     assert again.entry.reused
     assert again.folder == bench.slim.folder
+
+
+def test_automatic_choice_takes_the_fastest_that_keeps_the_accuracy(bench: Bench) -> None:
+    quant = replace(bench.cfg.quant, mode="none")
+    auto = RuntimeConfig("auto", "cpu")
+    artifacts = [runtimes.deploy(bench.slim_model, quant, one, bench.dataset, bench.cache) for one in runtimes.candidates(quant, auto)]
+    chosen, tried = energy.choose(artifacts, artifacts[0], bench.dataset, bench.cfg.measure)
+    assert [t["runtime"] for t in tried] == [a.manifest["runtime"] for a in artifacts]
+    assert {"eager", "onnxruntime"} <= {t["runtime"] for t in tried}
+    assert all(t["accuracy_drop_pt"] == 0 for t in tried)
+    assert chosen is artifacts[int(np.argmin([t["cpu_ms"] for t in tried]))]
+
+
+def test_automatic_choice_leaves_out_what_does_not_load(bench: Bench, copied: Artifact) -> None:
+    (copied.folder / "weights.safetensors").write_bytes(b"")
+    chosen, tried = energy.choose([copied, bench.slim], bench.slim, bench.dataset, bench.cfg.measure)
+    assert chosen is bench.slim
+    assert "damaged" in tried[0]["error"]
+    with pytest.raises(MeasuringFailed, match="none of the runtimes works"):
+        energy.choose([copied], bench.slim, bench.dataset, bench.cfg.measure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tsexp import data, energy, pruning, qat, runtimes, training
 from tsexp.cache import Cache
@@ -40,11 +41,17 @@ def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda sta
         enter("qat")
     tuned = qat.tune(slim, cfg.quant, cfg.train, cfg.seed, dataset, cache)
     enter("deploy")
-    artifact = runtimes.deploy(tuned, cfg.quant, cfg.runtime, dataset, cache)
+    artifacts = [runtimes.deploy(tuned, cfg.quant, one, dataset, cache) for one in runtimes.candidates(cfg.quant, cfg.runtime)]
     reference = runtimes.deploy(dense, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
     enter("measure")
+    artifact = artifacts[0]
+    tried: list[dict[str, Any]] = []
+    if cfg.runtime.name == runtimes.AUTO:
+        exact = runtimes.deploy(tuned, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
+        artifact, tried = energy.choose(artifacts, exact, dataset, cfg.measure)
     title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.ratio:g}"
     record = energy.measure(artifact, reference, dataset, cfg.measure, cfg.seed, title, cfg.train.progress)
+    record.raw["tried"] = tried
     return Result(dense, slim, tuned, artifact, record)
 
 

@@ -132,6 +132,7 @@ class Tracked:
             "tsexp.data_checksum": dataset.checksum,
             "tsexp.cpu": record.hardware["cpu"],
             "tsexp.artifact": artifact.signature,
+            "tsexp.runtime": artifact.manifest["runtime"],
             "mlflow.note.content": _describe(values, record),
         }
         for i in range(0, len(metrics), 900):  # MLflow takes 1000 at once

@@ -30,7 +30,11 @@ from tsexp.runtimes import Artifact
 
 PROTOCOL_VERSION = 1
 
-__all__ = ["PROTOCOL_VERSION", "MeasuringFailed", "Record", "measure"]
+TRIAL_SERIES = 512
+TOLERANCE_PT = 1.0
+"""Points of accuracy, on train series, that an automatic choice may lose against the same model in fp32."""
+
+__all__ = ["PROTOCOL_VERSION", "MeasuringFailed", "Record", "choose", "measure"]
 
 
 class MeasuringFailed(RuntimeError):
@@ -96,6 +100,50 @@ def measure(
         raw = _run_worker(folder, config)
         scores = load_file(folder / "scores.safetensors")
     return assemble(raw, scores["artifact"], scores["reference"], artifact.manifest, reference.manifest, dataset, seed)
+
+
+def choose(candidates: list[Artifact], exact: Artifact, dataset: Dataset, config: MeasureConfig) -> tuple[Artifact, list[dict[str, Any]]]:
+    """Take the fastest of several artifacts of one model that keeps its accuracy, tried in a fresh process on train series.
+
+    Parameters
+    ----------
+    candidates
+        To choose from.
+    exact
+        The same model in fp32, run eagerly: what accuracy is compared with.
+    dataset
+        Up to 512 series of its train split are used, none of the test split.
+    config
+        The ``measure`` group: batch size and threads.
+
+    Returns
+    -------
+    Artifact
+        The fastest by CPU time among those that lose at most one point; if all lose more, the most accurate.
+    list of dict
+        What was seen, per candidate: ``runtime``, ``accuracy_drop_pt``, ``cpu_ms`` (per series), or ``error``.
+    """
+    from safetensors.numpy import save_file
+
+    with tempfile.TemporaryDirectory(prefix="tsexp-choose-") as name:
+        folder = Path(name)
+        save_file({"x": dataset.x_train[:TRIAL_SERIES], "y": dataset.y_train[:TRIAL_SERIES]}, folder / "test.safetensors")
+        request = {
+            "candidates": [str(a.folder) for a in candidates],
+            "exact": str(exact.folder),
+            "threads": config.threads,
+            "batch_size": config.batch_size,
+            "timeout_s": config.timeout_s,
+        }
+        write_json(folder / "request.json", request)
+        seen: list[dict[str, Any]] = _run_worker(folder, config)["tried"]
+    tried = [{"runtime": a.manifest["runtime"], **s} for a, s in zip(candidates, seen, strict=True)]
+    working = [i for i, t in enumerate(tried) if "error" not in t]
+    if not working:
+        raise MeasuringFailed(f"none of the runtimes works: {tried}")
+    good = [i for i in working if tried[i]["accuracy_drop_pt"] <= TOLERANCE_PT]
+    best = min(good, key=lambda i: tried[i]["cpu_ms"]) if good else min(working, key=lambda i: tried[i]["accuracy_drop_pt"])
+    return candidates[best], tried
 
 
 def assemble(

@@ -194,6 +194,17 @@ def _calibrate(subject: Subject, feed: list[FloatArray], window_s: float) -> int
     return max(1, int(np.ceil(window_s / best * calls)))
 
 
+def quick_cpu_ms(subject: Subject, feed: list[FloatArray], window_s: float = 0.2, rounds: int = 5) -> float:
+    """CPU milliseconds per series, the best of several short stretches: enough to choose by, no measurement."""
+    calls = _calibrate(subject, feed, window_s)
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        _work(subject, feed, calls)
+        seconds.append(time.process_time() - start)
+    return 1e3 * min(seconds) / (calls * len(feed[0]))
+
+
 def _latencies(subject: Subject, feed: list[FloatArray], calls: int) -> list[float]:
     """Milliseconds of each call, in a pass of its own: reading the clock disturbs."""
     times = []

@@ -27,7 +27,7 @@ def main(folder: Path) -> int:
         # Held here and not by the parent: whatever becomes of the parent, nobody else measures while this process does.
         with owning_the_machine(), (folder / "watchdog.txt").open("w") as watchdog:
             faulthandler.dump_traceback_later(request["timeout_s"], exit=True, file=watchdog)
-            measured = _measure(folder, request)
+            measured = _choose(folder, request) if "candidates" in request else _measure(folder, request)
             faulthandler.cancel_dump_traceback_later()
         write_json(folder / "result.json", measured)
         return 0
@@ -77,6 +77,37 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": request["device"],
     }
+
+
+def _choose(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy and CPU time of each candidate; one that fails is listed with its error."""
+    import numpy as np
+    import torch
+    from safetensors.numpy import load_file
+
+    from tsexp import runtimes
+    from tsexp.energy import windows
+
+    torch.set_num_threads(request["threads"])
+    data = load_file(folder / "test.safetensors")
+    x, y = data["x"], data["y"]
+    index = np.resize(np.arange(len(x)), windows.DISTINCT_BATCHES * request["batch_size"])
+    batches = [np.ascontiguousarray(x[i]) for i in np.split(index, windows.DISTINCT_BATCHES)]
+
+    def accuracy(predictor: runtimes.Predictor) -> float:
+        parts = [predictor(np.ascontiguousarray(x[i : i + SCORED_AT_ONCE])) for i in range(0, len(x), SCORED_AT_ONCE)]
+        return float((np.concatenate(parts).argmax(1) == y).mean())
+
+    exact = accuracy(runtimes.load(Path(request["exact"]), threads=request["threads"]))
+    tried: list[dict[str, Any]] = []
+    for candidate in request["candidates"]:
+        try:
+            predictor = runtimes.load(Path(candidate), threads=request["threads"])
+            drop = 100 * (exact - accuracy(predictor))
+            tried.append({"accuracy_drop_pt": drop, "cpu_ms": windows.quick_cpu_ms(predictor, batches)})
+        except Exception as error:
+            tried.append({"error": f"{type(error).__name__}: {error}"})
+    return {"tried": tried}
 
 
 def _peak_bytes() -> int:

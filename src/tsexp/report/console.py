@@ -13,7 +13,9 @@ ESTIMATE = "†"
 def table(row: Row) -> Table:
     """One run: every number with its unit and its 95 % interval against the dense reference."""
     m, p = row.metrics, row.params
-    title = f"{p['data.name']} · {p['model.name']} · {p['runtime.name']} · {p['quant.mode']} · pruned {float(p['prune.ratio']):.0%}"
+    chosen = row.tags.get("tsexp.runtime", p["runtime.name"])
+    runtime = p["runtime.name"] if chosen == p["runtime.name"] else f"{p['runtime.name']}: {chosen}"
+    title = f"{p['data.name']} · {p['model.name']} · {runtime} · {p['quant.mode']} · pruned {float(p['prune.ratio']):.0%}"
     out = Table(title=title, caption=_notes([row]), caption_justify="left", title_justify="left")
     out.add_column("")
     out.add_column("artifact", justify="right")

@@ -36,6 +36,9 @@ STAGE_VERSION = 2
 
 RUNTIMES = {"eager": "tsexp.runtimes.eager", "onnxruntime": "tsexp.runtimes.onnxruntime"}
 
+AUTO = "auto"
+"""Not a runtime: the choice among them, see `pipeline`."""
+
 FLOATS = ("float32", "float64")
 
 
@@ -138,8 +141,13 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
     ConfigError
         If the runtime is not known, or a library is missing.
     """
-    if runtime.name not in RUNTIMES:
-        raise ConfigError(f"runtime.name={runtime.name} is not known; allowed: {', '.join(RUNTIMES)}{suggest(runtime.name, RUNTIMES)}")
+    known = [*RUNTIMES, AUTO]
+    if runtime.name not in known:
+        raise ConfigError(f"runtime.name={runtime.name} is not known; allowed: {', '.join(known)}{suggest(runtime.name, known)}")
+    if runtime.name == AUTO:
+        if not candidates(quant, runtime):
+            raise Unsupported(f"no installed runtime supports quant.mode={quant.mode} on {runtime.device}; supported:\n{_table()}")
+        return
     module = _module(runtime.name)
     if runtime.device not in module.SUPPORTED.get(quant.mode, ()):
         raise Unsupported(f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; supported:\n{_table()}")
@@ -149,6 +157,21 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
             f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not installed; "
             f"pip install 'tsexp[{runtime.name}]' brings it"
         )
+
+
+def candidates(quant: QuantConfig, runtime: RuntimeConfig) -> list[RuntimeConfig]:
+    """Return what ``runtime=auto`` chooses from: every installed runtime that supports the mode on the device; else just `runtime`."""
+    if runtime.name != AUTO:
+        return [runtime]
+    found = []
+    for name in RUNTIMES:
+        one = RuntimeConfig(name, runtime.device)
+        try:
+            check(quant, one)
+        except ConfigError:
+            continue
+        found.append(one)
+    return found
 
 
 def _module(name: str) -> Any:
@@ -180,7 +203,8 @@ def _version(package: str) -> str | None:
 
 def versions(quant: QuantConfig, runtime: RuntimeConfig) -> dict[str, str | None]:
     """Versions of the libraries that make and run this artifact: another version is another artifact."""
-    return {p: _version(p) for p in ("torch", *_packages(quant, runtime))}
+    packages = [p for one in candidates(quant, runtime) for p in _packages(quant, one)]
+    return {p: _version(p) for p in dict.fromkeys(["torch", *packages])}
 
 
 def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: Dataset, cache: Cache) -> Artifact:
