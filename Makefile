@@ -7,7 +7,7 @@ ARGS ?=
 STORE ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint format bench-train selftest ui clean
+.PHONY: help setup run test test-slow lint format bench-train bench-runtimes selftest ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ format: .venv/.done ## put the code into shape
 
 bench-train: .venv/.done ## training speed against a bare PyTorch loop, paired
 	$(BIN)/python tests/benchmarks/train.py
+
+bench-runtimes: .venv/.done ## every runtime and mode against dense eager; ARGS="--data … --models …"; writes docs/runtimes.md
+	$(BIN)/python tests/benchmarks/runtimes.py $(ARGS)
 
 selftest: .venv/.done ## does the meter tell the truth on this machine? (minutes)
 	$(BIN)/python -m tsexp.doctor --selftest

@@ -47,7 +47,7 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
 
 
-def to_onnx(model: Classifier, file: Path) -> None:
+def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> None:
     """Export as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size."""
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -62,7 +62,7 @@ def to_onnx(model: Classifier, file: Path) -> None:
             model,
             (series,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=["series"],
             output_names=["scores"],
             dynamic_shapes=(dims,),
@@ -149,8 +149,8 @@ def load(folder: Path, mode: str, device: str, threads: int) -> OnnxPredictor:
 class OnnxPredictor:
     """Raw series → class scores with an ONNX file."""
 
-    def __init__(self, file: Path, threads: int) -> None:
-        self.file, self.threads = file, threads
+    def __init__(self, file: Path, threads: int, disabled: tuple[str, ...] = DISABLED) -> None:
+        self.file, self.threads, self.disabled = file, threads, list(disabled)
         self.session = self._session()
 
     def __call__(self, series: FloatArray) -> FloatArray:
@@ -164,7 +164,7 @@ class OnnxPredictor:
         options.log_severity_level = 3
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
-        return ort.InferenceSession(self.file, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED))
+        return ort.InferenceSession(self.file, options, providers=["CPUExecutionProvider"], disabled_optimizers=self.disabled)
 
     def weights_digest(self) -> str:
         """Of the file: a session keeps its constants to itself."""
