@@ -43,7 +43,7 @@ class Preprocess(nn.Module):
         x = self._scale(x, valid)
         if spec.resample:
             assert valid is not None
-            return self._resample(x, valid.sum(-1)), None
+            return self._resample(x, valid.to(x.dtype).sum(-1)), None  # in float: OpenVINO gets integers here wrong
         if valid is None:
             return x, None
         short = spec.length - x.shape[-1]
@@ -74,8 +74,7 @@ class Preprocess(nn.Module):
         """Interpolate (batch, channels, time) linearly on ``spec.length`` points from the first to the last value; `lengths` (batch, 1)."""
         grid = torch.linspace(0, 1, self.spec.length, dtype=x.dtype, device=x.device) * (lengths - 1)  # (batch, length)
         left = grid.floor()
-        index = left.long()
-        after = torch.minimum(index + 1, lengths - 1)
+        after = torch.minimum(left + 1, lengths - 1)
         shape = (-1, x.shape[1], -1)
-        lower, upper = (x.gather(-1, i[:, None].expand(shape)) for i in (index, after))
+        lower, upper = (x.gather(-1, i.long()[:, None].expand(shape)) for i in (left, after))
         return torch.lerp(lower, upper, (grid - left)[:, None])

@@ -6,6 +6,8 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` and
     Quantization mode → devices.
 ``PACKAGES``
     What it imports beyond the core dependencies, by distribution name; the extra of the runtime's name installs them.
+``CALIBRATIONS``
+    Values of ``quant.calibration`` that it can do, if not all.
 ``export(model, job, folder)``
     Write the artifact's files; return ``parameters`` and ``macs``, counted on what was written. Must leave `model` as it was.
 ``load(folder, mode, device, threads)``
@@ -34,7 +36,7 @@ if TYPE_CHECKING:  # the measuring process imports this room, and must not pay f
 
 STAGE_VERSION = 2
 
-RUNTIMES = {"eager": "tsexp.runtimes.eager", "onnxruntime": "tsexp.runtimes.onnxruntime"}
+RUNTIMES = {"eager": "tsexp.runtimes.eager", "onnxruntime": "tsexp.runtimes.onnxruntime", "openvino": "tsexp.runtimes.openvino"}
 
 AUTO = "auto"
 """Not a runtime: the choice among them, see `pipeline`."""
@@ -139,7 +141,7 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
     Unsupported
         With the table of what is supported.
     ConfigError
-        If the runtime is not known, or a library is missing.
+        If the runtime is not known, cannot calibrate in that way, or a library is missing.
     """
     known = [*RUNTIMES, AUTO]
     if runtime.name not in known:
@@ -151,6 +153,9 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
     module = _module(runtime.name)
     if runtime.device not in module.SUPPORTED.get(quant.mode, ()):
         raise Unsupported(f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; supported:\n{_table()}")
+    ways = getattr(module, "CALIBRATIONS", (quant.calibration,))
+    if quant.mode in CALIBRATED and quant.calibration not in ways:
+        raise Unsupported(f"quant.calibration={quant.calibration} is not something runtime={runtime.name} can do; allowed: {', '.join(ways)}")
     missing = [p for p in _packages(quant, runtime) if _version(p) is None]
     if missing:
         raise ConfigError(

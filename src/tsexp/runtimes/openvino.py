@@ -1,0 +1,194 @@
+"""OpenVINO on the CPU: exported with the rewrites of `rewrite`, quantized by NNCF.
+
+There is no `dynamic`: the plugin quantizes activations of compressed layers while it runs, but drops that silently, layer by layer, where widths do
+not suit it, and the graph that it shows does not tell (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsexp.data import FloatArray
+from tsexp.models import Classifier
+from tsexp.runtimes import FLOATS, Job, Layer
+
+SUPPORTED = dict.fromkeys(("none", "static", "qat", "weight_only", "bf16"), ("cpu",))
+PACKAGES = {"every": ("openvino",), "static": ("nncf",), "qat": ("nncf",), "weight_only": ("nncf",)}
+CALIBRATIONS = ("minmax", "percentile")
+"""NNCF has no estimator that minimises entropy."""
+
+FILE = "model.xml"
+"""The graph; its weights are in the file of the same name that ends in ``.bin``."""
+OUTLIERS = 1e-4
+"""Share of the values of a series at either end that `percentile` leaves out."""
+GROUP = 32
+"""Inputs that share a scale, of int4 weights; fewer, or int8, where this does not divide a layer's inputs."""
+
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
+COMPUTED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
+"""How the name of a kernel ends → what it computes in; a layer's ``runtimePrecision`` is that of its weights or of its mask."""
+STORED = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
+
+
+def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
+    """Write ``model.xml`` and ``model.bin``; parameters and MACs are those of the rewritten model that was exported."""
+    import openvino as ov
+
+    from tsexp import models
+    from tsexp.runtimes import rewrite
+
+    lean = rewrite.deployed(model)
+    parts: Any = lean
+    parts.tokenizer = copy.deepcopy(model.tokenizer).eval()  # OpenVINO's convolutions are faster than products on gathered windows
+    with _quiet():
+        ov.save_model(_quantized(convert(lean), job), folder / FILE, compress_to_fp16=False)
+    return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
+
+
+def convert(model: Classifier) -> Any:
+    """Convert as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size."""
+    import openvino as ov
+    import torch
+
+    pre = model.arch.preprocessing
+    series = torch.randn(2, model.arch.channels, pre.length)
+    free = {0: torch.export.Dim("batch", min=1, max=2**20)}
+    if pre.masked or pre.resample:
+        free[2] = torch.export.Dim("time", min=2, max=2**20)  # series may be shorter or longer
+    converted = ov.convert_model(torch.export.export(model, (series,), dynamic_shapes=(free,)))
+    converted.reshape([-1 if i in free else size for i, size in enumerate(series.shape)])
+    return converted
+
+
+def _quantized(model: Any, job: Job) -> Any:
+    if job.quant.mode == "none":
+        return model
+    if job.quant.mode == "bf16":
+        return _store_bf16(model)
+    import nncf
+
+    if job.quant.mode != "weight_only":
+        return _static(model, job)
+    if job.quant.weight_bits == 8:
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=GROUP, all_layers=True, advanced_parameters=fallback)
+
+
+def _store_bf16(model: Any) -> Any:
+    """Round the weights of products in the file; the plugin does so anyway, after folding norms into them: as exact, not the same bits."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    for node in model.get_ops():
+        if node.get_type_name() in ("MatMul", "Convolution"):
+            weight = node.input_value(1).get_node()
+            if weight.get_type_name() == "Constant":
+                node.input(1).replace_source_output(ops.convert(ops.constant(weight.data, dtype=ov.Type.bf16), ov.Type.f32).output(0))
+    return model
+
+
+def _static(model: Any, job: Job) -> Any:
+    import nncf
+    from nncf.quantization import advanced_parameters as advanced
+    from nncf.quantization import range_estimator as ranges
+
+    kind = {"minmax": (ranges.StatisticsType.MIN, ranges.StatisticsType.MAX), "percentile": (ranges.StatisticsType.QUANTILE,) * 2}
+    low, high = (
+        ranges.StatisticsCollectorParameters(statistic, over_series, quantile_outlier_prob=OUTLIERS)
+        for statistic, over_series in zip(kind[job.quant.calibration], (ranges.AggregatorType.MIN, ranges.AggregatorType.MAX), strict=True)
+    )
+    # Linear layers only: convolutions in int8 cost ten decibels, and what lies between is not faster in int8.
+    others = [n.get_friendly_name() for n in model.get_ops() if n.get_type_name() not in ("MatMul", "Constant", "Parameter", "Result")]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(np.split(job.calibration, len(job.calibration))),
+        subset_size=len(job.calibration),
+        model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+        advanced_parameters=advanced.AdvancedQuantizationParameters(
+            activations_range_estimator_params=ranges.RangeEstimatorParameters(low, high),
+            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),  # off: leaves nothing of T3 (docs/log.md)
+            disable_bias_correction=True,
+        ),
+    )
+
+
+def load(folder: Path, mode: str, device: str, threads: int) -> OpenvinoPredictor:
+    """Load what `export` wrote."""
+    return OpenvinoPredictor(folder / FILE, mode, threads)
+
+
+class OpenvinoPredictor:
+    """Raw series → class scores with a compiled graph of dynamic batch size."""
+
+    def __init__(self, file: Path, mode: str, threads: int) -> None:
+        import openvino as ov
+
+        self.file = file
+        self.compiled = ov.Core().compile_model(
+            file,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": "bf16" if mode == "bf16" else "f32",  # else bf16 wherever the CPU has it
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else weight_only quantizes activations as well
+            },
+        )
+        self.request = self.compiled.create_infer_request()
+
+    def __call__(self, series: FloatArray) -> FloatArray:
+        return self.request.infer({0: series}, share_inputs=True, share_outputs=False)[0]  # type: ignore[no-any-return]
+
+    def weights_digest(self) -> str:
+        """Of the files: a compiled graph keeps its constants to itself."""
+        total = hashlib.sha256(self.file.read_bytes())
+        total.update(self.file.with_suffix(".bin").read_bytes())
+        return total.hexdigest()
+
+    def layers(self) -> list[Layer]:
+        """Read off the graph that runs; its kernels are chosen at the first call."""
+        self(np.zeros([1 if d.is_dynamic else d.get_length() for d in self.compiled.input(0).partial_shape], np.float32))
+        return [layer for node in self.compiled.get_runtime_model().get_ordered_ops() for layer in _read(node)]
+
+
+def _read(node: Any) -> Iterator[Layer]:
+    info = {key: node.rt_info[key].astype(str) for key in ("layerType", "primitiveType", "originalLayersNames") if key in node.rt_info}
+    kind, kernel = info["layerType"], info.get("primitiveType", "")
+    # A fused attention is a Subgraph; other Subgraphs are chains of elementwise operations.
+    product = kind in PRODUCTS or (kind == "Subgraph" and "scaled_dot_product" in info.get("originalLayersNames", ""))
+    owned = [i for i in node.input_values() if i.get_node().rt_info["layerType"].astype(str) == "Const" and i.get_element_type().is_static()]
+    dtype = COMPUTED.get(kernel.rpartition("_")[2].lower(), kernel)
+    width = {"bfloat16": 16}.get(dtype, 32)
+    size = sum(math.prod(i.get_shape()) * min(i.get_element_type().bitwidth, width) for i in owned) // 8
+    if product:
+        stored = {i.get_element_type().get_type_name() for i in owned} & set(STORED)
+        yield Layer(node.get_friendly_name(), kind, f"{STORED[stored.pop()]} weights" if stored and dtype in FLOATS else dtype, size, True)
+    elif kind in ("Eltwise", "MVN", "Subgraph") and any(i.get_element_type().is_real() and math.prod(i.get_shape()) > 1 for i in owned):
+        yield Layer(node.get_friendly_name(), kind, dtype, size, False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter and NNCF talk about things that nobody here can change, NNCF with progress bars."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
