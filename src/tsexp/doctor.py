@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def findings() -> Table:
     """Everything that decides what can be measured here, and what to do about what is missing."""
+    from tsexp import runtimes
     from tsexp.energy import hardware, meters
 
     out = Table(title="What this machine can measure", title_justify="left", show_header=False)
@@ -67,6 +68,10 @@ def findings() -> Table:
             out.add_row(package, version(package))
         except PackageNotFoundError:
             out.add_row(package, "[red]missing[/red]: make setup")
+    for name, modes in runtimes.available().items():
+        lacking = sorted({p for missing in modes.values() for p in missing})
+        ready = ", ".join(mode for mode, missing in modes.items() if not missing)
+        out.add_row(f"runtime {name}", (ready or "-") + (f"; [red]missing[/red] {', '.join(lacking)}: make setup" if lacking else ""))
     for device in ("cpu", "cuda"):
         for kind, problem in meters.available(device).items():
             if problem:

@@ -179,6 +179,18 @@ def candidates(quant: QuantConfig, runtime: RuntimeConfig) -> list[RuntimeConfig
     return found
 
 
+def available() -> dict[str, dict[str, list[str]]]:
+    """Runtime → its modes on the CPU → libraries that are missing for it here."""
+    return {
+        name: {
+            mode: [p for p in _packages(QuantConfig(mode), RuntimeConfig(name, "cpu")) if _version(p) is None]
+            for mode, devices in _module(name).SUPPORTED.items()
+            if "cpu" in devices
+        }
+        for name in RUNTIMES
+    }
+
+
 def _module(name: str) -> Any:
     return importlib.import_module(RUNTIMES[name])
 
