@@ -5,13 +5,13 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` and
 ``SUPPORTED``
     Quantization mode → devices.
 ``PACKAGES``
-    What it imports beyond the core dependencies, by distribution name; the extra of the runtime's name installs them.
-``CALIBRATIONS``
-    Values of ``quant.calibration`` that it can do, if not all.
+    What it imports beyond the core dependencies, by distribution name; the extra ``runtimes`` installs all of them.
 ``export(model, job, folder)``
     Write the artifact's files; return ``parameters`` and ``macs``, counted on what was written. Must leave `model` as it was.
 ``load(folder, mode, device, threads)``
     Return a `Predictor`.
+``ready(quant)``
+    Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any work.
 """
 
 from __future__ import annotations
@@ -160,8 +160,10 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
     if missing:
         raise ConfigError(
             f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not installed; "
-            f"pip install 'tsexp[{runtime.name}]' brings it"
+            "pip install 'tsexp[runtimes]' brings it"
         )
+    if hasattr(module, "ready"):
+        module.ready(quant)
 
 
 def candidates(quant: QuantConfig, runtime: RuntimeConfig) -> list[RuntimeConfig]:

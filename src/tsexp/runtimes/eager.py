@@ -1,32 +1,96 @@
-"""PyTorch as it is: arch.json and safetensors, run eagerly. The dense fp32 model here is what every saving is relative to."""
+"""PyTorch as it is: arch.json and safetensors, run eagerly. The dense fp32 model here is what every saving is relative to.
+
+int8 is torchao's, without a compiler: on a CPU slower than fp32, see docs/log.md. It stays as the row that says so.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from tsexp import models
+from tsexp.config import QuantConfig, Unsupported
 from tsexp.data import FloatArray
-from tsexp.models import Classifier
+from tsexp.models import Arch, Classifier
 from tsexp.runtimes import Job, Layer
+from tsexp.runtimes.quiet import quiet
 
-SUPPORTED = {"none": ("cpu", "cuda")}
-PACKAGES: dict[str, tuple[str, ...]] = {}
+SUPPORTED = {"none": ("cpu", "cuda"), "bf16": ("cpu",), "dynamic": ("cpu",), "weight_only": ("cpu",)}
+PACKAGES = {"dynamic": ("torchao",), "weight_only": ("torchao",)}
+
+
+def ready(quant: QuantConfig) -> None:
+    """Refuse 4-bit weights: torchao's kernels for them are for GPUs."""
+    if quant.mode == "weight_only" and quant.weight_bits != 8:
+        raise Unsupported(f"quant.weight_bits={quant.weight_bits} with runtime=eager is not supported on cpu; runtime=onnxruntime has it")
 
 
 def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     """Write the model; return what was counted on the files that were written."""
-    models.save(model, folder)
-    written = models.load(folder)
-    return {"parameters": models.count_parameters(written), "macs": models.count_macs(written)}
+    # A number format changes neither count, and the flop counter knows fp32 only.
+    plain = _rebuilt(model.arch, "none")
+    plain.load_state_dict(model.state_dict())
+    facts = {"parameters": models.count_parameters(plain), "macs": models.count_macs(plain)}
+    written = _in_format(plain, job.quant.mode)
+    (folder / "arch.json").write_text(model.arch.to_json())
+    save_file({name: t.detach().cpu().contiguous() for name, t in _tensors(written.state_dict())}, folder / "weights.safetensors")
+    return facts
 
 
 def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor:
     """Load what `export` wrote; PyTorch's threads are the process's, see `energy.worker`."""
-    return EagerPredictor(models.load(folder).to(device), device)
+    model = _rebuilt(Arch.from_json((folder / "arch.json").read_text()), mode)
+    stored = load_file(folder / "weights.safetensors")
+    state = {}
+    for name, t in model.state_dict().items():
+        if _is_plain(t):
+            state[name] = stored[name]
+        else:
+            parts, context = t.__tensor_flatten__()
+            state[name] = type(t).__tensor_unflatten__({p: stored[f"{name}.{p}"] for p in parts}, context, None, None)
+    model.load_state_dict(state)
+    return EagerPredictor(model.requires_grad_(False).to(device), device)
+
+
+def _rebuilt(arch: Arch, mode: str) -> Classifier:
+    return _in_format(Classifier(arch).eval(), mode)
+
+
+def _in_format(model: Classifier, mode: str) -> Classifier:
+    """Bring a model into the number format of a mode, in place."""
+    if mode == "bf16":
+        for name, child in model.named_children():
+            if name != "preprocess":  # raw series need fp32: a mean of 1e4 with a spread of 1 would be gone
+                child.bfloat16()
+        if model.cls is not None:
+            model.cls.data = model.cls.data.bfloat16()
+    elif mode != "none":
+        with quiet():
+            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+
+        # By default it changes inductor's settings, for the whole process.
+        config = {"dynamic": Int8DynamicActivationInt8WeightConfig, "weight_only": Int8WeightOnlyConfig}[mode]
+        quantize_(model, config(set_inductor_config=False))
+    return model
+
+
+def _is_plain(t: Any) -> bool:
+    return not hasattr(t, "__tensor_flatten__")
+
+
+def _tensors(named: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Take torchao's tensors apart: int8 values, scales, zero points."""
+    for name, t in named.items():
+        if _is_plain(t):
+            yield name, t
+        else:
+            yield from _tensors({f"{name}.{part}": getattr(t, part) for part in t.__tensor_flatten__()[0]})
 
 
 class EagerPredictor:
@@ -34,18 +98,35 @@ class EagerPredictor:
 
     def __init__(self, model: Classifier, device: str) -> None:
         self.model, self.device = model, device
+        self.dtype = model.positions.table.dtype
 
     @torch.inference_mode()
     def __call__(self, series: FloatArray) -> FloatArray:
-        return self.model(torch.from_numpy(series).to(self.device)).cpu().numpy()  # type: ignore[no-any-return]
+        x, mask = self.model.preprocess(torch.from_numpy(series).to(self.device))
+        return self.model.network(x.to(self.dtype), mask).float().cpu().numpy()
 
     def weights_digest(self) -> str:
-        """SHA-256 over all parameters and buffers."""
+        """SHA-256 over all parameters and buffers, of what they are made of where they are quantized."""
         total = hashlib.sha256()
-        for name, value in sorted([*self.model.named_parameters(), *self.model.named_buffers()]):
+        for name, value in sorted(_tensors(dict([*self.model.named_parameters(), *self.model.named_buffers()])), key=lambda pair: pair[0]):
             total.update(name.encode())
-            total.update(value.detach().cpu().contiguous().numpy().tobytes())
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
 
     def layers(self) -> list[Layer]:
-        return [Layer(r.name, r.kind, r.dtype, r.bytes, r.kind in ("Linear", "Conv1d")) for r in models.summary(self.model)]
+        """Modules with parameters, as loaded."""
+        layers = []
+        for name, module in self.model.named_modules():
+            own = dict(module.named_parameters(recurse=False))
+            if own:
+                size = sum(t.numel() * t.element_size() for _, t in _tensors(own))
+                matmul = isinstance(module, (nn.Linear, nn.Conv1d))
+                layers.append(Layer(name or "cls", type(module).__name__, _dtype(next(iter(own.values()))), size, matmul))
+        return layers
+
+
+def _dtype(weight: Any) -> str:
+    """Of the product with this weight."""
+    if _is_plain(weight):
+        return str(weight.dtype).removeprefix("torch.")
+    return "int8" if weight.act_quant_kwargs is not None else "int8 weights"

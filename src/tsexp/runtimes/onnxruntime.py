@@ -6,11 +6,8 @@ What was found out about it is in docs/log.md: which nodes to quantize, which fu
 from __future__ import annotations
 
 import hashlib
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import numpy as np
 from tsexp.data import FloatArray
 from tsexp.models import Classifier
 from tsexp.runtimes import Job, Layer
+from tsexp.runtimes.quiet import quiet
 
 SUPPORTED = dict.fromkeys(("none", "dynamic", "static", "qat", "weight_only"), ("cpu",))
 PACKAGES = {"every": ("onnxruntime", "onnx", "onnxscript")}
@@ -57,7 +55,7 @@ def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> None:
     dims = {0: torch.export.Dim("batch", min=1, max=2**20)}
     if pre.masked or pre.resample:  # series may be shorter or longer
         dims[2] = torch.export.Dim("time", min=2, max=2**20)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             model,
             (series,),
@@ -79,7 +77,7 @@ def _quantize(source: Path, job: Job, target: Path) -> None:
     if quant.mode == "none":
         target.write_bytes(source.read_bytes())
         return
-    with _quiet():
+    with quiet():
         if quant.mode == "weight_only":
             _weight_only(source, quant.weight_bits, target)
         elif quant.mode == "dynamic":
@@ -206,16 +204,3 @@ def read_layers(graph: Any) -> list[Layer]:
             continue
         layers.append(Layer(node.name, node.op_type, dtype, size, True))
     return layers
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter and the quantizers talk about things that nobody here can change."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
