@@ -12,6 +12,8 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` and
     Return a `Predictor`.
 ``ready(quant)``
     Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any work.
+``machine()``
+    Optional. What of the machine an artifact depends on; like a version, another one is another artifact.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:  # the measuring process imports this room, and must not pay f
 
 STAGE_VERSION = 2
 
-RUNTIMES = {"eager": "tsexp.runtimes.eager", "onnxruntime": "tsexp.runtimes.onnxruntime", "openvino": "tsexp.runtimes.openvino"}
+RUNTIMES = {name: f"tsexp.runtimes.{name}" for name in ("eager", "inductor", "onnxruntime", "openvino")}
 
 AUTO = "auto"
 """Not a runtime: the choice among them, see `pipeline`."""

@@ -1,0 +1,198 @@
+"""PyTorch's own compiler ahead of time (AOTInductor): exported with the rewrites of `rewrite`, int8 by torchao's PT2E, run without Python.
+
+The package holds machine code for the CPU it was made on, and the C++ that it was made from. Compiling takes 10 to 60 s, at export.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tsexp import models
+from tsexp.config import ConfigError, QuantConfig, Unsupported, digest
+from tsexp.data import FloatArray
+from tsexp.models import Classifier
+from tsexp.runtimes import CALIBRATED, Job, Layer
+from tsexp.runtimes.eager import to_bf16
+from tsexp.runtimes.quiet import quiet
+
+SUPPORTED = dict.fromkeys(("none", "bf16", "dynamic", "static", "qat"), ("cpu",))
+PACKAGES = dict.fromkeys(("dynamic", "static", "qat"), ("torchao",))
+
+FILE = "model.pt2"
+INPUT = "input.json"
+
+PRODUCTS = ("linear", "mm", "scaled_dot_product", "conv")
+
+
+def ready(quant: QuantConfig) -> None:
+    """Refuse calibrations that PT2E does not have, and machines without a C++ compiler."""
+    from torch._inductor import cpp_builder, exc
+
+    if quant.mode in CALIBRATED and quant.calibration != "minmax":
+        raise Unsupported(f"quant.calibration={quant.calibration} with runtime=inductor is not supported; it has minmax")
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError) as error:
+        raise ConfigError(
+            "runtime=inductor compiles C++, and no compiler was found; install one (Debian and Ubuntu: apt install g++), or name it in CXX"
+        ) from error
+
+
+def machine() -> dict[str, str]:
+    """Return what the machine code depends on: the compiler uses all that this CPU has."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest PyTorch that is allowed
+    flags = {k: v for k, v in known.items() if isinstance(v, bool | str)}
+    return {"cpu": f"{torch.backends.cpu.get_cpu_capability()} {digest(flags)[:12]}"}
+
+
+def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
+    """Write ``model.pt2``; parameters and MACs are those of the rewritten model that was compiled."""
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor import config as inductor
+
+    from tsexp.runtimes import rewrite
+
+    # A deep copy: frozen int8 kernels have been seen to write into parameters, of whoever shares them.
+    lean = rewrite.deployed(model)
+    facts = {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
+    pre = model.arch.preprocessing
+    ragged = pre.masked or pre.resample
+    series = torch.randn(2, model.arch.channels, pre.length)
+    options = {
+        "freezing": True,
+        "cpp.dynamic_threads": True,  # otherwise the number of threads at export is compiled in
+        "aot_inductor.enable_line_tables": False,  # debug information, two thirds of the binary
+        "aot_inductor.enable_frame_pointer": False,
+    }
+    started = time.perf_counter()
+    with torch.no_grad(), quiet():
+        sizes = {0: torch.export.Dim("batch", min=1, max=2**20)}
+        if ragged:
+            sizes[2] = torch.export.Dim("time", min=2, max=2**20)
+        graph: nn.Module = InBf16(lean) if job.quant.mode == "bf16" else lean
+        if job.quant.mode in ("dynamic", *CALIBRATED):
+            graph = _quantized(torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module(), series, job)
+        program = torch.export.export(graph, (series,), dynamic_shapes=(sizes,))
+        known = inductor.get_config_copy()
+        aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs={k: v for k, v in options.items() if k in known})
+    (folder / INPUT).write_text(json.dumps({"channels": model.arch.channels, "length": None if ragged else pre.length} | machine()))
+    return facts | {"compile_s": round(time.perf_counter() - started, 1)}
+
+
+class InBf16(nn.Module):
+    """A classifier in bf16 behind preprocessing in fp32; scores in fp32."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = to_bf16(model)
+
+    def forward(self, series: Tensor) -> Tensor:
+        x, mask = self.model.preprocess(series)
+        return self.model.network(x.bfloat16(), mask).float()
+
+
+def _quantized(graph: Any, series: Tensor, job: Job) -> Any:
+    from torchao.quantization.pt2e import MinMaxObserver
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    dynamic = job.quant.mode == "dynamic"
+    config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
+    if not dynamic:  # its default is a histogram, which is none of the calibrations there are
+        config = replace(config, input_activation=replace(config.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12)))
+    prepared = prepare_pt2e(graph, x86.X86InductorQuantizer().set_global(config))
+    # Weights, too, are observed only when the model runs.
+    prepared(series if dynamic else torch.from_numpy(job.calibration))
+    return convert_pt2e(prepared)
+
+
+def load(folder: Path, mode: str, device: str, threads: int) -> InductorPredictor:
+    """Load what `export` wrote; PyTorch's threads are the process's, see `energy.worker`."""
+    expected = json.loads((folder / INPUT).read_text())
+    if expected["cpu"] != machine()["cpu"]:
+        raise ValueError(f"{folder / FILE} was compiled for another CPU ({expected['cpu']}; here: {machine()['cpu']}); deploy it on this machine")
+    return InductorPredictor(folder / FILE, expected["channels"], expected["length"])
+
+
+class InductorPredictor:
+    """Raw series → class scores with a compiled package."""
+
+    def __init__(self, file: Path, channels: int, length: int | None) -> None:
+        from torch._inductor import aoti_load_package
+
+        self.file, self.channels, self.length = file, channels, length
+        with quiet():
+            self.model = aoti_load_package(str(file))
+
+    @torch.inference_mode()
+    def __call__(self, series: FloatArray) -> FloatArray:
+        # The compiled code trusts its input: a wrong shape would read beyond the end.
+        if series.dtype != np.float32 or series.shape[1] != self.channels or self.length not in (None, series.shape[2]):
+            raise ValueError(f"series {series.dtype} {series.shape}; this model takes float32 (batch, {self.channels}, {self.length or 'time'})")
+        return self.model(torch.from_numpy(np.ascontiguousarray(series))).numpy()  # type: ignore[no-any-return]
+
+    def weights_digest(self) -> str:
+        """Of the file: the package keeps its constants to itself."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def layers(self) -> list[Layer]:
+        """Read off the C++ that the compiler wrote, and that lies in the package beside the binary."""
+        with zipfile.ZipFile(self.file) as package:
+            (wrapper,) = (n for n in package.namelist() if n.endswith("wrapper.cpp"))
+            return read_layers(package.read(wrapper).decode())
+
+
+def read_layers(wrapper: str) -> list[Layer]:
+    """List the products that generated C++ calls, and the fused kernels that own weights.
+
+    Every call is one line, with constants and buffers by name::
+
+        aoti_torch_empty_strided(3, ..., cached_torch_dtype_float32, ..., &buf0_handle)
+        aoti_torch_cpu__linear_pointwise(..., _frozen_param19, ..., &var_1, &buf6_handle)
+        cpp_fused_native_layer_norm_0((const float*)(encoder_norm_weight.data_ptr()), ...)
+    """
+    facts: dict[str, dict[str, str]] = {}
+    described = r'constants_info_\[(\d+)\]\.(name|dtype|data_size|original_fqn|shape) = ["{]?(?:cached_torch_dtype_)?([\w., ]*)'
+    for index, key, value in re.findall(described, wrapper):
+        facts.setdefault(index, {})[key] = value
+    constants = {c["name"]: c for c in facts.values()}
+    variables = dict(re.findall(r"int32_t (var_\d+) = cached_torch_dtype_(\w+);", wrapper))
+    buffers: dict[str, str] = {}  # number format of each
+    layers = []
+    for line in wrapper.splitlines():
+        call = re.search(r"aoti_torch_(?:cpu_|mkldnn_)?_?(\w+)\(|^\s*(cpp_fused\w+)\(", line)
+        if call is None:
+            continue
+        words = re.findall(r"\w+", line[call.end() :])
+        owned = [constants[w] for w in dict.fromkeys(words) if w in constants]
+        size = sum(int(c["data_size"]) for c in owned)
+        read = [buffers[w] for w in words if w in buffers]
+        written = [w.removesuffix("_handle") for w in words if w.endswith("_handle")]
+        op = call[1] or call[2]
+        weight = max((c for c in owned if not c["dtype"].startswith("int")), key=lambda c: int(c["data_size"]), default=None)
+        named = [c["original_fqn"].removeprefix("model.").rpartition(".")[0] for c in owned]
+        name = next(filter(None, named), written[-1] if written else op)
+        if call[2]:
+            if weight:  # a product of few rows is spelled out in a fused kernel, which is called after what it fuses
+                product = "mm_" in op and any("," in c["shape"] for c in owned)
+                layers.append(Layer(name, "fused kernel", weight["dtype"], size, product))
+            continue
+        made = [w.removeprefix("cached_torch_dtype_") for w in words if w.startswith("cached_torch_dtype_")]
+        made += [variables[w] for w in words if w in variables]
+        if any(product in op for product in PRODUCTS):
+            dtype = "int8" if "qlinear" in op or "qconv" in op else weight["dtype"] if weight else read[0]
+            layers.append(Layer(name, op, dtype, size, True))
+            made = made or [dtype]
+        buffers |= dict.fromkeys(written, (made or read or ["unknown"])[-1])
+    return layers
