@@ -1,6 +1,7 @@
 """PyTorch as it is: arch.json and safetensors, run eagerly. The dense fp32 model here is what every saving is relative to.
 
-int8 is torchao's, without a compiler: on a CPU slower than fp32, see docs/log.md. It stays as the row that says so.
+int8 is torchao's, without a compiler: smaller on disk, but on a CPU no faster than fp32, dynamic at batch 1 several times slower. It stays as
+the row that says so.
 """
 
 from __future__ import annotations
