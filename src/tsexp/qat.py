@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tsexp import training
 from tsexp.cache import Cache
@@ -14,9 +11,6 @@ from tsexp.config import QuantConfig, TrainConfig
 from tsexp.data import Dataset
 from tsexp.models import Classifier
 from tsexp.training import Fitted, Teacher
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 STAGE_VERSION = 1
 DISTILL, TEMPERATURE = 0.5, 2.0
@@ -64,21 +58,10 @@ def tune(model: Fitted, quant: QuantConfig, recipe: TrainConfig, seed: int, data
 def _fake_quantize(model: Classifier) -> None:
     import torch
 
-    with _quiet():
+    with quiet():
         from torchao.quantization import quantize_
         from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
     activations = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
     weights = IntxFakeQuantizeConfig(torch.int8, "per_channel")
     quantize_(model, QATConfig(activation_config=activations, weight_config=weights, step="prepare"))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """While it is imported, torchao looks for GPU kernels and tells of each that is not there."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -27,6 +27,7 @@ from tsexp.config import Config, ConfigError, RuntimeConfig
 from tsexp.data import Dataset
 from tsexp.energy import hardware, windows
 from tsexp.energy.record import score
+from tsexp.quiet import quiet
 from tsexp.runtimes import Predictor, onnxruntime
 
 BATCHES = (1, 32)
@@ -67,7 +68,7 @@ def plain_onnx(model: torch.nn.Module, folder: Path) -> dict[str, Predictor]:
     (folder / "fp32").mkdir()
     (folder / "int8").mkdir()
     onnxruntime.to_onnx(model, folder / "fp32" / onnxruntime.FILE, opset=18)
-    with onnxruntime._quiet():
+    with quiet():
         quantize_dynamic(folder / "fp32" / onnxruntime.FILE, folder / "int8" / onnxruntime.FILE)
     return {k: onnxruntime.OnnxPredictor(folder / k / onnxruntime.FILE, 1, disabled=()) for k in ("fp32", "int8")}
 

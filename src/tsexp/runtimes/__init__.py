@@ -155,9 +155,6 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
     module = _module(runtime.name)
     if runtime.device not in module.SUPPORTED.get(quant.mode, ()):
         raise Unsupported(f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; supported:\n{_table()}")
-    ways = getattr(module, "CALIBRATIONS", (quant.calibration,))
-    if quant.mode in CALIBRATED and quant.calibration not in ways:
-        raise Unsupported(f"quant.calibration={quant.calibration} is not something runtime={runtime.name} can do; allowed: {', '.join(ways)}")
     missing = [p for p in _packages(quant, runtime) if _version(p) is None]
     if missing:
         raise ConfigError(
@@ -249,6 +246,7 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
     """
     check(quant, runtime)
     module = _module(runtime.name)
+    machine = module.machine() if hasattr(module, "machine") else None
     chosen = dataset.fit[: quant.calibration_series] if quant.mode in CALIBRATED else dataset.fit[:0]
 
     def build(folder: Path) -> None:
@@ -265,6 +263,7 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
             "mode": quant.mode,
             "device": runtime.device,
             "versions": versions(quant, runtime),
+            "machine": machine,
             "classes": list(model.arch.classes),
             "shape": [model.arch.channels, model.arch.preprocessing.length],
             "channels": sum(b.heads * model.arch.head_dim + b.ffn for b in model.arch.blocks),
@@ -283,6 +282,7 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
         "runtime": runtime.name,
         "device": runtime.device,
         "versions": versions(quant, runtime),
+        "machine": machine,
         "calibration": chosen.tolist(),
     }
     entry = cache.stage("artifact", STAGE_VERSION, key, build)

@@ -19,8 +19,8 @@ from tsexp import models
 from tsexp.config import QuantConfig, Unsupported
 from tsexp.data import FloatArray
 from tsexp.models import Arch, Classifier
+from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
-from tsexp.runtimes.quiet import quiet
 
 SUPPORTED = {"none": ("cpu", "cuda"), "bf16": ("cpu",), "dynamic": ("cpu",), "weight_only": ("cpu",)}
 PACKAGES = {"dynamic": ("torchao",), "weight_only": ("torchao",)}

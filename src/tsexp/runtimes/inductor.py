@@ -22,9 +22,9 @@ from tsexp import models
 from tsexp.config import ConfigError, QuantConfig, Unsupported, digest
 from tsexp.data import FloatArray
 from tsexp.models import Classifier
+from tsexp.quiet import quiet
 from tsexp.runtimes import CALIBRATED, Job, Layer
 from tsexp.runtimes.eager import to_bf16
-from tsexp.runtimes.quiet import quiet
 
 SUPPORTED = dict.fromkeys(("none", "bf16", "dynamic", "static", "qat"), ("cpu",))
 PACKAGES = dict.fromkeys(("dynamic", "static", "qat"), ("torchao",))

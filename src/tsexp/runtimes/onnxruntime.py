@@ -15,8 +15,8 @@ import numpy as np
 
 from tsexp.data import FloatArray
 from tsexp.models import Classifier
+from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
-from tsexp.runtimes.quiet import quiet
 
 SUPPORTED = dict.fromkeys(("none", "dynamic", "static", "qat", "weight_only"), ("cpu",))
 PACKAGES = {"every": ("onnxruntime", "onnx", "onnxscript")}

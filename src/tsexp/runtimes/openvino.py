@@ -9,9 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import logging
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -19,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from tsexp.config import QuantConfig, Unsupported
 from tsexp.data import FloatArray
 from tsexp.models import Classifier
-from tsexp.runtimes import FLOATS, Job, Layer
+from tsexp.quiet import quiet
+from tsexp.runtimes import CALIBRATED, FLOATS, Job, Layer
 
 SUPPORTED = dict.fromkeys(("none", "static", "qat", "weight_only", "bf16"), ("cpu",))
 PACKAGES = {"every": ("openvino",), "static": ("nncf",), "qat": ("nncf",), "weight_only": ("nncf",)}
-CALIBRATIONS = ("minmax", "percentile")
-"""NNCF has no estimator that minimises entropy."""
 
 FILE = "model.xml"
 """The graph; its weights are in the file of the same name that ends in ``.bin``."""
@@ -39,6 +37,12 @@ PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttentio
 COMPUTED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 """How the name of a kernel ends → what it computes in; a layer's ``runtimePrecision`` is that of its weights or of its mask."""
 STORED = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
+
+
+def ready(quant: QuantConfig) -> None:
+    """Refuse entropy calibration: NNCF has no such estimator."""
+    if quant.mode in CALIBRATED and quant.calibration == "entropy":
+        raise Unsupported("quant.calibration=entropy with runtime=openvino is not supported; it has minmax and percentile")
 
 
 def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
@@ -183,12 +187,6 @@ def _read(node: Any) -> Iterator[Layer]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter and NNCF talk about things that nobody here can change, NNCF with progress bars."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    """NNCF draws progress bars, too."""
+    with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
