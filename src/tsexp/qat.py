@@ -10,6 +10,7 @@ from tsexp.cache import Cache
 from tsexp.config import QuantConfig, TrainConfig
 from tsexp.data import Dataset
 from tsexp.models import Classifier
+from tsexp.quiet import quiet
 from tsexp.training import Fitted, Teacher
 
 STAGE_VERSION = 1
