@@ -70,6 +70,7 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
     assert all(torch.equal(v, weights[k]) for k, v in tuned.load().state_dict().items())
 
     m = artifact.manifest
+    assert min(m["sqnr_db"].values()) > (100 if mode == EXACT else 20)
     assert set(m["matmuls"]) & FORMAT[mode]
     assert sum(m["matmuls"].values()) == sum(layer["matmul"] for layer in m["layers"]) >= 2 * 6
     assert m["parameters"] == models.count_parameters(tuned.load())
@@ -141,6 +142,14 @@ def test_a_mode_that_changed_nothing_is_an_error(home, monkeypatch, tmp_path):
     cfg, _, fitted, italy = home
     with pytest.raises(RuntimeError, match=r"quant\.mode=dynamic changed nothing in onnxruntime"):
         runtimes.deploy(fitted, replace(cfg.quant, mode="dynamic"), RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
+
+
+def test_an_artifact_that_answers_otherwise_than_its_model_is_an_error(home, monkeypatch, tmp_path):
+    call = onnxruntime.OnnxPredictor.__call__
+    monkeypatch.setattr(onnxruntime.OnnxPredictor, "__call__", lambda self, series: np.roll(call(self, series), 1, axis=0))
+    cfg, _, fitted, italy = home
+    with pytest.raises(RuntimeError, match=r"answers batches of \d\d with other scores than the model"):
+        runtimes.deploy(fitted, cfg.quant, RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
 
 
 def test_missing_library_is_told_before_any_work(monkeypatch, home):

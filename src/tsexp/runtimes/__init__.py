@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -33,10 +34,13 @@ from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, Unsupported, s
 from tsexp.data import Dataset, FloatArray
 from tsexp.locking import sharing_the_machine
 
-if TYPE_CHECKING:  # the measuring process imports this room, and must not pay for Lightning
+if TYPE_CHECKING:
+    from tsexp.models import Classifier
+
+    # the measuring process imports this room, and must not pay for Lightning
     from tsexp.training import Fitted
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 RUNTIMES = {name: f"tsexp.runtimes.{name}" for name in ("eager", "inductor", "onnxruntime", "openvino")}
 
@@ -118,7 +122,8 @@ class Artifact:
     manifest
         ``runtime``, ``mode``, ``device``, ``classes``, ``shape`` (channels and length of a series), ``channels`` (prunable: heads × head_dim + FFN
         units), ``calibration`` (indices into the train split), ``parameters``, ``macs`` (per series), ``layers`` (of the graph that runs),
-        ``matmuls`` (how many per dtype), ``bytes`` (of the files), and ``files`` with their SHA-256: counted on what is in the folder.
+        ``matmuls`` (how many per dtype), ``sqnr_db`` (of the scores against the model in fp32, by batch size), ``bytes`` (of the files), and
+        ``files`` with their SHA-256: counted on what is in the folder.
     """
 
     entry: Entry
@@ -242,7 +247,8 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
     Raises
     ------
     RuntimeError
-        If the mode changed nothing: no product of the graph that runs is in another number format than fp32.
+        If the mode changed nothing (no product of the graph that runs is in another number format than fp32), or if the artifact's scores have
+        nothing to do with those of the model.
     """
     check(quant, runtime)
     module = _module(runtime.name)
@@ -253,7 +259,9 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
         with sharing_the_machine():
             model = fitted.load()
             facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
-            layers = module.load(folder, quant.mode, runtime.device, 1).layers()
+            predictor: Predictor = module.load(folder, quant.mode, runtime.device, 1)
+            sqnr_db = _compare(model, predictor, dataset.x_train[dataset.fit[:64]], f"{runtime.name} {quant.mode}")
+            layers = predictor.layers()
         matmuls = Counter(layer.dtype for layer in layers if layer.matmul)
         if quant.mode != "none" and not set(matmuls) - set(FLOATS):
             raise RuntimeError(f"quant.mode={quant.mode} changed nothing in {runtime.name}: every product of the graph that runs is {dict(matmuls)}")
@@ -269,6 +277,7 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
             "channels": sum(b.heads * model.arch.head_dim + b.ffn for b in model.arch.blocks),
             "calibration": chosen.tolist(),
             **facts,
+            "sqnr_db": sqnr_db,
             "layers": [asdict(layer) for layer in layers],
             "matmuls": dict(matmuls),
             "bytes": sum(p.stat().st_size for p in files),
@@ -290,6 +299,25 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
 
 
 CALIBRATED = ("static", "qat")
+LEAST_DB = 6.0
+"""Less signal than this over the noise is no quantization error any more; int4 weights have been seen at 22 dB."""
+
+
+def _compare(model: Classifier, predictor: Predictor, series: FloatArray, what: str) -> dict[str, float]:
+    """Signal to quantization noise (dB) of the scores against the model in fp32, one series at a time and all at once: libraries corrupt silently."""
+    import torch
+
+    with torch.no_grad():
+        exact = model(torch.from_numpy(series)).numpy()
+    together = predictor(series)
+    alone = np.concatenate([predictor(np.ascontiguousarray(s)) for s in np.split(series, len(series))])
+    found = {}
+    for batch, scores in ((1, alone), (len(series), together)):
+        noise = max(float(((exact - scores) ** 2).sum()), 1e-30)
+        found[str(batch)] = db = round(10 * math.log10(float((exact**2).sum()) / noise), 1)
+        if not db >= LEAST_DB:
+            raise RuntimeError(f"{what} answers batches of {batch} with other scores than the model: {db} dB, at least {LEAST_DB} expected")
+    return found
 
 
 def relevant(quant: QuantConfig) -> dict[str, Any]:

@@ -80,14 +80,24 @@ class FirstTokenBlock(nn.Module):
         return b.norm2(first + b._ffn(first))  # type: ignore[no-any-return]
 
 
-def deployed(model: Classifier, fused: bool = False) -> Classifier:
-    """Return a deep copy of a classifier in eval mode, rewritten; shares no tensor with `model`."""
+def deployed(model: Classifier, fused: bool = False, first_only: bool = True) -> Classifier:
+    """Return a deep copy of a classifier in eval mode, rewritten; shares no tensor with `model`.
+
+    Parameters
+    ----------
+    model
+        Stays as it is.
+    fused
+        Attention as ONNX's operator, see `PackedAttention`.
+    first_only
+        With a class token, compute nothing else in the last block.
+    """
     new = copy.deepcopy(model).eval().requires_grad_(False)
     parts: Any = new  # the parts are replaced by others that are called alike
     parts.tokenizer = ProductTokenizer(parts.tokenizer)
     blocks = parts.encoder.blocks
     for i, block in enumerate(blocks):
-        last = new.cls is not None and i == len(blocks) - 1
+        last = first_only and new.cls is not None and i == len(blocks) - 1
         block.attention = PackedAttention(block.attention, fused, first_only=last)
         if last:
             blocks[i] = FirstTokenBlock(block)
