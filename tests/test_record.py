@@ -404,3 +404,10 @@ def test_net_energy_without_idle_windows_is_not_gross_energy() -> None:
     scores, labels = predictions(0.9)
     got = assembled(raw, scores, scores, labels)
     assert not got.valid or "energy/per_inference_net_j" not in got.metrics
+
+
+def test_one_class_for_everything_is_warned_of() -> None:
+    scores, labels = predictions(0.9)
+    constant = np.zeros_like(scores)
+    assert any("same class for every test series" in w for w in assembled(make(), constant, scores, labels).warnings)
+    assert not any("same class" in w for w in assembled(make(), scores, constant, labels).warnings)

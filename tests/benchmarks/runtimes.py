@@ -7,10 +7,13 @@ alternating rounds against the references. Writes docs/runtimes.md.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,15 +23,14 @@ from scipy.stats import bootstrap
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import compose
-from tsexp import config as configs
 from tsexp import data, pruning, qat, runtimes, training
-from tsexp.cache import Cache
-from tsexp.config import Config, ConfigError, RuntimeConfig
+from tsexp.cache import Cache, write_json
+from tsexp.config import Config, RuntimeConfig
 from tsexp.data import Dataset
 from tsexp.energy import hardware, windows
 from tsexp.energy.record import score
 from tsexp.quiet import quiet
-from tsexp.runtimes import Predictor, onnxruntime
+from tsexp.runtimes import Artifact, Predictor, onnxruntime
 
 BATCHES = (1, 32)
 ROUNDS = 15
@@ -89,6 +91,28 @@ def paired(first: Predictor, second: Predictor, batches: list[np.ndarray]) -> st
     return f"{np.median(r):.2f} [{low:.2f}, {high:.2f}]"
 
 
+def profile(predictor: Predictor, batches: list[np.ndarray]) -> str:
+    """Share of the time by operator, of an ONNX artifact, by ONNX Runtime's own profiler (which costs each node about 1 µs)."""
+    import onnxruntime as ort
+
+    assert isinstance(predictor, onnxruntime.OnnxPredictor)
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_profiling, options.profile_file_prefix = True, f"{scratch}/profile"
+        session = ort.InferenceSession(predictor.file, options, providers=["CPUExecutionProvider"], disabled_optimizers=predictor.disabled)
+        for batch in batches:
+            session.run(None, {"series": batch})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+    whole = sum(spent.values())
+    return ", ".join(f"{op} {100 * t / whole:.0f} %" for op, t in spent.most_common(8))
+
+
 def peaks() -> tuple[float, float]:
     """Most fp32 and int8 multiply-accumulates per second that one core does in a large product."""
     import onnxruntime as ort
@@ -122,92 +146,108 @@ def peaks() -> tuple[float, float]:
     return best(lambda: torch.mm(a, b)), best(lambda: session.run(None, {"a": x}))
 
 
-def candidates(cfg: Config, dataset: Dataset, ratios: list[float], cache: Cache) -> tuple[Candidate, list[Candidate], list[str]]:
-    """Return the dense reference, every supported artifact, and what could not be had."""
+def deployed(
+    cfg: Config, dataset: Dataset, ratios: list[float], modes: list[str], cache: Cache
+) -> Iterator[tuple[str, tuple[str, float, Artifact] | Exception]]:
+    """Every supported artifact, or why it could not be had; the dense reference first."""
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-    reference: Candidate | None = None
-    base = np.empty(0)
-    found, notes = [], []
     for ratio in ratios:
         slim = pruning.prune(dense, replace(cfg.prune, ratio=ratio), cfg.train, cfg.seed, dataset, cache)
-        for mode in MODES:
+        for mode in modes:
             quant = replace(cfg.quant, mode=mode)
-            for name in runtimes.RUNTIMES:
-                runtime = RuntimeConfig(name, "cpu")
-                try:
-                    runtimes.check(quant, runtime)
-                except ConfigError:
-                    continue
-                label = f"{name} {mode} {ratio:g}"
+            for runtime in runtimes.candidates(quant, RuntimeConfig(runtimes.AUTO, "cpu")):
+                label = f"{runtime.name} {mode} {ratio:g}"
                 try:
                     tuned = qat.tune(slim, quant, cfg.train, cfg.seed, dataset, cache)
-                    artifact = runtimes.deploy(tuned, quant, runtime, dataset, cache)
-                    predictor = runtimes.load(artifact.folder)
-                    answers = scores(predictor, dataset.x_test)
-                    base = answers if reference is None else base
-                    quality = score(answers, base, dataset.y_test)
-                    cpu_ms = {b: windows.quick_cpu_ms(predictor, feed(dataset, b), 0.1, 3) for b in BATCHES}
+                    yield label, (f"{runtime.name} {mode}", ratio, runtimes.deploy(tuned, quant, runtime, dataset, cache))
                 except Exception as error:
-                    notes.append(f"{label}: {type(error).__name__}: {str(error).splitlines()[0]}")
-                    print("  failed", notes[-1], flush=True)
-                    continue
-                m = artifact.manifest
-                int8 = f"{m['matmuls'].get('int8', 0)}/{sum(m['matmuls'].values())}"
-                one = Candidate(f"{name} {mode}", ratio, predictor, m["macs"], m["bytes"], int8, quality, cpu_ms)
-                if reference is None:
-                    reference = one
-                found.append(one)
-                drop, speed = quality["vs_dense/accuracy_drop_pt"], {b: reference.cpu_ms[b] / cpu_ms[b] for b in BATCHES}
-                print(f"  {label:28} drop {drop:+.1f}  speedup {speed[1]:.2f} / {speed[32]:.2f}", flush=True)
-    assert reference is not None
-    return reference, found, notes
+                    yield label, error
+
+
+def candidates(cfg: Config, dataset: Dataset, ratios: list[float], modes: list[str], cache: Cache) -> tuple[Candidate, list[Candidate], list[str]]:
+    """Return the dense reference, every artifact with accuracy and speed, and what could not be had."""
+    base = np.empty(0)
+    found: list[Candidate] = []
+    notes = []
+    for label, made in deployed(cfg, dataset, ratios, modes, cache):
+        if isinstance(made, Exception):
+            notes.append(f"{label}: {type(made).__name__}: {str(made).splitlines()[0]}")
+            print("  failed", notes[-1], flush=True)
+            continue
+        name, ratio, artifact = made
+        predictor = runtimes.load(artifact.folder)
+        answers = scores(predictor, dataset.x_test)
+        base = base if found else answers
+        quality = score(answers, base, dataset.y_test)
+        cpu_ms = {b: windows.quick_cpu_ms(predictor, feed(dataset, b), 0.1, 3) for b in BATCHES}
+        m = artifact.manifest
+        int8 = f"{m['matmuls'].get('int8', 0)}/{sum(m['matmuls'].values())}"
+        found.append(Candidate(name, ratio, predictor, m["macs"], m["bytes"], int8, quality, cpu_ms))
+        speed = {b: found[0].cpu_ms[b] / cpu_ms[b] for b in BATCHES}
+        print(f"  {label:28} drop {quality['vs_dense/accuracy_drop_pt']:+.1f}  speedup {speed[1]:.2f} / {speed[32]:.2f}", flush=True)
+    return found[0], found, notes
 
 
 def main() -> None:
-    """Benchmark the datasets and models asked for and write the document."""
+    """Benchmark the datasets and models asked for, and write the document of all that were."""
     parse = argparse.ArgumentParser()
     parse.add_argument("--data", default="acsf1")
     parse.add_argument("--models", default="t3")
     parse.add_argument("--ratios", default="0,0.5,0.7")
+    parse.add_argument("--modes", default=",".join(MODES))
     parse.add_argument("--out", default="docs/runtimes.md")
+    parse.add_argument("--prepare", action="store_true", help="only train, prune and deploy what will be measured")
     asked = parse.parse_args()
     torch.set_num_threads(1)
-    fp32, int8 = peaks()
-    best_rows, all_rows, notes = [], [], []
+    modes, ratios = asked.modes.split(","), [float(r) for r in asked.ratios.split(",")]
+    peak = peaks()
     for data_name in asked.data.split(","):
         for model_name in asked.models.split(","):
             cfg = compose(f"data={data_name}", f"model={model_name}")
             dataset = data.load(cfg.data, cfg.paths.data, cfg.seed)
             cache = Cache(Path(cfg.paths.cache))
             print(dataset.name, model_name, flush=True)
-            reference, found, failed = candidates(cfg, dataset, [float(r) for r in asked.ratios.split(",")], cache)
-            notes += [f"{dataset.name} {model_name} {f}" for f in failed]
-            dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache).load()
-            with tempfile.TemporaryDirectory() as scratch:
-                plain = plain_onnx(dense, Path(scratch))
-                kept = [c for c in found if c.quality["vs_dense/accuracy_drop_pt"] <= LOST_PT]
-                for batch in BATCHES:
-                    best = min(kept, key=lambda c, b=batch: c.cpu_ms[b])
-                    batches = feed(dataset, batch)
-                    q, rate = best.quality, best.macs / (best.cpu_ms[batch] / 1e3)
-                    of_int8 = not best.int8.startswith("0/")
-                    row = [dataset.name, model_name, str(batch), best.name, f"{best.ratio:g}", f"{100 * q['test/accuracy']:.1f}"]
-                    drop, low, high = (q[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
-                    row.append(f"{drop:+.1f} [{low:+.1f}, {high:+.1f}]")
-                    row += [paired(p, best.predictor, batches) for p in (reference.predictor, plain["fp32"], plain["int8"])]
-                    row += [best.int8, f"{100 * rate / (int8 if of_int8 else fp32):.0f} % of {'int8' if of_int8 else 'fp32'}"]
-                    best_rows.append(row)
-                    print("  best", row, flush=True)
-            for c in found:
-                q = c.quality
-                speeds = [f"{reference.cpu_ms[b] / c.cpu_ms[b]:.2f}" for b in BATCHES]
-                quality = [f"{100 * q['test/accuracy']:.1f}", f"{q['vs_dense/accuracy_drop_pt']:+.1f}"]
-                size = [c.int8, f"{c.macs:,}", f"{c.bytes:,}"]
-                all_rows.append([dataset.name, model_name, c.name, f"{c.ratio:g}", *quality, *speeds, *size])
-            write(Path(asked.out), best_rows, all_rows, notes, (fp32, int8))
+            if asked.prepare:
+                for label, _ in deployed(cfg, dataset, ratios, modes, cache):
+                    print(" ", label, flush=True)
+                continue
+            store = Path(cfg.paths.cache) / "bench-runtimes.json"
+            cells = json.loads(store.read_text()) if store.exists() else {}
+            cells[f"{dataset.name} {model_name}"] = cell(cfg, dataset, ratios, modes, cache, peak)
+            write_json(store, cells)
+            write(Path(asked.out), [cells[k] for k in sorted(cells)], peak)
 
 
-def write(path: Path, best_rows: list[list[str]], all_rows: list[list[str]], notes: list[str], peak: tuple[float, float]) -> None:
+def cell(cfg: Config, dataset: Dataset, ratios: list[float], modes: list[str], cache: Cache, peak: tuple[float, float]) -> dict[str, list]:
+    """Measure one dataset and model: the rows of the document."""
+    head = [dataset.name, cfg.model.name]
+    reference, found, notes = candidates(cfg, dataset, ratios, modes, cache)
+    rows: dict[str, list] = {"best": [], "all": [], "profiles": [], "notes": [f"{' '.join(head)} {n}" for n in notes]}
+    kept = [c for c in found if c.quality["vs_dense/accuracy_drop_pt"] <= LOST_PT]
+    dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache).load()
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = plain_onnx(dense, Path(scratch))
+        for batch in BATCHES:
+            best = min(kept, key=lambda c: c.cpu_ms[batch])
+            batches = feed(dataset, batch)
+            q, rate = best.quality, best.macs / (best.cpu_ms[batch] / 1e3)
+            of = "fp32" if best.int8.startswith("0/") else "int8"
+            drop, low, high = (q[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
+            row = [*head, str(batch), best.name, f"{best.ratio:g}", f"{100 * q['test/accuracy']:.1f}", f"{drop:+.1f} [{low:+.1f}, {high:+.1f}]"]
+            row += [paired(p, best.predictor, batches) for p in (reference.predictor, plain["fp32"], plain["int8"])]
+            row += [best.int8, f"{100 * rate / peak[of == 'int8']:.0f} % of {of}"]
+            rows["best"].append(row)
+            if isinstance(best.predictor, onnxruntime.OnnxPredictor):
+                rows["profiles"].append(f"- {', '.join(head)}, batch {batch}: {profile(best.predictor, batches)}")
+            print("  best", row, flush=True)
+    for c in found:
+        quality = [f"{100 * c.quality['test/accuracy']:.1f}", f"{c.quality['vs_dense/accuracy_drop_pt']:+.1f}"]
+        speeds = [f"{reference.cpu_ms[b] / c.cpu_ms[b]:.2f}" for b in BATCHES]
+        rows["all"].append([*head, c.name, f"{c.ratio:g}", *quality, *speeds, c.int8, f"{c.macs:,}", f"{c.bytes:,}"])
+    return rows
+
+
+def write(path: Path, cells: list[dict[str, list]], peak: tuple[float, float]) -> None:
     """Write the tables as Markdown."""
     about = hardware.describe("cpu")
     best_head = ["dataset", "model", "batch", "fastest artifact", "ratio", "accuracy %", "drop, points [95 %]"]
@@ -224,16 +264,20 @@ def write(path: Path, best_rows: list[list[str]], all_rows: list[list[str]], not
         f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: "
         f"{2 * peak[0] / 1e9:.0f} GFLOP/s fp32, {2 * peak[1] / 1e9:.0f} GOP/s int8.",
         "",
-        *_table(best_head, best_rows),
+        *_table(best_head, [row for c in cells for row in c["best"]]),
+        "",
+        "## Where the time of the fastest goes",
+        "",
+        *[line for c in cells for line in c["profiles"]],
         "",
         "## Every artifact",
         "",
-        *_table(all_head, all_rows),
+        *_table(all_head, [row for c in cells for row in c["all"]]),
         "",
-        *[f"- not had: {n}" for n in notes],
+        *[f"- not had: {n}" for c in cells for n in c["notes"]],
     ]
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(configs.redact("\n".join(text).rstrip() + "\n"))
+    scratch.write_text("\n".join(text).rstrip() + "\n")
     scratch.rename(path)
 
 

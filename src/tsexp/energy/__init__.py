@@ -154,6 +154,8 @@ def assemble(
     for name, values in (("artifact", scores), ("reference", reference_scores)):
         if not np.isfinite(values).all():
             invalid += (f"the {name} answers test series with scores that are not finite",)
+    if np.ptp(dataset.y_test) and not np.ptp(scores.argmax(1)):
+        warnings += ("the artifact answers the same class for every test series: it has learned nothing, or lost everything",)
     quality = records.score(scores, reference_scores, dataset.y_test, seed)
     sizes = {
         "size/parameters": manifest["parameters"],

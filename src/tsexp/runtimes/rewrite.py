@@ -1,6 +1,6 @@
 """Exact rewrites of a trained model for deployment: the same scores up to float rounding, less work.
 
-What a runtime exports is `Deployed`; training, pruning and the dense reference know nothing of it.
+What a runtime exports is what `deployed` returns; training, pruning and the dense reference know nothing of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsexp.models import Classifier
+from tsexp.models.classifier import Positions
 from tsexp.models.encoder import Attention, EncoderBlock
+from tsexp.models.preprocess import Preprocess, _spread
 from tsexp.models.tokenizers import ConvStemTokenizer, PatchTokenizer, _token_mask
 
 
@@ -23,7 +25,7 @@ class PackedAttention(nn.Module):
     Parameters
     ----------
     source
-        Whose weights are taken over; the softmax scale goes into q's.
+        Whose weights are taken over.
     fused
         Use ONNX's Attention operator (opset 23), which takes (batch, tokens, heads × head_dim); else PyTorch's, which takes heads as an axis.
     first_only
@@ -80,7 +82,43 @@ class FirstTokenBlock(nn.Module):
         return b.norm2(first + b._ffn(first))  # type: ignore[no-any-return]
 
 
-def deployed(model: Classifier, fused: bool = False, first_only: bool = True) -> Classifier:
+class PositionsWithClass(nn.Module):
+    """Class token and positions in one addition: no expanding, no concatenation."""
+
+    def __init__(self, positions: Positions, cls: nn.Parameter) -> None:
+        super().__init__()
+        self.positions, self.cls = positions, cls
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.positions.table
+        constant = table + F.pad(self.cls[None], (0, 0, 0, table.shape[0] - 1))  # runtimes fold it
+        return F.pad(x, (0, 0, 1, 0)) + constant
+
+
+class MaskWithClass(nn.Module):
+    """A tokenizer whose mask has a place for the class token."""
+
+    def __init__(self, tokenizer: nn.Module) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        tokens, mask = self.tokenizer(x, mask)
+        return tokens, None if mask is None else F.pad(mask, (1, 0), value=True)
+
+
+class LeanPreprocess(Preprocess):
+    """Takes the mean out once, not again for the standard deviation."""
+
+    def _scale(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        if self.spec.scale != "znorm" or valid is not None:
+            return super()._scale(x, valid)
+        largest = x.abs().amax(-1, keepdim=True)
+        x = x - x.mean(-1, keepdim=True)
+        return x / _spread(x.square().mean(-1, keepdim=True).sqrt(), largest)
+
+
+def deployed(model: Classifier, fused: bool = False, first_only: bool = True, products: bool = True) -> Classifier:
     """Return a deep copy of a classifier in eval mode, rewritten; shares no tensor with `model`.
 
     Parameters
@@ -91,13 +129,20 @@ def deployed(model: Classifier, fused: bool = False, first_only: bool = True) ->
         Attention as ONNX's operator, see `PackedAttention`.
     first_only
         With a class token, compute nothing else in the last block.
+    products
+        Convolutions as matrix products, see `ProductTokenizer`.
     """
     new = copy.deepcopy(model).eval().requires_grad_(False)
     parts: Any = new  # the parts are replaced by others that are called alike
-    parts.tokenizer = ProductTokenizer(parts.tokenizer)
+    parts.preprocess = LeanPreprocess(new.arch.preprocessing)
+    if products:
+        parts.tokenizer = ProductTokenizer(parts.tokenizer)
+    if new.cls is not None:
+        parts.tokenizer, parts.positions = MaskWithClass(parts.tokenizer), PositionsWithClass(new.positions, new.cls)
+        parts.cls = None
     blocks = parts.encoder.blocks
     for i, block in enumerate(blocks):
-        last = first_only and new.cls is not None and i == len(blocks) - 1
+        last = first_only and model.cls is not None and i == len(blocks) - 1
         block.attention = PackedAttention(block.attention, fused, first_only=last)
         if last:
             blocks[i] = FirstTokenBlock(block)
@@ -110,18 +155,20 @@ class ProductTokenizer(nn.Module):
     def __init__(self, source: PatchTokenizer | ConvStemTokenizer) -> None:
         super().__init__()
         self.patch, self.pad, self.tokens = source.patch, source.pad, source.tokens
+        self.length = source.tokens * source.patch - source.pad
         convs = [source.embed] if isinstance(source, PatchTokenizer) else [source.conv1, source.conv2]
         self.windows = nn.ModuleList()
         length = source.tokens * source.patch
         for i, conv in enumerate(convs):
             (kernel,), (stride,), padding = conv.kernel_size, conv.stride, int(conv.padding[0])
             length = length // stride
-            self.windows.append(Windows(length, kernel, stride, padding, padding + (0 if i else self.pad)))
+            self.windows.append(Windows(length, kernel, stride, conv.in_channels, padding, padding + (0 if i else self.pad)))
         self.products = nn.ModuleList(_as_product(c) for c in convs)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        # (batch, channels, length) -> (batch, length, channels); one channel needs no transpose
-        x = x.reshape(x.shape[0], -1, 1) if x.shape[1] == 1 else x.transpose(1, 2)
+        # (batch, channels, length) -> (batch, length, channels); one channel needs no transpose. Sizes are constants, not read off x: each reading
+        # is an operation of its own in the exported graph.
+        x = x.reshape(-1, self.length, 1) if x.shape[1] == 1 else x.transpose(1, 2)
         for i, (windows, product) in enumerate(zip(self.windows, self.products, strict=True)):
             x = product(windows(F.gelu(x) if i else x))
         return x, _token_mask(mask, self.pad, self.patch)
@@ -132,9 +179,9 @@ class Windows(nn.Module):
 
     index: Tensor
 
-    def __init__(self, count: int, kernel: int, stride: int, before: int, after: int) -> None:
+    def __init__(self, count: int, kernel: int, stride: int, channels: int, before: int, after: int) -> None:
         super().__init__()
-        self.count, self.padding = count, (0, 0, before, after)
+        self.count, self.width, self.padding = count, kernel * channels, (0, 0, before, after)
         self.disjoint = kernel == stride
         index = torch.arange(count)[:, None] * stride + torch.arange(kernel)
         self.register_buffer("index", index.flatten(), persistent=False)
@@ -144,7 +191,7 @@ class Windows(nn.Module):
             x = F.pad(x, self.padding)
         if not self.disjoint:
             x = x.index_select(1, self.index)
-        return x.reshape(x.shape[0], self.count, -1)
+        return x.reshape(-1, self.count, self.width)
 
 
 def _as_product(conv: nn.Conv1d) -> nn.Linear:
