@@ -194,6 +194,21 @@ def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):
     assert "lower train.lr" in text
 
 
+def test_a_sweep_skips_what_no_runtime_supports_and_succeeds(tmp_path):
+    done = tsexp(tmp_path, "-m", "quant.mode=dynamic,bf16", "runtime=onnxruntime,auto", "train.epochs=1", *ITALY)
+    assert "3 jobs, 1 skipped" in done.stdout
+    assert "skipped, quant.mode=bf16 runtime=onnxruntime: quant.mode=bf16 with runtime=onnxruntime on cpu is not supported" in done.stdout
+    made = {run.info.run_name: run for run in runs(tmp_path) if "tsexp.valid" in run.data.tags}
+    assert set(made) == {"quant.mode=dynamic runtime=onnxruntime", "quant.mode=dynamic runtime=auto", "quant.mode=bf16 runtime=auto"}
+    onnx = made["quant.mode=dynamic runtime=onnxruntime"]
+    assert onnx.data.tags["tsexp.runtime"] == "onnxruntime"
+    manifest = json.loads(Path(client(tmp_path).download_artifacts(onnx.info.run_id, "manifest.json")).read_text())
+    assert manifest["matmuls"]["int8"] > 0
+    assert made["quant.mode=bf16 runtime=auto"].data.tags["tsexp.runtime"] in ("eager", "inductor", "openvino")
+    windows = Path(client(tmp_path).download_artifacts(made["quant.mode=bf16 runtime=auto"].info.run_id, "windows.json"))
+    assert {t["runtime"] for t in json.loads(windows.read_text())["tried"]} == {"eager", "inductor", "openvino"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -201,7 +216,8 @@ def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):
         (["prune.ration=0.5"], "did you mean ratio"),
         (["-m", "prune.ratio=0.1,1.5"], "nothing was started"),
         (["data.path=/nowhere"], "is not a folder"),
-        (["quant.mode=dynamic"], "supported"),
+        (["quant.mode=static"], "supported"),
+        (["-m", "quant.mode=static,qat"], "no job of this sweep can run"),
     ],
 )
 def test_bad_input_ends_with_one_message_before_any_work(tmp_path, arguments, words):

@@ -42,7 +42,8 @@ def table(row: Row) -> Table:
 
 def sweep_table(rows: list[Row], failed: dict[str, str], title: str, skipped: dict[str, str] | None = None) -> Table:
     """All jobs of a sweep, one line each; `failed` and `skipped` map the name of a job without a row to its reason."""
-    out = Table(title=title, caption=_notes(rows), caption_justify="left", title_justify="left")
+    reasons = [f"skipped, {name}: {reason}" for name, reason in (skipped or {}).items()]
+    out = Table(title=title, caption="\n".join([_notes(rows), *map(escape, reasons)]), caption_justify="left", title_justify="left")
     out.add_column("job", overflow="fold")
     heads = ["accuracy %", "drop, points", "F1 %", "energy/series", "saving %", "p50 ms", "speedup", "params", "MACs", "bytes"]
     for head in heads:
@@ -65,8 +66,8 @@ def sweep_table(rows: list[Row], failed: dict[str, str], title: str, skipped: di
                 f"{m['vs_dense/speedup']:.2f} [{m['vs_dense/speedup_lo']:.2f}, {m['vs_dense/speedup_hi']:.2f}]",
             ]
         out.add_row(name, *quality, *cost, *(_si(m[k], "") for k in ("size/parameters", "size/macs", "size/bytes")))
-    for name, reason in (skipped or {}).items():
-        out.add_row(escape(name), f"[yellow]skipped[/yellow]: {escape(reason)}", *[""] * (len(heads) - 1))
+    for name in skipped or {}:
+        out.add_row(escape(name), "skipped", *[""] * (len(heads) - 1))
     for name, error in failed.items():
         out.add_row(escape(name), f"[red]FAILED[/red]: {escape(error)}", *[""] * (len(heads) - 1))
     return out
