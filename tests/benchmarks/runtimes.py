@@ -52,6 +52,15 @@ class Candidate:
     cpu_ms: dict[int, float]
 
 
+@dataclass(frozen=True)
+class Grid:
+    """What to combine; ratio 0 in eager fp32 comes first, as the reference."""
+
+    ratios: list[float]
+    modes: list[str]
+    runtimes: list[str]
+
+
 def feed(dataset: Dataset, batch: int) -> list[np.ndarray]:
     """Batches of test series."""
     index = np.resize(np.random.default_rng(0).permutation(len(dataset.x_test)), 32 * batch)
@@ -146,16 +155,16 @@ def peaks() -> tuple[float, float]:
     return best(lambda: torch.mm(a, b)), best(lambda: session.run(None, {"a": x}))
 
 
-def deployed(
-    cfg: Config, dataset: Dataset, ratios: list[float], modes: list[str], cache: Cache
-) -> Iterator[tuple[str, tuple[str, float, Artifact] | Exception]]:
+def deployed(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> Iterator[tuple[str, tuple[str, float, Artifact] | Exception]]:
     """Every supported artifact, or why it could not be had; the dense reference first."""
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-    for ratio in ratios:
+    for ratio in grid.ratios:
         slim = pruning.prune(dense, replace(cfg.prune, ratio=ratio), cfg.train, cfg.seed, dataset, cache)
-        for mode in modes:
+        for mode in grid.modes:
             quant = replace(cfg.quant, mode=mode)
             for runtime in runtimes.candidates(quant, RuntimeConfig(runtimes.AUTO, "cpu")):
+                if runtime.name not in grid.runtimes:
+                    continue
                 label = f"{runtime.name} {mode} {ratio:g}"
                 try:
                     tuned = qat.tune(slim, quant, cfg.train, cfg.seed, dataset, cache)
@@ -164,12 +173,12 @@ def deployed(
                     yield label, error
 
 
-def candidates(cfg: Config, dataset: Dataset, ratios: list[float], modes: list[str], cache: Cache) -> tuple[Candidate, list[Candidate], list[str]]:
+def candidates(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> tuple[Candidate, list[Candidate], list[str]]:
     """Return the dense reference, every artifact with accuracy and speed, and what could not be had."""
     base = np.empty(0)
     found: list[Candidate] = []
     notes = []
-    for label, made in deployed(cfg, dataset, ratios, modes, cache):
+    for label, made in deployed(cfg, dataset, grid, cache):
         if isinstance(made, Exception):
             notes.append(f"{label}: {type(made).__name__}: {str(made).splitlines()[0]}")
             print("  failed", notes[-1], flush=True)
@@ -195,11 +204,12 @@ def main() -> None:
     parse.add_argument("--models", default="t3")
     parse.add_argument("--ratios", default="0,0.5,0.7")
     parse.add_argument("--modes", default=",".join(MODES))
+    parse.add_argument("--runtimes", default=",".join(runtimes.RUNTIMES))
     parse.add_argument("--out", default="docs/runtimes.md")
     parse.add_argument("--prepare", action="store_true", help="only train, prune and deploy what will be measured")
     asked = parse.parse_args()
     torch.set_num_threads(1)
-    modes, ratios = asked.modes.split(","), [float(r) for r in asked.ratios.split(",")]
+    grid = Grid([float(r) for r in asked.ratios.split(",")], asked.modes.split(","), asked.runtimes.split(","))
     peak = peaks()
     for data_name in asked.data.split(","):
         for model_name in asked.models.split(","):
@@ -208,20 +218,20 @@ def main() -> None:
             cache = Cache(Path(cfg.paths.cache))
             print(dataset.name, model_name, flush=True)
             if asked.prepare:
-                for label, _ in deployed(cfg, dataset, ratios, modes, cache):
+                for label, _ in deployed(cfg, dataset, grid, cache):
                     print(" ", label, flush=True)
                 continue
             store = Path(cfg.paths.cache) / "bench-runtimes.json"
             cells = json.loads(store.read_text()) if store.exists() else {}
-            cells[f"{dataset.name} {model_name}"] = cell(cfg, dataset, ratios, modes, cache, peak)
+            cells[f"{dataset.name} {model_name}"] = cell(cfg, dataset, grid, cache, peak)
             write_json(store, cells)
             write(Path(asked.out), [cells[k] for k in sorted(cells)], peak)
 
 
-def cell(cfg: Config, dataset: Dataset, ratios: list[float], modes: list[str], cache: Cache, peak: tuple[float, float]) -> dict[str, list]:
+def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: tuple[float, float]) -> dict[str, list]:
     """Measure one dataset and model: the rows of the document."""
     head = [dataset.name, cfg.model.name]
-    reference, found, notes = candidates(cfg, dataset, ratios, modes, cache)
+    reference, found, notes = candidates(cfg, dataset, grid, cache)
     rows: dict[str, list] = {"best": [], "all": [], "profiles": [], "notes": [f"{' '.join(head)} {n}" for n in notes]}
     kept = [c for c in found if c.quality["vs_dense/accuracy_drop_pt"] <= LOST_PT]
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache).load()
