@@ -77,6 +77,7 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
     assert m["bytes"] == sum((artifact.folder / f).stat().st_size for f in m["files"])
     assert len(m["calibration"]) == (16 if mode in ("static", "qat") else 0)
     assert set(m["calibration"]) <= set(italy.fit.tolist())
+    assert mode not in runtimes.CALIBRATED or len(set(italy.y_train[m["calibration"]])) == 2, "the files are sorted by class"
 
     code = "import sys, numpy as np; from pathlib import Path; from tsexp import runtimes; x = np.load(sys.argv[2]); "
     code += "np.save(sys.argv[3], runtimes.load(Path(sys.argv[1]))(x))"

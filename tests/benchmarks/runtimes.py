@@ -48,6 +48,7 @@ class Candidate:
     macs: int
     bytes: int
     int8: str
+    format: str
     quality: dict[str, float]
     cpu_ms: dict[int, float]
 
@@ -122,8 +123,8 @@ def profile(predictor: Predictor, batches: list[np.ndarray]) -> str:
     return ", ".join(f"{op} {100 * t / whole:.0f} %" for op, t in spent.most_common(8))
 
 
-def peaks() -> tuple[float, float]:
-    """Most fp32 and int8 multiply-accumulates per second that one core does in a large product."""
+def peaks() -> dict[str, float]:
+    """Most multiply-accumulates per second that one core does in a large product, by number format."""
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
@@ -152,7 +153,9 @@ def peaks() -> tuple[float, float]:
             times.append(time.process_time() - start)
         return n**3 / min(times)
 
-    return best(lambda: torch.mm(a, b)), best(lambda: session.run(None, {"a": x}))
+    a16, b16 = a.bfloat16(), b.bfloat16()
+    works = {"fp32": lambda: torch.mm(a, b), "bf16": lambda: torch.mm(a16, b16), "int8": lambda: session.run(None, {"a": x})}
+    return {kind: best(work) for kind, work in works.items()}
 
 
 def deployed(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> Iterator[tuple[str, tuple[str, float, Artifact] | Exception]]:
@@ -191,7 +194,8 @@ def candidates(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> tuple
         cpu_ms = {b: windows.quick_cpu_ms(predictor, feed(dataset, b), 0.1, 3) for b in BATCHES}
         m = artifact.manifest
         int8 = f"{m['matmuls'].get('int8', 0)}/{sum(m['matmuls'].values())}"
-        found.append(Candidate(name, ratio, predictor, m["macs"], m["bytes"], int8, quality, cpu_ms))
+        format = "int8" if "int8" in m["matmuls"] else "bf16" if "bfloat16" in m["matmuls"] else "fp32"
+        found.append(Candidate(name, ratio, predictor, m["macs"], m["bytes"], int8, format, quality, cpu_ms))
         speed = {b: found[0].cpu_ms[b] / cpu_ms[b] for b in BATCHES}
         print(f"  {label:28} drop {quality['vs_dense/accuracy_drop_pt']:+.1f}  speedup {speed[1]:.2f} / {speed[32]:.2f}", flush=True)
     return found[0], found, notes
@@ -228,7 +232,7 @@ def main() -> None:
             write(Path(asked.out), [cells[k] for k in sorted(cells)], peak)
 
 
-def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: tuple[float, float]) -> dict[str, list]:
+def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str, float]) -> dict[str, list]:
     """Measure one dataset and model: the rows of the document."""
     head = [dataset.name, cfg.model.name]
     reference, found, notes = candidates(cfg, dataset, grid, cache)
@@ -241,11 +245,10 @@ def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: tuple[fl
             best = min(kept, key=lambda c: c.cpu_ms[batch])
             batches = feed(dataset, batch)
             q, rate = best.quality, best.macs / (best.cpu_ms[batch] / 1e3)
-            of = "fp32" if best.int8.startswith("0/") else "int8"
             drop, low, high = (q[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
             row = [*head, str(batch), best.name, f"{best.ratio:g}", f"{100 * q['test/accuracy']:.1f}", f"{drop:+.1f} [{low:+.1f}, {high:+.1f}]"]
             row += [paired(p, best.predictor, batches) for p in (reference.predictor, plain["fp32"], plain["int8"])]
-            row += [best.int8, f"{100 * rate / peak[of == 'int8']:.0f} % of {of}"]
+            row += [best.int8, f"{100 * rate / peak[best.format]:.0f} % of {best.format}"]
             rows["best"].append(row)
             if isinstance(best.predictor, onnxruntime.OnnxPredictor):
                 rows["profiles"].append(f"- {', '.join(head)}, batch {batch}: {profile(best.predictor, batches)}")
@@ -257,7 +260,7 @@ def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: tuple[fl
     return rows
 
 
-def write(path: Path, cells: list[dict[str, list]], peak: tuple[float, float]) -> None:
+def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> None:
     """Write the tables as Markdown."""
     about = hardware.describe("cpu")
     best_head = ["dataset", "model", "batch", "fastest artifact", "ratio", "accuracy %", "drop, points [95 %]"]
@@ -272,7 +275,7 @@ def write(path: Path, cells: list[dict[str, list]], peak: tuple[float, float]) -
         "Speedups in the second table come from a screening (best of three short stretches), not from paired rounds.",
         "",
         f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: "
-        f"{2 * peak[0] / 1e9:.0f} GFLOP/s fp32, {2 * peak[1] / 1e9:.0f} GOP/s int8.",
+        f"{2 * peak['fp32'] / 1e9:.0f} GFLOP/s fp32, {2 * peak['bf16'] / 1e9:.0f} bf16, {2 * peak['int8'] / 1e9:.0f} GOP/s int8.",
         "",
         *_table(best_head, [row for c in cells for row in c["best"]]),
         "",

@@ -127,7 +127,8 @@ def choose(candidates: list[Artifact], exact: Artifact, dataset: Dataset, config
 
     with tempfile.TemporaryDirectory(prefix="tsexp-choose-") as name:
         folder = Path(name)
-        save_file({"x": dataset.x_train[:TRIAL_SERIES], "y": dataset.y_train[:TRIAL_SERIES]}, folder / "test.safetensors")
+        some = np.random.default_rng(0).permutation(len(dataset.x_train))[:TRIAL_SERIES]  # the files are sorted by class
+        save_file({"x": dataset.x_train[some], "y": dataset.y_train[some]}, folder / "test.safetensors")
         request = {
             "candidates": [str(a.folder) for a in candidates],
             "exact": str(exact.folder),
