@@ -16,7 +16,16 @@ from tsexp.cache import Cache
 from tsexp.config import ConfigError, RuntimeConfig, Unsupported
 from tsexp.runtimes import onnxruntime, rewrite
 
-PAIRS = [(name, mode) for name in runtimes.RUNTIMES for mode, devices in runtimes._module(name).SUPPORTED.items() if "cpu" in devices]
+
+def pairs():
+    """(runtime, mode); compiling takes 10 s each time, so that most of inductor's are slow."""
+    for name in runtimes.RUNTIMES:
+        for mode, devices in runtimes._module(name).SUPPORTED.items():
+            if "cpu" in devices:
+                slow = name == "inductor" and mode not in ("none", "static")
+                yield pytest.param(name, mode, marks=pytest.mark.slow if slow else ())
+
+
 EXACT = "none"
 FORMAT = {
     "none": {"float32"},
@@ -49,7 +58,7 @@ def sqnr_db(exact, other):
     return 10 * np.log10((exact**2).sum() / ((exact - other) ** 2).sum().clip(1e-30))
 
 
-@pytest.mark.parametrize(("name", "mode"), PAIRS)
+@pytest.mark.parametrize(("name", "mode"), pairs())
 def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
     italy = home[3]
     artifact, tuned = deploy(home, name, mode)
