@@ -79,6 +79,8 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
     assert all(torch.equal(v, weights[k]) for k, v in tuned.load().state_dict().items())
 
     m = artifact.manifest
+    # Raw series stay out of int8: at least one product, the stem, is in floating point.
+    assert mode not in ("dynamic", "static", "qat") or name == "eager" or set(m["matmuls"]) & {"float32"}
     assert min(m["sqnr_db"].values()) > (100 if mode == EXACT else 20)
     assert set(m["matmuls"]) & FORMAT[mode]
     assert sum(m["matmuls"].values()) == sum(layer["matmul"] for layer in m["layers"]) >= 2 * 6
@@ -148,7 +150,7 @@ def test_what_does_not_matter_for_a_mode_makes_no_other_artifact(home):
 
 
 def test_a_mode_that_changed_nothing_is_an_error(home, monkeypatch, tmp_path):
-    monkeypatch.setattr(onnxruntime, "_quantize", lambda source, job, target: target.write_bytes(source.read_bytes()))
+    monkeypatch.setattr(onnxruntime, "_quantize", lambda source, stem, job, target: target.write_bytes(source.read_bytes()))
     cfg, _, fitted, italy = home
     with pytest.raises(RuntimeError, match=r"quant\.mode=dynamic changed nothing in onnxruntime"):
         runtimes.deploy(fitted, replace(cfg.quant, mode="dynamic"), RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))

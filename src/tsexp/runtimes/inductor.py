@@ -67,7 +67,9 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
 
     # A deep copy: frozen int8 kernels have been seen to write into parameters, of whoever shares them.
     # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch 2.13): there, all tokens are computed.
-    lean = rewrite.deployed(model, first_only=job.quant.mode in ("none", "bf16"))
+    # Convolutions stay convolutions there, which PT2E leaves in fp32: raw series have peaks that int8 ranges do not bear.
+    exact = job.quant.mode in ("none", "bf16")
+    lean = rewrite.deployed(model, first_only=exact, products=exact)
     facts: dict[str, Any] = {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
     pre = model.arch.preprocessing
     ragged = pre.masked or pre.resample
