@@ -236,7 +236,13 @@ def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str
     """Measure one dataset and model: the rows of the document."""
     head = [dataset.name, cfg.model.name]
     reference, found, notes = candidates(cfg, dataset, grid, cache)
-    rows: dict[str, list] = {"best": [], "all": [], "profiles": [], "notes": [f"{' '.join(head)} {n}" for n in notes]}
+    rows: dict[str, list] = {
+        "stage": [runtimes.STAGE_VERSION],
+        "best": [],
+        "all": [],
+        "profiles": [],
+        "notes": [f"{' '.join(head)} {n}" for n in notes],
+    }
     kept = [c for c in found if c.quality["vs_dense/accuracy_drop_pt"] <= LOST_PT]
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache).load()
     with tempfile.TemporaryDirectory() as scratch:
@@ -263,6 +269,7 @@ def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str
 def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> None:
     """Write the tables as Markdown."""
     about = hardware.describe("cpu")
+    stale = [" ".join(c["best"][0][:2]) for c in cells if c["stage"] != [runtimes.STAGE_VERSION]]
     best_head = ["dataset", "model", "batch", "fastest artifact", "ratio", "accuracy %", "drop, points [95 %]"]
     best_head += ["× dense eager [95 %]", "× dense ONNX fp32, plain", "× dense ONNX dynamic int8, plain", "int8 products", "share of peak"]
     all_head = ["dataset", "model", "artifact", "ratio", "accuracy %", "drop", "× at batch 1", "× at batch 32", "int8 products", "MACs", "bytes"]
@@ -277,6 +284,7 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
         f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: "
         f"{2 * peak['fp32'] / 1e9:.0f} GFLOP/s fp32, {2 * peak['bf16'] / 1e9:.0f} bf16, {2 * peak['int8'] / 1e9:.0f} GOP/s int8.",
         "",
+        *([f"**To be measured again**, for artifacts are exported otherwise since: {', '.join(stale)}.", ""] if stale else []),
         *_table(best_head, [row for c in cells for row in c["best"]]),
         "",
         "## Where the time of the fastest goes",
