@@ -170,6 +170,20 @@ def test_missing_library_is_told_before_any_work(monkeypatch, home):
         runtimes.check(home[0].quant, RuntimeConfig("onnxruntime", "cpu"))
 
 
+def test_the_doctor_learns_what_is_missing_of_each_runtime(monkeypatch):
+    assert all(problem == "" for modes in runtimes.available().values() for problem in modes.values())
+
+    def none() -> str:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    monkeypatch.setattr(runtimes, "_version", lambda package: None if package == "nncf" else "1")
+    found = runtimes.available()
+    assert "no compiler was found" in found["inductor"]["none"]
+    assert "needs nncf" in found["openvino"]["static"]
+    assert found["openvino"]["none"] == found["onnxruntime"]["none"] == ""
+
+
 def test_unsupported_pair_names_what_is_supported(home):
     with pytest.raises(Unsupported) as caught:
         runtimes.check(replace(home[0].quant, mode="bf16"), RuntimeConfig("onnxruntime", "cpu"))

@@ -69,9 +69,9 @@ def findings() -> Table:
         except PackageNotFoundError:
             out.add_row(package, "[red]missing[/red]: make setup")
     for name, modes in runtimes.available().items():
-        lacking = sorted({p for missing in modes.values() for p in missing})
-        ready = ", ".join(mode for mode, missing in modes.items() if not missing)
-        out.add_row(f"runtime {name}", (ready or "-") + (f"; [red]missing[/red] {', '.join(lacking)}: make setup" if lacking else ""))
+        ready = ", ".join(mode for mode, problem in modes.items() if not problem)
+        problems = "; ".join(dict.fromkeys(problem for problem in modes.values() if problem))
+        out.add_row(f"runtime {name}", (ready or "none") + (f"; [red]not here[/red]: {escape(problems)}" if problems else ""))
     for device in ("cpu", "cuda"):
         for kind, problem in meters.available(device).items():
             if problem:

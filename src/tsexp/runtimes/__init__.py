@@ -185,16 +185,19 @@ def candidates(quant: QuantConfig, runtime: RuntimeConfig) -> list[RuntimeConfig
     return found
 
 
-def available() -> dict[str, dict[str, list[str]]]:
-    """Runtime → its modes on the CPU → libraries that are missing for it here."""
-    return {
-        name: {
-            mode: [p for p in _packages(QuantConfig(mode), RuntimeConfig(name, "cpu")) if _version(p) is None]
-            for mode, devices in _module(name).SUPPORTED.items()
-            if "cpu" in devices
-        }
-        for name in RUNTIMES
-    }
+def available() -> dict[str, dict[str, str]]:
+    """Runtime → its modes on the CPU → why it cannot be used here, or an empty string."""
+    found: dict[str, dict[str, str]] = {}
+    for name in RUNTIMES:
+        found[name] = {}
+        for mode, devices in _module(name).SUPPORTED.items():
+            if "cpu" in devices:
+                try:
+                    check(QuantConfig(mode, calibration="minmax", weight_bits=8), RuntimeConfig(name, "cpu"))
+                    found[name][mode] = ""
+                except ConfigError as error:
+                    found[name][mode] = str(error)
+    return found
 
 
 def _module(name: str) -> Any:
