@@ -16,7 +16,7 @@ setup: .venv/.done ## make .venv with everything
 
 .venv/.done: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,parallel,runtimes]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,notebooks,optuna,parallel,report,runtimes]'
 	@touch $@
 
 run: .venv/.done ## the main job: train, prune at three ratios, measure; a table and a picture at the end

@@ -22,7 +22,7 @@ def pairs():
     for name in runtimes.RUNTIMES:
         for mode, devices in runtimes._module(name).SUPPORTED.items():
             if "cpu" in devices:
-                slow = name == "inductor" and mode not in ("none", "static")
+                slow = name == "inductor" and mode != "none"
                 yield pytest.param(name, mode, marks=pytest.mark.slow if slow else ())
 
 
@@ -97,7 +97,7 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
     assert np.array_equal(np.load(tmp_path / "y.npy"), scores)
 
 
-@pytest.mark.parametrize("name", runtimes.RUNTIMES)
+@pytest.mark.parametrize("name", [pytest.param(r, marks=pytest.mark.slow if r == "inductor" else ()) for r in runtimes.RUNTIMES])
 @pytest.mark.parametrize("change", [{}, {"unequal": "resample", "length": 64}], ids=["padded", "resampled"])
 def test_series_of_unequal_length(tmp_path, load_data, name, change):
     pickup = load_data("PickupGestureWiimoteZ", **change)

@@ -13,7 +13,7 @@ from conftest import TINY, as_tensor, compose
 from tsexp import data, models, training
 from tsexp.cache import Cache
 from tsexp.models import Classifier
-from tsexp.training import Teacher
+from tsexp.training import Teacher, task
 
 OURS = compose(*TINY).train
 PUBLISHED = compose(*TINY, "train=paper").train
@@ -230,9 +230,9 @@ def test_patience_stops_early(tiny_model, italy, patience):
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_weight_decay_spares_biases_norms_and_positions(tiny_model, italy, optimizer):
     model = tiny_model(italy, "model.pooling=cls")
-    task = training.Task(model, replace(OURS, optimizer=optimizer, weight_decay=0.1), None)
-    task.trainer = type("Trainer", (), {"estimated_stepping_batches": 10})()
-    groups = task.configure_optimizers()["optimizer"].param_groups
+    fit = task.Task(model, replace(OURS, optimizer=optimizer, weight_decay=0.1), None)
+    fit.trainer = type("Trainer", (), {"estimated_stepping_batches": 10})()
+    groups = fit.configure_optimizers()["optimizer"].param_groups
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     spared = {n for n, p in model.named_parameters() if id(p) not in decayed}
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import compose
 from tsexp import data, models, training
+from tsexp.training import task
 
 PAIRS = 5
 STEPS = 600
@@ -31,7 +32,7 @@ def bare(model: models.Classifier, config: training.TrainConfig, dataset: data.D
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     model.train()
-    every = max(1, config.epochs // training.VALIDATIONS)
+    every = max(1, config.epochs // task.VALIDATIONS)
     start = time.perf_counter()
     for epoch in range(config.epochs):
         for i in torch.randperm(len(y)).split(config.batch_size):
@@ -56,7 +57,7 @@ def main() -> None:
     for name in ("acsf1", "basic_motions", *sys.argv[1:]):
         cfg = compose(f"data={name}", "train.progress=false", f"train.max_steps={STEPS}")
         dataset = data.load(cfg.data, cfg.paths.data, 0)
-        epochs = training._epochs(cfg.train, len(dataset.fit))
+        epochs = task._epochs(cfg.train, len(dataset.fit))
         recipe = replace(cfg.train, epochs=epochs, max_steps=0)
         ratios = []
         for pair in range(PAIRS + 1):

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tsexp.report.console import ESTIMATE
+from tsexp.report.frozen import WHERE_NOT_WHAT
 from tsexp.report.store import Row
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
-WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s")
-"""Params that say where and how a job ran, not what was asked."""
 VARIES_ALONG_X = "prune.ratio"
 
 

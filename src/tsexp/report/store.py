@@ -30,8 +30,9 @@ class Row:
 
 def read(client: Any, run_ids: list[str]) -> list[Row]:
     """Return the runs with these ids, in this order; `client` is an `mlflow.MlflowClient`."""
-    rows = []
-    for run_id in run_ids:
-        run = client.get_run(run_id)
-        rows.append(Row(run_id, run.info.run_name, run.info.status, run.data.params, run.data.metrics, run.data.tags))
-    return rows
+    return [row(client.get_run(run_id)) for run_id in run_ids]
+
+
+def row(run: Any) -> Row:
+    """Return an `mlflow.entities.Run` as a row."""
+    return Row(run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.metrics, run.data.tags)

@@ -1,0 +1,366 @@
+"""The results, frozen: every number that a table or a figure is made of, in five files that are read without a store.
+
+``results.parquet`` (and ``.csv``) has a row per run; ``windows``, ``predictions`` and ``channels`` have what the statistics are made of;
+``about.json`` says where it came from and what was left out. Tables and figures are functions of this folder and of nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tsexp.config import digest
+from tsexp.report.store import Row
+from tsexp.report.store import row as as_row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+FOLDER = "frozen"
+WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s")
+"""Params that say where and how a job ran, not what was asked."""
+
+
+class ReportError(ValueError):
+    """There is nothing to report, or what is there cannot be read; the message says what to do."""
+
+
+class Column(NamedTuple):
+    """One column of ``results``: where it comes from in the store, and what it is.
+
+    ``source`` is ``param:…``, ``metric:…``, ``tag:…`` or ``hardware:…``; empty if it is worked out. ``kind`` is str, int, float or bool.
+    """
+
+    name: str
+    kind: str
+    source: str
+    about: str
+    optional: bool = False
+
+
+COLUMNS = (
+    Column("run_id", "str", "", "of the run in the store"),
+    Column("run_name", "str", "", "what varied in its sweep"),
+    Column("signature", "str", "tag:tsexp.signature", "content address of what was asked, of which data, on what hardware"),
+    Column("config", "str", "", "content address of what was asked, whatever the seed: rows that share it are repetitions"),
+    Column("git_sha", "str", "tag:tsexp.git_sha", "commit of the code that measured it"),
+    Column("version", "str", "tag:tsexp.version", "of the package"),
+    Column("cpu", "str", "hardware:cpu", "name of the CPU"),
+    Column("gpu", "str", "hardware:gpu", "name of the GPU, if it was measured there", True),
+    Column("machine", "str", "", "content address of everything known of the machine and its libraries"),
+    Column("dataset", "str", "param:data.name", "the archive's name"),
+    Column("data_checksum", "str", "tag:tsexp.data_checksum", "of the files"),
+    Column("model", "str", "param:model.name", "t1, t2, t3"),
+    Column("recipe", "str", "", "content address of the train group"),
+    Column("method", "str", "param:prune.method", "of importance; - at ratio 0"),
+    Column("scope", "str", "param:prune.scope", "local, global; - at ratio 0"),
+    Column("ratio", "float", "param:prune.ratio", "asked for"),
+    Column("achieved_ratio", "float", "metric:prune/achieved_ratio", "channels removed over channels there were"),
+    Column("finetune_epochs", "int", "param:prune.finetune_epochs", "after pruning; 0 at ratio 0"),
+    Column("mode", "str", "param:quant.mode", "number format"),
+    Column("runtime", "str", "tag:tsexp.runtime", "that executed it"),
+    Column("runtime_asked", "str", "param:runtime.name", "the same, or auto"),
+    Column("device", "str", "param:runtime.device", "cpu, cuda"),
+    Column("batch_size", "int", "param:measure.batch_size", "series per call"),
+    Column("threads", "int", "param:measure.threads", ""),
+    Column("repeats", "int", "param:measure.repeats", "pairs of windows"),
+    Column("window_s", "float", "param:measure.window_s", "shortest window, s"),
+    Column("seed", "int", "param:seed", ""),
+    Column("valid", "bool", "", "it may stand in a table"),
+    Column("invalid_reasons", "str", "tag:tsexp.invalid_reasons", "", True),
+    Column("warnings", "str", "tag:tsexp.warnings", "why to look twice", True),
+    Column("accuracy", "float", "metric:test/accuracy", "0 to 1, whole test split"),
+    Column("balanced_accuracy", "float", "metric:test/balanced_accuracy", "0 to 1"),
+    Column("macro_f1", "float", "metric:test/macro_f1", "0 to 1"),
+    Column("nll", "float", "metric:test/nll", "nats per series"),
+    Column("accuracy_drop_pt", "float", "metric:vs_dense/accuracy_drop_pt", "points lost against the dense reference of the same session"),
+    Column("accuracy_drop_lo", "float", "metric:vs_dense/accuracy_drop_lo", "95 %"),
+    Column("accuracy_drop_hi", "float", "metric:vs_dense/accuracy_drop_hi", "95 %"),
+    Column("energy_source", "str", "tag:tsexp.energy_source", "zeus:nvml, zeus:rapl, …, estimated:cpu_time"),
+    Column("measured_j", "float", "", "J per series, from a counter", True),
+    Column("measured_saving_pct", "float", "", "% against the dense reference", True),
+    Column("measured_saving_lo", "float", "", "95 %", True),
+    Column("measured_saving_hi", "float", "", "95 %", True),
+    Column("estimated_j", "float", "", "J per series, CPU seconds × watts_per_core: not a measurement", True),
+    Column("estimated_saving_pct", "float", "", "% against the dense reference, of CPU time", True),
+    Column("estimated_saving_lo", "float", "", "95 %", True),
+    Column("estimated_saving_hi", "float", "", "95 %", True),
+    Column("latency_p50_ms", "float", "metric:latency/p50_ms", "per call", True),
+    Column("latency_p90_ms", "float", "metric:latency/p90_ms", "per call", True),
+    Column("latency_p99_ms", "float", "metric:latency/p99_ms", "per call", True),
+    Column("series_per_s", "float", "metric:throughput/series_per_s", "1/s", True),
+    Column("speedup", "float", "metric:vs_dense/speedup", "wall time, paired", True),
+    Column("speedup_lo", "float", "metric:vs_dense/speedup_lo", "95 %", True),
+    Column("speedup_hi", "float", "metric:vs_dense/speedup_hi", "95 %", True),
+    Column("cpu_speedup", "float", "metric:vs_dense/cpu_speedup", "CPU time, paired", True),
+    Column("cpu_speedup_lo", "float", "metric:vs_dense/cpu_speedup_lo", "95 %", True),
+    Column("cpu_speedup_hi", "float", "metric:vs_dense/cpu_speedup_hi", "95 %", True),
+    Column("parameters", "int", "metric:size/parameters", "counted on the artifact"),
+    Column("macs", "int", "metric:size/macs", "per series, counted on the artifact"),
+    Column("bytes", "int", "metric:size/bytes", "on disk"),
+    Column("size_ratio", "float", "metric:vs_dense/size_ratio", "times smaller on disk"),
+    Column("peak_mb", "float", "metric:memory/peak_mb", "of the measuring process, MiB"),
+    Column("matmuls", "int", "", "products in the graph that runs"),
+    Column("matmuls_int8", "int", "", "of them in int8"),
+    Column("number_format", "str", "", "fp32, bf16, int8: that of most products' fastest kind"),
+    Column("peak_gmacs", "float", "", "10⁹ multiply-accumulates per second of one large product in that format, seen in the same process", True),
+)
+PARQUETS = ("results", "windows", "predictions", "channels")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a report is made of.
+
+    Attributes
+    ----------
+    results
+        A row per run, see `COLUMNS`; sorted, so that equal stores freeze to equal bytes.
+    windows
+        run_id, order, subject (idle, artifact, reference), pair, wall_s, cpu_s, energy_j, inferences, discarded.
+    predictions
+        run_id, series (index in the test split), label, predicted, dense_predicted.
+    channels
+        run_id, layer, kind (head, ffn), unit, kept.
+    about
+        schema, store, experiment, experiment_id, runs left out by reason, and what else a caption has to say.
+    """
+
+    results: pd.DataFrame
+    windows: pd.DataFrame
+    predictions: pd.DataFrame
+    channels: pd.DataFrame
+    about: dict[str, Any]
+
+
+@dataclass
+class _LeftOut:
+    """Runs of the experiment without a row, by reason."""
+
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str) -> None:
+        self.reasons.setdefault(reason, []).append(name)
+
+
+def freeze(client: Any, experiment: str, folder: Path, where: str = "", step: Callable[[str], None] = lambda what: None) -> Frozen:
+    """Export the finished jobs of an experiment and return what was written.
+
+    Parameters
+    ----------
+    client
+        An `mlflow.MlflowClient`.
+    experiment
+        Its name.
+    folder
+        Written as a whole or not at all; an older one is replaced.
+    where
+        Which runs, in MLflow's filter language; all by default.
+    step
+        Told the name of each run as it is read.
+
+    Raises
+    ------
+    ReportError
+        If the experiment is not there, no run matches, or none has a whole record.
+    """
+    import pandas as pd
+
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        known = sorted(e.name for e in client.search_experiments() if e.name != "Default")
+        raise ReportError(f"the store has no experiment {experiment!r}; it has: {', '.join(known) or 'none: nothing was run with it yet'}")
+    left_out = _LeftOut()
+    rows, tables = [], {"windows": [], "predictions": [], "channels": []}  # type: ignore[var-annotated]
+    for row in _newest(client, found.experiment_id, where, left_out):
+        step(row.name)
+        try:
+            made = _read_run(client, row)
+        except (KeyError, ValueError, OSError) as error:
+            left_out.add("stored by another version of tsexp, or damaged", f"{row.name}: {_reason(error)}")
+            continue
+        rows.append(made[0])
+        for name, part in zip(tables, made[1:], strict=True):
+            tables[name].append(part)
+    if not rows:
+        detail = "; ".join(f"{len(names)} {reason} ({names[0]})" for reason, names in left_out.reasons.items())
+        raise ReportError(
+            f"no run of experiment {experiment!r}{f' where {where}' if where else ''} has a whole record: {detail or 'there is none'}; "
+            "fill the store first, e.g. python -m tsexp -m experiment=quick"
+        )
+    results = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
+    keys = ["dataset", "model", "mode", "runtime", "method", "scope", "ratio", "seed", "batch_size", "signature"]
+    results = schema().validate(results.sort_values(keys, kind="stable").reset_index(drop=True))
+    order = pd.Series(range(len(results)), index=results["run_id"])
+    parts = {
+        name: pd.concat(t, ignore_index=True).sort_values("run_id", key=lambda ids: ids.map(order), kind="stable").reset_index(drop=True)
+        for name, t in tables.items()
+    }
+    about = {
+        "schema": SCHEMA_VERSION,
+        "experiment": experiment,
+        "experiment_id": found.experiment_id,
+        "where": where,
+        "left_out": {reason: sorted(names) for reason, names in sorted(left_out.reasons.items())},
+    }
+    frozen = Frozen(results, **parts, about=about)
+    _write(frozen, folder)
+    return frozen
+
+
+def load(folder: Path) -> Frozen:
+    """Read what `freeze` wrote.
+
+    Raises
+    ------
+    ReportError
+        If it is not there, or was written by another version.
+    """
+    import pandas as pd
+
+    about_file = folder / "about.json"
+    if not about_file.exists():
+        raise ReportError(f"{folder} has no frozen results; make them: python -m tsexp.report freeze")
+    about = json.loads(about_file.read_text())
+    if about.get("schema") != SCHEMA_VERSION:
+        raise ReportError(
+            f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}; freeze again: python -m tsexp.report freeze"
+        )
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
+    return Frozen(schema().validate(tables.pop("results")), **tables, about=about)
+
+
+def schema() -> Any:
+    """Return the pandera schema of ``results``: exactly `COLUMNS`, of these kinds, with ranges."""
+    import pandera.pandas as pa
+
+    bounds = {
+        "accuracy": pa.Check.in_range(0, 1),
+        "balanced_accuracy": pa.Check.in_range(0, 1),
+        "macro_f1": pa.Check.in_range(0, 1),
+        "ratio": pa.Check.in_range(0, 1, include_max=False),
+        "achieved_ratio": pa.Check.in_range(0, 1, include_max=False),
+        "parameters": pa.Check.gt(0),
+        "macs": pa.Check.gt(0),
+        "bytes": pa.Check.gt(0),
+    }
+    columns = {c.name: pa.Column(c.kind, bounds.get(c.name), nullable=c.optional, coerce=True, description=c.about) for c in COLUMNS}
+    apart = pa.Check(lambda t: ~(t["measured_j"].notna() & t["estimated_j"].notna()), error="measured and estimated energy in one row")
+    return pa.DataFrameSchema(columns, checks=apart, strict=True, unique=["signature"])
+
+
+def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> Iterator[Row]:
+    """The newest valid run of each signature (an invalid one if there is no other)."""
+    rows, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], where, order_by=["attributes.start_time DESC"], page_token=token)
+        rows += [as_row(run) for run in page]
+        token = page.token
+        if not token:
+            break
+    jobs = [r for r in rows if r.tags.get("tsexp.stage") != "sweep"]
+    for row in jobs:
+        if row.status != "FINISHED":
+            left_out.add(f"not finished ({row.status})", row.name)
+    best: dict[str, Row] = {}
+    for row in sorted((r for r in jobs if r.status == "FINISHED"), key=lambda r: not r.valid):  # stable: the newest first among the valid
+        signature = row.tags.get("tsexp.signature", row.run_id)
+        if signature in best:
+            left_out.add("measured again since", row.name)
+        else:
+            best[signature] = row
+    yield from best.values()
+
+
+def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory(prefix="tsexp-freeze-") as scratch:
+
+        def artifact(name: str) -> Path:
+            return Path(client.download_artifacts(row.run_id, name, scratch))
+
+        raw = json.loads(artifact("windows.json").read_text())
+        hardware = json.loads(artifact("hardware.json").read_text())
+        manifest = json.loads(artifact("manifest.json").read_text())
+        predictions = pd.read_csv(artifact("predictions.csv"), usecols=["label", "predicted", "dense_predicted"], dtype=str)
+        pruned = float(row.params["prune.ratio"]) > 0
+        channels = _channels(json.loads(artifact("kept.json").read_text()), row) if pruned else []
+    windows = pd.DataFrame(raw["windows"])[["subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"]]
+    windows.insert(0, "order", range(len(windows)))
+    predictions.insert(0, "series", range(len(predictions)))
+    kept = pd.DataFrame(channels, columns=["layer", "kind", "unit", "kept"])
+    for table in (windows, predictions, kept):
+        table.insert(0, "run_id", row.run_id)
+    return _result(row, raw, hardware, manifest), windows, predictions, kept
+
+
+def _result(row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    places: dict[str, dict[str, Any]] = {"param": row.params, "metric": row.metrics, "tag": row.tags, "hardware": hardware}
+    out: dict[str, Any] = {}
+    for c in COLUMNS:
+        if c.source:
+            place, key = c.source.split(":", 1)
+            out[c.name] = places[place].get(key) if c.optional else places[place][key]
+    asked = {k: v for k, v in row.params.items() if not k.startswith(WHERE_NOT_WHAT)}
+    if float(row.params["prune.ratio"]) == 0:  # nothing else about pruning matters then
+        asked = {k: v for k, v in asked.items() if not k.startswith("prune.")}
+        out |= {"method": "-", "scope": "-", "finetune_epochs": 0}
+    kinds = manifest["matmuls"]
+    format = "int8" if "int8" in kinds else "bf16" if "bfloat16" in kinds else "fp32"
+    side = "measured" if row.measured else "estimated"
+    m = row.metrics
+    return out | {
+        "run_id": row.run_id,
+        "run_name": row.name,
+        "config": digest({k: v for k, v in asked.items() if k != "seed"}),
+        "recipe": digest({k: v for k, v in asked.items() if k.startswith("train.")}),
+        "machine": digest(hardware),
+        "valid": row.valid,
+        **{f"{side}_{k}": m.get(key) for k, key in ENERGY.items()},
+        "matmuls": sum(kinds.values()),
+        "matmuls_int8": kinds.get("int8", 0),
+        "number_format": format,
+        "peak_gmacs": raw.get("peak_gmacs", {}).get(format),
+    }
+
+
+ENERGY = {
+    "j": "energy/per_inference_j",
+    "saving_pct": "vs_dense/energy_saving_pct",
+    "saving_lo": "vs_dense/energy_saving_lo",
+    "saving_hi": "vs_dense/energy_saving_hi",
+}
+
+
+def _channels(kept: list[dict[str, list[int]]], row: Row) -> list[tuple[int, str, int, bool]]:
+    there = {"head": int(row.params["model.heads"]), "ffn": int(row.params["model.ffn"])}
+    names = {"head": "heads", "ffn": "ffn"}
+    return [
+        (layer, kind, unit, unit in set(block[names[kind]]))
+        for layer, block in enumerate(kept)
+        for kind, count in there.items()
+        for unit in range(count)
+    ]
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+
+
+def _write(frozen: Frozen, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    for name in PARQUETS:
+        getattr(frozen, name).to_parquet(partial / f"{name}.parquet", index=False)
+    frozen.results.to_csv(partial / "results.csv", index=False, lineterminator="\n")
+    (partial / "about.json").write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.chmod(0o755)
+    partial.rename(folder)
