@@ -23,7 +23,7 @@ run: .venv/.done ## the main job: train, prune at three ratios, measure; a table
 	$(BIN)/python -m tsexp -m prune.ratio=0,0.3,0.5 $(ARGS)
 
 test: .venv/.done ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/.done ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     # the measuring process imports this room, and must not pay for Lightning
     from tsexp.training import Fitted
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 
 RUNTIMES = {name: f"tsexp.runtimes.{name}" for name in ("eager", "inductor", "onnxruntime", "openvino")}
 
