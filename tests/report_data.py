@@ -209,4 +209,5 @@ def _channels(run_id: str, ratio: float, rng: np.random.Generator) -> pd.DataFra
         for kind, count in (("head", HEADS), ("ffn", UNITS)):
             gone = set(rng.permutation(count)[: int(ratio * count)].tolist())
             lines += [(run_id, layer, kind, unit, unit not in gone) for unit in range(count)]
-    return pd.DataFrame(lines, columns=["run_id", "layer", "kind", "unit", "kept"])
+    kinds = {"run_id": str, "layer": int, "kind": str, "unit": int, "kept": bool}
+    return pd.DataFrame(lines, columns=list(kinds)).astype(kinds)
