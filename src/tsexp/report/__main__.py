@@ -97,7 +97,7 @@ def _configure(settings: list[str]) -> tuple[Any, str | None]:
     except configs.ConfigError as error:
         _end(2, str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _end(2, configs.explain(error))
+        _end(2, " ".join(configs.explain(error).split()))
 
 
 def _make(parts: list[str], config: Any, where: str | None, asked_for_store: bool) -> None:
@@ -145,7 +145,7 @@ def _freeze(config: Any, where: str, folder: Path) -> Any:
     bars = []
 
     def begin(total: int) -> Callable[[str], None]:
-        bars.append(bar("reading runs", total))
+        bars.append(bar("reading runs", total, show=total > 0))
         bars[0].start()
         return bars[0].advance
 

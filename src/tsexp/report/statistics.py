@@ -87,13 +87,13 @@ def drop_interval_pt(lost: NDArray[np.floating[Any]]) -> Interval:
 
 def over_seeds(values: NDArray[np.floating[Any]], metric: Metric = PLAIN) -> Interval:
     """Mean and t interval over repetitions; NaN for the interval of a single one."""
-    from scipy import stats
+    from scipy.special import stdtrit
 
     scaled = metric.to(values)
-    mean = float(scaled.mean())
-    if len(values) < 2:
+    mean, n = float(scaled.mean()), len(values)
+    if n < 2:
         return Interval(metric.back(mean), math.nan, math.nan)
-    reach = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(scaled))
+    reach = float(stdtrit(n - 1, 0.975) * scaled.std(ddof=1) / math.sqrt(n))
     low, high = sorted((metric.back(mean - reach), metric.back(mean + reach)))
     return Interval(metric.back(mean), low, high)
 
