@@ -100,8 +100,8 @@ def test_a_missing_store_is_not_made(folder, capsys):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("tabels", "did you mean tables?"),
-        ("trackin.uri=x", "did you mean tracking.uri?"),
+        ("tablse", "did you mean tables?"),
+        ("tracing.uri=x", "did you mean tracking.uri?"),
         ("model=t1", "allowed: freeze, tables"),
         ("tracking.ur=x", "allowed in tracking: experiment, uri"),
         ("tracking.uri=foo:bar", "is not a store MLflow takes"),
