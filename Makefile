@@ -7,7 +7,7 @@ ARGS ?=
 STORE ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint format bench-train bench-runtimes selftest ui clean
+.PHONY: help setup run test test-slow lint format bench-train bench-runtimes selftest freeze tables figures report ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,19 @@ bench-runtimes: .venv/.done ## every runtime and mode against dense eager; ARGS=
 
 selftest: .venv/.done ## does the meter tell the truth on this machine? (minutes)
 	$(BIN)/python -m tsexp.doctor --selftest
+
+freeze: .venv/.done ## read the store into report/frozen; another store or filter: ARGS="tracking.uri=… where=…"
+	$(BIN)/python -m tsexp.report freeze $(ARGS)
+
+# Both from one freeze, however many of these targets are asked for at once.
+tables: freeze ## the tables of the study, from the store: LaTeX, Markdown, CSV in report/tables
+	$(BIN)/python -m tsexp.report tables $(ARGS)
+
+figures: freeze ## the figures of the study, from the store, in report/figures
+	$(BIN)/python -m tsexp.report figures $(ARGS)
+
+report: freeze ## tables, figures and the interactive page, from the store, in report/
+	$(BIN)/python -m tsexp.report tables figures page $(ARGS)
 
 ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's: STORE=sqlite:////path/mlflow.db
 	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri '$(STORE)'
