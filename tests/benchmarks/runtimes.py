@@ -285,7 +285,7 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
     """Write the tables as Markdown."""
     about = hardware.describe("cpu")
     loads = ", ".join(f"{' '.join(c['best'][0][:2])} {c['foreign_cores'][0]:.1f}" for c in cells if "foreign_cores" in c)
-    stale = [" ".join(c["best"][0][:2]) for c in cells if c["stage"] != [runtimes.STAGE_VERSION]]
+    stale = [" ".join(c["best"][0][:2]) for c in cells if c.get("stage") != [runtimes.STAGE_VERSION]]
     best_head = ["dataset", "model", "batch", "fastest artifact", "ratio", "accuracy %", "drop, points [95 %]"]
     best_head += ["× dense eager [95 %]", "× dense ONNX fp32, plain", "× dense ONNX dynamic int8, plain", "int8 products", "share of peak"]
     all_head = ["dataset", "model", "artifact", "ratio", "accuracy %", "drop", "× at batch 1", "× at batch 32", "int8 products", "MACs", "bytes"]
