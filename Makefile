@@ -7,7 +7,7 @@ ARGS ?=
 STORE ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint format bench-train bench-runtimes selftest freeze tables figures report ui clean
+.PHONY: help setup run test test-slow test-browser lint format bench-train bench-runtimes selftest freeze tables figures report ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: .venv/.done ## the fast tests
 
 test-slow: .venv/.done ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/.done ## the tests that need Chromium
+	$(BIN)/python -m pytest -m browser
 
 lint: .venv/.done ## style, types, spelling, and which room may import which
 	$(BIN)/ruff check src tests
