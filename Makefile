@@ -7,7 +7,7 @@ ARGS ?=
 STORE ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint format bench-train bench-runtimes selftest ui clean
+.PHONY: help setup run test test-slow test-browser lint format bench-train bench-runtimes selftest ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: .venv/.done ## the fast tests
 
 test-slow: .venv/.done ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-browser: .venv/.done ## the tests that need Chromium
+	$(BIN)/python -m pytest -m browser
 
 lint: .venv/.done ## style, types, spelling, and which room may import which
 	$(BIN)/ruff check src tests
@@ -49,7 +52,7 @@ selftest: .venv/.done ## does the meter tell the truth on this machine? (minutes
 	$(BIN)/python -m tsexp.doctor --selftest
 
 ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's: STORE=sqlite:////path/mlflow.db
-	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri '$(STORE)'
+	@$(BIN)/python -m tsexp.ui '$(STORE)'
 
 clean: ## remove the environment, caches and outputs; not the store
 	rm -rf .venv cache outputs multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
