@@ -56,7 +56,10 @@ class Sweep(Callback):
         from tsexp.energy import meters
 
         overrides = sorted(config.hydra.overrides.task)
-        name = " ".join(o for o in overrides if o.split("=")[0] not in ("rerun",)) or "sweep"
+        # The UI cuts names: the study comes first, then what varies.
+        shown = [o for o in overrides if o.split("=")[0] != "rerun"]
+        shown.sort(key=lambda o: (not o.startswith("experiment="), o.split("=")[0] in checked.fixed))
+        name = " ".join(shown) or "sweep"
         parent = tracking.sweep_run(first.tracking, name, digest(overrides))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +119,10 @@ class Sweep(Callback):
         for picture in pictures:
             console.print(f"picture: {picture.absolute()}", soft_wrap=True)
         console.print(ui_line(store), soft_wrap=True, markup=False)
-        note = "\n".join([f"`{about['command']}`", "", *(f"- {o.name}: {o.status} {o.run_id or o.error}" for o in ordered)])
+        number = client.get_experiment_by_name(store.experiment).experiment_id
+        named = [f"[{o.name}](#/experiments/{number}/runs/{o.run_id})" if o.run_id else f"{o.name}" for o in ordered]
+        lines = [f"- {name}: {o.status}{f', {o.error}' if o.error else ''}" for name, o in zip(named, ordered, strict=True)]
+        note = "\n".join([f"`{about['command']}`", "", "Pictures: among the artifacts.", "", *lines])
         tracking.close_sweep(store, about["parent"], not failed, note, pictures)
         self._open = None
         for name, error in failed.items():

@@ -88,10 +88,11 @@ def store(config: TrackingConfig) -> Any:
 
 
 def _dress(client: Any, experiment: Any) -> None:
-    """Tell the UI what kind of experiment it is, what its numbers are, and which columns to show (in its form of a view that is shared by link)."""
+    """Tell the UI what kind of experiment it is, what its numbers are, and which columns to show (in its own form of a saved view)."""
     widths = {column: 40 + 8 * len(column.split("`")[1]) for column in VIEW_COLUMNS}
     view = {"selectedColumns": VIEW_COLUMNS, "columnOrder": VIEW_COLUMNS, "columnWidths": widths}
-    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": json.dumps(view), "mlflow.note.content": ABOUT}
+    saved = {"name": VIEW, "createdAt": 0, "state": json.dumps(view)}
+    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": json.dumps(saved), "mlflow.note.content": ABOUT}
     for key, value in tags.items():
         if experiment.tags.get(key) != value:
             client.set_experiment_tag(experiment.experiment_id, key, value)
