@@ -65,7 +65,7 @@ report: freeze ## tables, figures and the interactive page, from the store, in r
 	$(BIN)/python -m tsexp.report tables figures page $(ARGS)
 
 ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's: STORE=sqlite:////path/mlflow.db
-	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri '$(STORE)'
+	@$(BIN)/python -m tsexp.ui '$(STORE)'
 
 clean: ## remove the environment, caches and outputs; not the store
 	rm -rf .venv cache outputs multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -119,6 +119,8 @@ def test_windows_and_latencies_are_as_many_as_asked(bench: Bench, record: Record
     assert {len(v) for v in record.raw["latencies_ms"].values()} == {config.latency_calls}
     assert record.raw["threads"] == config.threads
     assert record.metrics["memory/peak_mb"] > 10
+    assert {"fp32", "bf16"} <= set(record.raw["peak_gmacs"]) <= {"fp32", "bf16", "int8"}
+    assert all(0.1 < rate < 1e5 for rate in record.raw["peak_gmacs"].values())
 
 
 def test_sizes_are_counted_on_the_artifact(bench: Bench, record: Record) -> None:

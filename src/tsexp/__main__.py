@@ -19,16 +19,16 @@ configs.register()
 
 
 @hydra.main(version_base="1.3", config_path=str(configs.conf_dir()), config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Run one experiment, or one job of a sweep."""
+def main(cfg: DictConfig) -> tuple[float, float] | None:
+    """Run one experiment, or one job of a sweep; what a job of a search returns is what its sweeper learns from."""
     from tsexp import jobs, sweep
 
     h = HydraConfig.get()
     folder = Path(h.runtime.output_dir)
     if h.mode == RunMode.MULTIRUN:
-        parent, name = sweep.place(h.sweep.dir, h.job.num)
-        jobs.execute_apart(cfg, name or configs.redact(h.job.override_dirname.replace(",", " ")), folder, parent)
-        return  # the sweep goes on whatever happened; its end tells
+        parent, name = sweep.place(h.sweep.dir, h.job.num, h.overrides.task)
+        # The sweep goes on whatever happened; its end tells.
+        return sweep.objectives(jobs.execute_apart(cfg, name, folder, parent), h.sweep.dir)
     outcome = jobs.execute(cfg, None, folder, None)
     if outcome.status in ("refused", "skipped"):
         print(f"tsexp: error: {outcome.error}", file=sys.stderr)
@@ -36,6 +36,7 @@ def main(cfg: DictConfig) -> None:
     if not outcome.ok:
         sys.exit(1)
     _show(cfg, outcome)
+    return None
 
 
 def _show(cfg: DictConfig, outcome: object) -> None:

@@ -19,6 +19,12 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+PLUGINS = {
+    "hydra/sweeper/optuna": ("Hydra's Optuna sweeper, which searches,", "optuna"),
+    "hydra/launcher/joblib": ("Hydra's joblib launcher, which runs jobs in parallel,", "parallel"),
+}
+"""Options of plugins → what they are, and the package's extra that brings them."""
+
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -239,6 +245,9 @@ def parse(cfg: DictConfig) -> Config:
 
 def explain(error: BaseException) -> str:
     """Tell an error of Hydra or OmegaConf in a line: what is allowed where a key is wrong, else the part of the message that is for people."""
+    for option, (what, extra) in PLUGINS.items():
+        if f"Could not find '{option}'" in str(error):
+            return f"{what} is not installed; install it: pip install 'tsexp[{extra}]'"
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
         group, _, key = cause.full_key.rpartition(".")

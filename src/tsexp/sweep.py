@@ -7,12 +7,14 @@ import json
 import shlex
 import sys
 import traceback
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
@@ -21,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
-from tsexp.jobs import OUTCOME, SWEEP, read_outcome
+from tsexp.jobs import OUTCOME, SWEEP, Outcome, read_outcome
 
 
 class Sweep(Callback):
@@ -48,11 +50,16 @@ class Sweep(Callback):
             sys.exit(1)
 
     def _start(self, config: DictConfig) -> None:
-        first, names = _check_all(config)
+        checked = _check(config)
+        first = checked.first
         from tsexp import tracking
+        from tsexp.energy import meters
 
         overrides = sorted(config.hydra.overrides.task)
-        name = " ".join(o for o in overrides if o.split("=")[0] not in ("rerun",)) or "sweep"
+        # The UI cuts names: the study comes first, then what varies.
+        shown = [o for o in overrides if o.split("=")[0] != "rerun"]
+        shown.sort(key=lambda o: (not o.startswith("experiment="), o.split("=")[0] in checked.fixed))
+        name = " ".join(shown) or "sweep"
         parent = tracking.sweep_run(first.tracking, name, digest(overrides))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +72,9 @@ class Sweep(Callback):
             {
                 "parent": parent,
                 "tracking": asdict(first.tracking),
-                "names": names,
+                "names": checked.names,
+                "fixed": checked.fixed,
+                "search": meters.source(first.runtime.device) if _is_search(config) else None,
                 "command": shlex.join(["python", "-m", "tsexp", "-m", *overrides]),
             },
         )
@@ -103,13 +112,18 @@ class Sweep(Callback):
         counts = {"of them measured before": found, "skipped": len(skipped), "failed": len(failed)}
         title = ", ".join([f"{len(rows)} jobs", *(f"{n} {what}" for what, n in counts.items() if n)])
         console = Console(width=None if sys.stdout.isatty() else 170)
-        console.print(report.sweep_table(rows, failed, title, skipped))
-        picture = report.sweep_figure(rows, folder / "sweep.png")
-        if picture:
+        front = report.energy_front(rows) if about["search"] else set()
+        console.print(report.sweep_table(rows, failed, title, skipped, front))
+        drawn = [report.sweep_figure(rows, folder / "sweep.png"), report.front_figure(rows, folder / "front.png") if about["search"] else None]
+        pictures = [p for p in drawn if p is not None]
+        for picture in pictures:
             console.print(f"picture: {picture.absolute()}", soft_wrap=True)
         console.print(ui_line(store), soft_wrap=True, markup=False)
-        note = "\n".join([f"`{about['command']}`", "", *(f"- {o.name}: {o.status} {o.run_id or o.error}" for o in ordered)])
-        tracking.close_sweep(store, about["parent"], not failed, note, [picture] if picture else [])
+        number = client.get_experiment_by_name(store.experiment).experiment_id
+        named = [f"[{o.name}](#/experiments/{number}/runs/{o.run_id})" if o.run_id else f"{o.name}" for o in ordered]
+        lines = [f"- {name}: {o.status}{f', {o.error}' if o.error else ''}" for name, o in zip(named, ordered, strict=True)]
+        note = "\n".join([f"`{about['command']}`", "", "Pictures: among the artifacts.", "", *lines])
+        tracking.close_sweep(store, about["parent"], not failed, note, pictures)
         self._open = None
         for name, error in failed.items():
             print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
@@ -117,36 +131,87 @@ class Sweep(Callback):
 
 
 def ui_line(store: TrackingConfig) -> str:
-    """Say how to open the MLflow UI on this store."""
+    """Say how to open the MLflow UI on this store, at the runs of its experiment."""
+    from tsexp import tracking
+
+    number = tracking.store(store).get_experiment_by_name(store.experiment).experiment_id
     if store.uri.startswith("http"):
-        return f"compare: {configs.redact(store.uri)}"
-    return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {shlex.quote(configs.redact(store.uri))}"
+        return f"compare: {tracking.view_url(number, configs.redact(store.uri).rstrip('/'))}"
+    uri = shlex.quote(configs.redact(store.uri))
+    return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {uri}\n         then {tracking.view_url(number)}"
 
 
-def place(sweep_dir: str, number: int) -> tuple[str | None, str | None]:
-    """Return the run id of the sweep whose folder this is, and the name of its job with this number."""
+def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | None, str]:
+    """Return the run id of the sweep whose folder this is, and the name of its job with this number and these overrides."""
+    about = _about(sweep_dir)
+    if about.get("names"):
+        return about["parent"], about["names"][number]
+    name = " ".join(o for o in overrides if o.split("=", 1)[0] not in about.get("fixed", ()))
+    return about.get("parent"), configs.redact(name or "job")
+
+
+def objectives(outcome: Outcome, sweep_dir: str) -> tuple[float, float] | None:
+    """What a search learns from a job: accuracy (0 to 1) and energy per inference (J).
+
+    None, a failed trial, if there is no valid measurement, or if its energy comes from another source than the rest of the search; and in a
+    plain sweep, where nobody asks.
+    """
+    about = _about(sweep_dir)
+    if not about.get("search") or not outcome.ok or outcome.run_id is None:
+        return None
+    from tsexp import report, tracking
+
+    (row,) = report.read(tracking.store(TrackingConfig(**about["tracking"])), [outcome.run_id])
+    if not row.valid or row.tags["tsexp.energy_source"] != about["search"]:
+        return None
+    return row.metrics["test/accuracy"], row.metrics["energy/per_inference_j"]
+
+
+def _about(sweep_dir: str) -> dict[str, Any]:
     file = Path(sweep_dir) / SWEEP
-    if not file.exists():
-        return None, None
-    about = json.loads(file.read_text())
-    return about["parent"], about["names"][number] if about["names"] else None
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _check_all(config: DictConfig) -> tuple[Config, list[str] | None]:
-    """Check each job of a plain sweep (other sweepers choose their jobs on the way); return the first and the names of all."""
+@dataclass(frozen=True)
+class _Checked:
+    """A sweep whose jobs may start.
+
+    Attributes
+    ----------
+    first
+        Configuration of one of its jobs.
+    names
+        Of all its jobs, if they are known beforehand.
+    fixed
+        Keys that all its jobs have the same override of.
+    """
+
+    first: Config
+    names: list[str] | None
+    fixed: list[str]
+
+
+def _check(config: DictConfig) -> _Checked:
+    """Check each job of a plain sweep; of a search, which chooses its jobs on the way, each value that it may choose."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     from tsexp import pipeline
 
-    overrides = list(config.hydra.overrides.task)
-    plain = str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
-    if not plain:
-        return configs.parse(_without_hydra(config)), None
-    parameters = config.hydra.sweeper.get("params") or {}
-    every = [f"{k}={v}" for k, v in parameters.items()] + overrides
+    sweeper = config.hydra.sweeper
+    search = _is_search(config)
+    if search and [str(getattr(d, "name", d)) for d in _listed(sweeper.get("direction"))] != ["maximize", "minimize"]:
+        raise ConfigError(
+            "a search has two objectives here, accuracy and energy per inference; use hydra.sweeper.direction=[maximize,minimize], "
+            "or start from experiment=pareto\nnothing was started"
+        )
+    every = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + list(config.hydra.overrides.task)
     loader = GlobalHydra.instance().config_loader()
-    batches = BasicSweeper.split_arguments(OverridesParser.create(config_loader=loader).parse_overrides(every), None)
-    jobs = [job for batch in batches for job in batch]
+    overrides = {o.get_key_element(): o for o in OverridesParser.create(config_loader=loader).parse_overrides(every)}  # the last of a key counts
+    fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
+    if search:
+        jobs = _one_by_one(list(overrides.values()))
+    else:
+        jobs = [job for batch in BasicSweeper.split_arguments(list(overrides.values()), None) for job in batch]
     checked, unsupported = [], []
     for job in jobs:
         try:
@@ -159,11 +224,36 @@ def _check_all(config: DictConfig) -> tuple[Config, list[str] | None]:
             what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
             raise ConfigError(configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")) from None
         checked.append(cfg)
+    if search:
+        return _Checked(checked[0], None, fixed)
     if len(unsupported) == len(jobs):
         raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
     # Every job has the same overrides in the same order; what varies names it.
     varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
-    return checked[0], [configs.redact(" ".join(job[i] for i in varying) or " ".join(job) or "job") for job in jobs]
+    names = [configs.redact(" ".join(job[i] for i in varying) or " ".join(job) or "job") for job in jobs]
+    return _Checked(checked[0], names, fixed)
+
+
+def _one_by_one(overrides: list[Override]) -> list[list[str]]:
+    """Each value that is searched over, by itself; of an interval, its ends."""
+    fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()]
+    values = []
+    for o in overrides:
+        if o.is_interval_sweep():
+            interval = o.value()
+            assert isinstance(interval, IntervalSweep)
+            values += [f"{o.get_key_element()}={end}" for end in (interval.start, interval.end)]
+        elif o.is_sweep_override():
+            values += [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+    return [[*fixed, value] for value in values] or [fixed]
+
+
+def _is_search(config: DictConfig) -> bool:
+    return not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

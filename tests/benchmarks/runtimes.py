@@ -124,41 +124,6 @@ def profile(predictor: Predictor, batches: list[np.ndarray]) -> str:
     return ", ".join(f"{op} {100 * t / whole:.0f} %" for op, t in spent.most_common(8))
 
 
-def peaks() -> dict[str, float]:
-    """Most multiply-accumulates per second that one core does in a large product, by number format."""
-    import onnxruntime as ort
-    from onnx import TensorProto, helper
-
-    n = 1024
-    a, b = torch.randn(n, n), torch.randn(n, n)
-    rng = np.random.default_rng(0)
-    weight = helper.make_tensor("b", TensorProto.INT8, (n, n), rng.integers(-127, 127, (n, n), dtype=np.int8).tobytes(), raw=True)
-    graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
-        "peak",
-        [helper.make_tensor_value_info("a", TensorProto.UINT8, (n, n))],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, (n, n))],
-        [weight],
-    )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    x = rng.integers(0, 255, (n, n), dtype=np.uint8)
-
-    def best(work: object) -> float:
-        times = []
-        for _ in range(10):
-            start = time.process_time()
-            work()  # type: ignore[operator]
-            times.append(time.process_time() - start)
-        return n**3 / min(times)
-
-    a16, b16 = a.bfloat16(), b.bfloat16()
-    works = {"fp32": lambda: torch.mm(a, b), "bf16": lambda: torch.mm(a16, b16), "int8": lambda: session.run(None, {"a": x})}
-    return {kind: best(work) for kind, work in works.items()}
-
-
 def deployed(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> Iterator[tuple[str, tuple[str, float, Artifact] | Exception]]:
     """Every supported artifact, or why it could not be had; the dense reference first."""
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
@@ -215,7 +180,7 @@ def main() -> None:
     asked = parse.parse_args()
     torch.set_num_threads(1)
     grid = Grid([float(r) for r in asked.ratios.split(",")], asked.modes.split(","), asked.runtimes.split(","))
-    peak = peaks()
+    peak = {kind: 1e9 * gmacs for kind, gmacs in hardware.peaks(1).items()}
     for data_name in asked.data.split(","):
         for model_name in asked.models.split(","):
             cfg = compose(f"data={data_name}", f"model={model_name}")

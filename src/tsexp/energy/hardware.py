@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,3 +90,70 @@ def throttle_count() -> int | None:
     """How often the cores were slowed down for heat since boot, or None where the system does not count it."""
     counters = list(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
     return sum(int(c.read_text()) for c in counters) if counters else None
+
+
+PEAK_SIZE = 768
+PEAK_S = 0.1
+
+
+def peaks(threads: int) -> dict[str, float]:
+    """What the CPU reaches in a large product, by number format: the ceiling that an artifact's own products are seen against.
+
+    Heats the CPU: never call it before or between windows.
+
+    Parameters
+    ----------
+    threads
+        That share the product.
+
+    Returns
+    -------
+    dict
+        ``fp32``, ``bf16`` (PyTorch) and ``int8`` (ONNX Runtime, if it is installed), in 10⁹ multiply-accumulates per second of CPU time,
+        that is per thread; the best of some tries.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b = torch.randn(2, PEAK_SIZE, PEAK_SIZE)
+        a16, b16 = a.bfloat16(), b.bfloat16()
+        found = {"fp32": _gmacs(lambda: a @ b), "bf16": _gmacs(lambda: a16 @ b16)}
+    finally:
+        torch.set_num_threads(before)
+    with contextlib.suppress(ImportError):
+        found["int8"] = _gmacs(_int8_product(threads))
+    return found
+
+
+def _gmacs(product: Callable[[], object]) -> float:
+    product()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < PEAK_S:
+        start = time.process_time()
+        product()
+        times.append(max(time.process_time() - start, 1e-6))  # a coarse clock may not move
+    return PEAK_SIZE**3 / min(times) / 1e9
+
+
+def _int8_product(threads: int) -> Callable[[], object]:
+    import numpy as np
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    shape, rng = (PEAK_SIZE, PEAK_SIZE), np.random.default_rng(0)
+    weight = helper.make_tensor("b", TensorProto.INT8, shape, rng.integers(-127, 127, shape, dtype=np.int8).tobytes(), raw=True)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "peak",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, shape)],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = rng.integers(0, 255, shape, dtype=np.uint8)
+    return lambda: session.run(None, {"a": x})

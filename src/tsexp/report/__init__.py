@@ -2,6 +2,7 @@
 
 from tsexp.report.console import sweep_table, table
 from tsexp.report.figures import sweep_figure
+from tsexp.report.front import energy_front, front_figure
 from tsexp.report.store import Row, read
 
-__all__ = ["Row", "read", "sweep_figure", "sweep_table", "table"]
+__all__ = ["Row", "energy_front", "front_figure", "read", "sweep_figure", "sweep_table", "table"]

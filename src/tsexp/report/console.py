@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rich.markup import escape
 from rich.table import Table
 
 from tsexp.report.store import Row
 
 ESTIMATE = "†"
+FRONT = "◆"
 
 
 def table(row: Row) -> Table:
@@ -40,9 +43,14 @@ def table(row: Row) -> Table:
     return out
 
 
-def sweep_table(rows: list[Row], failed: dict[str, str], title: str, skipped: dict[str, str] | None = None) -> Table:
-    """All jobs of a sweep, one line each; `failed` and `skipped` map the name of a job without a row to its reason."""
+def sweep_table(rows: list[Row], failed: dict[str, str], title: str, skipped: dict[str, str] | None = None, front: Collection[str] = ()) -> Table:
+    """All jobs of a sweep, one line each.
+
+    `failed` and `skipped` map the name of a job without a row to its reason; `front` has the ids of the runs to be marked as such.
+    """
     reasons = [f"skipped, {name}: {reason}" for name, reason in (skipped or {}).items()]
+    if front:
+        reasons.insert(0, f"{FRONT} on the Pareto front: no other has more accuracy for less energy; chosen on the test split itself, so optimistic")
     out = Table(title=title, caption="\n".join([_notes(rows), *map(escape, reasons)]), caption_justify="left", title_justify="left")
     out.add_column("job", overflow="fold")
     heads = ["accuracy %", "drop, points", "F1 %", "energy/series", "saving %", "p50 ms", "speedup", "params", "MACs", "bytes"]
@@ -51,7 +59,7 @@ def sweep_table(rows: list[Row], failed: dict[str, str], title: str, skipped: di
     for row in rows:
         m = row.metrics
         mark = "" if row.measured else ESTIMATE
-        name = escape(row.name) + (" ⚠" if row.tags.get("tsexp.warnings") else "")
+        name = escape(row.name) + (f" {FRONT}" if row.run_id in front else "") + (" ⚠" if row.tags.get("tsexp.warnings") else "")
         quality = [
             f"{100 * m['test/accuracy']:.1f}",
             f"{m['vs_dense/accuracy_drop_pt']:+.1f} [{m['vs_dense/accuracy_drop_lo']:+.1f}, {m['vs_dense/accuracy_drop_hi']:+.1f}]",

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tsexp.report.console import ESTIMATE
 from tsexp.report.frozen import WHERE_NOT_WHAT
 from tsexp.report.store import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
@@ -54,10 +58,15 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
         figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     note = "bars: 95 % intervals of the paired difference to dense fp32" + (f"; {ESTIMATE} estimated from CPU time" if mark else "")
     figure.supxlabel(note, fontsize=7, color="0.4", x=0.01, ha="left")
+    save(figure, path)
+    return path
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as a whole or not at all; its name tells the format."""
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=150, format=path.suffix.removeprefix("."))
     partial.replace(path)
-    return path
 
 
 def _lines(rows: list[Row]) -> dict[str, list[Row]]:

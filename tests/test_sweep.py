@@ -1,0 +1,80 @@
+"""Studies: what the shipped ones ask for, in parts and as a whole; and a search with two objectives."""
+
+import subprocess
+import sys
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from conftest import TINY
+from test_cli import runs, tsexp
+from tsexp import sweep
+from tsexp.config import ConfigError, conf_dir
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """What is asked for by these arguments of ``python -m tsexp -m``, checked but for datasets, which the shipped studies would download."""
+    from tsexp import data
+
+    monkeypatch.setattr(data, "ensure", lambda *_: None)
+
+    def check(*overrides):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = GlobalHydra.instance().config_loader().load_configuration("config", list(overrides), RunMode.MULTIRUN)
+            return sweep._check(config)
+
+    return check
+
+
+def test_the_quick_study_has_what_it_says(checked):
+    names = checked("experiment=quick").names
+    assert len(set(names)) == len(names) == 32
+    assert names[0] == "seed=0 data=acsf1 prune.ratio=0 quant.mode=none runtime=eager"
+
+
+def test_a_value_of_the_command_line_narrows_a_study(checked):
+    part = checked("experiment=paper", "data=plaid", "model=t1", "seed=0", "prune.ratio=0,0.5")
+    assert len(part.names) == 2 * 4 * 3
+    assert part.first.data.name == "PLAID"
+    assert part.first.measure.window_s == 2.0
+    assert not any("data=" in n or "seed=" in n for n in part.names)
+    assert len(checked("experiment=paper_pruning", "seed=0", "data=plaid", "model=t1").names) == 24
+
+
+def test_a_search_is_refused_without_its_two_objectives_or_with_a_value_that_nothing_takes(checked):
+    assert checked("experiment=pareto").names is None
+    with pytest.raises(ConfigError, match="two objectives"):
+        checked("experiment=pareto", "hydra.sweeper.direction=minimize")
+    with pytest.raises(ConfigError, match="l1, l2, random, taylor"):
+        checked("experiment=pareto", "prune.method=l1,l3")
+    with pytest.raises(ConfigError, match=r"prune\.ratio=1\.2 is out of range"):
+        checked("experiment=pareto", "prune.ratio=interval(0.0,1.2)")
+
+
+def test_without_the_optuna_extra_a_search_says_what_to_install():
+    code = "import hydra_plugins; hydra_plugins.__path__ = []; from tsexp.__main__ import cli; cli()"
+    done = subprocess.run([sys.executable, "-c", code, "-m", "experiment=pareto"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'tsexp[optuna]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
+    # static does not exist in eager: those trials fail, and the search goes on.
+    choices = ["prune.ratio=0,0.5", "prune.method=l1", "quant.mode=none,static", "runtime=eager"]
+    size = ["hydra.sweeper.n_trials=4", f"hydra.sweep.dir={tmp_path}/one"]
+    done = tsexp(tmp_path, "-m", "experiment=pareto", *TINY, "data=italy_power_demand", *choices, *size)
+    measured = [r for r in runs(tmp_path) if "tsexp.valid" in r.data.tags]
+    assert 1 <= len(measured) <= 2
+    assert "skipped, prune.ratio=" in done.stdout
+    assert "◆" in done.stdout
+    assert (tmp_path / "one" / "front.png").read_bytes().startswith(b"\x89PNG")
+    solutions = (tmp_path / "one" / "optimization_results.yaml").read_text()
+    assert "quant.mode: none" in solutions
+    assert "static" not in solutions
+    (parent,) = runs(tmp_path, "tags.`tsexp.stage` = 'sweep'")
+    assert parent.info.run_name.startswith("experiment=pareto")
