@@ -1,6 +1,5 @@
 """What the documents say is true: their examples run, their links lead somewhere, their commands exist."""
 
-import os
 import re
 import shlex
 import subprocess
