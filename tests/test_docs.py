@@ -1,5 +1,6 @@
 """What the documents say is true: their examples run, their links lead somewhere, their commands exist."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -7,9 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from conftest import compose
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"python -m (tsexp[\w.]*)((?: [^\s`]+)*)")
+MAKE = re.compile(r"(?:^    |`)make ((?:[a-z-]+ ?)+)", re.M)
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+PENDING = ("experiment=quick", "experiment=paper", "experiment=paper_pruning", "tsexp.report", "make tables", "make figures")
+"""Promised by docs/reproducing.md and not there yet: what arrives is to be deleted here, or its test fails."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
@@ -27,6 +36,51 @@ def run(command, folder):
     done = subprocess.run([*arguments, "train.progress=false"], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def promised(found):
+    """Test parameters; those that are pending must fail."""
+    for words in sorted(found):
+        late = [p for p in PENDING if p in words.split() or p == words]
+        yield pytest.param(words, marks=pytest.mark.xfail(reason=f"{late[0]} is pending", strict=True) if late else ())
+
+
+def commands():
+    """Every command line of the program that a page shows, but those that are run anyway."""
+    pages = (page for page in PAGES if page.name not in ("extending.md", "log.md"))
+    return {f"{module}{arguments}" for page in pages for module, arguments in COMMAND.findall(page.read_text())}
+
+
+def headings(page):
+    """Anchors as GitHub makes them."""
+    return {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in page.read_text().splitlines() if line.startswith("#")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = LINK.findall(page.read_text())
+    targets = [(page.parent / path if path else page, anchor) for path, anchor in links]
+    assert not [str(target) for target, _ in targets if not target.exists()]
+    assert not [anchor for target, anchor in targets if anchor and anchor not in headings(target)]
+
+
+@pytest.mark.parametrize("command", promised(commands()))
+def test_commands_are_accepted(command):
+    module, *arguments = command.split()
+    if module != "tsexp":
+        assert importlib.util.find_spec(
+            module if not (spec := importlib.util.find_spec(module)).submodule_search_locations else f"{spec.name}.__main__"
+        )
+        return
+    overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+    swept = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()] for o in overrides]
+    for i in range(max(map(len, swept), default=1)):  # every value once
+        compose(*(f"{o.key_or_group}={values[min(i, len(values) - 1)]}" for o, values in zip(overrides, swept, strict=True)))
+
+
+@pytest.mark.parametrize("target", promised({f"make {t}" for page in PAGES for words in MAKE.findall(page.read_text()) for t in words.split()}))
+def test_targets_of_make_are_there(target):
+    assert re.search(f"^{target.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.M)
 
 
 @pytest.fixture(scope="module")
