@@ -68,9 +68,8 @@ def test_links_lead_somewhere(page):
 def test_commands_are_accepted(command):
     module, *arguments = command.split()
     if module != "tsexp":
-        assert importlib.util.find_spec(
-            module if not (spec := importlib.util.find_spec(module)).submodule_search_locations else f"{spec.name}.__main__"
-        )
+        spec = importlib.util.find_spec(module)
+        assert spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__")
         return
     overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
     swept = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()] for o in overrides]
