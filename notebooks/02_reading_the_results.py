@@ -108,8 +108,8 @@ saving_pct.median()
 # The windows over time. A drift, an outlier or a neighbour on the machine would show here, and in both lines alike.
 
 # %%
-title = run.data.tags["tsexp.energy_source"]
-axis = (1000 * joules).plot(marker="o", figsize=(7, 3), ylim=(0, None), xlabel="pair", ylabel="mJ per series", title=title)
+axis = (1000 * joules).plot(marker="o", figsize=(7, 3), xlabel="pair", ylabel="mJ per series", title=run.data.tags["tsexp.energy_source"])
+top = axis.set_ylim(bottom=0)
 
 # %% [markdown]
 # ## A number again, from its predictions

@@ -1,6 +1,7 @@
 """What the documents say is true: their examples run, their links lead somewhere, their commands exist."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -96,15 +97,20 @@ def reader(tmp_path_factory):
     return folder
 
 
-def test_everything_of_ones_own_works_together(reader):
-    import json
-
+@pytest.fixture(scope="module")
+def together(reader):
+    """What the last example leaves: a client of its store, and its run."""
     import mlflow
 
     (command,) = examples()["All together"]
     assert "Sines · small · my_runtime: · none · pruned 50%" in run(command, reader)
     client = mlflow.MlflowClient(f"sqlite:///{reader}/mlflow.db")
     (done,) = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
+    return client, done
+
+
+def test_everything_of_ones_own_works_together(reader, together):
+    client, done = together
     assert done.data.tags["tsexp.energy_source"] == "estimated:machine_cpu"
     assert done.data.metrics["prune/achieved_ratio"] == pytest.approx(0.5)
     manifest = json.loads(Path(client.download_artifacts(done.info.run_id, "manifest.json")).read_text())
@@ -112,6 +118,17 @@ def test_everything_of_ones_own_works_together(reader):
     assert manifest["matmuls"]["float32"] >= 14  # two blocks of six and two products of attention
     logged = {p.name for p in (reader / "mlartifacts").rglob("code/*")}
     assert logged == {"tsexp", "my_tokens.py", "my_runtime.py"}
+
+
+@pytest.mark.slow
+def test_the_logged_model_takes_ones_own_code_along(reader, together, tmp_path):
+    code = (
+        "import mlflow, numpy as np\n"
+        f"mlflow.set_tracking_uri('sqlite:///{reader}/mlflow.db')\n"
+        f"model = mlflow.pyfunc.load_model('runs:/{together[1].info.run_id}/model')\n"
+        "assert model.predict(np.zeros((3, 1, 96), np.float32)).shape == (3, 2)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
 
 
 @pytest.mark.slow
