@@ -10,7 +10,7 @@ STORE ?= sqlite:///$(CURDIR)/mlflow.db
 .PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format bench-train bench-runtimes selftest freeze tables figures report ui clean
 
 help: ## what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: .venv/.done ## make .venv with everything
 
