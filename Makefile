@@ -7,10 +7,10 @@ ARGS ?=
 STORE ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-browser lint format bench-train bench-runtimes selftest freeze tables figures report ui clean
+.PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format bench-train bench-runtimes selftest freeze tables figures report ui clean
 
 help: ## what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: .venv/.done ## make .venv with everything
 
@@ -31,16 +31,23 @@ test-slow: .venv/.done ## the tests that take minutes
 test-browser: .venv/.done ## the tests that need Chromium
 	$(BIN)/python -m pytest -m browser
 
+test-notebooks: .venv/.done ## execute the notebooks, to their end (minutes)
+	$(BIN)/python -m pytest -m notebooks
+
+notebooks: .venv/.done ## notebooks/*.ipynb with their output, made from the .py files that are kept (minutes)
+	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
+	JUPYTER_PATH='$(CURDIR)/.venv/share/jupyter' $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
 lint: .venv/.done ## style, types, spelling, and which room may import which
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests notebooks
+	$(BIN)/ruff format --check src tests notebooks
 	$(BIN)/mypy
-	$(BIN)/codespell src tests conf README.md Makefile
+	$(BIN)/codespell src tests conf docs notebooks README.md Makefile
 	$(BIN)/lint-imports
 
 format: .venv/.done ## put the code into shape
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests notebooks
+	$(BIN)/ruff format src tests notebooks
 
 bench-train: .venv/.done ## training speed against a bare PyTorch loop, paired
 	$(BIN)/python tests/benchmarks/train.py

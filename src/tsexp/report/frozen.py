@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FOLDER = "frozen"
-WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s")
+WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s", "measure.meter")
 """Params that say where and how a job ran, not what was asked."""
 
 

@@ -33,7 +33,7 @@ class Row:
     @property
     def measured(self) -> bool:
         """Its energy comes from a counter, not from an estimate."""
-        return self.tags.get("tsexp.energy_source", "").startswith("zeus:")
+        return not self.tags.get("tsexp.energy_source", "estimated:").startswith("estimated:")
 
     @property
     def valid(self) -> bool:
