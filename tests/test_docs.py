@@ -18,8 +18,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python -m (tsexp[\w.]*)((?: [^\s`]+)*)")
 MAKE = re.compile(r"(?:^    |`)make ((?:[a-z-]+ ?)+)", re.M)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
-PENDING = ("experiment=quick", "experiment=paper", "experiment=paper_pruning")
-"""Promised by docs/reproducing.md and not there yet: what arrives is to be deleted here, or its test fails."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
@@ -37,13 +35,6 @@ def run(command, folder):
     done = subprocess.run([*arguments, "train.progress=false"], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def promised(found):
-    """Test parameters; those that are pending must fail."""
-    for words in sorted(found):
-        late = [p for p in PENDING if p in words.split() or p == words]
-        yield pytest.param(words, marks=pytest.mark.xfail(reason=f"{late[0]} is pending", strict=True) if late else ())
 
 
 def commands():
@@ -65,7 +56,7 @@ def test_links_lead_somewhere(page):
     assert not [anchor for target, anchor in targets if anchor and anchor not in headings(target)]
 
 
-@pytest.mark.parametrize("command", promised(commands()))
+@pytest.mark.parametrize("command", sorted(commands()))
 def test_commands_are_accepted(command):
     module, *arguments = command.split()
     if module != "tsexp":
@@ -78,7 +69,7 @@ def test_commands_are_accepted(command):
         compose(*(f"{o.key_or_group}={values[min(i, len(values) - 1)]}" for o, values in zip(overrides, swept, strict=True)))
 
 
-@pytest.mark.parametrize("target", promised({f"make {t}" for page in PAGES for words in MAKE.findall(page.read_text()) for t in words.split()}))
+@pytest.mark.parametrize("target", sorted({f"make {t}" for page in PAGES for words in MAKE.findall(page.read_text()) for t in words.split()}))
 def test_targets_of_make_are_there(target):
     assert re.search(f"^{target.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.M)
 
