@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from tsexp.config import ConfigError, look_up
 from tsexp.energy import hardware
+from tsexp.quiet import quiet
 
 # No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus' tracker.
 # Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest counter (65.5 kJ).
@@ -169,7 +170,8 @@ def available(device: str) -> dict[str, str]:
     answers = {}
     for kind, ask in asks.items():
         try:
-            empty = hasattr(ask(), "__len__") and not len(ask())
+            with quiet():  # it tells of what is missing; the doctor does
+                empty = hasattr(ask(), "__len__") and not len(ask())
             answers[kind] = "no counter found" if empty else ""
         except Exception as error:  # each backend of Zeus has exceptions of its own
             answers[kind] = f"{type(error).__name__}: {error}".splitlines()[0]
