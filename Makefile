@@ -7,10 +7,10 @@ ARGS ?=
 STORE ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-browser lint format bench-train bench-runtimes selftest ui clean
+.PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format bench-train bench-runtimes selftest freeze tables figures report ui clean
 
 help: ## what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: .venv/.done ## make .venv with everything
 
@@ -23,7 +23,7 @@ run: .venv/.done ## the main job: train, prune at three ratios, measure; a table
 	$(BIN)/python -m tsexp -m prune.ratio=0,0.3,0.5 $(ARGS)
 
 test: .venv/.done ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/.done ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -31,16 +31,23 @@ test-slow: .venv/.done ## the tests that take minutes
 test-browser: .venv/.done ## the tests that need Chromium
 	$(BIN)/python -m pytest -m browser
 
+test-notebooks: .venv/.done ## execute the notebooks, to their end (minutes)
+	$(BIN)/python -m pytest -m notebooks
+
+notebooks: .venv/.done ## notebooks/*.ipynb with their output, made from the .py files that are kept (minutes)
+	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
+	JUPYTER_PATH='$(CURDIR)/.venv/share/jupyter' $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
 lint: .venv/.done ## style, types, spelling, and which room may import which
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests notebooks
+	$(BIN)/ruff format --check src tests notebooks
 	$(BIN)/mypy
-	$(BIN)/codespell src tests conf README.md Makefile
+	$(BIN)/codespell src tests conf docs notebooks README.md Makefile
 	$(BIN)/lint-imports
 
 format: .venv/.done ## put the code into shape
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests notebooks
+	$(BIN)/ruff format src tests notebooks
 
 bench-train: .venv/.done ## training speed against a bare PyTorch loop, paired
 	$(BIN)/python tests/benchmarks/train.py
@@ -50,6 +57,19 @@ bench-runtimes: .venv/.done ## every runtime and mode against dense eager; ARGS=
 
 selftest: .venv/.done ## does the meter tell the truth on this machine? (minutes)
 	$(BIN)/python -m tsexp.doctor --selftest
+
+freeze: .venv/.done ## read the store into report/frozen; another store or filter: ARGS="tracking.uri=… where=…"
+	$(BIN)/python -m tsexp.report freeze $(ARGS)
+
+# Both from one freeze, however many of these targets are asked for at once.
+tables: freeze ## the tables of the study, from the store: LaTeX, Markdown, CSV in report/tables
+	$(BIN)/python -m tsexp.report tables $(ARGS)
+
+figures: freeze ## the figures of the study, from the store, in report/figures
+	$(BIN)/python -m tsexp.report figures $(ARGS)
+
+report: freeze ## tables, figures and the interactive page, from the store, in report/
+	$(BIN)/python -m tsexp.report tables figures page $(ARGS)
 
 ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's: STORE=sqlite:////path/mlflow.db
 	@$(BIN)/python -m tsexp.ui '$(STORE)'

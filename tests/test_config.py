@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 
 from conftest import TINY, compose
 from tsexp import config as configs
-from tsexp import models, pruning, runtimes
+from tsexp import models, pipeline, pruning, runtimes
 from tsexp.config import ConfigError, conf_dir, digest, flat, parse
 from tsexp.models.encoder import ACTIVATIONS
 from tsexp.models.tokenizers import TOKENIZERS
@@ -39,6 +39,10 @@ def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load
         ("prune.ratio=nan", ["out of range"]),
         ("prune.method=l3", ["l1, l2, random, taylor"]),
         ("prune.scope=layer", ["local, global"]),
+        ("prune.method=nowhere:best", ["cannot be imported", "No module named 'nowhere'", "working folder"]),
+        ("model.tokenizer=json:Tokens", ["cannot be imported", "has no attribute 'Tokens'"]),
+        ("runtime.name=nowhere:", ["cannot be imported"]),
+        ("measure.meter=nvml", ["allowed: auto, or your own as module:object"]),
         ("model.heads=5", ["does not divide", "1, 2, 4, 8, 16"]),
         ("measure.repeats=1", ["≥ 3"]),
         ("quant.mode=int8", ["dynamic"]),
@@ -66,6 +70,24 @@ def test_hydras_own_errors_are_explained(override, words):
     with pytest.raises(HydraException) as error:
         compose(override)
     assert words in configs.explain(error.value)
+
+
+def test_changed_code_of_ones_own_is_another_experiment(tmp_path, monkeypatch, italy):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_best.py").write_text("def best(*_): ...\n")
+    cfg = compose("data=italy_power_demand", "prune.method=my_best:best", "prune.ratio=0.5")
+    before = pipeline.signature(cfg, italy)
+    assert pipeline.signature(cfg, italy) == before
+    (tmp_path / "my_best.py").write_text("def best(*_): return []\n")
+    assert pipeline.signature(cfg, italy) != before
+
+
+def test_a_module_of_ones_own_that_fails_is_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_broken.py").write_text("def best(:\n")
+    with pytest.raises(ConfigError, match=r"^prune.method=my_broken:best cannot be imported \(SyntaxError: .*\)") as error:
+        compose("prune.method=my_broken:best")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_names_allowed_by_the_schema_are_the_ones_the_rooms_know():

@@ -43,6 +43,18 @@ def test_selftest_passes_only_on_what_was_planted(monkeypatch, itself, planted, 
     assert ("self-test passed" in console.file.getvalue()) is passes
 
 
+def test_selftest_takes_a_meter_of_ones_own(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_plug.py").write_text("class Plug:\n    source = 'mains:plug'\n")
+    asked = []
+    monkeypatch.setattr(energy, "measure", lambda a, b, dataset, config, *_, **__: asked.append(config.meter) or NOTHING)
+    assert doctor.main(["--selftest", "--quick", "--meter", "my_plug:Plug"]) == 1
+    assert set(asked) == {"my_plug:Plug"}
+    with pytest.raises(SystemExit, match="2"):
+        doctor.main(["--selftest", "--meter", "my_plug:Socket"])
+    assert "has no attribute 'Socket'" in capsys.readouterr().err
+
+
 def test_why_a_meter_does_not_answer_is_shown_letter_by_letter(monkeypatch):
     monkeypatch.setattr(meters, "available", lambda device: {"nvml" if device == "cuda" else "rapl": "Error: [library] not found in [/usr/lib]"})
     console = Console(file=io.StringIO(), width=250)

@@ -186,6 +186,21 @@ def test_folder_without_any_counter_is_told_and_falls_back_to_the_estimate(tree:
     assert meters.choose("cpu", "any", 10.0).source == "estimated:cpu_time"
 
 
+MINE = "class Mine:\n    source, scope, resolution_s = '{}', 'mine', 0.01\n"
+
+
+def test_a_meter_of_ones_own_is_taken_instead_and_an_estimate_is_refused_where_none_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_counter.py").write_text(MINE.format("mains:plug"))
+    (tmp_path / "my_guess.py").write_text(MINE.format("estimated:weather"))
+    assert meters.choose("cpu", "measured", 10.0, "my_counter:Mine").source == meters.source("cpu", "my_counter:Mine") == "mains:plug"
+    assert meters.choose("cpu", "any", 10.0, "my_guess:Mine").source == "estimated:weather"
+    with pytest.raises(ConfigError, match=r"measure\.meter=my_guess:Mine estimates"):
+        meters.choose("cpu", "measured", 10.0, "my_guess:Mine")
+
+
 def test_counters_without_a_package_do_not_count_as_available(tree: Path) -> None:
     add_zone(tree / "intel-rapl:0", "psys")
     assert meters.available("cpu")["rapl"] == "no counter found"

@@ -38,6 +38,8 @@ def test_estimates_are_marked_and_measurements_are_not():
     assert "†" in text(table(row()))
     assert "†" not in text(table(row(source="zeus:rapl")))
     assert "†" in text(sweep_table([row()], {}, "sweep"))
+    assert "†" in text(table(row(source="estimated:machine_cpu")))
+    assert "†" not in text(table(row(source="mains:plug")))
     assert "energy: zeus:rapl" in text(sweep_table([row(source="zeus:rapl")], {}, "sweep"))
 
 

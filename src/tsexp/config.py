@@ -10,7 +10,9 @@ import difflib
 import hashlib
 import json
 import operator
+import pkgutil
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING as NO_FACTORY
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -36,8 +38,8 @@ class Unsupported(ConfigError):
     """A combination that nobody can run. Alone it is refused; in a sweep it is skipped, and the sweep succeeds."""
 
 
-def _choice(*allowed: str) -> Any:
-    return field(default=MISSING, metadata={"allowed": allowed})
+def _choice(*allowed: str, own: bool = False) -> Any:
+    return field(default=MISSING, metadata={"allowed": allowed, "own": own})
 
 
 def _number(*, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None) -> Any:
@@ -63,7 +65,7 @@ class ModelConfig:
     """A transformer classifier; `models.architecture` turns it into an `Arch` for a dataset."""
 
     name: str = MISSING
-    tokenizer: str = _choice("patch", "conv_stem")
+    tokenizer: str = _choice("patch", "conv_stem", own=True)
     patch: int = _number(ge=1)
     d_model: int = _number(ge=2)
     layers: int = _number(ge=1)
@@ -104,7 +106,7 @@ class TrainConfig:
 class PruneConfig:
     """Which heads and FFN units go, and how the rest is tuned afterwards."""
 
-    method: str = _choice("l1", "l2", "random", "taylor")
+    method: str = _choice("l1", "l2", "random", "taylor", own=True)
     scope: str = _choice("local", "global")
     ratio: float = _number(ge=0, lt=1)
     round_to: int = _number(ge=1)
@@ -131,7 +133,7 @@ class QuantConfig:
 class RuntimeConfig:
     """What executes the artifact."""
 
-    name: str = MISSING
+    name: str = field(default=MISSING, metadata={"own": True})
     device: str = _choice("cpu", "cuda")
 
 
@@ -145,6 +147,7 @@ class MeasureConfig:
     idle_s: float = _number(gt=0, le=30)
     latency_calls: int = _number(ge=20)
     threads: int = _number(ge=1)
+    meter: str = _choice("auto", own=True)
     watts_per_core: float = _number(gt=0)
     require: str = _choice("any", "measured")
     timeout_s: float = _number(gt=0)
@@ -280,14 +283,44 @@ def _problems(node: Any, prefix: str = "") -> list[str]:
         key, value = f"{prefix}{f.name}", getattr(node, f.name)
         if is_dataclass(value):
             found += _problems(value, f"{key}.")
+        elif f.metadata.get("own") and ":" in value:
+            found += _unreachable(key, value)
         elif "allowed" in f.metadata and value not in f.metadata["allowed"]:
             allowed = [str(a) for a in f.metadata["allowed"]]
-            found.append(f"{key}={value} is not known; allowed: {', '.join(allowed)}{suggest(str(value), allowed)}")
+            own = ", or your own as module:object" if f.metadata.get("own") else ""
+            found.append(f"{key}={value} is not known; allowed: {', '.join(allowed)}{own}{suggest(str(value), allowed)}")
         elif "bounds" in f.metadata and value is not None:
             holds = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
             if not all(holds[relation](value, bound) for relation, bound in f.metadata["bounds"].items()):
                 found.append(f"{key}={value} is out of range; allowed: {' and '.join(f'{k} {v:g}' for k, v in f.metadata['bounds'].items())}")
     return found
+
+
+def _unreachable(key: str, name: str) -> list[str]:
+    try:
+        look_up(name, {})
+    except Exception as error:  # whatever somebody's module raises
+        return [
+            f"{key}={name} cannot be imported ({type(error).__name__}: {error}); it is read as module:object, "
+            "and the module is looked for in the working folder, in PYTHONPATH and among the installed packages"
+        ]
+    return []
+
+
+def look_up(name: str, table: Mapping[str, Any]) -> Any:
+    """Return what a name stands for: an entry of `table`, or somebody's own code, ``module:object`` (``module:`` for the module itself)."""
+    return pkgutil.resolve_name(name) if ":" in name else table[name]
+
+
+def own_code(*names: str) -> dict[str, Path]:
+    """Return name → the file of its module, for those names that are somebody's own code."""
+    own = {name: look_up(f"{name.split(':')[0]}:", {}) for name in names if ":" in name}
+    return {name: Path(module.__file__) for name, module in own.items()}
+
+
+def own_digests(*names: str) -> dict[str, str]:
+    """Return name → digest of its module's text, for those names that are somebody's own code: changed code makes another result."""
+    return {name: digest(file.read_text()) for name, file in own_code(*names).items()}
 
 
 def suggest(word: str, known: Any) -> str:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tsexp import config as configs
-from tsexp.config import Config, MeasureConfig
+from tsexp.config import Config, ConfigError, MeasureConfig
 
 PLANTED = 0.10
 ROUNDS = 5
@@ -38,12 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--selftest", action="store_true", help=f"measure an artifact against itself, and against one with {PLANTED:.0%} more work (minutes)"
     )
     parser.add_argument("--quick", action="store_true", help="self-test with measure=quick only")
+    parser.add_argument("--meter", default="auto", metavar="MODULE:CLASS", help="self-test of a meter of your own (docs/extending.md)")
     chosen = parser.parse_args(arguments)
+    try:
+        _measure("quick", chosen.meter)
+    except ConfigError as error:
+        parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(findings())
     if not chosen.selftest:
         return 0
-    return 0 if selftest(console, with_paper=not chosen.quick) else 1
+    return 0 if selftest(console, with_paper=not chosen.quick, meter=chosen.meter) else 1
 
 
 def findings() -> Table:
@@ -84,7 +89,7 @@ def findings() -> Table:
     return out
 
 
-def selftest(console: Console, with_paper: bool = True) -> bool:
+def selftest(console: Console, with_paper: bool = True, meter: str = "auto") -> bool:
     """Measure an artifact against itself and against one with planted extra work; print what was seen.
 
     Returns
@@ -115,7 +120,7 @@ def selftest(console: Console, with_paper: bool = True) -> bool:
         plans = [("quick", ROUNDS)] + ([("paper", 1)] if with_paper else [])
         verdicts, resolved = [], {}
         for name, rounds in plans:
-            config = _measure(name)
+            config = _measure(name, meter)
             blind, misses, invalid = 0.0, 0, 0
             for seed in range(rounds + 1):
                 planted = PLANTED if seed == rounds else 0.0
@@ -161,8 +166,8 @@ def _config(*overrides: str) -> Config:
         return configs.parse(compose("config", list(overrides)))
 
 
-def _measure(name: str) -> MeasureConfig:
-    return replace(_config(f"measure={name}").measure, require="any")
+def _measure(name: str, meter: str = "auto") -> MeasureConfig:
+    return replace(_config(f"measure={name}", f"measure.meter={meter}").measure, require="any")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 from tsexp import data, energy, pruning, qat, runtimes, training
 from tsexp.cache import Cache
-from tsexp.config import Config, ConfigError, RuntimeConfig, digest
+from tsexp.config import Config, ConfigError, RuntimeConfig, digest, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.runtimes import Artifact
@@ -72,7 +72,7 @@ def check(cfg: Config) -> None:
         if not torch.cuda.is_available():
             raise ConfigError("a device is cuda, but PyTorch sees no GPU here; use train.device=cpu runtime.device=cpu")
     if cfg.measure.require == "measured" or cfg.runtime.device == "cuda":
-        meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core)
+        meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)
 
 
 def signature(cfg: Config, dataset: Dataset) -> str:
@@ -80,16 +80,17 @@ def signature(cfg: Config, dataset: Dataset) -> str:
     asked = asdict(canonical(cfg))
     for irrelevant in ("paths", "tracking", "rerun"):
         del asked[irrelevant]
-    del asked["train"]["progress"], asked["data"]["path"], asked["measure"]["timeout_s"]
+    del asked["train"]["progress"], asked["data"]["path"], asked["measure"]["timeout_s"], asked["measure"]["meter"]
     asked["quant"] = runtimes.relevant(cfg.quant)
     return digest(
         {
             "asked": asked,
             "data": dataset.checksum,
             "hardware": hardware.describe(cfg.runtime.device),
-            "meter": meters.source(cfg.runtime.device),
+            "meter": meters.source(cfg.runtime.device, cfg.measure.meter),
             "libraries": runtimes.versions(cfg.quant, cfg.runtime),
             "versions": [training.STAGE_VERSION, pruning.STAGE_VERSION, qat.STAGE_VERSION, runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
+            **own_digests(cfg.model.tokenizer, cfg.prune.method, cfg.runtime.name, cfg.measure.meter),
         }
     )
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tsexp import training
 from tsexp.cache import Cache, write_json
-from tsexp.config import PruneConfig, TrainConfig
+from tsexp.config import PruneConfig, TrainConfig, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.locking import sharing_the_machine
 from tsexp.models import Block, Classifier
@@ -81,7 +81,7 @@ def prune(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, da
         training.save(slim, history, folder)
         write_json(folder / "kept.json", [asdict(k) for k in kept])
 
-    key = {"dense": dense.signature, "prune": asdict(config), "tuning": training.recipe(tuning), "seed": seed}
+    key = {"dense": dense.signature, "prune": asdict(config), "tuning": training.recipe(tuning), "seed": seed} | own_digests(config.method)
     return Fitted(cache.stage("slim", STAGE_VERSION, key, build))
 
 
@@ -156,7 +156,8 @@ def _best(scores: Tensor, count: int) -> tuple[int, ...]:
 
 def score(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:
     """Importance of every head and FFN unit, one `Scores` per block."""
-    return SCORES[config.method](model, config, dataset, seed)
+    found: list[Scores] = look_up(config.method, SCORES)(model, config, dataset, seed)
+    return found
 
 
 def _groups(block: EncoderBlock, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

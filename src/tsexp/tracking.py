@@ -23,9 +23,10 @@ import numpy as np
 from filelock import FileLock
 
 from tsexp import __version__
-from tsexp.config import Config, TrackingConfig, flat, redact
+from tsexp.config import Config, TrackingConfig, flat, own_code, redact
 from tsexp.data import Dataset
 from tsexp.energy import MeasuringFailed, Record
+from tsexp.energy.meters import ESTIMATED
 from tsexp.runtimes import Artifact, softmax
 from tsexp.training import Fitted
 
@@ -195,9 +196,9 @@ class Tracked:
             _draw_curves(folder / "training.png", list(reversed(fits.values())))
             _draw_confusion(folder / "confusion.png", record, dataset.classes)
             self.client.log_artifacts(self.run_id, str(folder))
-        self._log_model(dataset, artifact)
+        self._log_model(cfg, dataset, artifact)
 
-    def _log_model(self, dataset: Dataset, artifact: Artifact) -> None:
+    def _log_model(self, cfg: Config, dataset: Dataset, artifact: Artifact) -> None:
         import mlflow
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -205,6 +206,7 @@ class Tracked:
         steps = -1 if dataset.preprocessing.masked or dataset.preprocessing.resample else dataset.preprocessing.length
         series = TensorSpec(np.dtype(np.float32), (-1, dataset.channels, steps))
         scores = TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))
+        own = {_top_level(name, file) for name, file in own_code(cfg.model.tokenizer, cfg.runtime.name).items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*type hint", category=UserWarning)  # we give the signature itself
             mlflow.pyfunc.log_model(
@@ -213,9 +215,15 @@ class Tracked:
                 artifacts={"artifact": str(artifact.folder)},
                 signature=ModelSignature(Schema([series]), Schema([scores])),
                 input_example=dataset.x_test[:2],
-                code_paths=[str(Path(__file__).parent)],
+                code_paths=[str(Path(__file__).parent), *map(str, own)],
                 pip_requirements=requirements(artifact.manifest["versions"]),
             )
+
+
+def _top_level(name: str, file: Path) -> Path:
+    """What has to lie in the path for ``package.module:object`` to be imported: the package's folder, or the module's file."""
+    dots = name.split(":")[0].count(".")
+    return file.parents[dots] if file.name == "__init__.py" else file.parents[dots - 1] if dots else file
 
 
 def requirements(libraries: dict[str, str]) -> list[str]:
@@ -307,7 +315,7 @@ def git_sha() -> str:
 
 
 def _describe(values: dict[str, float], record: Record) -> str:
-    mark = "" if record.energy_source.startswith("zeus") else " (estimate)"
+    mark = "" if not record.energy_source.startswith(ESTIMATED) else " (estimate)"
     lines = [
         f"Accuracy **{100 * values['test/accuracy']:.1f} %**, drop {values['vs_dense/accuracy_drop_pt']:+.1f} points "
         f"[{values['vs_dense/accuracy_drop_lo']:+.1f}, {values['vs_dense/accuracy_drop_hi']:+.1f}] against dense fp32 eager.",

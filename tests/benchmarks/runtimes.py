@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from scipy.stats import bootstrap
 
@@ -192,9 +193,23 @@ def main() -> None:
                 continue
             store = Path(cfg.paths.cache) / "bench-runtimes.json"
             cells = json.loads(store.read_text()) if store.exists() else {}
-            cells[f"{dataset.name} {model_name}"] = cell(cfg, dataset, grid, cache, peak)
+            before = clocks()
+            made = cell(cfg, dataset, grid, cache, peak)
+            made["foreign_cores"] = [foreign_cores(before, clocks())]
+            cells[f"{dataset.name} {model_name}"] = made
             write_json(store, cells)
             write(Path(asked.out), [cells[k] for k in sorted(cells)], peak)
+
+
+def clocks() -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds of this machine, CPU seconds of this process and its children, so far."""
+    return time.monotonic(), windows._busy_s(), sum(psutil.Process().cpu_times()[:4])
+
+
+def foreign_cores(before: tuple[float, ...], after: tuple[float, ...]) -> float:
+    """How many cores others kept busy in between."""
+    wall, machine, own = (b - a for a, b in zip(before, after, strict=True))
+    return max(0.0, (machine - own) / wall)
 
 
 def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str, float]) -> dict[str, list]:
@@ -234,7 +249,8 @@ def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str
 def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> None:
     """Write the tables as Markdown."""
     about = hardware.describe("cpu")
-    stale = [" ".join(c["best"][0][:2]) for c in cells if c["stage"] != [runtimes.STAGE_VERSION]]
+    loads = ", ".join(f"{' '.join(c['best'][0][:2])} {c['foreign_cores'][0]:.1f}" for c in cells if "foreign_cores" in c)
+    stale = [" ".join(c["best"][0][:2]) for c in cells if c.get("stage") != [runtimes.STAGE_VERSION]]
     best_head = ["dataset", "model", "batch", "fastest artifact", "ratio", "accuracy %", "drop, points [95 %]"]
     best_head += ["× dense eager [95 %]", "× dense ONNX fp32, plain", "× dense ONNX dynamic int8, plain", "int8 products", "share of peak"]
     all_head = ["dataset", "model", "artifact", "ratio", "accuracy %", "drop", "× at batch 1", "× at batch 32", "int8 products", "MACs", "bytes"]
@@ -248,6 +264,7 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
         "",
         f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: "
         f"{2 * peak['fp32'] / 1e9:.0f} GFLOP/s fp32, {2 * peak['bf16'] / 1e9:.0f} bf16, {2 * peak['int8'] / 1e9:.0f} GOP/s int8.",
+        f"Cores that others kept busy meanwhile (CPU time hardly feels them, caches and memory do): {loads}.",
         "",
         *([f"**To be measured again**, for artifacts are exported otherwise since: {', '.join(stale)}.", ""] if stale else []),
         *_table(best_head, [row for c in cells for row in c["best"]]),

@@ -91,6 +91,7 @@ def measure(
             "threads": config.threads,
             "watts_per_core": config.watts_per_core,
             "require": config.require,
+            "meter": config.meter,
             "plan": asdict(plan),
             "title": title,
             "progress": progress,

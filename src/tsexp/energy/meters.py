@@ -12,19 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tsexp.config import ConfigError
+from tsexp.config import ConfigError, look_up
 from tsexp.energy import hardware
 
 # No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus' tracker.
 # Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest counter (65.5 kJ).
 IMPOSSIBLE_W = 2000.0
 
+AUTO = "auto"
+ESTIMATED = "estimated:"
+
 
 class Meter(Protocol):
-    """Reads the energy of a window."""
+    """Reads the energy of a window. Somebody's own (``measure.meter=module:Class``) is made without arguments, and `source` is of the class."""
 
     source: str
-    """As tagged: ``zeus:nvml``, ``zeus:rapl``, ``zeus:soc`` or ``estimated:cpu_time``."""
+    """As tagged: ``zeus:nvml``, ``zeus:rapl``, ``zeus:soc`` or ``estimated:cpu_time``; what begins with ``estimated:`` is marked † everywhere."""
     resolution_s: float
     """Windows must be far longer than this."""
 
@@ -173,19 +176,26 @@ def available(device: str) -> dict[str, str]:
     return answers
 
 
-def source(device: str) -> str:
+def source(device: str, meter: str = AUTO) -> str:
     """Return the tag of the meter that `choose` takes for a device."""
+    if meter != AUTO:
+        return str(look_up(meter, {}).source)
     return next((f"zeus:{kind}" for kind, problem in available(device).items() if not problem), "estimated:cpu_time")
 
 
-def choose(device: str, require: str, watts_per_core: float) -> Meter:
-    """Return the best meter for a device.
+def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) -> Meter:
+    """Return the best meter for a device, or the one that is asked for.
 
     Raises
     ------
     ConfigError
         If only an estimate is to be had and ``measure.require=measured``, or the device is a GPU, for which CPU time says nothing.
     """
+    if meter != AUTO:
+        own: Meter = look_up(meter, {})()
+        if require == "measured" and own.source.startswith(ESTIMATED):
+            raise ConfigError(f"measure.require=measured, but measure.meter={meter} estimates ({own.source})")
+        return own
     answers = available(device)
     for kind, problem in answers.items():
         if not problem:

@@ -49,7 +49,7 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_interop_threads(1)
     plan = windows.Plan(**request["plan"])
     series = load_file(folder / "test.safetensors")["x"]
-    meter = meters.choose(request["device"], request["require"], request["watts_per_core"])
+    meter = meters.choose(request["device"], request["require"], request["watts_per_core"], request["meter"])
     artifact, reference = (runtimes.load(Path(request[k]), threads=request["threads"]) for k in ("artifact", "reference"))
     both = {"artifact": artifact, "reference": reference}
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tsexp.config import look_up
 from tsexp.models.arch import Arch
 from tsexp.models.encoder import Encoder
 from tsexp.models.preprocess import Preprocess
@@ -65,7 +66,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
-        self.tokenizer = TOKENIZERS[arch.tokenizer](arch)
+        self.tokenizer = look_up(arch.tokenizer, TOKENIZERS)(arch)
         self.cls = nn.Parameter(torch.empty(arch.d_model).normal_(std=0.02)) if arch.pooling == "cls" else None
         self.positions = Positions(arch.position, self.tokenizer.tokens + (self.cls is not None), arch.d_model)
         self.dropout = nn.Dropout(arch.dropout)

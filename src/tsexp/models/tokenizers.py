@@ -1,4 +1,4 @@
-"""Preprocessed series → tokens. A new tokenizer is one more class and one more entry in `TOKENIZERS`.
+"""Preprocessed series → tokens. A new tokenizer is one more class; ``model.tokenizer=module:Class`` finds it (docs/extending.md).
 
 Contract: constructed from an `Arch`; ``tokens`` is how many it makes; called with x (batch, channels, length) and a mask
 (batch, length) or None, it returns tokens (batch, tokens, d_model) and a mask (batch, tokens) or None.

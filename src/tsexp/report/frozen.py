@@ -7,15 +7,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp.config import digest
-from tsexp.report.store import Row
+from tsexp.config import digest, redact
+from tsexp.report.store import ReportError, Row
 from tsexp.report.store import row as as_row
 
 if TYPE_CHECKING:
@@ -23,12 +22,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FOLDER = "frozen"
-WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s")
+WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s", "measure.meter")
 """Params that say where and how a job ran, not what was asked."""
-
-
-class ReportError(ValueError):
-    """There is nothing to report, or what is there cannot be read; the message says what to do."""
 
 
 class Column(NamedTuple):
@@ -129,7 +124,7 @@ class Frozen:
     channels
         run_id, layer, kind (head, ffn), unit, kept.
     about
-        schema, store, experiment, experiment_id, runs left out by reason, and what else a caption has to say.
+        schema; store (content address of its URI), experiment, experiment_id, where; left_out: reason → names of runs.
     """
 
     results: pd.DataFrame
@@ -149,7 +144,9 @@ class _LeftOut:
         self.reasons.setdefault(reason, []).append(name)
 
 
-def freeze(client: Any, experiment: str, folder: Path, where: str = "", step: Callable[[str], None] = lambda what: None) -> Frozen:
+def freeze(
+    client: Any, experiment: str, folder: Path, where: str = "", begin: Callable[[int], Callable[[str], None]] = lambda total: lambda what: None
+) -> Frozen:
     """Export the finished jobs of an experiment and return what was written.
 
     Parameters
@@ -162,56 +159,93 @@ def freeze(client: Any, experiment: str, folder: Path, where: str = "", step: Ca
         Written as a whole or not at all; an older one is replaced.
     where
         Which runs, in MLflow's filter language; all by default.
-    step
-        Told the name of each run as it is read.
+    begin
+        Told how many runs will be read; what it returns is told the name of each when it was read.
 
     Raises
     ------
     ReportError
-        If the experiment is not there, no run matches, or none has a whole record.
+        If the experiment is not there, no run matches, none has a whole record, or something else lies at `folder`.
     """
     import pandas as pd
+    from mlflow.exceptions import MlflowException
 
+    if folder.exists() and not (folder / "about.json").exists():
+        raise ReportError(f"{folder} is there and holds no frozen results, so it is not replaced; move it away or choose another paths.report")
     found = client.get_experiment_by_name(experiment)
     if found is None:
         known = sorted(e.name for e in client.search_experiments() if e.name != "Default")
         raise ReportError(f"the store has no experiment {experiment!r}; it has: {', '.join(known) or 'none: nothing was run with it yet'}")
     left_out = _LeftOut()
-    rows, tables = [], {"windows": [], "predictions": [], "channels": []}  # type: ignore[var-annotated]
-    for row in _newest(client, found.experiment_id, where, left_out):
-        step(row.name)
+    rows: list[dict[str, Any]] = []
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in PARQUETS[1:]}
+    repetitions = set()
+    chosen = _newest(client, found.experiment_id, where, left_out)
+    step = begin(len(chosen))
+    for row in chosen:
         try:
-            made = _read_run(client, row)
-        except (KeyError, ValueError, OSError) as error:
+            result, *parts = _read_run(client, row)
+        except (KeyError, ValueError, OSError, MlflowException) as error:
             left_out.add("stored by another version of tsexp, or damaged", f"{row.name}: {_reason(error)}")
             continue
-        rows.append(made[0])
-        for name, part in zip(tables, made[1:], strict=True):
+        finally:
+            step(row.name)
+        repetition = tuple(result[k] for k in ("config", "machine", "data_checksum", "runtime", "energy_source", "seed"))
+        if repetition in repetitions:  # by other code or other libraries: one of them is enough
+            left_out.add("measured again since", row.name)
+            continue
+        repetitions.add(repetition)
+        rows.append(result)
+        for name, part in zip(tables, parts, strict=True):
             tables[name].append(part)
-    if not rows:
+    results = _whole(pd.DataFrame(rows, columns=[c.name for c in COLUMNS]), left_out)
+    if results.empty:
         detail = "; ".join(f"{len(names)} {reason} ({names[0]})" for reason, names in left_out.reasons.items())
         raise ReportError(
             f"no run of experiment {experiment!r}{f' where {where}' if where else ''} has a whole record: {detail or 'there is none'}; "
             "fill the store first, e.g. python -m tsexp -m experiment=quick"
         )
-    results = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
     keys = ["dataset", "model", "mode", "runtime", "method", "scope", "ratio", "seed", "batch_size", "signature"]
-    results = schema().validate(results.sort_values(keys, kind="stable").reset_index(drop=True))
+    results = results.sort_values(keys, kind="stable").reset_index(drop=True)
     order = pd.Series(range(len(results)), index=results["run_id"])
-    parts = {
-        name: pd.concat(t, ignore_index=True).sort_values("run_id", key=lambda ids: ids.map(order), kind="stable").reset_index(drop=True)
-        for name, t in tables.items()
-    }
+
+    def sorted_as_results(parts: list[pd.DataFrame]) -> pd.DataFrame:
+        whole = pd.concat(parts, ignore_index=True)
+        whole = whole[whole["run_id"].isin(results["run_id"])]
+        return whole.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable").reset_index(drop=True)
+
     about = {
         "schema": SCHEMA_VERSION,
+        "store": store_id(str(client.tracking_uri)),
         "experiment": experiment,
         "experiment_id": found.experiment_id,
         "where": where,
         "left_out": {reason: sorted(names) for reason, names in sorted(left_out.reasons.items())},
     }
-    frozen = Frozen(results, **parts, about=about)
+    frozen = Frozen(results, **{name: sorted_as_results(parts) for name, parts in tables.items()}, about=about)
     _write(frozen, folder)
     return frozen
+
+
+def store_id(uri: str) -> str:
+    """Content address of a store's URI: tells stores apart without telling where they lie."""
+    return digest(redact(uri))
+
+
+def _whole(results: pd.DataFrame, left_out: _LeftOut) -> pd.DataFrame:
+    """The rows that fit the schema; the others are left out, with what does not fit."""
+    from pandera.errors import SchemaErrors
+
+    try:
+        return schema().validate(results, lazy=True)
+    except SchemaErrors as error:
+        cases = error.failure_cases.dropna(subset=["index"])
+        if cases.empty:  # no row is to blame
+            raise ReportError(f"the results do not fit their schema: {_reason(error)}") from None
+    for index, of in cases.groupby("index"):
+        what = ", ".join(sorted({f"{c.column} is {c.failure_case} ({c.check})" for c in of.itertuples()}))
+        left_out.add("outside the schema", f"{results.loc[index, 'run_name']}: {what}")
+    return schema().validate(results.drop(index=cases["index"].unique()))
 
 
 def load(folder: Path) -> Frozen:
@@ -220,20 +254,25 @@ def load(folder: Path) -> Frozen:
     Raises
     ------
     ReportError
-        If it is not there, or was written by another version.
+        If it is not there, damaged, or was written by another version.
     """
     import pandas as pd
+    from pandera.errors import SchemaError
 
     about_file = folder / "about.json"
     if not about_file.exists():
         raise ReportError(f"{folder} has no frozen results; make them: python -m tsexp.report freeze")
-    about = json.loads(about_file.read_text())
-    if about.get("schema") != SCHEMA_VERSION:
-        raise ReportError(
-            f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}; freeze again: python -m tsexp.report freeze"
-        )
-    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
-    return Frozen(schema().validate(tables.pop("results")), **tables, about=about)
+    again = "freeze again: python -m tsexp.report freeze"
+    try:
+        about = json.loads(about_file.read_text())
+        if about.get("schema") != SCHEMA_VERSION:
+            raise ReportError(f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}; {again}")
+        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
+        return Frozen(schema().validate(tables.pop("results")), **tables, about=about)
+    except (OSError, ValueError, SchemaError) as error:
+        if isinstance(error, ReportError):
+            raise
+        raise ReportError(f"{folder} is damaged ({_reason(error)}); {again}") from None
 
 
 def schema() -> Any:
@@ -255,19 +294,30 @@ def schema() -> Any:
     return pa.DataFrameSchema(columns, checks=apart, strict=True, unique=["signature"])
 
 
-def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> Iterator[Row]:
+def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> list[Row]:
     """The newest valid run of each signature (an invalid one if there is no other)."""
+    from mlflow.exceptions import MlflowException
+
     rows, token = [], None
     while True:
-        page = client.search_runs([experiment_id], where, order_by=["attributes.start_time DESC"], page_token=token)
+        try:
+            page = client.search_runs([experiment_id], where, order_by=["attributes.start_time DESC"], page_token=token)
+        except MlflowException as error:
+            raise ReportError(
+                f"the store does not take where={where!r}: {_reason(error)}; an example that it takes: where=\"params.`data.name` = 'ACSF1'\""
+                if where
+                else f"the store does not answer: {_reason(error)}"
+            ) from None
         rows += [as_row(run) for run in page]
         token = page.token
         if not token:
             break
     jobs = [r for r in rows if r.tags.get("tsexp.stage") != "sweep"]
+    done = {r.tags.get("tsexp.signature") for r in jobs if r.status == "FINISHED"}
     for row in jobs:
         if row.status != "FINISHED":
-            left_out.add(f"not finished ({row.status})", row.name)
+            again = row.tags.get("tsexp.signature", "") in done
+            left_out.add("measured again since" if again else f"not finished ({row.status})", row.name)
     best: dict[str, Row] = {}
     for row in sorted((r for r in jobs if r.status == "FINISHED"), key=lambda r: not r.valid):  # stable: the newest first among the valid
         signature = row.tags.get("tsexp.signature", row.run_id)
@@ -275,7 +325,7 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
             left_out.add("measured again since", row.name)
         else:
             best[signature] = row
-    yield from best.values()
+    return list(best.values())
 
 
 def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -289,13 +339,15 @@ def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.D
         raw = json.loads(artifact("windows.json").read_text())
         hardware = json.loads(artifact("hardware.json").read_text())
         manifest = json.loads(artifact("manifest.json").read_text())
-        predictions = pd.read_csv(artifact("predictions.csv"), usecols=["label", "predicted", "dense_predicted"], dtype=str)
+        predictions = pd.read_csv(  # a class may be called NA
+            artifact("predictions.csv"), usecols=["label", "predicted", "dense_predicted"], dtype=str, keep_default_na=False
+        )
         pruned = float(row.params["prune.ratio"]) > 0
         channels = _channels(json.loads(artifact("kept.json").read_text()), row) if pruned else []
     windows = pd.DataFrame(raw["windows"])[["subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"]]
     windows.insert(0, "order", range(len(windows)))
     predictions.insert(0, "series", range(len(predictions)))
-    kept = pd.DataFrame(channels, columns=["layer", "kind", "unit", "kept"])
+    kept = pd.DataFrame(channels, columns=["layer", "kind", "unit", "kept"]).astype({"layer": int, "kind": str, "unit": int, "kept": bool})
     for table in (windows, predictions, kept):
         table.insert(0, "run_id", row.run_id)
     return _result(row, raw, hardware, manifest), windows, predictions, kept
@@ -309,6 +361,8 @@ def _result(row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: d
             place, key = c.source.split(":", 1)
             out[c.name] = places[place].get(key) if c.optional else places[place][key]
     asked = {k: v for k, v in row.params.items() if not k.startswith(WHERE_NOT_WHAT)}
+    if row.params["quant.mode"] == "none":  # nothing else about quantization matters then
+        asked = {k: v for k, v in asked.items() if not k.startswith("quant.")}
     if float(row.params["prune.ratio"]) == 0:  # nothing else about pruning matters then
         asked = {k: v for k, v in asked.items() if not k.startswith("prune.")}
         out |= {"method": "-", "scope": "-", "finetune_epochs": 0}
@@ -351,16 +405,18 @@ def _channels(kept: list[dict[str, list[int]]], row: Row) -> list[tuple[int, str
 
 
 def _reason(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    return f"it has no {error}" if isinstance(error, KeyError) else (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _write(frozen: Frozen, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    for name in PARQUETS:
-        getattr(frozen, name).to_parquet(partial / f"{name}.parquet", index=False)
-    frozen.results.to_csv(partial / "results.csv", index=False, lineterminator="\n")
-    (partial / "about.json").write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.chmod(0o755)
-    partial.rename(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        partial = Path(scratch) / "new"
+        partial.mkdir()
+        for name in PARQUETS:
+            getattr(frozen, name).to_parquet(partial / f"{name}.parquet", index=False)
+        frozen.results.to_csv(partial / "results.csv", index=False, lineterminator="\n")
+        (partial / "about.json").write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        partial.rename(folder)

@@ -1,9 +1,22 @@
-"""Runs as rows."""
+"""The store as the report sees it: opened to be read, its runs as rows."""
 
 from __future__ import annotations
 
+import logging
+import os
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from tsexp.config import redact
+
+SQLITE = "sqlite:///"
+
+
+class ReportError(ValueError):
+    """There is nothing to report, or what is there cannot be read; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +33,51 @@ class Row:
     @property
     def measured(self) -> bool:
         """Its energy comes from a counter, not from an estimate."""
-        return self.tags.get("tsexp.energy_source", "").startswith("zeus:")
+        return not self.tags.get("tsexp.energy_source", "estimated:").startswith("estimated:")
 
     @property
     def valid(self) -> bool:
         """It may stand in a table."""
         return self.tags.get("tsexp.valid") == "true"
+
+
+def connect(uri: str) -> Any:
+    """Return an `mlflow.MlflowClient` on a store that is there. MLflow itself would make one, and an empty one looks like lost results.
+
+    Raises
+    ------
+    ReportError
+        If it is not there, is none, is one of another version of MLflow, or does not answer.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own default waits for minutes
+    if uri.startswith(SQLITE):
+        _check_sqlite(Path(uri.removeprefix(SQLITE).split("?")[0]))
+    import mlflow
+
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        client = mlflow.MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # of MLflow, of its HTTP client, of a database driver
+        reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())
+        upgrade = f"; another version of MLflow wrote it: mlflow db upgrade {redact(uri)}" if "schema" in reason else ""
+        raise ReportError(redact(f"the store {uri} does not answer: {reason}{upgrade}")) from None
+    return client
+
+
+def _check_sqlite(file: Path) -> None:
+    if not file.is_file():
+        raise ReportError(f"there is no store at {file}; fill one first (python -m tsexp -m experiment=quick), or say where it is: tracking.uri=…")
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            tables = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
+    except sqlite3.Error as error:
+        raise ReportError(f"{file} is not a store of MLflow: {error}") from None
+    if "experiments" not in tables:
+        raise ReportError(f"{file} is not a store of MLflow: it has no table of experiments; fill one first: python -m tsexp -m experiment=quick")
 
 
 def read(client: Any, run_ids: list[str]) -> list[Row]:

@@ -1,6 +1,6 @@
 """Model → artifact folder → something that answers raw series with class scores.
 
-One file per runtime. A runtime is a module with one line in `RUNTIMES` and
+One file per runtime. A runtime is a module with one line in `RUNTIMES` (or somebody's own, ``runtime.name=module:``, docs/extending.md) and
 
 ``SUPPORTED``
     Quantization mode → devices.
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tsexp.cache import Cache, Entry, sha256, write_json
-from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, Unsupported, suggest
+from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, Unsupported, look_up, own_digests, suggest
 from tsexp.data import Dataset, FloatArray
 from tsexp.locking import sharing_the_machine
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     # the measuring process imports this room, and must not pay for Lightning
     from tsexp.training import Fitted
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 
 RUNTIMES = {name: f"tsexp.runtimes.{name}" for name in ("eager", "inductor", "onnxruntime", "openvino")}
 
@@ -151,21 +151,22 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
         If the runtime is not known, cannot calibrate in that way, or a library is missing.
     """
     known = [*RUNTIMES, AUTO]
-    if runtime.name not in known:
-        raise ConfigError(f"runtime.name={runtime.name} is not known; allowed: {', '.join(known)}{suggest(runtime.name, known)}")
+    if runtime.name not in known and ":" not in runtime.name:
+        allowed = f"{', '.join(known)}, or your own as module:"
+        raise ConfigError(f"runtime.name={runtime.name} is not known; allowed: {allowed}{suggest(runtime.name, known)}")
     if runtime.name == AUTO:
         if not candidates(quant, runtime):
             raise Unsupported(f"no installed runtime supports quant.mode={quant.mode} on {runtime.device}; supported:\n{_table()}")
         return
     module = _module(runtime.name)
     if runtime.device not in module.SUPPORTED.get(quant.mode, ()):
-        raise Unsupported(f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; supported:\n{_table()}")
+        raise Unsupported(
+            f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; supported:\n{_table(runtime.name)}"
+        )
     missing = [p for p in _packages(quant, runtime) if _version(p) is None]
     if missing:
-        raise ConfigError(
-            f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not installed; "
-            "pip install 'tsexp[runtimes]' brings it"
-        )
+        hint = "; pip install 'tsexp[runtimes]' brings it" if runtime.name in RUNTIMES else ""
+        raise ConfigError(f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not installed{hint}")
     if hasattr(module, "ready"):
         module.ready(quant)
 
@@ -201,12 +202,12 @@ def available() -> dict[str, dict[str, str]]:
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(RUNTIMES[name])
+    return importlib.import_module(RUNTIMES[name]) if name in RUNTIMES else look_up(name, {})
 
 
-def _table() -> str:
+def _table(*also: str) -> str:
     lines = []
-    for name in RUNTIMES:
+    for name in dict.fromkeys([*RUNTIMES, *also]):
         supported = _module(name).SUPPORTED
         for device in sorted({d for devices in supported.values() for d in devices}):
             modes = ", ".join(mode for mode, devices in supported.items() if device in devices)
@@ -298,6 +299,7 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
         "versions": versions(quant, runtime),
         "machine": machine,
         "calibration": chosen.tolist(),
+        **own_digests(runtime.name),
     }
     entry = cache.stage("artifact", STAGE_VERSION, key, build)
     return Artifact(entry, read_manifest(entry.folder))

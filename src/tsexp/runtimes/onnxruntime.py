@@ -37,7 +37,8 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     from tsexp import models
     from tsexp.runtimes import rewrite
 
-    lean = rewrite.deployed(model, fused=True)
+    # In two dimensions biases and residuals come for free, but int8 products are not fused with them, and MatMulNBits does not know Gemm.
+    lean = rewrite.deployed(model, fused=True, flat=job.quant.mode == "none")
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch) / "fp32.onnx"
         to_onnx(lean, plain)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tsexp.models import Classifier
 from tsexp.models.classifier import Positions
-from tsexp.models.encoder import Attention, EncoderBlock
+from tsexp.models.encoder import Attention, Encoder, EncoderBlock
 from tsexp.models.preprocess import Preprocess, _spread
 from tsexp.models.tokenizers import ConvStemTokenizer, PatchTokenizer, _token_mask
 
@@ -48,14 +48,18 @@ class PackedAttention(nn.Module):
             q = self.q(x[:, :1])
         else:
             q, k, v = self.qkv(x).chunk(3, -1)
+        return self.o(self.mix(q, k, v, mask))  # type: ignore[no-any-return]
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend: (batch, tokens, heads × head_dim), `q` perhaps with fewer tokens → the same shape as `q`."""
         if self.fused:
             attend = None if mask is None else mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
-            mixed = torch.onnx.ops.attention(q, k, v, attend, q_num_heads=self.heads, kv_num_heads=self.heads)[0]
+            mixed: Tensor = torch.onnx.ops.attention(q, k, v, attend, q_num_heads=self.heads, kv_num_heads=self.heads)[0]
         else:
             q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
             mixed = mixed.transpose(1, 2).flatten(2)
-        return self.o(mixed)  # type: ignore[no-any-return]
+        return mixed
 
 
 def _side_by_side(*linears: nn.Linear) -> nn.Linear:
@@ -80,6 +84,69 @@ class FirstTokenBlock(nn.Module):
             return first + b._ffn(b.norm2(first))  # type: ignore[no-any-return]
         first = b.norm1(first + b.attention(x, mask))
         return b.norm2(first + b._ffn(first))  # type: ignore[no-any-return]
+
+
+class FlatEncoder(nn.Module):
+    """An encoder whose tokens are the rows of one matrix, (batch × tokens, d).
+
+    In two dimensions a product takes its bias, an activation and the residual along (ONNX: Gemm); in three, each is an operation of its own.
+    """
+
+    def __init__(self, source: Encoder, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.blocks = nn.ModuleList(FlatBlock(b, tokens) for b in source.blocks)  # type: ignore[arg-type]
+        self.norm = source.norm
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x.reshape(-1, x.shape[-1])
+        for block in self.blocks:
+            x = block(x, mask)
+        last = self.blocks[-1]
+        assert isinstance(last, FlatBlock)
+        return self.norm(x).unflatten(0, (-1, 1 if last.first_only else self.tokens))  # type: ignore[no-any-return]
+
+
+class FlatBlock(nn.Module):
+    """An encoder block on (batch × tokens, d)."""
+
+    def __init__(self, block: EncoderBlock | FirstTokenBlock, tokens: int) -> None:
+        super().__init__()
+        self.first_only = isinstance(block, FirstTokenBlock)
+        source = block.block if isinstance(block, FirstTokenBlock) else block
+        self.tokens, self.pre = tokens, source.pre
+        self.attention, self.norm1, self.norm2 = source.attention, source.norm1, source.norm2
+        self.activation = source.activation
+        self.fc1, self.back = _with_bias_unit(source.fc1, source.fc2, source.activation)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        ask = x.unflatten(0, (-1, self.tokens))[:, 0] if self.first_only else x
+        if self.pre:
+            x = ask + self._attend(self.norm1(x), mask)
+            return torch.addmm(x, self.activation(self.fc1(self.norm2(x))), self.back)
+        x = self.norm1(ask + self._attend(x, mask))
+        return self.norm2(torch.addmm(x, self.activation(self.fc1(x)), self.back))  # type: ignore[no-any-return]
+
+    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        a = self.attention
+        assert isinstance(a, PackedAttention)
+        if a.first_only:
+            rows = x.unflatten(0, (-1, self.tokens))
+            k, v = a.kv(x).unflatten(0, (-1, self.tokens)).chunk(2, -1)
+            q = a.q(rows[:, 0])[:, None]
+        else:
+            q, k, v = a.qkv(x).unflatten(0, (-1, self.tokens)).chunk(3, -1)
+        return a.o(a.mix(q, k, v, mask).flatten(0, 1))  # type: ignore[no-any-return]
+
+
+def _with_bias_unit(fc1: nn.Linear, fc2: nn.Linear, activation: nn.Module) -> tuple[nn.Linear, nn.Parameter]:
+    """Hold the second bias in the weights of one more hidden unit, always the same: the addend of the product is then free for the residual."""
+    wider = nn.Linear(fc1.in_features, fc1.out_features + 1)
+    wider.weight = nn.Parameter(F.pad(fc1.weight.detach(), (0, 0, 0, 1)))
+    wider.bias = nn.Parameter(F.pad(fc1.bias.detach(), (0, 1), value=1.0))
+    always = activation(torch.ones(1, dtype=torch.float64)).float()
+    back = torch.cat([fc2.weight.detach().T, fc2.bias.detach()[None] / always])
+    return wider, nn.Parameter(back.contiguous())
 
 
 class PositionsWithClass(nn.Module):
@@ -118,7 +185,7 @@ class LeanPreprocess(Preprocess):
         return x / _spread(x.square().mean(-1, keepdim=True).sqrt(), largest)
 
 
-def deployed(model: Classifier, fused: bool = False, first_only: bool = True, products: bool = True) -> Classifier:
+def deployed(model: Classifier, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False) -> Classifier:
     """Return a deep copy of a classifier in eval mode, rewritten; shares no tensor with `model`.
 
     Parameters
@@ -131,11 +198,13 @@ def deployed(model: Classifier, fused: bool = False, first_only: bool = True, pr
         With a class token, compute nothing else in the last block.
     products
         Convolutions as matrix products, see `ProductTokenizer`.
+    flat
+        All tokens as rows of one matrix, see `FlatEncoder`.
     """
     new = copy.deepcopy(model).eval().requires_grad_(False)
     parts: Any = new  # the parts are replaced by others that are called alike
     parts.preprocess = LeanPreprocess(new.arch.preprocessing)
-    if products:
+    if products and isinstance(parts.tokenizer, PatchTokenizer | ConvStemTokenizer):  # of somebody's own, nothing is known
         parts.tokenizer = ProductTokenizer(parts.tokenizer)
     if new.cls is not None:
         parts.tokenizer, parts.positions = MaskWithClass(parts.tokenizer), PositionsWithClass(new.positions, new.cls)
@@ -146,6 +215,8 @@ def deployed(model: Classifier, fused: bool = False, first_only: bool = True, pr
         block.attention = PackedAttention(block.attention, fused, first_only=last)
         if last:
             blocks[i] = FirstTokenBlock(block)
+    if flat:
+        parts.encoder = FlatEncoder(parts.encoder, model.tokenizer.tokens + (model.cls is not None))
     return new
 
 

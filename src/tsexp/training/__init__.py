@@ -14,7 +14,7 @@ import torch
 
 from tsexp import models
 from tsexp.cache import Cache, Entry, write_json
-from tsexp.config import ModelConfig, TrainConfig
+from tsexp.config import ModelConfig, TrainConfig, own_digests
 from tsexp.data import Dataset
 from tsexp.models import Classifier
 
@@ -79,6 +79,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         "arch": json.loads(arch.to_json()),
         "train": recipe(config),
         "seed": seed,
+        **own_digests(arch.tokenizer),
     }
     return Fitted(cache.stage("dense", STAGE_VERSION, key, build))
 

@@ -1,0 +1,178 @@
+"""``python -m tsexp.report``: from the store to frozen results, and from those to tables, figures and a page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+PARTS = ("freeze", "tables", "figures", "page")
+UI = "http://127.0.0.1:5000"
+HELP = """\
+From the MLflow store to what a paper needs. Nothing is trained or measured.
+
+  freeze    the store's runs → REPORT/frozen: results.parquet, results.csv, windows, predictions, channels
+  tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, claims; as .tex, .md, .csv; notes.md
+  figures   REPORT/frozen → REPORT/figures: .pdf and .png
+  page      REPORT/frozen → REPORT/index.html, interactive, without network
+
+Without a part, all of them. Tables, figures and page are made of the frozen results alone; if there are none yet, they are frozen first."""
+EXAMPLES = """\
+  tracking.uri=sqlite:////path/mlflow.db     the store (default: mlflow.db in this folder)
+  tracking.experiment=tsexp                  which experiment of it
+  paths.report=report                        REPORT
+  where="params.`data.name` = 'ACSF1'"       which runs to freeze, in MLflow's filter language
+
+  python -m tsexp.report                     everything
+  python -m tsexp.report freeze tables       new numbers, tables only"""
+GROUPS = ("tracking", "paths")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make the parts that are asked for; end with status 2 for a wrong word, 1 if there is nothing to report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tsexp.report",
+        usage="%(prog)s [freeze] [tables] [figures] [page] [key=value ...]",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="part or key=value", help=argparse.SUPPRESS)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _end(2, f"{unknown[0]} is not an option; see --help")
+    parts, settings = _sort(options.words)
+    config, where = _configure(settings)
+
+    from tsexp.report.store import ReportError
+
+    try:
+        _make(parts, config, where, asked_for_store=any(not s.startswith("paths.") for s in settings))
+    except ReportError as error:
+        _end(1, str(error))
+    except ImportError as error:
+        _end(1, f"a library is missing ({error}); install what a report needs: pip install 'tsexp[report]'")
+    except OSError as error:
+        _end(1, f"cannot write the report: {error}")
+    except KeyboardInterrupt:
+        _end(130, "interrupted; what was written is whole")
+
+
+def _sort(words: list[str]) -> tuple[list[str], list[str]]:
+    """Words into parts (in the order in which they are made) and settings."""
+    from tsexp.config import suggest
+
+    known = [*PARTS, "tracking.uri=…", "tracking.experiment=…", "paths.report=…", "where=…"]
+    asked, settings = set(), []
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals and word in PARTS:
+            asked.add(word)
+        elif equals and (key == "where" or key.split(".")[0] in GROUPS):
+            settings.append(word)
+        else:
+            _end(2, f"{word} is not known here; allowed: {', '.join(known)}{suggest(key, [k.rstrip('=…') for k in known])}")
+    return [p for p in PARTS if p in asked] or list(PARTS), settings
+
+
+def _configure(settings: list[str]) -> tuple[Any, str | None]:
+    """Compose the configuration as the main app does; return it with the filter, None if none was given."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    from tsexp import config as configs
+
+    configs.register()
+    where = [s.removeprefix("where=") for s in settings if s.startswith("where=")]
+    try:
+        with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
+            composed = compose("config", [s for s in settings if not s.startswith("where=")])
+        with open_dict(composed):
+            composed.pop("hydra", None)
+        return configs.parse(composed), where[-1] if where else None
+    except configs.ConfigError as error:
+        _end(2, str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _end(2, " ".join(configs.explain(error).split()))
+
+
+def _make(parts: list[str], config: Any, where: str | None, asked_for_store: bool) -> None:
+    from tsexp.report import frozen as freezer
+    from tsexp.report.statistics import aggregate, notes
+
+    folder = Path(config.paths.report)
+    frozen_folder = folder / freezer.FOLDER
+    written: dict[str, str] = {}
+    if "freeze" in parts or not frozen_folder.exists():
+        frozen = _freeze(config, where or "", frozen_folder)
+        written[f"{frozen_folder}/"] = f"{len(frozen.results)} records"
+    else:
+        frozen = freezer.load(frozen_folder)
+        if asked_for_store:
+            _check_same(frozen, config, where, frozen_folder)
+    if "tables" in parts:
+        from tsexp.report import tables
+
+        files, said = tables.write(frozen, folder / "tables")
+        written[f"{folder / 'tables'}/"] = f"{len(files)} files"
+    else:
+        said = notes(frozen, aggregate(frozen))
+    if "figures" in parts:
+        from tsexp.report import study_figures
+
+        written[f"{folder / 'figures'}/"] = f"{len(study_figures.draw(frozen, folder / 'figures'))} files"
+    if "page" in parts:
+        from tsexp.report import page
+
+        ui = config.tracking.uri.rstrip("/") if config.tracking.uri.startswith("http") else UI
+        written[str(page.write(frozen, folder / "index.html", ui))] = f"links to MLflow at {ui} (make ui)"
+    for place, what in written.items():
+        print(f"wrote {place}  {what}")
+    if said:
+        print("\n".join(["missing, left out or mixed:", *(f"- {note}" for note in said)]))
+
+
+def _freeze(config: Any, where: str, folder: Path) -> Any:
+    from tsexp.progress import bar
+    from tsexp.report import frozen as freezer
+    from tsexp.report.store import connect
+
+    client = connect(config.tracking.uri)
+    bars = []
+
+    def begin(total: int) -> Callable[[str], None]:
+        bars.append(bar("reading runs", total, show=total > 0))
+        bars[0].start()
+        return bars[0].advance
+
+    try:
+        return freezer.freeze(client, config.tracking.experiment, folder, where, begin)
+    finally:
+        for b in bars:
+            b.stop()
+
+
+def _check_same(frozen: Any, config: Any, where: str | None, folder: Path) -> None:
+    """Whoever names a store or a filter means those runs, not whatever was frozen before."""
+    from tsexp.report.frozen import store_id
+    from tsexp.report.store import ReportError
+
+    asked = {"store": store_id(config.tracking.uri), "experiment": config.tracking.experiment} | ({"where": where} if where is not None else {})
+    for key, value in asked.items():
+        if frozen.about.get(key) != value:
+            raise ReportError(
+                f"{folder} was frozen from another {'filter' if key == 'where' else key}; freeze again: python -m tsexp.report freeze …"
+            )
+
+
+def _end(status: int, message: str) -> NoReturn:
+    print(f"tsexp.report: error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

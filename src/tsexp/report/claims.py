@@ -1,0 +1,217 @@
+"""The claims of the study that this project re-does, each beside what was found here.
+
+Source: Kermani, Zeraatkar, Irani: Energy-Efficient Transformer Inference: Optimization Strategies for Time Series Classification,
+arXiv 2502.16627 (2025), IJCA 186(81), doi 10.5120/ijca2025924771. Its hardware, its meter and its numbers per dataset are not public.
+
+Every effect is that of the compression alone: against fp32 in the same runtime, so that a faster runtime is not taken for a saving of pruning
+or quantization. A saving is looked for only where accuracy was kept, if the claim says so: at a high enough ratio, any saving can be had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tsexp.report.console import ESTIMATE
+from tsexp.report.statistics import Interval, describe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DATASETS = ("RefrigerationDevices", "ElectricDevices", "PLAID")
+MODELS = ("t1", "t2")
+EIGHT_BIT = ("dynamic", "static", "qat")
+FILL = "python -m tsexp -m experiment=paper"
+
+
+class Claim(NamedTuple):
+    """One claim: `reach` is the change (%, times or points) that reproduces it, on the side of the better."""
+
+    name: str
+    paper: str
+    kind: str
+    reach: float
+    with_accuracy: bool
+    among: Callable[[pd.DataFrame], pd.Series]
+    called: str
+
+
+CLAIMS = (
+    Claim(
+        "static quantization: energy",
+        "-29.14 %, accuracy kept",
+        "energy",
+        -29.14,
+        True,
+        lambda t: (t["ratio"] == 0) & (t["mode"] == "static"),
+        "static",
+    ),
+    Claim("L1 pruning: speed", "1.63x, accuracy kept", "speed", 1.63, True, lambda t: _l1(t), "L1-pruned fp32"),
+    Claim("L1 pruning: energy", "-37.08 %", "energy", -37.08, True, lambda t: _l1(t), "L1-pruned fp32"),
+    Claim(
+        "8-bit quantization: accuracy",
+        "-1.4 to -1.8 points",
+        "accuracy",
+        -1.8,
+        False,
+        lambda t: (t["ratio"] == 0) & t["mode"].isin(EIGHT_BIT),
+        "8-bit",
+    ),
+    Claim("pruning + quantization: energy", "up to -45.7 %", "energy", -45.7, False, lambda t: (t["ratio"] > 0) & (t["mode"] != "none"), "hybrid"),
+)
+UNITS = {"energy": "%", "speed": "times", "accuracy": "points"}
+
+
+def _l1(rows: pd.DataFrame) -> pd.Series:
+    return (rows["ratio"] > 0) & (rows["mode"] == "none") & (rows["method"] == "l1")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found about one claim, on one dataset with one model (or on all: the verdicts counted).
+
+    ``change`` is in the claim's unit and sign; it is an estimate if ``estimated``. ``row`` is of what `statistics.aggregate` made.
+    """
+
+    claim: Claim
+    verdict: str
+    why: str
+    dataset: str = "all"
+    model: str = ""
+    change: Interval | None = None
+    estimated: bool = False
+    row: Any = None
+
+
+def answers(rows: pd.DataFrame) -> list[Answer]:
+    """Answer every claim from aggregated rows: first over all, then for each of the study's datasets and models that were measured."""
+    out = []
+    for claim in CLAIMS:
+        each = [_answer(claim, rows, dataset, model) for dataset in DATASETS for model in MODELS]
+        there = [a for a in each if a is not None]
+        out += [_over_all(claim, there, rows), *there]
+    return out
+
+
+def _over_all(claim: Claim, there: list[Answer], rows: pd.DataFrame) -> Answer:
+    if not there:
+        others = sorted({f"{d} {m}" for d, m in zip(rows["dataset"], rows["model"], strict=True)}) if len(rows) else []
+        instead = f"; there is {', '.join(others[:4])}{' …' if len(others) > 4 else ''}" if others else ""
+        return Answer(claim, "not measured", f"no {claim.called} rows of {', '.join(DATASETS)} with {' or '.join(MODELS)}{instead}; run {FILL}")
+    counts = {v: sum(a.verdict == v for a in there) for v in ("reproduced", "not reproduced", "undecided", "not measurable here", "not measured")}
+    said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
+    best = [v for v, n in counts.items() if n == len(there)]
+    up_to = claim.paper.startswith("up to") and counts["reproduced"]
+    verdict = best[0] if best else "reproduced" if up_to else f"reproduced in {counts['reproduced']} of {len(there)}"
+    values = [a.change.value for a in there if a.change is not None]
+    mark = ESTIMATE if any(a.estimated for a in there) else ""
+    said += f"; from {min(values):+.3g} to {max(values):+.3g} {UNITS[claim.kind]}{mark}" if values else ""
+    missing = [f"{d} {m}" for d in DATASETS for m in MODELS if (d, m) not in {(a.dataset, a.model) for a in there}]
+    return Answer(claim, verdict, "; ".join([said, *([f"not measured: {', '.join(missing)}"] if missing else [])]))
+
+
+def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answer | None:
+    """Of one dataset and model; None if there is no row that the claim is about."""
+    if rows.empty:
+        return None
+    here = rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
+    mine = here[claim.among(here)]
+    if mine.empty:
+        return None
+    if claim.kind == "accuracy":
+        return _about_accuracy(claim, mine, dataset, model)
+    found = [(row, change) for _, row in mine.iterrows() if (change := _change(claim.kind, row, here)) is not None]
+    if not found:
+        return Answer(claim, "not measured", "no fp32 row at ratio 0 in the same runtime to compare with", dataset, model)
+    counted = [f for f in found if f[0]["energy"] == "measured"] if claim.kind == "energy" else []
+    pool = counted or found
+    # The best that the rows show together: one that reproduces the claim is enough, and one that may do so leaves it open.
+    verdicts = [_verdict(claim, *f) for f in pool]
+    verdict = next(v for v in ("reproduced", "undecided", "not reproduced") if v in verdicts)
+    pool = [f for f, v in zip(pool, verdicts, strict=True) if v == verdict]
+    if claim.with_accuracy:
+        pool = [f for f in pool if f[0]["degradation"] != "lost"] or pool
+    row, change = (min if claim.kind == "energy" else max)(pool, key=lambda f: f[1].value)
+    state = _reached(claim, change)
+    total = f"{row['speedup']:.2f}x" if claim.kind == "speed" else f"{-row[row['energy'] + '_saving_pct']:+.1f} %"
+    why = [f"best of {len(found)}: {_way(row)}"]
+    why += [f"accuracy {row['degradation']}, drop {row['drop_pt'] + 0:+.1f} [{row['drop_pt_lo']:+.1f}, {row['drop_pt_hi']:+.1f}]"]
+    why += [f"{total} against dense eager"] if row["runtime"] != "eager" else []
+    if claim.kind == "energy" and not counted:
+        direction = {"yes": "reaches it", "unclear": "may reach it", "no": "points the same way, but does not reach it"}[state]
+        direction = "points the other way" if change.value >= 0 else direction
+        why = [f"energy is estimated from CPU time; the estimate {direction}", *why]
+        return Answer(claim, "not measurable here", "; ".join(why), dataset, model, change, True, row)
+    if verdict == "undecided":
+        why = ["the interval holds the claimed value" if state == "unclear" else "accuracy may be kept or not", *why]
+    return Answer(claim, verdict, "; ".join(why), dataset, model, change, False, row)
+
+
+def _verdict(claim: Claim, row: Any, change: Interval) -> str:
+    reached = _reached(claim, change)
+    if reached == "no" or (claim.with_accuracy and row["degradation"] == "lost"):
+        return "not reproduced"
+    return "reproduced" if reached == "yes" and (not claim.with_accuracy or row["degradation"] == "kept") else "undecided"
+
+
+def _about_accuracy(claim: Claim, mine: pd.DataFrame, dataset: str, model: str) -> Answer:
+    """The worst of the 8-bit rows speaks for all of them: to choose the best would be to choose by the result."""
+    worst, best = mine.loc[mine["drop_pt"].idxmax()], mine.loc[mine["drop_pt"].idxmin()]
+    change = _negative(worst["drop_pt"], worst["drop_pt_lo"], worst["drop_pt_hi"])
+    verdict = {"yes": "reproduced", "unclear": "undecided", "no": "not reproduced"}[_reached(claim, change)]
+    why = [f"worst of {len(mine)}: {_way(worst)}"]
+    why += [f"best: {0 - best['drop_pt']:+.1f} points, {_way(best)}"] if len(mine) > 1 else []
+    why += ["it costs less than claimed"] if change.low > -1.4 else []
+    why += ["the interval holds the claimed value"] if verdict == "undecided" else []
+    return Answer(claim, verdict, "; ".join(why), dataset, model, change, False, worst)
+
+
+def _reached(claim: Claim, change: Interval) -> str:
+    """Say whether the interval shows at least the claimed change (``yes``), less (``no``), or neither (``unclear``)."""
+    at_least, at_most = (-change.high, -change.low) if claim.kind == "energy" else (change.low, change.high)
+    reach = -claim.reach if claim.kind == "energy" else claim.reach
+    return "yes" if at_least >= reach else "no" if at_most < reach else "unclear"
+
+
+def _change(kind: str, row: Any, rows: pd.DataFrame) -> Interval | None:
+    """Effect of a row's compression: against dense fp32 in its own runtime, with the intervals of both."""
+    if row["runtime"] == "eager":  # what it was paired with is just that
+        alone = _log_cost(kind, row)
+    else:
+        like = rows[(rows["ratio"] == 0) & (rows["mode"] == "none")]
+        for key in ("runtime", "machine", "data_checksum", "recipe", "device", "batch_size", "threads", "repeats", "window_s", "energy"):
+            like = like[like[key] == row[key]]
+        if like.empty:
+            return None
+        ours, base = _log_cost(kind, row), _log_cost(kind, like.iloc[0])
+        difference = ours.value - base.value
+        alone = Interval(
+            difference,
+            difference - math.hypot(ours.value - ours.low, base.high - base.value),
+            difference + math.hypot(ours.high - ours.value, base.value - base.low),
+        )
+    if any(math.isnan(v) for v in alone):
+        return None
+    if kind == "energy":
+        return Interval(*(100 * math.expm1(v) for v in alone))
+    return Interval(math.exp(-alone.value), math.exp(-alone.high), math.exp(-alone.low))
+
+
+def _log_cost(kind: str, row: Any) -> Interval:
+    """Logarithm of the time or energy that is left of the dense reference's."""
+    if kind == "speed":
+        return Interval(*(-math.log(v) for v in (row["speedup"], row["speedup_hi"], row["speedup_lo"])))
+    name = f"{row['energy']}_saving_pct"
+    return Interval(*(float(np.log(max(1e-9, 1 - v / 100))) for v in (row[name], row[f"{name}_hi"], row[f"{name}_lo"])))
+
+
+def _negative(value: float, low: float, high: float) -> Interval:
+    return Interval(0 - value, 0 - high, 0 - low)  # not -0
+
+
+def _way(row: Any) -> str:
+    return describe(row).removeprefix(f"{row['dataset']} {row['model']}, ") + (f", batch {row['batch_size']}" if row["batch_size"] != 1 else "")

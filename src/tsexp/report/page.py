@@ -1,0 +1,133 @@
+"""The interactive page: one file with everything in it, which needs no network."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsexp.report.console import ESTIMATE
+from tsexp.report.frozen import Frozen
+from tsexp.report.points import SETUP, colours
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEMPLATE = Path(__file__).with_name("page.html")
+SHOWN = (
+    *("run_name", "dataset", "model", "method", "scope", "ratio", "mode", "runtime", "seed", "warnings"),
+    *("accuracy_drop_pt", "accuracy_drop_lo", "accuracy_drop_hi", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms"),
+    *("speedup", "speedup_lo", "speedup_hi", "cpu_speedup", "cpu_speedup_lo", "cpu_speedup_hi", "series_per_s"),
+    *("parameters", "macs", "bytes", "size_ratio", "peak_mb"),
+)
+"""Columns of the results that the page shows as they are; energies come with them, for each side that has any."""
+
+
+def write(frozen: Frozen, path: Path, ui: str) -> Path:
+    """Write the page; equal results give equal bytes.
+
+    Parameters
+    ----------
+    frozen
+        The results.
+    path
+        Of the file.
+    ui
+        Where the MLflow UI answers, such as ``http://127.0.0.1:5000``: each run links to its page there.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    ValueError
+        If `ui` is no http address.
+    """
+    from plotly.offline import get_plotlyjs
+
+    if not re.match(r"https?://", ui):
+        raise ValueError(f"the MLflow UI must be an http:// or https:// address, as in http://127.0.0.1:5000, not {ui!r}")
+    parts = {
+        "title": html.escape(f"Results of {frozen.about['experiment']}"),
+        "data": _inert(_data(frozen, ui.rstrip("/"))),
+        "plotly": get_plotlyjs(),
+    }
+    # One pass, so that nothing in the store can pose as a placeholder.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(page, encoding="utf-8")
+    return partial.replace(path)
+
+
+def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
+    runs = frozen.results[frozen.results["valid"]]
+    sides = [s for s in ("measured", "estimated") if runs[f"{s}_j"].notna().any()]
+    energies = [f"{side}_{what}" for side in sides for what in ("j", "saving_pct", "saving_lo", "saving_hi")]
+    setups = _setups(runs)
+    return {
+        "runs": [
+            {name: _plain(run[name]) for name in (*SHOWN, *energies)}
+            | {"accuracy_pct": 100 * run["accuracy"], "macro_f1_pct": 100 * run["macro_f1"], "setup": setups[tuple(run[SETUP])]}
+            | {"url": f"{ui}/#/experiments/{frozen.about['experiment_id']}/runs/{run['run_id']}"}
+            for _, run in runs.iterrows()
+        ],
+        "axes": _axes(sides),
+        "sides": {side: ESTIMATE if side == "estimated" else "" for side in sides},
+        "setups": list(dict.fromkeys(setups[tuple(run[SETUP])] for _, run in runs.iterrows())),
+        "commonest": max(setups.values(), key=[setups[tuple(run[SETUP])] for _, run in runs.iterrows()].count, default=""),
+        "invalid": len(frozen.results) - len(runs),
+        "left_out": {reason: len(names) for reason, names in frozen.about.get("left_out", {}).items()},
+        "colours": colours(frozen),
+    }
+
+
+def _axes(sides: list[str]) -> dict[str, dict[str, Any]]:
+    """What an axis can show: its label, its interval's columns, and whether it is logarithmic."""
+    axes: dict[str, dict[str, Any]] = {}
+    for side in sides:
+        mark = ESTIMATE if side == "estimated" else ""
+        axes[f"{side}_saving_pct"] = {"label": f"{side} energy saving{mark} (%)", "low": f"{side}_saving_lo", "high": f"{side}_saving_hi"}
+        axes[f"{side}_j"] = {"label": f"{side} energy per inference{mark} (J)", "log": True}
+    return axes | {
+        "accuracy_pct": {"label": "test accuracy (%)"},
+        "macro_f1_pct": {"label": "macro F1 (%)"},
+        "accuracy_drop_pt": {"label": "accuracy drop (points)", "low": "accuracy_drop_lo", "high": "accuracy_drop_hi"},
+        "speedup": {"label": "speedup, wall time", "low": "speedup_lo", "high": "speedup_hi"},
+        "cpu_speedup": {"label": "speedup, CPU time", "low": "cpu_speedup_lo", "high": "cpu_speedup_hi"},
+        "latency_p50_ms": {"label": "latency p50 (ms per call)", "log": True},
+        "series_per_s": {"label": "throughput (series per second)", "log": True},
+        "bytes": {"label": "bytes on disk", "log": True},
+        "parameters": {"label": "parameters", "log": True},
+        "macs": {"label": "multiply-accumulates per series", "log": True},
+        "peak_mb": {"label": "peak memory of the measuring process (MiB)"},
+        "ratio": {"label": "pruning ratio"},
+    }
+
+
+def _setups(runs: pd.DataFrame) -> dict[tuple[Any, ...], str]:
+    """Name of each setup; energies of different ones are not comparable."""
+    named = {}
+    for _, run in runs.drop_duplicates(SETUP).iterrows():
+        processor = run["gpu"] if run["device"] != "cpu" and isinstance(run["gpu"], str) else run["cpu"]
+        threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+        named[tuple(run[SETUP])] = f"{processor}, {threads}, batch {run['batch_size']}"
+    twice = {n for n in named.values() if list(named.values()).count(n) > 1}
+    return {key: f"{name} ({key[0][:6]})" if name in twice else name for key, name in named.items()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: numpy's numbers as Python's, and nothing for what is not a number."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _inert(data: dict[str, Any]) -> str:
+    """JSON that cannot end the script element that it stands in."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,0 +1,353 @@
+"""Tables: functions of the frozen results, each as LaTeX (booktabs), Markdown and CSV.
+
+Markdown and LaTeX are for readers: value and interval in one cell. The CSV has the same rows with every number on its own, in all its digits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tsexp.report import claims
+from tsexp.report.console import ESTIMATE
+from tsexp.report.frozen import Frozen
+from tsexp.report.statistics import MARGIN_PT, aggregate, notes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WARNING = "⚠"
+LONG = 40
+"""A LaTeX table of more rows may break across pages."""
+MODES = ("none", "bf16", "weight_only", "dynamic", "static", "qat")
+LATEX = {"†": r"\textdagger{}", "⚠": r"\textsuperscript{!}", "≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$", "–": "--", "·": r"$\cdot$"}
+
+SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
+WIDTHS = {"claim": "p{2.2cm}", "paper": "p{1.8cm}", "verdict": "p{1.7cm}", "why": "p{5cm}"}
+"""Columns of prose break their lines."""
+
+
+class Show(NamedTuple):
+    """One column: its heading, its text of a row, and the columns of numbers that it stands for in the CSV."""
+
+    head: str
+    text: Callable[[Any], str]
+    numbers: tuple[str, ...]
+    right: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table: `shown` is text, `numbers` what it was made of."""
+
+    name: str
+    caption: str
+    shown: pd.DataFrame
+    numbers: pd.DataFrame
+    right: tuple[bool, ...]
+
+
+def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
+    """Make all tables that these results allow.
+
+    Returns
+    -------
+    list of Table
+        Of datasets, dense baselines, pruning, quantization, hybrids and claims: those that have a row.
+    list of str
+        What is missing, left out or mixed.
+    """
+    rows = aggregate(frozen)
+    said = notes(frozen, rows)
+    made = [_datasets(frozen)]
+    for name, (title, among, columns, fill) in KINDS.items():
+        records = frozen.results[among(frozen.results)]
+        some = rows[among(rows)] if len(rows) else rows
+        if some.empty:
+            said.append(f"no table {name}: no valid record for it; e.g. {fill}")
+        else:
+            made.append(_of_results(name, title, some, columns, int((~records["valid"]).sum())))
+    return [*made, _claims(rows)], said
+
+
+def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
+    """Write every table as ``NAME.tex``, ``NAME.md`` and ``NAME.csv``, and ``notes.md``; return the files and the notes."""
+    made, said = tables(frozen)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {f"{t.name}.{ending}": text(t) for t in made for ending, text in (("tex", latex), ("md", markdown), ("csv", csv))}
+    files["notes.md"] = "".join(f"- {note}\n" for note in said) or "Nothing is missing or left out.\n"
+    for name, text in files.items():
+        partial = folder / f".{name}.{os.getpid()}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / name)
+    for name in ("datasets", *KINDS, "claims"):  # of an earlier report, without a row now
+        for ending in ("tex", "md", "csv"):
+            if f"{name}.{ending}" not in files:
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    return [folder / name for name in files], said
+
+
+def markdown(table: Table) -> str:
+    """As GitHub and most readers of Markdown take it."""
+    cells = table.shown.map(lambda text: text.replace("|", r"\|"))
+    align = ["right" if right else "left" for right in table.right]
+    return f"{table.caption}\n\n{cells.to_markdown(index=False, disable_numparse=True, colalign=align)}\n"
+
+
+def csv(table: Table) -> str:
+    """Numbers in all their digits."""
+    return str(table.numbers.to_csv(index=False, lineterminator="\n"))
+
+
+def latex(table: Table) -> str:
+    """A ``table`` (a ``longtable`` if it is long) with the rules of booktabs, in ASCII."""
+    cells = table.shown.style.format(escape="latex").format_index(escape="latex", axis="columns").hide(axis="index")
+    long = len(table.shown) > LONG
+    body = cells.to_latex(
+        hrules=True,
+        caption=table.caption.translate(SPECIAL),
+        label=f"tab:{table.name}",
+        column_format="".join(WIDTHS.get(head, "r" if right else "l") for head, right in zip(table.shown, table.right, strict=True)),
+        environment="longtable" if long else None,
+        position_float=None if long else "centering",
+    )
+    for sign, command in LATEX.items():
+        body = body.replace(sign, command)
+    small = "\\scriptsize\\setlength{\\tabcolsep}{3pt}\n"
+    if long:
+        return f"% \\usepackage{{booktabs,longtable}}\n{{{small}{body}}}\n"
+    start = "\\begin{tabular}"  # a float begins in the normal size again
+    return f"% \\usepackage{{booktabs}}\n{body.replace(start, small + start)}"
+
+
+def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, ...], invalid: int) -> Table:
+    import pandas as pd
+
+    given = [c for c in columns if c.numbers[0] not in rows or rows[list(c.numbers)].notna().any(axis=None)]
+    constant = [c for c in given if c.numbers[0] in PLACES and rows[c.numbers[0]].nunique() == 1]
+    identity = [c for c in given if c.numbers[0] in IDENTITY and c not in constant]
+    identity += [c for c in SETTINGS if rows[c.numbers[0]].nunique() > 1]
+    for c in (*FINER, CONFIG):  # only where nothing else tells two rows apart
+        alike = rows.groupby([i.numbers[0] for i in identity])[c.numbers[0]].nunique()
+        identity += [c] if (alike > 1).any() else []
+    shown = [*identity, *(c for c in given if c.numbers[0] not in IDENTITY)]
+    rows = rows.sort_values([c.numbers[0] for c in identity], key=_rank, kind="stable")
+    text = pd.DataFrame({c.head: [c.text(row) for _, row in rows.iterrows()] for c in shown})
+    of_all = [f"{c.head} {c.text(rows.iloc[0])}" for c in constant]
+    of_all += [words.format(rows[key].iloc[0]) for key, words in SAID.items() if rows[key].nunique() == 1]
+    caption = [f"{title}.", f"For all: {', '.join(of_all)}." if of_all else "", "Brackets: 95 % intervals; n: seeds."]
+    caption += ["Savings and speedups: against dense fp32 in eager PyTorch, paired."] if SPEEDUP in shown else []
+    caption += [
+        f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it is more; p: exact McNemar test, "
+        "the smallest over seeds times their number."
+        if VERDICT in shown
+        else ""
+    ]
+    caption += [f"{ESTIMATE} estimated from CPU time, not measured." if any(c in shown for c in ESTIMATES) else ""]
+    caption += [f"{WARNING} a record has a warning: look twice." if rows["warned"].any() else ""]
+    caption += [f"{invalid} invalid record{'' if invalid == 1 else 's'} left out." if invalid else ""]
+    numbers = [n for c in shown for n in c.numbers]
+    numbers += [c.numbers[0] for c in (*constant, *SETTINGS, *FINER, CONFIG) if c.numbers[0] not in numbers]
+    return Table(name, " ".join(filter(None, caption)), text, rows[numbers].reset_index(drop=True), tuple(c.right for c in shown))
+
+
+def _datasets(frozen: Frozen) -> Table:
+    import pandas as pd
+
+    results = frozen.results
+    made = []
+    for (dataset, checksum), group in results.groupby(["dataset", "data_checksum"], sort=True):
+        labels = frozen.predictions.loc[frozen.predictions["run_id"] == group["run_id"].iloc[0], "label"]
+        made.append(
+            {
+                "dataset": dataset,
+                "test_series": len(labels),
+                "classes": labels.nunique(),
+                "largest_class_pct": 100 * labels.value_counts(normalize=True).max(),
+                "models": " ".join(sorted(group["model"].unique())),
+                "records": len(group),
+                "invalid_records": int((~group["valid"]).sum()),
+                "seeds": " ".join(map(str, sorted(group["seed"].unique()))),
+                "data_checksum": checksum,
+            }
+        )
+    numbers = pd.DataFrame(made)
+    columns = (
+        DATASET,
+        Show("test series", lambda r: f"{r['test_series']:,}", ("test_series",)),
+        Show("classes", lambda r: str(r["classes"]), ("classes",)),
+        Show("largest class %", lambda r: f"{r['largest_class_pct']:.1f}", ("largest_class_pct",)),
+        *(_word(head, head) for head in ("models", "seeds")),
+        Show("records", lambda r: str(r["records"]), ("records",)),
+        Show("invalid", lambda r: str(r["invalid_records"]), ("invalid_records",)),
+        _word("checksum", "data_checksum", 12),
+    )
+    text = pd.DataFrame({c.head: [c.text(row) for _, row in numbers.iterrows()] for c in columns})
+    caption = "Datasets, default train/test split. Largest class: the accuracy of always naming it. Checksum: start of the SHA-256 of the files."
+    return Table("datasets", caption, text, numbers[[c.numbers[0] for c in columns]], tuple(c.right for c in columns))
+
+
+def _claims(rows: pd.DataFrame) -> Table:
+    import pandas as pd
+
+    made, text = [], []
+    found = claims.answers(rows)
+    for a in found:
+        change = a.change or (math.nan,) * 3
+        empty = (math.nan,) * 3
+        ours, estimate = (empty, change) if a.estimated else (change, empty)
+        warned = f" {WARNING}" if a.row is not None and a.row["warned"] else ""
+        n = 0 if a.row is None else a.row["n"]
+        numbers = [f"{side}{end}" for side in ("ours", "estimate") for end in ("", "_lo", "_hi")]
+        made.append(
+            {"claim": a.claim.name, "paper": a.claim.paper, "dataset": a.dataset, "model": a.model, "unit": claims.UNITS[a.claim.kind]}
+            | dict(zip(numbers, (*ours, *estimate), strict=True))
+            | {"n": n, "verdict": a.verdict, "why": a.why, "config": "" if a.row is None else a.row["config"]}
+        )
+        digits, sign, unit = {"energy": (1, "+", " %"), "speed": (2, "", "x"), "accuracy": (1, "+", " points")}[a.claim.kind]
+        text.append(
+            {
+                "claim": a.claim.name,
+                "paper": a.claim.paper,
+                "dataset": a.dataset,
+                "model": a.model,
+                "ours": _with_interval(*ours, digits, sign, unit),
+                f"ours, estimated{ESTIMATE}": _with_interval(*estimate, digits, sign, unit, ESTIMATE),
+                "n": f"{n}{warned}" if n else "",
+                "verdict": a.verdict,
+                "why": a.why,
+            }
+        )
+    shown = pd.DataFrame(text)
+    if not any(a.estimated for a in found):
+        shown = shown.drop(columns=f"ours, estimated{ESTIMATE}")
+    dropped = [f"{side}{end}" for side in ("ours", "estimate") for end in ("", "_lo", "_hi") if all(math.isnan(m[side]) for m in made)]
+    if all(not text for text in shown["ours"]):
+        shown = shown.drop(columns="ours")
+    caption = (
+        "Claims of arXiv 2502.16627 beside ours: change against dense fp32 in the same runtime [95 % interval]. Reproduced: the interval shows at "
+        "least the claimed effect (for accuracy: at most the claimed loss), with accuracy kept where a saving of pruning or of quantization alone is "
+        f"claimed (a drop of at most {MARGIN_PT:g} point). The study's hardware, meter and numbers per dataset are not public."
+    )
+    caption += f" {ESTIMATE} estimated from CPU time: neither reproduces nor refutes." if any(a.estimated for a in found) else ""
+    caption += f" {WARNING} a record has a warning: look twice." if any(WARNING in n for n in shown["n"]) else ""
+    right = tuple(head.startswith("ours") or head == "n" for head in shown)
+    return Table("claims", caption, shown, pd.DataFrame(made).drop(columns=dropped), right)
+
+
+def _with_interval(value: float, low: float, high: float, digits: int, sign: str = "", unit: str = "", mark: str = "") -> str:
+    if math.isnan(value):
+        return ""
+    value, low, high = (round(v, digits) + 0.0 for v in (value, low, high))  # not -0
+    interval = "" if math.isnan(low) else f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return f"{value:{sign}.{digits}f}{unit}{interval}{mark}"
+
+
+def _interval(head: str, name: str, digits: int, sign: str = "", mark: str = "", scale: float = 1) -> Show:
+    def text(row: Any) -> str:
+        value, low, high = (scale * row[f"{name}{end}"] for end in ("", "_lo", "_hi"))
+        return _with_interval(value, low, high, digits, sign, "", mark) or "–"
+
+    return Show(head, text, (name, f"{name}_lo", f"{name}_hi"))
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if not value or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _number(head: str, name: str, scale: float = 1, text: Callable[[float], str] = _three_digits, mark: str = "") -> Show:
+    return Show(head, lambda row: "–" if math.isnan(row[name]) else text(scale * row[name]) + mark, (name,))
+
+
+def _unless_reference(column: Show) -> Show:
+    """The dense model is not compared with itself."""
+    return column._replace(text=lambda row: "–" if row["degradation"] == "reference" else column.text(row))
+
+
+def _word(head: str, name: str, most: int | None = None) -> Show:
+    return Show(head, lambda row: str(row[name])[:most], (name,), False)
+
+
+def _rank(values: pd.Series) -> pd.Series:
+    """Sorting key: number formats from fp32 to int8, all else as it is."""
+    return values.map(lambda mode: MODES.index(mode) if mode in MODES else len(MODES)) if values.name == "mode" else values
+
+
+DATASET, MODEL, METHOD, SCOPE = (_word(name, name) for name in ("dataset", "model", "method", "scope"))
+MODE, RUNTIME = (_word(name, name) for name in ("mode", "runtime"))
+RATIO = _number("ratio", "ratio", text=lambda v: f"{v:g}")
+IDENTITY = ("dataset", "model", "runtime", "method", "scope", "ratio", "mode")
+PLACES = ("runtime", "method", "scope")
+"""Of those, what goes to the caption if it is the same in all rows."""
+SETTINGS = (
+    _word("device", "device"),
+    _number("batch", "batch_size", text=lambda v: f"{v:g}"),
+    _number("threads", "threads", text=lambda v: f"{v:g}"),
+    _word("energy from", "energy_source"),
+    _word("machine", "machine", 6),
+)
+"""Columns where they vary."""
+FINER = (
+    *(
+        _number(head, name, text=lambda v: f"{v:g}")
+        for head, name in (("pairs", "repeats"), ("window s", "window_s"), ("tuned epochs", "finetune_epochs"))
+    ),
+    _word("recipe", "recipe", 6),
+    _word("data", "data_checksum", 6),
+)
+CONFIG = _word("config", "config", 6)
+SAID = {"device": "{}", "batch_size": "batch {}", "threads": "threads {}", "repeats": "{} pairs of windows", "window_s": "of at least {:g} s each"}
+"""What the caption says of the settings that do not vary."""
+ACCURACY = _interval("accuracy %", "accuracy_pct", 1)
+F1 = _interval("macro F1 %", "macro_f1", 1, scale=100)
+DROP = _unless_reference(_interval("drop, points", "drop_pt", 1, "+"))
+VERDICT = Show("kept?", lambda row: row["degradation"], ("degradation",), False)
+P = _unless_reference(_number("p", "mcnemar_p", text=lambda v: "<.001" if v < 0.001 else f"{v:.3f}".removeprefix("0")))
+JOULES = (
+    _number("mJ/series", "measured_j", 1000),
+    _number(f"mJ/series{ESTIMATE}", "estimated_j", 1000, mark=ESTIMATE),
+)
+SAVINGS = (_interval("saving %", "measured_saving_pct", 1), _interval(f"saving %{ESTIMATE}", "estimated_saving_pct", 1, mark=ESTIMATE))
+ESTIMATES = (JOULES[1], SAVINGS[1])
+SPEEDUP = _interval("speedup", "speedup", 2)
+LATENCY = _number("p50 ms", "latency_p50_ms")
+PARAMETERS = _number("parameters", "parameters", text=lambda v: f"{v:,.0f}")
+MACS = _number("MACs, M", "macs", 1e-6)
+SIZE = _number("kB", "bytes", 1e-3)
+INT8 = Show("int8 products", lambda row: f"{row['matmuls_int8']:.0f}/{row['matmuls']:.0f}", ("matmuls_int8", "matmuls"))
+N = Show("n", lambda row: f"{row['n']}{f' {WARNING}' if row['warned'] else ''}", ("n", "seeds", "warned"))
+
+KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...], str]] = {
+    "dense": (
+        "Dense baselines: fp32 in eager PyTorch",
+        lambda t: (t["ratio"] == 0) & (t["mode"] == "none") & (t["runtime"] == "eager"),
+        (DATASET, MODEL, ACCURACY, F1, PARAMETERS, MACS, *JOULES, LATENCY, N),
+        "python -m tsexp prune.ratio=0",
+    ),
+    "pruning": (
+        "Structured pruning, fine-tuned, in fp32",
+        lambda t: (t["ratio"] > 0) & (t["mode"] == "none"),
+        (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, ACCURACY, DROP, VERDICT, P, *SAVINGS, SPEEDUP, PARAMETERS, MACS, N),
+        "python -m tsexp -m prune.ratio=0.3,0.5",
+    ),
+    "quantization": (
+        "Number formats and runtimes, not pruned",
+        lambda t: t["ratio"] == 0,
+        (DATASET, MODEL, MODE, RUNTIME, ACCURACY, DROP, VERDICT, P, *SAVINGS, SPEEDUP, SIZE, INT8, N),
+        "python -m tsexp -m quant.mode=none,dynamic,static runtime=onnxruntime",
+    ),
+    "hybrids": (
+        "Pruning and quantization together",
+        lambda t: (t["ratio"] > 0) & (t["mode"] != "none"),
+        (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, MODE, ACCURACY, DROP, VERDICT, P, *SAVINGS, SPEEDUP, SIZE, N),
+        "python -m tsexp -m prune.ratio=0.5 quant.mode=dynamic,static runtime=onnxruntime",
+    ),
+}
+"""Name → title, which rows, columns, and a command that would fill it."""

@@ -1,0 +1,130 @@
+"""What the documents say is true: their examples run, their links lead somewhere, their commands exist."""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from conftest import compose
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"python -m (tsexp[\w.]*)((?: [^\s`]+)*)")
+MAKE = re.compile(r"(?:^    |`)make ((?:[a-z-]+ ?)+)", re.M)
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+def examples():
+    """The commands of docs/extending.md by heading, in order."""
+    found = {}
+    for section in (ROOT / "docs" / "extending.md").read_text().split("\n## ")[1:]:
+        found[section.splitlines()[0]] = [text.strip() for kind, text in BLOCK.findall(section) if kind == "sh"]
+    return found
+
+
+def run(command, folder):
+    """Run one command of a document in a folder, with this interpreter as ``python``; return what it printed."""
+    arguments = [sys.executable, *shlex.split(command)[1:]]
+    done = subprocess.run([*arguments, "train.progress=false"], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def commands():
+    """Every command line of the program that a page shows, but those that are run anyway."""
+    pages = (page for page in PAGES if page.name not in ("extending.md", "log.md"))
+    return {f"{module}{arguments}" for page in pages for module, arguments in COMMAND.findall(page.read_text())}
+
+
+def headings(page):
+    """Anchors as GitHub makes them."""
+    return {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in page.read_text().splitlines() if line.startswith("#")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = LINK.findall(page.read_text())
+    targets = [(page.parent / path if path else page, anchor) for path, anchor in links]
+    assert not [str(target) for target, _ in targets if not target.exists()]
+    assert not [anchor for target, anchor in targets if anchor and anchor not in headings(target)]
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_commands_are_accepted(command):
+    module, *arguments = command.split()
+    if module != "tsexp":
+        spec = importlib.util.find_spec(module)
+        assert spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__")
+        return
+    overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+    swept = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()] for o in overrides]
+    for i in range(max(map(len, swept), default=1)):  # every value once
+        compose(*(f"{o.key_or_group}={values[min(i, len(values) - 1)]}" for o, values in zip(overrides, swept, strict=True)))
+
+
+@pytest.mark.parametrize("target", sorted({f"make {t}" for page in PAGES for words in MAKE.findall(page.read_text()) for t in words.split()}))
+def test_targets_of_make_are_there(target):
+    assert re.search(f"^{target.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A folder of somebody who followed docs/extending.md: every file is written, everything without a file name was run."""
+    folder = tmp_path_factory.mktemp("reader")
+    for kind, text in BLOCK.findall((ROOT / "docs" / "extending.md").read_text()):
+        name = re.match(r"# (\S+\.(?:py|yaml))\n", text)
+        if name:
+            (folder / name[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name[1]).write_text(text)
+        elif kind == "python":
+            subprocess.run([sys.executable, "-c", text], cwd=folder, check=True, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(reader):
+    """What the last example leaves: a client of its store, and its run."""
+    import mlflow
+
+    (command,) = examples()["All together"]
+    assert "Sines · small · my_runtime: · none · pruned 50%" in run(command, reader)
+    client = mlflow.MlflowClient(f"sqlite:///{reader}/mlflow.db")
+    (done,) = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
+    return client, done
+
+
+def test_everything_of_ones_own_works_together(reader, together):
+    client, done = together
+    assert done.data.tags["tsexp.energy_source"] == "estimated:machine_cpu"
+    assert done.data.metrics["prune/achieved_ratio"] == pytest.approx(0.5)
+    manifest = json.loads(Path(client.download_artifacts(done.info.run_id, "manifest.json")).read_text())
+    assert manifest["runtime"] == "my_runtime:"
+    assert manifest["matmuls"]["float32"] >= 14  # two blocks of six and two products of attention
+    logged = {p.name for p in (reader / "mlartifacts").rglob("code/*")}
+    assert logged == {"tsexp", "my_tokens.py", "my_runtime.py"}
+
+
+@pytest.mark.slow
+def test_the_logged_model_takes_ones_own_code_along(reader, together, tmp_path):
+    code = (
+        "import mlflow, numpy as np\n"
+        f"mlflow.set_tracking_uri('sqlite:///{reader}/mlflow.db')\n"
+        f"model = mlflow.pyfunc.load_model('runs:/{together[1].info.run_id}/model')\n"
+        "assert model.predict(np.zeros((3, 1, 96), np.float32)).shape == (3, 2)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", [h for h in examples() if h != "All together"])
+def test_every_example_runs_as_written(reader, heading):
+    assert examples()[heading]
+    for command in examples()[heading]:
+        assert "sqlite:///" in run(command, reader)

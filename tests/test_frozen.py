@@ -1,0 +1,207 @@
+"""Freezing a real MLflow store: what is taken, what is left out and why, and that it is the same every time."""
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from report_data import Store
+from report_data import frozen as made_up
+from tsexp.report import frozen
+from tsexp.report.store import ReportError, connect
+
+
+@pytest.fixture
+def store(empty_store, tmp_path):
+    return Store(empty_store, tmp_path)
+
+
+def freeze(store, folder, where=""):
+    return frozen.freeze(connect(store.uri), "tsexp", folder, where)
+
+
+def bytes_of(folder):
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
+
+
+def test_a_run_becomes_a_row_with_everything_that_it_is_made_of(store, tmp_path):
+    run_id = store.run("one", labels=("NA", "NA", "b", "b"))
+    made = freeze(store, tmp_path / "frozen")
+    read = frozen.load(tmp_path / "frozen")
+    (row,) = read.results.to_dict("records")
+    assert list(read.results) == [c.name for c in frozen.COLUMNS]
+    assert {k: row[k] for k in ("run_id", "run_name", "dataset", "model", "ratio", "seed", "valid", "cpu", "matmuls", "number_format")} == {
+        **{"run_id": run_id, "run_name": "one", "dataset": "ACSF1", "model": "t1", "ratio": 0.5, "seed": 0, "valid": True, "cpu": "A CPU"},
+        **{"matmuls": 27, "number_format": "fp32"},
+    }
+    assert row["estimated_j"] == 0.01
+    assert pd.isna(row["measured_j"])
+    assert list(read.predictions["label"]) == ["NA", "NA", "b", "b"]  # a name, not a missing value
+    assert list(read.windows["subject"]) == ["reference", "artifact"]
+    assert list(read.channels.itertuples(index=False, name=None)) == [
+        (run_id, 0, "head", 0, True),
+        (run_id, 0, "head", 1, False),
+        *((run_id, 0, "ffn", unit, unit != 1) for unit in range(3)),
+    ]
+    pd.testing.assert_frame_equal(made.results, read.results, check_dtype=False)
+
+
+def test_equal_stores_freeze_to_equal_bytes_and_an_older_folder_is_replaced(store, tmp_path):
+    for seed in (1, 0):
+        store.run(f"seed {seed}", seed=seed)
+    freeze(store, tmp_path / "a")
+    freeze(store, tmp_path / "b")
+    before = bytes_of(tmp_path / "a")
+    assert before == bytes_of(tmp_path / "b")
+    assert list(frozen.load(tmp_path / "a").results["seed"]) == [0, 1]
+    store.run("seed 2", seed=2)
+    (tmp_path / "a" / "left.txt").write_text("of another version")
+    freeze(store, tmp_path / "a")
+    assert sorted(bytes_of(tmp_path / "a")) == sorted(before)
+    assert len(frozen.load(tmp_path / "a").results) == 3
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_what_is_not_frozen_results_is_never_replaced(store, tmp_path):
+    store.run()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(ReportError, match="holds no frozen results"):
+        freeze(store, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_seeds_share_a_config_and_what_does_not_matter_does_not_part_them(store, tmp_path):
+    store.run(seed=0)
+    store.run(seed=1, paths__cache="elsewhere", quant__calibration="entropy")  # nothing is quantized
+    store.run(seed=2, train__epochs=9)
+    store.run(seed=0, prune__ratio=0, prune__method="taylor")
+    store.run(seed=1, prune__ratio=0, prune__method="l2")
+    results = freeze(store, tmp_path / "frozen").results
+    config = {(r.ratio, r.seed): r.config for r in results.itertuples()}
+    assert config[0.5, 0] == config[0.5, 1] != config[0.5, 2]
+    assert config[0, 0] == config[0, 1]
+    assert set(results.loc[results["ratio"] == 0, "method"]) == {"-"}
+
+
+def test_runs_without_a_whole_record_are_left_out_with_a_reason(store, tmp_path):
+    store.run("good")
+    store.run("old", seed=1, without=("prune/achieved_ratio",))
+    store.run("torn", seed=2, without=("kept.json",))
+    store.run("absurd", seed=3, test__accuracy=1.5)
+    store.run("going", "RUNNING", seed=4)
+    store.run("died", "FAILED", seed=5)
+    store.run("stopped", "KILLED", seed=6)
+    store.run("died first", "FAILED")
+    store.client.create_run(store.experiment, run_name="sweep", tags={"tsexp.stage": "sweep"})
+    made = freeze(store, tmp_path / "frozen")
+    assert list(made.results["run_name"]) == ["good"]
+    assert set(made.predictions["run_id"]) == set(made.windows["run_id"]) == set(made.channels["run_id"]) == set(made.results["run_id"])
+    left_out = made.about["left_out"]
+    assert {k: [n.split(":")[0] for n in names] for k, names in left_out.items()} == {
+        "measured again since": ["died first"],
+        "not finished (FAILED)": ["died"],
+        "not finished (KILLED)": ["stopped"],
+        "not finished (RUNNING)": ["going"],
+        "outside the schema": ["absurd"],
+        "stored by another version of tsexp, or damaged": ["old", "torn"],
+    }
+    assert "accuracy is 1.5" in left_out["outside the schema"][0]
+    assert "prune/achieved_ratio" in left_out["stored by another version of tsexp, or damaged"][0]
+
+
+def test_of_repetitions_the_newest_valid_one_counts(store, tmp_path):
+    store.run("first")
+    second = store.run("second")
+    store.run("invalid", valid="false", invalid_reasons="why")
+    store.run("invalid alone", seed=1, valid="false", invalid_reasons="why", without=("energy/per_inference_j",))
+    store.run("other libraries", seed=2, signature="before")
+    newest = store.run("other libraries", seed=2, signature="after")
+    results = freeze(store, tmp_path / "frozen").results
+    assert set(results.loc[results["valid"], "run_id"]) == {second, newest}
+    assert list(results.loc[~results["valid"], "run_name"]) == ["invalid alone"]
+
+
+def test_measured_and_estimated_energy_have_columns_of_their_own(store, tmp_path):
+    store.run(energy_source="zeus:rapl")
+    store.run(seed=1)
+    results = freeze(store, tmp_path / "frozen").results
+    assert results["measured_j"].notna().tolist() == [True, False]
+    assert results["estimated_j"].notna().tolist() == [False, True]
+    with pytest.raises(Exception, match="measured and estimated energy in one row"):
+        frozen.schema().validate(results.assign(measured_j=1.0))
+
+
+def test_the_schema_takes_nothing_else():
+    results = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,)).results
+    frozen.schema().validate(results)
+    for wrong in (
+        results.drop(columns="nll"),
+        results.assign(more=1),
+        results.assign(ratio=1.0),
+        results.assign(seed=None),
+        results.assign(signature="x"),
+    ):
+        with pytest.raises(Exception, match=r"nll|more|ratio|seed|signature"):
+            frozen.schema().validate(wrong)
+
+
+def test_a_filter_chooses_and_a_wrong_one_is_told(store, tmp_path):
+    store.run()
+    store.run(data__name="PLAID")
+    made = freeze(store, tmp_path / "frozen", "params.`data.name` = 'PLAID'")
+    assert list(made.results["dataset"]) == ["PLAID"]
+    with pytest.raises(ReportError, match="does not take where="):
+        freeze(store, tmp_path / "frozen", "no such (")
+    with pytest.raises(ReportError, match="no run of experiment 'tsexp' where"):
+        freeze(store, tmp_path / "frozen", "params.`data.name` = 'Mine'")
+    assert list(frozen.load(tmp_path / "frozen").results["dataset"]) == ["PLAID"]  # still whole
+
+
+def test_an_empty_store_and_one_without_a_whole_record_say_what_to_do(store, tmp_path):
+    with pytest.raises(ReportError, match=r"there is none; fill the store first"):
+        freeze(store, tmp_path / "frozen")
+    store.run("half", "KILLED")
+    with pytest.raises(ReportError, match=r"1 not finished \(KILLED\) \(half\)"):
+        freeze(store, tmp_path / "frozen")
+    with pytest.raises(ReportError, match="no experiment 'other'; it has: tsexp"):
+        frozen.freeze(connect(store.uri), "other", tmp_path / "frozen")
+    assert not (tmp_path / "frozen").exists()
+
+
+def test_what_another_version_froze_or_what_is_damaged_is_refused(store, tmp_path):
+    store.run()
+    folder = tmp_path / "frozen"
+    with pytest.raises(ReportError, match="has no frozen results"):
+        frozen.load(folder)
+    freeze(store, folder)
+    (folder / "windows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ReportError, match="is damaged"):
+        frozen.load(folder)
+    (folder / "about.json").write_text(json.dumps({"schema": 0}))
+    with pytest.raises(ReportError, match="frozen with schema 0"):
+        frozen.load(folder)
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path):
+    with pytest.raises(ReportError, match="there is no store at"):
+        connect(f"sqlite:///{tmp_path}/sub/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "text.db").write_text("not a database, but long enough to look at" * 10)
+    (tmp_path / "empty.db").touch()
+    for name in ("text.db", "empty.db"):
+        with pytest.raises(ReportError, match="is not a store of MLflow"):
+            connect(f"sqlite:///{tmp_path}/{name}")
+    assert (tmp_path / "empty.db").stat().st_size == 0
+
+
+def test_a_store_of_another_mlflow_is_told(empty_store, tmp_path):
+    with closing(sqlite3.connect(shutil.copy(empty_store, tmp_path / "mlflow.db"))) as db:
+        db.execute("update alembic_version set version_num = '451aebb31d03'")
+        db.commit()
+    with pytest.raises(ReportError, match="mlflow db upgrade"):
+        connect(f"sqlite:///{tmp_path}/mlflow.db")

@@ -1,0 +1,272 @@
+"""The interactive page: what is in the file, and what it does in a browser without a network."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from report_data import frozen, only
+from tsexp.report import page
+
+UI = "http://127.0.0.1:5000"
+EVIL = """</script><script>window.stolen = 1</script><img src=x onerror="window.stolen = 1">"'&{{plotly}} †"""
+
+
+def small(**changes):
+    return frozen(**({"datasets": ("ElectricDevices", "PLAID"), "series": 20} | changes))
+
+
+def with_values(results, rows, **values):
+    table = results.results.copy()
+    for name, value in values.items():
+        table.loc[rows, name] = value
+    return replace(results, results=table)
+
+
+def evil():
+    results = small(seeds=(0,))
+    return with_values(results, results.results.index[0], run_name=EVIL, warnings=EVIL, dataset="<b>PLAID & co</b>")
+
+
+def library():
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def data(file):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return page.write(small(), tmp_path_factory.mktemp("page") / "deep" / "page.html", f"{UI}/")
+
+
+def test_the_page_is_one_file_that_asks_nobody_for_anything(written):
+    text = written.read_text()
+    own = text.replace(library(), "")
+    assert len(own) < len(text) - 1_000_000
+    assert own.startswith("<!doctype html>")
+    assert re.findall(r"""\b(?:src|href)=["']?[^ >"']+""", own) == ['href="data:,']
+    assert "default-src 'none'" in own
+    assert "{{" not in own
+    assert [f.name for f in written.parent.iterdir()] == ["page.html"]
+
+
+def test_equal_results_give_equal_bytes(written, tmp_path):
+    assert page.write(small(), tmp_path / "page.html", UI).read_bytes() == written.read_bytes()
+
+
+def test_every_valid_run_is_there_with_its_link_and_invalid_ones_are_counted(written):
+    results = small().results
+    shown, valid = data(written), results[results["valid"]]
+    assert [run["url"] for run in shown["runs"]] == [f"{UI}/#/experiments/1/runs/{i}" for i in valid["run_id"]]
+    assert [run["accuracy_pct"] for run in shown["runs"]] == pytest.approx(list(100 * valid["accuracy"]))
+    assert shown["invalid"] == (~results["valid"]).sum() == 4
+
+
+def test_only_the_kind_of_energy_that_there_is_has_columns_and_estimates_carry_a_dagger(written, tmp_path):
+    for file, side, mark in ((written, "estimated", "†"), (page.write(small(measured=True), tmp_path / "page.html", UI), "measured", "")):
+        shown = data(file)
+        assert shown["sides"] == {side: mark}
+        labels = [axis["label"] for name, axis in shown["axes"].items() if "saving" in name or name.endswith("_j")]
+        assert labels == [f"{side} energy saving{mark} (%)", f"{side} energy per inference{mark} (J)"]
+        other = {"estimated": "measured", "measured": "estimated"}[side]
+        assert not any(key.startswith(other) for run in shown["runs"] for key in run)
+
+
+def test_setups_are_told_apart_and_the_commonest_is_first_choice(tmp_path):
+    results = small(seeds=(0, 1, 2))
+    results = with_values(results, results.results["seed"] == 2, batch_size=32)
+    results = with_values(results, results.results["seed"] == 1, machine="bbbbbbbbbbbbbbbb")
+    results = only(results, (results.results["seed"] > 0) | (results.results["dataset"] == "PLAID"))
+    shown = data(page.write(results, tmp_path / "page.html", UI))
+    assert set(shown["setups"]) == {"A CPU, 1 thread, batch 1 (aaaaaa)", "A CPU, 1 thread, batch 1 (bbbbbb)", "A CPU, 1 thread, batch 32"}
+    assert shown["commonest"] == "A CPU, 1 thread, batch 1 (bbbbbb)"
+
+
+def test_text_of_the_store_cannot_become_markup_of_the_page(tmp_path):
+    file = page.write(evil(), tmp_path / "page.html", UI)
+    assert EVIL not in file.read_text()
+    assert file.read_text().count("<script") == 3 + library().count("<script")
+    assert data(file)["runs"][0]["run_name"] == EVIL
+
+
+def test_a_store_without_a_valid_run_makes_a_page_that_says_so(tmp_path):
+    results = small()
+    shown = data(page.write(with_values(results, results.results["valid"], valid=False), tmp_path / "page.html", UI))
+    assert shown["runs"] == []
+    assert shown["invalid"] == len(results.results)
+
+
+def test_an_address_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="http"):
+        page.write(small(), tmp_path / "page.html", "javascript:alert(1)")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine: install it, e.g. apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a file without a network: visit(file, width) gives the tab; whatever it complained of or asked for fails the test."""
+    contexts, troubles = [], []
+
+    def opened(file, width=1280):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+
+        def no_network(route):
+            if route.request.url != file.as_uri():
+                if not route.request.url.startswith(UI):  # where clicks lead, in a tab of its own
+                    troubles.append(f"asked for {route.request.url}")
+                return route.fulfill(body="nobody is here")
+            return route.continue_()
+
+        context.route("**/*", no_network)
+        tab = context.new_page()
+        tab.on("console", lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on("pageerror", lambda error: troubles.append(str(error)))
+        tab.goto(file.as_uri())
+        tab.wait_for_selector("#plot .main-svg")
+        return tab
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+def points(tab):
+    return tab.locator("#plot .scatterlayer .point").count()
+
+
+def rows(tab):
+    return tab.locator("#runs tbody tr").count()
+
+
+@pytest.mark.browser
+def test_filters_choose_the_points_and_the_rows(visit, written):
+    valid = small().results.query("valid")
+    tab = visit(written)
+    assert (points(tab), rows(tab)) == (len(valid), len(valid))
+    tab.get_by_label("PLAID").uncheck()
+    left = valid[valid["dataset"] != "PLAID"]
+    assert (points(tab), rows(tab)) == (len(left), len(left))
+    tab.get_by_label("t2", exact=True).uncheck()
+    tab.locator("input[name=mode][value=static]").uncheck()
+    tab.locator("input[name=runtime][value=eager]").uncheck()
+    left = left[(left["model"] == "t1") & (left["mode"] != "static") & (left["runtime"] != "eager")]
+    assert 0 < len(left) < 20
+    assert (points(tab), rows(tab)) == (len(left), len(left))
+    assert tab.inner_text("#status") == f"{len(left)} of {len(valid)} runs are shown."
+    tab.get_by_label("ElectricDevices").uncheck()
+    assert (points(tab), rows(tab)) == (0, 0)
+    tab.get_by_label("PLAID").check()
+    assert points(tab) == len(left)
+
+
+@pytest.mark.browser
+def test_axes_and_intervals_can_be_chosen(visit, written):
+    tab = visit(written)
+    assert tab.locator("#plot .xtitle").text_content() == "estimated energy saving† (%)"
+    before = tab.locator("#plot .point").first.get_attribute("transform")
+    tab.locator("#x").select_option("latency_p50_ms")
+    assert tab.locator("#plot .xtitle").text_content() == "latency p50 (ms per call)"
+    assert tab.locator("#plot .point").first.get_attribute("transform") != before
+    assert tab.locator("#plot .errorbar path").count() == 0
+    tab.locator("#x").select_option("speedup")
+    tab.get_by_label("intervals").check()
+    assert tab.locator("#plot .errorbar path").count() == len(small().results.query("valid"))
+
+
+@pytest.mark.browser
+def test_hovering_tells_the_run_and_a_click_opens_it(visit, written):
+    results = small()
+    tab = visit(written)
+    warned = results.results[(results.results["warnings"] != "") & (results.results["model"] == "t1")].iloc[0]
+    for name, value in (("dataset", warned["dataset"]), ("model", "t1"), ("runtime", "eager")):
+        for box in tab.locator(f"input[name={name}]").all():
+            box.set_checked(box.get_attribute("value") == value)
+    at = tab.evaluate(
+        """url => {
+          const plot = document.getElementById("plot"), box = plot.getBoundingClientRect();
+          const trace = plot._fullData.find(t => t.customdata && t.customdata.includes(url)), i = trace.customdata.indexOf(url);
+          const {xaxis, yaxis} = plot._fullLayout;
+          return [box.left + xaxis._offset + xaxis.d2p(trace.x[i]), box.top + yaxis._offset + yaxis.d2p(trace.y[i])];
+        }""",
+        f"{UI}/#/experiments/1/runs/{warned['run_id']}",
+    )
+    tab.mouse.move(*at)
+    tab.wait_for_selector("#plot .hoverlayer .hovertext")
+    hover = tab.locator("#plot .hoverlayer").text_content()
+    assert warned["run_name"] in hover
+    saving, low, high = (f"{warned[f'estimated_saving_{end}']:.1f}" for end in ("pct", "lo", "hi"))
+    assert f"estimated saving† %: {saving} [{low}, {high}]†" in hover
+    assert f"⚠ {warned['warnings']}" in hover
+    with tab.context.expect_page() as opened:
+        tab.mouse.click(*at)
+    assert opened.value.url == f"{UI}/#/experiments/1/runs/{warned['run_id']}"
+
+
+@pytest.mark.browser
+def test_the_table_links_sorts_and_is_reached_by_keyboard(visit, written):
+    tab = visit(written)
+    valid = small().results.query("valid")
+    assert tab.locator("#runs tbody a").first.get_attribute("href") == f"{UI}/#/experiments/1/runs/{valid['run_id'].iloc[0]}"
+    heading = tab.locator("#runs th button", has_text="p50 ms")
+    heading.focus()
+    tab.keyboard.press("Enter")
+    column = tab.locator("#runs th button").all_text_contents().index("p50 ms") + 1
+
+    def shown():
+        return [float(v) for v in tab.locator(f"#runs tbody td:nth-child({column})").all_text_contents()]
+
+    assert shown() == sorted(shown())
+    tab.keyboard.press("Enter")  # the heading still has the focus
+    assert shown() == sorted(shown(), reverse=True)
+    assert tab.locator("#runs th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+
+@pytest.mark.browser
+def test_nothing_is_wider_than_a_phone(visit, written):
+    tab = visit(written, width=390)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert points(tab) == len(small().results.query("valid"))
+    for box in tab.locator("fieldset, select, #plot, .table").all():
+        assert box.bounding_box()["x"] + box.bounding_box()["width"] <= 390
+
+
+@pytest.mark.browser
+def test_text_of_the_store_is_shown_as_text(visit, tmp_path):
+    tab = visit(page.write(evil(), tmp_path / "page.html", UI))
+    assert tab.locator("#runs tbody a").first.text_content() == EVIL
+    tab.evaluate("document.querySelectorAll('input[name=dataset]').forEach(b => { if (b.value !== '<b>PLAID & co</b>') b.click(); })")
+    assert points(tab) == 1
+    box = tab.locator("#plot .point").bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tab.wait_for_selector("#plot .hoverlayer .hovertext")
+    assert "</script><script>window.stolen = 1</script>" in tab.locator("#plot .hoverlayer").text_content()
+    assert tab.evaluate("window.stolen") is None
+    assert tab.locator("#plot .hoverlayer a, #plot .hoverlayer script, #runs img").count() == 0
+
+
+@pytest.mark.browser
+def test_a_page_without_runs_stands(visit, tmp_path):
+    results = small()
+    tab = visit(page.write(with_values(results, results.results["valid"], valid=False), tmp_path / "page.html", UI))
+    assert tab.inner_text("#status") == "0 of 0 runs are shown."
+    assert f"Invalid records left out: {len(results.results)}." in tab.inner_text("#about")

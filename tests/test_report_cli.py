@@ -1,0 +1,135 @@
+"""``python -m tsexp.report`` as its users meet it."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from report_data import Store
+from tsexp import report
+from tsexp.report.__main__ import main
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def store(empty_store, folder):
+    store = Store(empty_store, folder)
+    for seed in (0, 1):
+        store.run(f"dense {seed}", seed=seed, prune__ratio=0)
+        store.run(f"pruned {seed}", seed=seed)
+    return store
+
+
+def fails(capsys, status, *arguments):
+    """Run it; return the one line on stderr that it ends with."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    assert end.value.code == status
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("tsexp.report: error: ")
+    return line
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_from_the_store_to_tables_and_again_the_same_bytes(store, folder, capsys):
+    main(["freeze", "tables"])
+    out = capsys.readouterr().out
+    assert "wrote" in out
+    assert "4 records" in out
+    assert "no table hybrids" in out
+    first = files(folder / "report")
+    assert {"frozen/results.parquet", "frozen/results.csv", "tables/claims.tex", "tables/pruning.md", "tables/dense.csv"} <= set(first)
+    main(["freeze", "tables"])
+    assert files(folder / "report") == first
+
+
+def test_tables_are_made_of_what_is_frozen_and_freeze_first_where_nothing_is(store, folder):
+    main(["tables", f"paths.report={folder}/out"])
+    before = files(folder / "out")
+    store.run("later", seed=2)
+    (folder / "mlflow.db").rename(folder / "gone.db")
+    main(["tables", f"paths.report={folder}/out"])
+    assert files(folder / "out") == before
+
+
+def test_whoever_names_other_runs_than_the_frozen_ones_is_told(store, capsys):
+    main(["freeze", "where=params.seed = '0'"])
+    main(["tables", "where=params.seed = '0'", f"tracking.uri={store.uri}"])
+    assert "another filter" in fails(capsys, 1, "tables", "where=params.seed = '1'")
+    assert "another store" in fails(capsys, 1, "tables", "tracking.uri=sqlite:///other.db")
+    assert "another experiment" in fails(capsys, 1, "tables", "tracking.experiment=other")
+    main(["freeze", "tables", "where=params.seed = '1'"])
+
+
+def test_without_a_part_everything_is_made(store, folder, monkeypatch, capsys):
+    asked = []
+
+    def draw(frozen, place):
+        place.mkdir()
+        asked.append((len(frozen.results), place))
+        return [place / "a.pdf"]
+
+    def write(frozen, path, ui):
+        asked.append((len(frozen.results), path, ui))
+        return path
+
+    for name, module in (("study_figures", types.SimpleNamespace(draw=draw)), ("page", types.SimpleNamespace(write=write))):
+        monkeypatch.setitem(sys.modules, f"tsexp.report.{name}", module)
+        monkeypatch.setattr(report, name, module, raising=False)
+    main([])
+    assert asked == [(4, folder / "report" / "figures"), (4, folder / "report" / "index.html", "http://127.0.0.1:5000")]
+    assert (folder / "report" / "tables" / "claims.md").exists()
+    assert "index.html" in capsys.readouterr().out
+
+
+def test_a_missing_store_is_not_made(folder, capsys):
+    assert f"there is no store at {folder}/mlflow.db" in fails(capsys, 1)
+    assert "there is no store at" in fails(capsys, 1, "tables", "tracking.uri=sqlite:///sub/other.db")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("tablse", "did you mean tables?"),
+        ("tracing.uri=x", "did you mean tracking.uri?"),
+        ("model=t1", "allowed: freeze, tables"),
+        ("tracking.ur=x", "allowed in tracking: experiment, uri"),
+        ("tracking.uri=foo:bar", "is not a store MLflow takes"),
+        ("tracking=nope", "nope"),
+        ("--wrong", "--help"),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line(folder, capsys, word, said):
+    assert said in fails(capsys, 2, word)
+    assert list(folder.iterdir()) == []
+
+
+def test_runs_that_did_not_finish_are_counted(store, folder, capsys):
+    store.run("half", "KILLED", seed=2)
+    store.run("half", "RUNNING", seed=3)
+    main(["freeze", "tables"])
+    out = capsys.readouterr().out
+    assert "1 run left out, not finished (KILLED): half" in out
+    assert "1 run left out, not finished (RUNNING): half" in out
+
+
+def test_a_missing_library_is_told(store, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pandera.pandas", None)
+    assert "pip install 'tsexp[report]'" in fails(capsys, 1, "freeze")
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys\nfrom tsexp.report.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "freeze" in out
+    assert not {"pandas", "mlflow", "hydra", "torch", "matplotlib", "scipy", "numpy"} & set(out.split())

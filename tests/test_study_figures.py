@@ -1,0 +1,301 @@
+"""Figures of the study: what they show, what they leave out, and that equal results give equal bytes."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import matplotlib.style
+import pandas as pd
+import pytest
+
+from report_data import CLASSES, DATASETS, frozen, only
+from tsexp.report import study_figures as figures
+from tsexp.report.figures import COLOURS
+from tsexp.report.points import WAY, colours, points
+
+DRAW = "import sys; sys.path.insert(0, sys.argv[1]); from test_study_figures import *; figures.draw(small(), Path(sys.argv[2]))"
+
+
+def small(**changes):
+    return frozen(**({"models": ("t1",), "series": 60} | changes))
+
+
+def study(results):
+    chosen = points(results)
+    return figures.Study(chosen.runs, chosen.points, results, colours(results))
+
+
+def changed(results, rows, **values):
+    """The same with other values in the rows for which `rows` holds."""
+    table = results.results.copy()
+    for name, value in values.items():
+        table.loc[rows, name] = value
+    return replace(results, results=table)
+
+
+def half_measured(**changes):
+    """PLAID is measured with a counter, the others are estimated."""
+    measured, estimated = small(measured=True, **changes), small(**changes)
+    a, b = only(measured, measured.results["dataset"] == "PLAID"), only(estimated, estimated.results["dataset"] != "PLAID")
+    tables = ("results", "windows", "predictions", "channels")
+    return replace(a, **{t: pd.concat([getattr(a, t), getattr(b, t)], ignore_index=True) for t in tables})
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    return figures.draw(small(), folder), folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _style():
+    with matplotlib.style.context(figures.STYLE, after_reset=True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """Every figure there is, in memory: name → drawing."""
+    of = study(half_measured(models=("t1", "t2")))
+    return {name: make(of) for name, make in figures.FIGURES.items()}
+
+
+def texts(figure):
+    """All text that is drawn; labels of ticks outside an axis are there but not drawn."""
+    hidden = set()
+    for axes in figure.axes:
+        for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
+            ticks = axis.get_major_ticks() + axis.get_minor_ticks()
+            hidden |= {label for tick in ticks for label in (tick.label1, tick.label2) if not low <= tick.get_loc() <= high or not axes.get_visible()}
+    there = [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip() and t not in hidden]
+    return [t for t in there if t.axes is None or t.axes.get_visible()]
+
+
+def test_every_figure_is_drawn_as_pdf_and_png_and_the_notes_say_why_one_is_not(drawn):
+    files, folder = drawn
+    names = [n for n in figures.FIGURES if not n.endswith("_measured")]
+    assert [f.name for f in files] == [f"{n}.{kind}" for n in names for kind in ("pdf", "png")] + ["notes.md"]
+    assert sorted(f.name for f in folder.iterdir()) == sorted(f.name for f in files)
+    assert all(f.read_bytes().startswith({".pdf": b"%PDF", ".png": b"\x89PNG"}[f.suffix]) for f in files[:-1])
+    notes = files[-1].read_text()
+    assert "## windows_measured\n\nNot drawn: no record has windows with measured energy." in notes
+    assert "Invalid records left out: 3." in notes
+    assert "Setup: A CPU, batch 1, 1 thread." in notes
+
+
+def test_equal_results_give_equal_bytes_in_another_process_too(drawn, tmp_path):
+    files, _ = drawn
+    environment = os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"}
+    subprocess.run([sys.executable, "-c", DRAW, str(Path(__file__).parent), str(tmp_path)], check=True, env=environment)
+    assert {f.name: (tmp_path / f.name).read_bytes() == f.read_bytes() for f in files} == {f.name: True for f in files}
+
+
+def test_all_text_is_readable_and_inside_the_figure(everything):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for name, drawing in everything.items():
+        canvas = FigureCanvasAgg(drawing.figure)
+        canvas.draw()
+        whole = drawing.figure.bbox.padded(2)
+        assert drawing.figure.get_figwidth() in (figures.COLUMN_IN, figures.PAGE_IN), name
+        for text in texts(drawing.figure):
+            assert text.get_fontsize() >= 7, (name, text.get_text())
+            box = text.get_window_extent(canvas.get_renderer())
+            assert all(whole.contains(x, y) for x, y in box.corners()), (name, text.get_text())
+
+
+def test_estimates_carry_a_dagger_and_measurements_share_no_figure_with_them(everything):
+    for side, panels in (("measured", {"PLAID"}), ("estimated", set(DATASETS) - {"PLAID"})):
+        for name in ("accuracy_energy", "windows"):
+            drawing = everything[f"{name}_{side}"]
+            assert {d for d in DATASETS for a in drawing.figure.axes if a.get_title().startswith(d)} == panels
+            assert any("†" in t.get_text() for t in texts(drawing.figure)) == (side == "estimated")
+            assert (figures.ESTIMATED in drawing.notes) == (side == "estimated")
+
+
+def test_savings_of_both_kinds_are_in_rows_of_their_own():
+    results = half_measured()
+    figure = figures.ratio(study(results)).figure
+    labelled = {a.get_ylabel().replace("\n", " "): a for a in figure.axes if a.get_ylabel()}
+    assert list(labelled) == ["measured energy saving (%)", "estimated energy saving† (%)", "speedup (wall time)"]
+    rows = [figure.axes[k : k + 3] for k in (0, 3, 6)]
+    lines = [[len(a.containers) for a in row] for row in rows]  # the panels are ElectricDevices, PLAID, RefrigerationDevices
+    assert lines == [[0, 1, 0], [1, 0, 1], [1, 1, 1]]
+
+
+def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
+    drawing = figures.pruning_ways(study(small(models=("t1", "t2"))))
+    assert [a.get_title() for a in drawing.figure.axes] == [f"{d} · {m}" for m in ("t1", "t2") for d in DATASETS]
+    for axes in drawing.figure.axes:
+        lines = [c.lines[0] for c in axes.containers]
+        assert len(lines) == 4
+        assert {line.get_ydata()[0] for line in lines} == {0.0}
+        assert all(len(line.get_xdata()) == 3 for line in lines)
+
+
+def test_invalid_records_change_nothing_but_their_count():
+    results = small()
+    invalid = ~results.results["valid"]
+    absurd = changed(results, invalid, accuracy=0.0, speedup=1e6, estimated_j=1e9)
+    without = points(only(results, ~invalid))
+    pd.testing.assert_frame_equal(points(absurd).points, without.points)
+    assert points(absurd).notes[0] == f"Invalid records left out: {invalid.sum()}."
+    assert without.notes[0] == "Invalid records left out: 0."
+
+
+def test_seeds_are_a_mean_with_their_range_or_interval():
+    one, two, three = (points(frozen(DATASETS[:1], ("t1",), seeds)) for seeds in ((0,), (0, 1), (0, 1, 2)))
+    way = ("ElectricDevices", "t1", "l1", "global", 0.5, "none", "eager")
+
+    def point(of):
+        return of.points.set_index(WAY).loc[way], of.runs.set_index(WAY).loc[[way]]
+
+    p, runs = point(one)
+    assert (p["n"], p["speedup_lo"], p["speedup_hi"]) == (1, runs["speedup_lo"].iloc[0], runs["speedup_hi"].iloc[0])
+    assert p["estimated_saving_pct_lo"] == runs["estimated_saving_lo"].iloc[0]
+    p, runs = point(two)
+    assert (p["n"], p["speedup_lo"], p["speedup_hi"]) == (2, runs["speedup"].min(), runs["speedup"].max())
+    p, runs = point(three)
+    assert p["n"] == 3
+    assert p["speedup"] == pytest.approx(runs["speedup"].mean())
+    assert p["speedup_hi"] - p["speedup"] == pytest.approx(4.302653 * runs["speedup"].std() / math.sqrt(3), rel=1e-6)
+
+
+def test_the_commonest_setup_is_shown_and_the_others_are_counted():
+    results = small(seeds=(0, 1, 2))
+    rare = results.results["seed"] == 2
+    chosen = points(changed(results, rare, batch_size=32, speedup=1e6))
+    assert set(chosen.runs["batch_size"]) == {1}
+    assert chosen.points["speedup"].max() < 100
+    assert f"That is the commonest of 2 setups; records of the others left out: {(rare & results.results['valid']).sum()}." in chosen.notes
+
+
+def test_records_of_another_recipe_are_not_averaged_in():
+    results = small(seeds=(0, 1, 2))
+    rare = results.results["seed"] == 2
+    chosen = points(changed(results, rare, recipe="other", accuracy=0.0))
+    assert chosen.points["accuracy_pct"].min() > 10
+    assert any("training recipes left out" in note for note in chosen.notes)
+
+
+def test_the_front_has_what_nothing_beats_in_both():
+    table = pd.DataFrame({"j": [1, 2, 2, 3, 4, 5], "accuracy": [50, 60, 55, 58, 70, 70], "name": list("abcdef")})
+    assert list(figures._front(table, "j", "accuracy")["name"]) == ["a", "b", "e"]
+
+
+def test_pairs_that_were_not_measured_are_hatched_and_not_zero():
+    results = small()
+    figure = figures.quant_runtime(study(results)).figure
+    valid = results.results[results.results["valid"] & (results.results["ratio"] == 0)]
+    for axes, dataset in zip(figure.axes, DATASETS, strict=False):
+        there = valid[valid["dataset"] == dataset].drop_duplicates(["mode", "runtime"])
+        modes, runtimes = there["mode"].nunique(), there["runtime"].nunique()
+        shown = axes.images[0].get_array()
+        assert shown.count() == len(there) == len(axes.texts)
+        assert len(axes.patches) == modes * runtimes - len(there) == shown.mask.sum()
+
+
+def test_a_heat_map_without_dense_pairs_says_at_which_ratio_it_is():
+    results = small()
+    pruned = only(results, (results.results["ratio"] > 0) | (results.results["mode"] + results.results["runtime"] == "noneeager"))
+    assert any(note.startswith("At pruning ratio 0.3 (l1 global)") for note in figures.quant_runtime(study(pruned)).notes)
+
+
+def test_a_unit_has_the_colour_of_the_smallest_ratio_at_which_it_is_gone():
+    results = small(datasets=("PLAID",), seeds=(0,))
+    drawing = figures.channels(study(results))
+    heads = drawing.figure.axes[0].images[0].get_array()
+    r = results.results
+    ids = {q: r[(r["method"] == "l1") & (r["scope"] == "global") & (r["ratio"] == q) & (r["mode"] == "bf16")]["run_id"] for q in (0.3, 0.5)}
+    assert all(len(found) == 0 for found in ids.values())
+    # Several runtimes have that ratio; the figure takes the first by mode and runtime: dynamic in ONNX Runtime.
+    of = r[(r["method"] == "l1") & (r["scope"] == "global") & (r["mode"] == "dynamic")].set_index("ratio")["run_id"]
+    kept = results.channels[results.channels["kind"] == "head"].set_index(["run_id", "layer", "unit"])["kept"]
+    for layer in range(2):
+        for unit in range(4):
+            gone = [k for k, q in enumerate((0.3, 0.5)) if not kept[of[q], layer, unit]]
+            assert heads[layer, unit] == (gone[0] if gone else 2)
+
+
+def test_the_share_of_the_peak_is_what_it_says():
+    results = small(datasets=("PLAID",), seeds=(0,))
+    results = changed(results, results.results["valid"], macs=2_000_000, series_per_s=1000.0, peak_gmacs=40.0)
+    axes = figures.roofline(study(results)).figure.axes[0]
+    assert {round(float(x), 9) for line in axes.lines for x in line.get_xdata()} == {5.0}
+
+
+def test_the_widest_run_is_shown_with_its_outlier_ringed():
+    results = small(datasets=("PLAID",), series=20)
+    r = results.results
+    run = r[(r["mode"] == "bf16") & (r["seed"] == 1)].iloc[0]
+    windows = results.windows.copy()
+    planted = windows[(windows["run_id"] == run["run_id"]) & (windows["subject"] == "artifact")].index[2]
+    windows.loc[planted, "energy_j"] *= 1.5
+    drawing = figures.windows(study(replace(results, windows=windows)), "estimated")
+    assert any(note.startswith("PLAID, widest") and "openvino, bf16, not pruned, seed 1" in note for note in drawing.notes)
+    rings = [
+        line
+        for line in drawing.figure.axes[0].lines
+        if line.get_markeredgecolor() == COLOURS[1] and line.get_marker() == "o" and len(line.get_xdata())
+    ]
+    assert windows.loc[planted, "order"] in [x for line in rings for x in line.get_xdata()]
+
+
+def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point():
+    results = small(datasets=("PLAID",))
+    results = changed(results, results.results["ratio"] == 0.5, accuracy_drop_pt=1.5, bytes=10)
+    winner = results.results[(results.results["ratio"] == 0.3) & results.results["valid"]].index[0]
+    results = changed(results, winner, accuracy_drop_pt=0.9, bytes=20)
+    drawing = figures.confusion(study(results))
+    run = results.results.loc[winner]
+    assert any(f"{run['runtime']}" in n and "pruned 0.3" in n and "smallest that loses at most 1 point: +0.9" in n for n in drawing.notes)
+    before, after = (a.images[0].get_array() for a in drawing.figure.axes[:2])
+    mine = results.predictions[results.predictions["run_id"] == run["run_id"]]
+    for shown, column in ((before, "dense_predicted"), (after, "predicted")):
+        for y, label in enumerate(CLASSES):
+            for x, said in enumerate(CLASSES):
+                share_pct = 100 * ((mine["label"] == label) & (mine[column] == said)).sum() / (mine["label"] == label).sum()
+                assert shown[y, x] == pytest.approx(share_pct)
+
+
+def test_nothing_worth_a_figure_is_a_note_and_no_crash_and_old_figures_go(tmp_path):
+    results = small(datasets=("PLAID",), seeds=(0,), series=20)
+    dense = only(results, (results.results["ratio"] == 0) & (results.results["mode"] + results.results["runtime"] == "noneeager"))
+    dense = replace(dense, results=dense.results.assign(peak_gmacs=float("nan")))
+    (tmp_path / "ratio.pdf").write_text("of an older store")
+    (tmp_path / "mine.pdf").write_text("not of the study")
+    files = figures.draw(dense, tmp_path)
+    assert [f.name for f in files] == ["windows_estimated.pdf", "windows_estimated.png", "notes.md"]
+    assert not (tmp_path / "ratio.pdf").exists()
+    assert (tmp_path / "mine.pdf").exists()
+    notes = files[-1].read_text()
+    assert notes.count("Not drawn: ") == len(figures.FIGURES) - 1
+    for reason in (
+        "nothing was pruned",
+        "nothing was compressed",
+        "ranks need at least 3 datasets, there are 1",
+        "(peak_gmacs)",
+        "nothing to compare",
+    ):
+        assert reason in notes
+
+
+def test_without_a_valid_record_there_are_only_notes(tmp_path):
+    results = small(datasets=("PLAID",), seeds=(0,), series=20)
+    files = figures.draw(changed(results, results.results["valid"], valid=False), tmp_path)
+    assert [f.name for f in files] == ["notes.md"]
+    assert files[0].read_text().count("Not drawn: there is no valid record.") == len(figures.FIGURES)
+
+
+def test_ranks_say_what_so_few_datasets_can_tell(everything):
+    notes = everything["critical_difference"].notes
+    assert any("With 3 datasets Wilcoxon's test can tell no pair apart: its smallest p is 0.25" in note for note in notes)
+
+
+def test_the_style_has_the_colours_of_all_pictures():
+    style = matplotlib.rc_params_from_file(figures.STYLE, use_default_template=False)
+    assert style["axes.prop_cycle"].by_key()["color"] == COLOURS

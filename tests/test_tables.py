@@ -1,0 +1,322 @@
+"""Tables of made-up results: what stands in them, what does not, and that they are the same every time."""
+
+import csv
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from report_data import frozen, only
+from test_statistics import both
+from tsexp.report import claims, tables
+from tsexp.report.statistics import aggregate
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return frozen()
+
+
+@pytest.fixture(scope="module")
+def small():
+    return frozen(datasets=("PLAID",), models=("t1",))
+
+
+MADE = {}
+
+
+def made(results):
+    """Name → table, made once."""
+    if id(results) not in MADE:
+        MADE[id(results)] = results, {t.name: t for t in tables.tables(results)[0]}
+    return MADE[id(results)][1]
+
+
+def lines(table):
+    """Cells of the Markdown, head first."""
+    text = [line for line in tables.markdown(table).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text if not line.startswith("|:")]
+
+
+def numbers(table):
+    return list(csv.DictReader(io.StringIO(tables.csv(table))))
+
+
+def test_written_twice_they_are_the_same_bytes(whole, tmp_path):
+    for name in ("a", "b"):
+        files, _ = tables.write(frozen(), tmp_path / name)
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in files)
+    assert {f"{n}.{e}" for n in ("datasets", "dense", "pruning", "quantization", "hybrids", "claims") for e in ("tex", "md", "csv")} | {
+        "notes.md"
+    } == {p.name for p in files}
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "a" / file.name).read_bytes()
+
+
+def test_estimates_carry_a_dagger_and_measurements_do_not(small):
+    for table in made(small).values():
+        if table.name in ("datasets", "claims"):
+            continue
+        head, *cells = lines(table)
+        estimated = [i for i, h in enumerate(head) if h.startswith(("saving", "mJ"))]
+        assert estimated
+        assert all(head[i].endswith("†") and row[i].endswith("†") for i in estimated for row in cells)
+        assert "† estimated" in table.caption
+    counted = made(frozen(datasets=("PLAID",), models=("t1",), measured=True))
+    assert "†" not in "".join(map(tables.markdown, counted.values()))
+    assert not any("estimate" in key for table in counted.values() for row in numbers(table) for key in row)
+
+
+def test_measured_and_estimated_energy_never_share_a_column(small):
+    counter = frozen(datasets=("RefrigerationDevices",), models=("t1",), measured=True)
+    table = made(both(small, counter))["dense"]
+    head, *cells = lines(table)
+    measured, estimated = head.index("mJ/series"), head.index("mJ/series†")
+    assert [(row[measured] == "–", row[estimated] == "–") for row in cells] == [(True, False), (False, True)]
+    assert "energy from" in head
+
+
+def test_invalid_records_stay_out_and_are_counted(small):
+    head, *cells = lines(made(small)["quantization"])
+    (static,) = [row for row in cells if row[head.index("mode")] == "static" and row[head.index("runtime")] == "openvino"]
+    assert static[head.index("n")] == "1"
+    assert "1 invalid record left out." in made(small)["quantization"].caption
+    assert "invalid" not in made(small)["pruning"].caption
+    without = replace(small, results=small.results.assign(valid=small.results["valid"] & (small.results["runtime"] != "openvino")))
+    assert "openvino" not in tables.markdown(made(without)["quantization"])
+    assert "4 invalid records left out." in made(without)["quantization"].caption
+
+
+def test_warnings_are_marked_and_explained(small):
+    head, *cells = lines(made(small)["pruning"])
+    marked = [row for row in cells if "⚠" in row[head.index("n")]]
+    assert [[row[head.index(k)] for k in ("method", "scope", "ratio", "n")] for row in marked] == [["l2", "local", "0.5", "2 ⚠"]]
+    assert "⚠ a record has a warning" in made(small)["pruning"].caption
+    assert "⚠" not in tables.markdown(made(small)["dense"])
+
+
+def test_batch_sizes_are_kept_apart(small):
+    def at(batch, seeds=(0, 1)):
+        results = small.results.assign(batch_size=batch)
+        for key in ("config", "signature"):
+            results[key] += f"-{batch}"
+        return replace(small, results=results)
+
+    head, *cells = lines(made(replace(both(at(1), at(32)), predictions=small.predictions))["dense"])
+    assert [row[head.index("batch")] for row in cells] == ["1", "32"]
+    assert "batch" not in lines(made(small)["dense"])[0]
+    assert "batch 1" in made(small)["dense"].caption
+
+
+def test_rows_that_nothing_else_tells_apart_show_what_they_differ_in(small):
+    longer = small.results.assign(finetune_epochs=small.results["finetune_epochs"] * 4)
+    for key in ("config", "signature"):
+        longer[key] += "-long"
+    head, *cells = lines(made(replace(both(small, replace(small, results=longer)), predictions=small.predictions))["pruning"])
+    assert {row[head.index("tuned epochs")] for row in cells} == {"5", "20"}
+    assert "config" not in head
+    unknown = small.results.assign(**{key: small.results[key] + "-x" for key in ("signature",)}, config="x" + small.results["config"])
+    head, *cells = lines(made(replace(both(small, replace(small, results=unknown)), predictions=small.predictions))["pruning"])
+    assert "config" in head
+    assert "tuned epochs" not in head
+
+
+def test_the_csv_has_every_number_in_full(small):
+    rows = aggregate(small)
+    table = numbers(made(small)["pruning"])
+    assert len(table) == ((rows["ratio"] > 0) & (rows["mode"] == "none")).sum()
+    for line in table:
+        (row,) = rows[rows["config"] == line["config"]].to_dict("records")
+        for key in ("accuracy_pct", "accuracy_pct_lo", "drop_pt_hi", "estimated_saving_pct", "speedup_lo", "mcnemar_p"):
+            assert float(line[key]) == row[key]
+        assert line["seeds"] == "0 1"
+        assert line["degradation"] == row["degradation"]
+
+
+def test_the_dense_model_is_not_compared_with_itself(small):
+    head, first, *_ = lines(made(small)["quantization"])
+    assert [first[head.index(k)] for k in ("mode", "runtime", "drop, points", "kept?", "p")] == ["none", "eager", "–", "reference", "–"]
+
+
+def test_datasets_tell_what_the_results_know_of_them(small):
+    (line,) = numbers(made(small)["datasets"])
+    labels = small.predictions.loc[small.predictions["run_id"] == small.results["run_id"][0], "label"]
+    assert (line["dataset"], line["test_series"], line["classes"], line["records"], line["invalid_records"]) == ("PLAID", "200", "3", "40", "1")
+    assert float(line["largest_class_pct"]) == pytest.approx(100 * labels.value_counts().max() / 200)
+
+
+def tex_cells(line):
+    return re.split(r"(?<!\\)&", line.removesuffix(r"\\"))
+
+
+def test_latex_is_ascii_with_whole_rows_and_the_rules_of_booktabs(whole):
+    for table in made(whole).values():
+        text = tables.latex(table)
+        assert text.isascii(), [c for c in text if not c.isascii()]
+        assert re.findall(r"\\begin{(\w+)}", text) == re.findall(r"\\end{(\w+)}", text)[::-1]
+        assert all(text.count(rule) >= 1 for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+        assert rf"\label{{tab:{table.name}}}" in text
+        assert text.count("{") == text.count("}")
+        assert text.count("$") % 2 == 0
+        inside = text.split(r"\toprule", 1)[1]
+        counts = {len(tex_cells(line)) for line in inside.splitlines() if "&" in line}
+        assert counts == {table.shown.shape[1]}
+        assert not re.search(r"(?<!\\)[%#_]", "\n".join(text.splitlines()[1:]))
+    assert r"\begin{longtable}" in tables.latex(made(whole)["pruning"])
+    assert r"2 \textsuperscript{!}" in tables.latex(made(whole)["pruning"])
+    assert r"\textdagger{}" in tables.latex(made(whole)["dense"])
+
+
+def test_a_partial_report_says_what_is_missing_and_removes_older_tables(small, tmp_path):
+    tables.write(small, tmp_path)
+    assert (tmp_path / "hybrids.md").exists()
+    (tmp_path / "mine.md").write_text("kept")
+    files, said = tables.write(only(small, small.results["ratio"] == 0), tmp_path)
+    assert sorted({p.stem for p in files}) == ["claims", "datasets", "dense", "notes", "quantization"]
+    assert not (tmp_path / "hybrids.md").exists()
+    assert (tmp_path / "mine.md").read_text() == "kept"
+    assert any(note.startswith("no table hybrids: no valid record") for note in said)
+    assert "no table pruning" in (tmp_path / "notes.md").read_text()
+    none = replace(small, results=small.results.assign(valid=False, invalid_reasons="why"))
+    files, said = tables.write(none, tmp_path)
+    assert sorted({p.stem for p in files}) == ["claims", "datasets", "notes"]
+    assert "not measured" in (tmp_path / "claims.md").read_text()
+
+
+STATIC, SPEED, ENERGY, EIGHT_BIT, HYBRID = (claim.name for claim in claims.CLAIMS)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Of one dataset and model, with measured energy and everything the same as dense."""
+    rows = aggregate(frozen(datasets=("PLAID",), models=("t1",), measured=True))
+    for name, value in (("speedup", 1.0), ("measured_saving_pct", 0.0), ("drop_pt", 0.0)):
+        rows[[name, f"{name}_lo", f"{name}_hi"]] = value
+    return rows.assign(degradation=np.where(rows["degradation"] == "reference", "reference", "kept"))
+
+
+def answer(rows, name):
+    overall, *each = [a for a in claims.answers(rows) if a.claim.name == name]
+    assert len(each) == 1
+    assert overall.verdict == each[0].verdict
+    return each[0]
+
+
+def changed(rows, where, **values):
+    rows = rows.copy()
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            rows.loc[where, [name, f"{name}_lo", f"{name}_hi"]] = value
+        else:
+            rows.loc[where, name] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("speedup", "accuracy", "verdict"),
+    [
+        ((1.8, 1.7, 1.9), "kept", "reproduced"),
+        ((1.8, 1.7, 1.9), "undecided", "undecided"),
+        ((1.8, 1.7, 1.9), "lost", "not reproduced"),
+        ((1.6, 1.5, 1.7), "kept", "undecided"),
+        ((1.5, 1.4, 1.6), "kept", "not reproduced"),
+    ],
+)
+def test_a_speedup_counts_only_with_its_accuracy(rows, speedup, accuracy, verdict):
+    fast = (rows["ratio"] == 0.5) & (rows["method"] == "l1") & (rows["scope"] == "local")
+    found = answer(changed(rows, fast, speedup=speedup, degradation=accuracy), SPEED)
+    assert found.verdict == verdict
+    if accuracy != "lost":
+        assert found.change == pytest.approx(speedup)
+        assert "l1 local 0.5, none in eager" in found.why
+
+
+def test_a_small_but_certain_effect_does_not_hide_a_large_one_that_is_open(rows):
+    l1 = (rows["method"] == "l1") & (rows["mode"] == "none")
+    some = changed(rows, l1 & (rows["ratio"] == 0.3), speedup=(1.1, 1.0, 1.2))
+    assert answer(some, SPEED).verdict == "not reproduced"
+    assert answer(changed(some, l1 & (rows["ratio"] == 0.5), speedup=(1.9, 1.8, 2.0), degradation="undecided"), SPEED).verdict == "undecided"
+
+
+def test_other_ways_to_prune_do_not_speak_for_l1(rows):
+    assert answer(changed(rows, rows["method"] == "l2", speedup=(3.0, 2.9, 3.1)), SPEED).verdict == "not reproduced"
+
+
+def test_a_faster_runtime_is_not_a_saving_of_quantization(rows):
+    onnx = rows["runtime"] == "onnxruntime"
+    faster = changed(rows, onnx, measured_saving_pct=(60.0, 60.0, 60.0))
+    found = answer(faster, STATIC)
+    assert found.verdict == "not reproduced"
+    assert found.change.value == pytest.approx(0)
+    static = onnx & (rows["mode"] == "static") & (rows["ratio"] == 0)
+    found = answer(changed(faster, static, measured_saving_pct=(80.0, 79.0, 81.0)), STATIC)
+    assert found.verdict == "reproduced"  # half of what fp32 takes there
+    assert found.change == pytest.approx((-50.0, -52.5, -47.5))
+    assert "-80.0 % against dense eager" in found.why
+    without = faster[~((rows["mode"] == "none") & (rows["ratio"] == 0) & (rows["runtime"] != "eager"))]
+    assert answer(without, STATIC).verdict == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("saving", "said"),
+    [((50.0, 49.0, 51.0), "reaches it"), ((40.0, 30.0, 50.0), "may reach it"), ((5.0, 4.0, 6.0), "same way, but"), ((-5.0, -6.0, -4.0), "other way")],
+)
+def test_an_estimate_neither_reproduces_nor_refutes(rows, saving, said):
+    estimated = rows.assign(energy="estimated", measured_j=np.nan, measured_saving_pct=np.nan)
+    estimated[["estimated_saving_pct", "estimated_saving_pct_lo", "estimated_saving_pct_hi"]] = 0.0
+    estimated = changed(estimated, (rows["method"] == "l1") & (rows["mode"] == "none"), estimated_saving_pct=saving)
+    estimated = changed(estimated, estimated["runtime"] != "eager", estimated_saving_pct=(-90.0, -90.0, -90.0))
+    estimated = estimated[(estimated["runtime"] == "eager")]
+    found = answer(estimated, ENERGY)
+    assert found.verdict == "not measurable here"
+    assert found.estimated
+    assert said in found.why
+
+
+def test_the_worst_of_the_8_bit_formats_speaks_for_their_accuracy(rows):
+    eight = (rows["ratio"] == 0) & rows["mode"].isin(["dynamic", "static"])
+    for drop, verdict in (((0.2, -0.5, 0.9), "reproduced"), ((1.6, 1.0, 2.2), "undecided"), ((3.0, 2.0, 4.0), "not reproduced")):
+        found = answer(changed(rows, eight & (rows["runtime"] == "openvino"), drop_pt=drop), EIGHT_BIT)
+        assert found.verdict == verdict
+        assert found.change == pytest.approx((-drop[0], -drop[2], -drop[1]))
+        assert "static in openvino" in found.why
+    assert "costs less than claimed" in answer(rows, EIGHT_BIT).why
+
+
+def test_hybrids_claim_a_maximum(rows):
+    one = (rows["ratio"] == 0.5) & (rows["mode"] == "static")
+    assert answer(rows, HYBRID).verdict == "not reproduced"
+    assert answer(changed(rows, one, measured_saving_pct=(50.0, 47.0, 53.0)), HYBRID).verdict == "reproduced"
+
+
+def test_over_all_the_verdicts_are_counted(rows):
+    other = rows.assign(dataset="ElectricDevices", config=rows["config"] + "e")
+    hybrid = (rows["ratio"] == 0.5) & (rows["mode"] == "static")
+    l1 = (rows["method"] == "l1") & (rows["mode"] == "none") & (rows["runtime"] == "eager")
+    good = changed(rows, hybrid, measured_saving_pct=(50.0, 47.0, 53.0))
+    good = changed(good, l1, speedup=(2.0, 1.9, 2.1))
+    overall = {a.claim.name: a for a in claims.answers(pd.concat([good, other], ignore_index=True)) if a.dataset == "all"}
+    assert overall[SPEED].verdict == "reproduced in 1 of 2"
+    assert overall[HYBRID].verdict == "reproduced"  # it says "up to"
+    assert "not measured: RefrigerationDevices t1" in overall[SPEED].why
+
+
+def test_embedded_data_alone_answers_nothing():
+    found = claims.answers(aggregate(frozen(datasets=("ACSF1",), models=("t3",))))
+    assert [a.verdict for a in found] == ["not measured"] * 5
+    assert all("there is ACSF1 t3; run python -m tsexp -m experiment=paper" in a.why for a in found)
+
+
+def test_the_table_of_claims_keeps_estimates_in_their_own_column(small):
+    head, *cells = lines(made(small)["claims"])
+    ours, estimate = head.index("ours"), head.index("ours, estimated†")
+    for row in cells:
+        energy = row[0].endswith("energy") and row[head.index("dataset")] != "all"
+        assert bool(row[estimate]) == energy
+        assert not (row[ours] and row[estimate])
+    line = next(row for row in numbers(made(small)["claims"]) if row["claim"] == ENERGY and row["dataset"] == "PLAID")
+    assert float(line["estimate_lo"]) < float(line["estimate"]) < float(line["estimate_hi"])
+    assert line["ours"] == ""
