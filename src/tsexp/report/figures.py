@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
 VARIES_ALONG_X = "prune.ratio"
+NAMED_LINES = 24
+"""More lines than this are not named: the legend would leave no room for them, and colours repeat. Reports split them into tables and figures."""
 
 
 def sweep_figure(rows: list[Row], path: Path) -> Path | None:
@@ -54,9 +56,10 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     right.axhline(0, color="0.6", lw=0.8, zorder=0)
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    if len(lines) > 1:
+    if 1 < len(lines) <= NAMED_LINES:
         figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    note = "bars: 95 % intervals of the paired difference to dense fp32" + (f"; {ESTIMATE} estimated from CPU time" if mark else "")
+    many = f"{len(lines)} combinations, too many to name; " if len(lines) > NAMED_LINES else ""
+    note = many + "bars: 95 % intervals of the paired difference to dense fp32" + (f"; {ESTIMATE} estimated from CPU time" if mark else "")
     figure.supxlabel(note, fontsize=7, color="0.4", x=0.01, ha="left")
     save(figure, path)
     return path
