@@ -193,3 +193,26 @@ def test_unsupported_pair_names_what_is_supported(home):
     with pytest.raises(Unsupported) as caught:
         runtimes.check(replace(home[0].quant, mode="bf16"), RuntimeConfig("onnxruntime", "cpu"))
     assert "onnxruntime  cpu   none, dynamic, static, qat, weight_only" in str(caught.value)
+
+
+def test_a_gpu_that_this_build_of_onnx_runtime_cannot_use_is_refused_before_any_work(tiny, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(ConfigError, match="onnxruntime-gpu"):
+        runtimes.check(tiny.quant, RuntimeConfig("onnxruntime", "cuda"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
+def test_onnx_runtime_does_not_fall_back_on_the_cpu_silently(home):
+    artifact, _ = deploy(home, "onnxruntime", "none")
+    with pytest.raises(RuntimeError, match="not on CUDAExecutionProvider"):
+        onnxruntime.OnnxPredictor(artifact.folder / onnxruntime.FILE, 1, device="cuda")
+
+
+def test_another_build_of_a_library_is_that_library(monkeypatch):
+    def only_the_gpu_build(name):
+        if name == "onnxruntime":
+            raise runtimes.metadata.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(runtimes.metadata, "version", only_the_gpu_build)
+    assert runtimes._version("onnxruntime") == "1.0"

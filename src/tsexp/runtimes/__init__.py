@@ -10,7 +10,7 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
     Write the artifact's files; return ``parameters`` and ``macs``, counted on what was written. Must leave `model` as it was.
 ``load(folder, mode, device, threads)``
     Return a `Predictor`.
-``ready(quant)``
+``ready(quant, device)``
     Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any work.
 ``machine()``
     Optional. What of the machine an artifact depends on; like a version, another one is another artifact.
@@ -18,6 +18,7 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -168,7 +169,7 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
         hint = "; pip install 'tsexp[runtimes]' brings it" if runtime.name in RUNTIMES else ""
         raise ConfigError(f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not installed{hint}")
     if hasattr(module, "ready"):
-        module.ready(quant)
+        module.ready(quant, runtime.device)
 
 
 def candidates(quant: QuantConfig, runtime: RuntimeConfig) -> list[RuntimeConfig]:
@@ -221,11 +222,15 @@ def _packages(quant: QuantConfig, runtime: RuntimeConfig) -> tuple[str, ...]:
     return packages.get("every", ()) + packages.get(quant.mode, ()) + tuning
 
 
+BUILDS = {"onnxruntime": ("onnxruntime-gpu",)}
+"""Other distributions that bring the same library."""
+
+
 def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    for name in (package, *BUILDS.get(package, ())):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
 
 
 def versions(quant: QuantConfig, runtime: RuntimeConfig) -> dict[str, str | None]:

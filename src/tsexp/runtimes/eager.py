@@ -26,7 +26,7 @@ SUPPORTED = {"none": ("cpu", "cuda"), "bf16": ("cpu",), "dynamic": ("cpu",), "we
 PACKAGES = {"dynamic": ("torchao",), "weight_only": ("torchao",)}
 
 
-def ready(quant: QuantConfig) -> None:
+def ready(quant: QuantConfig, device: str) -> None:
     """Refuse 4-bit weights: torchao's kernels for them are for GPUs."""
     if quant.mode == "weight_only" and quant.weight_bits != 8:
         raise Unsupported(f"quant.weight_bits={quant.weight_bits} with runtime=eager is not supported on cpu; runtime=onnxruntime has it")

@@ -37,7 +37,7 @@ BATCHES = (31, 37, 41, 43, 47, 53, 59, 61)
 PRODUCTS = ("linear", "mm", "scaled_dot_product", "conv")
 
 
-def ready(quant: QuantConfig) -> None:
+def ready(quant: QuantConfig, device: str) -> None:
     """Refuse calibrations that PT2E does not have, and machines without a C++ compiler."""
     from torch._inductor import cpp_builder, exc
 

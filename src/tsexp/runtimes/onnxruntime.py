@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from tsexp.config import ConfigError, QuantConfig
 from tsexp.data import FloatArray
 from tsexp.models import Classifier
 from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
-SUPPORTED = dict.fromkeys(("none", "dynamic", "static", "qat", "weight_only"), ("cpu",))
+SUPPORTED = {"none": ("cpu", "cuda"), **dict.fromkeys(("dynamic", "static", "qat", "weight_only"), ("cpu",))}
 PACKAGES = {"every": ("onnxruntime", "onnx", "onnxscript")}
 
 FILE = "model.onnx"
@@ -30,6 +31,21 @@ DISABLED = ("SkipLayerNormFusion",)
 
 INT8 = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "QAttention", "ConvInteger", "QLinearConv"}
 FLOAT = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "NhwcFusedConv", "Attention", "MultiHeadAttention"}
+
+
+PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
+
+
+def ready(quant: QuantConfig, device: str) -> None:
+    """Refuse a GPU that this build of ONNX Runtime cannot use: it would take the CPU without a word."""
+    import onnxruntime as ort
+
+    wanted = PROVIDERS[device][0]
+    if wanted not in ort.get_available_providers():
+        raise ConfigError(
+            f"runtime.device={device} with runtime=onnxruntime needs {wanted}, which the installed ONNX Runtime does not have; "
+            "pip install onnxruntime-gpu in place of onnxruntime"
+        )
 
 
 def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
@@ -155,14 +171,20 @@ def _weight_only(source: Path, bits: int, target: Path) -> None:
 
 def load(folder: Path, mode: str, device: str, threads: int) -> OnnxPredictor:
     """Load what `export` wrote."""
-    return OnnxPredictor(folder / FILE, threads)
+    return OnnxPredictor(folder / FILE, threads, device=device)
 
 
 class OnnxPredictor:
-    """Raw series → class scores with an ONNX file."""
+    """Raw series → class scores with an ONNX file.
 
-    def __init__(self, file: Path, threads: int, disabled: tuple[str, ...] = DISABLED) -> None:
-        self.file, self.threads, self.disabled = file, threads, list(disabled)
+    Raises
+    ------
+    RuntimeError
+        If the session does not run on the device: ONNX Runtime falls back on the CPU silently.
+    """
+
+    def __init__(self, file: Path, threads: int, disabled: tuple[str, ...] = DISABLED, device: str = "cpu") -> None:
+        self.file, self.threads, self.disabled, self.providers = file, threads, list(disabled), PROVIDERS[device]
         self.session = self._session()
 
     def __call__(self, series: FloatArray) -> FloatArray:
@@ -176,7 +198,12 @@ class OnnxPredictor:
         options.log_severity_level = 3
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
-        return ort.InferenceSession(self.file, options, providers=["CPUExecutionProvider"], disabled_optimizers=self.disabled)
+        session = ort.InferenceSession(self.file, options, providers=list(self.providers), disabled_optimizers=self.disabled)
+        if session.get_providers()[0] != self.providers[0]:
+            raise RuntimeError(
+                f"ONNX Runtime runs this model on {session.get_providers()[0]}, not on {self.providers[0]}: CUDA or cuDNN cannot be loaded"
+            )
+        return session
 
     def weights_digest(self) -> str:
         """Of the file: a session keeps its constants to itself."""

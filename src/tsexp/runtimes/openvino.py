@@ -38,7 +38,7 @@ COMPUTED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8"
 STORED = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 
-def ready(quant: QuantConfig) -> None:
+def ready(quant: QuantConfig, device: str) -> None:
     """Refuse entropy calibration: NNCF has no such estimator."""
     if quant.mode in CALIBRATED and quant.calibration == "entropy":
         raise Unsupported("quant.calibration=entropy with runtime=openvino is not supported; it has minmax and percentile")
