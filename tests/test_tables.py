@@ -3,6 +3,8 @@
 import csv
 import io
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -320,3 +322,14 @@ def test_the_table_of_claims_keeps_estimates_in_their_own_column(small):
     line = next(row for row in numbers(made(small)["claims"]) if row["claim"] == ENERGY and row["dataset"] == "PLAID")
     assert float(line["estimate_lo"]) < float(line["estimate"]) < float(line["estimate_hi"])
     assert line["ours"] == ""
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX")
+def test_latex_compiles_and_nothing_is_wider_than_the_page(whole, tmp_path):
+    files, _ = tables.write(whole, tmp_path)
+    inputs = "".join(rf"\input{{{f.name}}}\clearpage" for f in files if f.suffix == ".tex")
+    packages = r"\usepackage{booktabs,graphicx,longtable}\usepackage[margin=1cm,landscape]{geometry}"
+    (tmp_path / "all.tex").write_text(rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}")
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "all.tex"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout

@@ -120,8 +120,11 @@ def latex(table: Table) -> str:
     small = "\\scriptsize\\setlength{\\tabcolsep}{3pt}\n"
     if long:
         return f"% \\usepackage{{booktabs,longtable}}\n{{{small}{body}}}\n"
-    start = "\\begin{tabular}"  # a float begins in the normal size again
-    return f"% \\usepackage{{booktabs}}\n{body.replace(start, small + start)}"
+    # A float begins in the normal size again; a table wider than the text is shrunk to it.
+    start, end = "\\begin{tabular}", "\\end{tabular}"
+    shrunk = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{"
+    body = body.replace(start, small + shrunk + start).replace(end, end + "}")
+    return f"% \\usepackage{{booktabs,graphicx}}\n{body}"
 
 
 def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, ...], invalid: int) -> Table:
