@@ -27,7 +27,7 @@ MODES = ("none", "bf16", "weight_only", "dynamic", "static", "qat")
 LATEX = {"†": r"\textdagger{}", "⚠": r"\textsuperscript{!}", "≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$", "–": "--", "·": r"$\cdot$"}
 
 SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
-WIDTHS = {"claim": "p{2.2cm}", "paper": "p{1.8cm}", "verdict": "p{1.7cm}", "why": "p{5cm}"}
+WIDTHS = {"claim": "p{1.8cm}", "paper": "p{1.4cm}", "verdict": "p{1.5cm}", "why": "p{3.4cm}"}
 """Columns of prose break their lines."""
 
 
@@ -106,7 +106,7 @@ def csv(table: Table) -> str:
 def latex(table: Table) -> str:
     """A ``table`` (a ``longtable`` if it is long) with the rules of booktabs, in ASCII."""
     cells = table.shown.style.format(escape="latex").format_index(escape="latex", axis="columns").hide(axis="index")
-    long = len(table.shown) > LONG
+    long = len(table.shown) > LONG or "why" in table.shown  # prose takes several lines a row
     body = cells.to_latex(
         hrules=True,
         caption=table.caption.translate(SPECIAL),
@@ -119,7 +119,7 @@ def latex(table: Table) -> str:
         body = body.replace(sign, command)
     small = "\\scriptsize\\setlength{\\tabcolsep}{3pt}\n"
     if long:
-        return f"% \\usepackage{{booktabs,longtable}}\n{{{small}{body}}}\n"
+        return f"% \\usepackage{{booktabs,longtable}}\n{{{small}\\setlength{{\\LTcapwidth}}{{\\linewidth}}\n{body}}}\n"
     # A float begins in the normal size again; a table wider than the text is shrunk to it.
     start, end = "\\begin{tabular}", "\\end{tabular}"
     shrunk = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{"
