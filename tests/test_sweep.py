@@ -72,6 +72,7 @@ def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
     assert 1 <= len(measured) <= 2
     assert "skipped, prune.ratio=" in done.stdout
     assert "◆" in done.stdout
+    assert f"{len(measured)} jobs" in done.stdout  # what was proposed twice is shown once
     assert (tmp_path / "one" / "front.png").read_bytes().startswith(b"\x89PNG")
     solutions = (tmp_path / "one" / "optimization_results.yaml").read_text()
     assert "quant.mode: none" in solutions

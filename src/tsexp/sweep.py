@@ -100,6 +100,8 @@ class Sweep(Callback):
         outcomes = {int(p.parent.name): read_outcome(p.parent) for p in folder.glob(f"*/{OUTCOME}") if p.parent.name.isdigit()}
         ordered = [o for _, o in sorted(outcomes.items()) if o is not None]
         client = tracking.store(store)
+        if about["search"]:  # it may propose the same job again
+            ordered = list({o.run_id or i: o for i, o in reversed(list(enumerate(ordered)))}.values())[::-1]
         measured = [o for o in ordered if o.ok and o.run_id]
         # A job that was found has the name that it was first measured under; here it has this sweep's.
         rows = [replace(r, name=o.name) for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)]
