@@ -354,7 +354,7 @@ def channels(study: Study) -> Drawing:
                     axes.axvline(edge - 0.5, color="white", lw=min(0.8, 10 * layer_in))
             axes.grid(False)
             axes.tick_params(length=2)
-            axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
+            axes.yaxis.get_major_locator().set_params(integer=True, nbins=max(1, min(4, int(layer_in * len(table) / 0.16))))
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_title(f"{dataset} · {model}" if what == "head" else "", loc="left")
         left.set_ylabel("layer")
