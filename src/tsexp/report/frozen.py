@@ -103,8 +103,14 @@ COLUMNS = (
     Column("peak_mb", "float", "metric:memory/peak_mb", "of the measuring process, MiB"),
     Column("matmuls", "int", "", "products in the graph that runs"),
     Column("matmuls_int8", "int", "", "of them in int8"),
-    Column("number_format", "str", "", "fp32, bf16, int8: that of most products' fastest kind"),
-    Column("peak_gmacs", "float", "", "10⁹ multiply-accumulates per second of one large product in that format, seen in the same process", True),
+    Column("number_format", "str", "", "int8 if any product of the graph is, else bf16 if any is, else fp32"),
+    Column(
+        "peak_gmacs",
+        "float",
+        "",
+        "10⁹ multiply-accumulates per second and thread of one large product in that format, seen in the same process",
+        True,
+    ),
 )
 PARQUETS = ("results", "windows", "predictions", "channels")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.report.console import ESTIMATE
 from tsexp.report.figures import COLOURS
+from tsexp.report.front import front
 from tsexp.report.frozen import Frozen
 from tsexp.report.points import BARS, colours, points
 
@@ -134,8 +135,8 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
     fronts = []
     for dataset, axes in panels:
         here = shown[shown["dataset"] == dataset]
-        front = _front(here, f"{side}_j", "accuracy_pct")
-        axes.step(front[f"{side}_j"] * factor, front["accuracy_pct"], where="post", color="0.55", lw=1, zorder=1)
+        best = _front(here, f"{side}_j", "accuracy_pct")
+        axes.step(best[f"{side}_j"] * factor, best["accuracy_pct"], where="post", color="0.55", lw=1, zorder=1)
         for _, p in here.iterrows():
             x, colour, reduced = p[f"{side}_j"] * factor, study.colours[p["model"]], p["mode"] != "none"
             bars = _around(p, "accuracy_pct") if len(here) <= 12 else None  # of more, they would hide the points
@@ -150,7 +151,7 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
         axes.margins(0.12, 0.15)
         _log_ticks(axes.xaxis, here[f"{side}_j"] * factor)
         last, lift = (-math.inf, -math.inf), 0
-        for number, (_, p) in enumerate(front.iterrows(), 1):
+        for number, (_, p) in enumerate(best.iterrows(), 1):
             spot = (p[f"{side}_j"] * factor, p["accuracy_pct"])
             at = axes.transData.transform(spot)  # pixels, before the layout: near enough to keep numbers apart
             lift = 8 - lift if abs(at[0] - last[0]) < 14 and abs(at[1] - last[1]) < 14 else 0
@@ -379,9 +380,8 @@ def roofline(study: Study) -> Drawing:
     runs = study.runs[study.runs["peak_gmacs"].notna() & study.runs["series_per_s"].notna()]
     if runs.empty:
         raise CannotDraw("no record has the peak of its processor (peak_gmacs): it was measured by an older version")
-    # 2 operations for each multiply-accumulate, above and below.
     runs = runs.assign(
-        share_pct=100 * 2 * runs["macs"] * runs["series_per_s"] / (2 * 1e9 * runs["peak_gmacs"]),
+        share_pct=100 * runs["macs"] * runs["series_per_s"] / (1e9 * runs["peak_gmacs"] * runs["threads"]),  # the peak is that of one thread
         kind=[f"{r} · {m}" if m != "none" else f"{r} · fp32" for r, m in zip(runs["runtime"], runs["mode"], strict=True)],
     )
     where = ["dataset", "model", "method", "scope", "ratio", "runtime", "mode", "kind"]
@@ -407,7 +407,7 @@ def roofline(study: Study) -> Drawing:
     handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned")] if (means["ratio"] > 0).any() else []
     notes = [*_small_print(study), "Peak: one large product in the same number format, in the same process."]
     _finish(figure, notes, handles, "share of the peak reached (%)")
-    return Drawing(figure, [*notes, "2 · MACs · series per second over 2 · peak MACs per second."])
+    return Drawing(figure, [*notes, "MACs · series per second of wall time, over the peak of a thread · threads."])
 
 
 def windows(study: Study, side: str) -> Drawing:
@@ -655,9 +655,9 @@ def _warn(axes: Axes, x: float, y: float, colour: str = "white") -> None:
 
 
 def _front(here: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
-    """Points that no other beats in both, by rising cost."""
-    ranked = here.sort_values([cost, gain], ascending=[True, False], kind="stable")
-    return ranked[ranked[gain] > ranked[gain].cummax().shift(fill_value=-math.inf)]
+    """Points that no other beats in both, by rising cost; of equal ones the first."""
+    best = here.iloc[front(list(zip(here[gain], here[cost], strict=True)))]
+    return best.drop_duplicates([gain, cost])
 
 
 def _eager_fp32(study: Study) -> pd.DataFrame:
