@@ -285,3 +285,9 @@ def test_gradients_reach_every_parameter(italy, name):
     model = Classifier(models.architecture(compose(*TINY, f"model={name}", "model.dropout=0").model, italy)).train()
     torch.nn.functional.cross_entropy(model(as_tensor(italy.x_train)), as_tensor(italy.y_train)).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_description_calls_nothing_but_a_module_class(italy, tiny_model):
+    arch = replace(tiny_model(italy).arch, tokenizer="os:getcwd")
+    with pytest.raises(ValueError, match=r"os:getcwd is not a class of torch\.nn\.Module"):
+        Classifier(arch)

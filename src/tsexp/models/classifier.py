@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
-        self.tokenizer = look_up(arch.tokenizer, TOKENIZERS)(arch)
+        self.tokenizer = _tokenizer(arch)
         self.cls = nn.Parameter(torch.empty(arch.d_model).normal_(std=0.02)) if arch.pooling == "cls" else None
         self.positions = Positions(arch.position, self.tokenizer.tokens + (self.cls is not None), arch.d_model)
         self.dropout = nn.Dropout(arch.dropout)
@@ -105,6 +106,14 @@ class Classifier(nn.Module):
         keep = rank.argsort(1)[:, : max(1, round(count * (1 - self.arch.token_dropout)))]
         tokens = tokens.gather(1, keep[..., None].expand(-1, -1, width))
         return tokens, None if mask is None else mask.gather(1, keep)
+
+
+def _tokenizer(arch: Arch) -> Any:
+    kind = look_up(arch.tokenizer, TOKENIZERS)
+    # arch.json may come from elsewhere: it must not call anything else.
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"model.tokenizer={arch.tokenizer} is not a class of torch.nn.Module; docs/extending.md has an example")
+    return kind(arch)
 
 
 def save(model: Classifier, folder: Path) -> None:
