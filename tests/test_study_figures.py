@@ -304,3 +304,14 @@ def test_ranks_say_what_so_few_datasets_can_tell(everything):
 def test_the_style_has_the_colours_of_all_pictures():
     style = matplotlib.rc_params_from_file(figures.STYLE, use_default_template=False)
     assert style["axes.prop_cycle"].by_key()["color"] == COLOURS
+
+
+@pytest.mark.parametrize("highest", [1.05, 1.3, 2, 4, 30, 2000])
+def test_an_axis_of_energies_names_at_least_two_values_however_near_they_are(highest):
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    axes.plot([7.0, 7.0 * highest], [0, 1])
+    figures._log_ticks(axes.xaxis, pd.Series([7.0, 7.0 * highest]))
+    low, high = axes.get_xlim()
+    assert 2 <= sum(low <= tick <= high for tick in axes.xaxis.get_majorticklocs()) <= 6

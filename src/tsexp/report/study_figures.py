@@ -724,10 +724,12 @@ def _prefix(joules: float) -> tuple[float, str]:
 
 def _log_ticks(axis: Any, values: pd.Series) -> None:
     """A logarithmic axis with plain numbers, and as many of them as there is room for."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axis.axes.set_xscale("log")
     decades = math.log10(values.max() / values.min())
-    axis.set_major_locator(LogLocator(subs=(1,) if decades > 1.8 else (1, 2, 5) if decades > 0.8 else (1, 1.5, 2, 3, 4, 5, 7)))
+    subs = (1,) if decades > 1.8 else (1, 2, 5) if decades > 0.8 else (1, 1.5, 2, 3, 4, 5, 7)
+    # Of less than a factor of 3, the round numbers of a decade show one or none.
+    axis.set_major_locator(LogLocator(subs=subs) if decades > 0.5 else MaxNLocator(4, steps=(1, 2, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
