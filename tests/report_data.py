@@ -141,7 +141,7 @@ class Store:
             "hardware.json": json.dumps({"cpu": "A CPU", "cores": 2} | changes.get("hardware", {})),
             "manifest.json": json.dumps({"matmuls": {"float32": 27}}),
             "predictions.csv": f"label,predicted,dense_predicted\n{lines}",
-            "kept.json": json.dumps([{"heads": [0], "ffn": [0, 2]}]),
+            "kept.json": json.dumps([{"heads": [0], "ffn": [0, 2]}, {"heads": [], "ffn": []}]),
         }
         with tempfile.TemporaryDirectory() as scratch:
             for file, text in files.items():

@@ -46,6 +46,7 @@ def test_a_run_becomes_a_row_with_everything_that_it_is_made_of(store, tmp_path)
         (run_id, 0, "head", 0, True),
         (run_id, 0, "head", 1, False),
         *((run_id, 0, "ffn", unit, unit != 1) for unit in range(3)),
+        *((run_id, 1, kind, unit, False) for kind, count in (("head", 2), ("ffn", 3)) for unit in range(count)),
     ]
     pd.testing.assert_frame_equal(made.results, read.results, check_dtype=False)
 

@@ -21,7 +21,7 @@ PROPERTY = settings(deadline=None, max_examples=25, suppress_health_check=[Healt
 CONFIGS = st.builds(
     lambda **changes: replace(PRUNE, **changes),
     method=st.sampled_from(["l1", "l2", "random", "taylor"]),
-    scope=st.sampled_from(["local", "global"]),
+    scope=st.sampled_from(["local", "global", "depth"]),
     ratio=st.floats(0, 1, exclude_max=True),
     round_to=st.sampled_from([1, 4, 8]),
     calibration_series=st.integers(1, 40),
@@ -46,7 +46,7 @@ def select(model, dataset, config, seed=0):
 
 
 def removed(kept, model):
-    """Per block: the columns of attention.o, and the units, that went."""
+    """Per block: the columns of attention.o, and the units, that went; all of a block that is skipped."""
     for k, block in zip(kept, model.encoder.blocks, strict=True):
         heads, dim = block.attention.heads, block.attention.head_dim
         gone = [h for h in range(heads) if h not in k.heads]
@@ -55,8 +55,10 @@ def removed(kept, model):
 
 @torch.no_grad()
 def masked(model, kept):
-    """The dense model without what these heads and units contribute."""
+    """The dense model without what these heads and units contribute, and without the blocks that have neither."""
     model = copy.deepcopy(model)
+    model.encoder.blocks = torch.nn.ModuleList(b for b, k in zip(model.encoder.blocks, kept, strict=True) if k.ffn)
+    kept = [k for k in kept if k.ffn]
     for block, columns, units in removed(kept, model):
         block.attention.o.weight[:, columns] = 0
         block.fc2.weight[:, units] = 0
@@ -76,7 +78,7 @@ def test_shrunk_model_is_the_masked_one(problem, config, seed):
     _, kept = select(model, dataset, config, seed)
     slim = pruning.shrink(model, kept)
     assert (scores(slim, dataset) - scores(masked(model, kept), dataset)).abs().max() < 1e-5
-    assert [(b.heads, b.ffn) for b in slim.arch.blocks] == [(len(k.heads), len(k.ffn)) for k in kept]
+    assert [(b.heads, b.ffn) for b in slim.arch.blocks] == [(len(k.heads), len(k.ffn)) for k in kept if k.ffn]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not {v.data_ptr() for v in slim.parameters()} & {v.data_ptr() for v in model.parameters()}
 
@@ -89,7 +91,7 @@ def test_masking_matters(problem):
 
 
 @PROPERTY
-@given(config=CONFIGS, other=st.floats(0, 1, exclude_max=True))
+@given(config=CONFIGS.filter(lambda c: c.scope != "depth"), other=st.floats(0, 1, exclude_max=True))
 def test_higher_ratio_keeps_a_subset(problem, config, other):
     model, dataset = problem
     low, high = (select(model, dataset, replace(config, ratio=r))[1] for r in sorted([config.ratio, other]))
@@ -111,6 +113,9 @@ SCORES = st.lists(st.builds(Scores, heads=values(), ffn=values()), min_size=1, m
 @given(scores=SCORES, config=CONFIGS, head_dim=st.sampled_from([1, 2, 4, 8, 16]))
 def test_no_block_is_emptied_and_indices_ascend(scores, config, head_dim):
     for s, k in zip(scores, pruning.select(scores, config, head_dim), strict=True):
+        if config.scope == "depth" and not k.heads:
+            assert not k.ffn
+            continue
         for indices, of in [(k.heads, len(s.heads)), (k.ffn, len(s.ffn))]:
             assert len(indices) >= 1
             assert list(indices) == sorted(set(indices))
@@ -140,6 +145,35 @@ def test_global_removes_the_lowest_of_all_blocks(scores, ratio):
         assert len(gone) == min(round(ratio * total), total - len(values))
 
 
+@PROPERTY
+@given(scores=SCORES, ratio=st.floats(0, 1, exclude_max=True))
+def test_depth_removes_whole_blocks_and_the_rest_from_the_others(scores, ratio):
+    kept = pruning.select(scores, replace(PRUNE, ratio=ratio, scope="depth"), 4)
+    stay = [i for i, k in enumerate(kept) if k.ffn]
+    assert len(stay) >= 1
+    assert 0 <= ratio * len(scores) - (len(scores) - len(stay)) < 1 + 1e-9
+    rest = 1 - (1 - ratio) * len(scores) / len(stay)
+    for i in stay:
+        for value, indices in [(scores[i].heads, kept[i].heads), (scores[i].ffn, kept[i].ffn)]:
+            assert len(indices) == 1 or abs(1 - len(indices) / len(value) - rest) <= 0.5 / len(value) + 1e-9
+
+
+@pytest.mark.parametrize(("ratio", "blocks"), [(0.05, 10), (0.1, 9), (0.3, 7), (0.7, 3), (0.99, 1)])
+def test_depth_removes_as_many_blocks_as_fit(ratio, blocks):
+    scores = [Scores(torch.arange(4.0) + i, torch.arange(8.0) + i) for i in range(10)]
+    kept = pruning.select(scores, replace(PRUNE, ratio=ratio, scope="depth"), 4)
+    assert [bool(k.ffn) for k in kept] == [False] * (10 - blocks) + [True] * blocks
+
+
+def test_depth_ranks_blocks_by_both_kinds_on_the_same_footing():
+    """FFN scores are a thousand times larger here, heads count nevertheless."""
+    heads, ffn = ([[1.0], [5.0], [4.0]], [[2000.0], [2100.0], [1000.0]])
+    scores = [Scores(torch.tensor(h), torch.tensor(f)) for h, f in zip(heads, ffn, strict=True)]
+    for ratio, stay in ((0.34, [1, 2]), (0.67, [1])):
+        kept = pruning.select(scores, replace(PRUNE, ratio=ratio, scope="depth"), 4)
+        assert [i for i, k in enumerate(kept) if k.ffn] == stay
+
+
 def test_global_may_take_more_from_one_block():
     scores = [Scores(torch.tensor([1.0, 2.0]), torch.arange(8.0)), Scores(torch.tensor([3.0, 4.0]), torch.arange(8.0) + 100)]
     local, everywhere = (pruning.select(scores, replace(PRUNE, ratio=0.25, scope=scope), 4) for scope in ("local", "global"))
@@ -153,6 +187,7 @@ def test_global_may_take_more_from_one_block():
 def test_round_to_keeps_multiples_by_keeping_more(scores, config, head_dim):
     plain = pruning.select(scores, replace(config, round_to=1), head_dim)
     for s, k, p in zip(scores, pruning.select(scores, config, head_dim), plain, strict=True):
+        assert bool(k.ffn) == bool(p.ffn)
         assert len(k.ffn) % config.round_to == 0 or len(k.ffn) == len(s.ffn)
         assert len(k.heads) * head_dim % config.round_to == 0 or len(k.heads) == len(s.heads)
         assert set(p.ffn) <= set(k.ffn)

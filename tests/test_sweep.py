@@ -41,7 +41,7 @@ def test_a_value_of_the_command_line_narrows_a_study(checked):
     assert part.first.data.name == "PLAID"
     assert part.first.measure.window_s == 2.0
     assert not any("data=" in n or "seed=" in n for n in part.names)
-    assert len(checked("experiment=paper_pruning", "seed=0", "data=plaid", "model=t1").names) == 24
+    assert len(checked("experiment=paper_pruning", "seed=0", "data=plaid", "model=t1").names) == 36
 
 
 def test_a_search_is_refused_without_its_two_objectives_or_with_a_value_that_nothing_takes(checked):

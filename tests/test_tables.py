@@ -245,6 +245,10 @@ def test_a_small_but_certain_effect_does_not_hide_a_large_one_that_is_open(rows)
 
 def test_other_ways_to_prune_do_not_speak_for_l1(rows):
     assert answer(changed(rows, rows["method"] == "l2", speedup=(3.0, 2.9, 3.1)), SPEED).verdict == "not reproduced"
+    deeper = changed(rows, rows["scope"] == "global", scope="depth")  # no layer goes in the study
+    pruned = deeper["scope"] == "depth"
+    fast = changed(deeper, pruned, speedup=(3.0, 2.9, 3.1), measured_saving_pct=(90.0, 89.0, 91.0))
+    assert answer(fast, SPEED).verdict == answer(fast, ENERGY).verdict == "not reproduced"
 
 
 def test_a_faster_runtime_is_not_a_saving_of_quantization(rows):

@@ -104,10 +104,10 @@ class TrainConfig:
 
 @dataclass
 class PruneConfig:
-    """Which heads and FFN units go, and how the rest is tuned afterwards."""
+    """Which heads, FFN units and blocks go, and how the rest is tuned afterwards."""
 
     method: str = _choice("l1", "l2", "random", "taylor", own=True)
-    scope: str = _choice("local", "global")
+    scope: str = _choice("local", "global", "depth")
     ratio: float = _number(ge=0, lt=1)
     round_to: int = _number(ge=1)
     calibration_series: int = _number(ge=1)

@@ -1,4 +1,4 @@
-"""Structured pruning: whole attention heads and FFN units go, and the model becomes an ordinary smaller one.
+"""Structured pruning: whole attention heads, FFN units and encoder blocks go, and the model becomes an ordinary smaller one.
 
 Scores: mean absolute weight (``l1``), mean square (``l2``), a seeded draw (``random``), or first-order Taylor
 (``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on series of the train split.
@@ -32,7 +32,7 @@ STAGE_VERSION = 1
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays in one encoder block: indices of heads and of FFN units, ascending."""
+    """What stays in one encoder block of the dense model: indices of heads and of FFN units, ascending; none of either if the block goes."""
 
     heads: tuple[int, ...]
     ffn: tuple[int, ...]
@@ -86,20 +86,22 @@ def prune(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, da
 
 
 def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
-    """Return the smaller model whose outputs equal those of `model` with all other heads and units masked to zero."""
-    arch = replace(model.arch, blocks=tuple(Block(len(k.heads), len(k.ffn)) for k in kept))
-    state = dict(model.state_dict())
-    for i, k in enumerate(kept):
+    """Return the smaller model whose outputs equal those of `model` with all other heads and units masked to zero and all other blocks skipped."""
+    stay = {i: k for i, k in enumerate(kept) if k.ffn}
+    arch = replace(model.arch, blocks=tuple(Block(len(k.heads), len(k.ffn)) for k in stay.values()))
+    slim = Classifier(arch)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.blocks.")}
+    for new, (old, k) in enumerate(stay.items()):
+        block = f"encoder.blocks.{new}"
+        state |= {f"{block}.{name}": value for name, value in model.encoder.blocks[old].state_dict().items()}
         heads = torch.tensor(k.heads)
         rows = (heads[:, None] * arch.head_dim + torch.arange(arch.head_dim)).flatten()
         units = torch.tensor(k.ffn)
-        block = f"encoder.blocks.{i}"
         for name in ("attention.q", "attention.k", "attention.v"):
             _take(state, f"{block}.{name}", rows=rows)
         _take(state, f"{block}.attention.o", columns=rows)
         _take(state, f"{block}.fc1", rows=units)
         _take(state, f"{block}.fc2", columns=units)
-    slim = Classifier(arch)
     slim.load_state_dict(state)
     return slim.eval()
 
@@ -114,21 +116,34 @@ def _take(state: dict[str, Tensor], name: str, rows: Tensor | None = None, colum
 
 
 def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kept]:
-    """Choose what stays. A higher ratio keeps a subset of what a lower one keeps; no block is ever emptied.
+    """Choose what stays.
 
-    ``local`` removes the same share of every block, ``global`` the lowest of all blocks together. With ``prune.round_to`` > 1, blocks
-    keep a few more, so that their widths (channels) are multiples of it where they were before.
+    ``local`` removes the same share of every block, ``global`` the lowest of all blocks together; neither ever empties a block, and a higher ratio
+    keeps a subset of what a lower one keeps. ``depth`` removes as many whole blocks as the ratio has room for, then the same share of the others.
+    With ``prune.round_to`` > 1, blocks keep a few more, so that their widths (channels) are multiples of it where they were before.
     """
-    choose = {"local": _local, "global": _global}[config.scope]
-    heads = choose([s.heads for s in scores], config.ratio)
-    ffn = choose([s.ffn for s in scores], config.ratio)
-    return [
-        Kept(
+    stay, ratio = _deep(scores, config.ratio) if config.scope == "depth" else (tuple(range(len(scores))), config.ratio)
+    choose = _global if config.scope == "global" else _local
+    heads = choose([scores[i].heads for i in stay], ratio)
+    ffn = choose([scores[i].ffn for i in stay], ratio)
+    kept = [Kept((), ())] * len(scores)
+    for i, h, f in zip(stay, heads, ffn, strict=True):
+        s = scores[i]
+        kept[i] = Kept(
             heads=_best(s.heads, _rounded(h, len(s.heads), config.round_to // math.gcd(config.round_to, head_dim))),
             ffn=_best(s.ffn, _rounded(f, len(s.ffn), config.round_to)),
         )
-        for s, h, f in zip(scores, heads, ffn, strict=True)
-    ]
+    return kept
+
+
+def _deep(scores: list[Scores], ratio: float) -> tuple[tuple[int, ...], float]:
+    """Which blocks stay, and the ratio that is left to be reached in them. A block counts as its heads and units do, either kind by its share."""
+    gone = math.floor(ratio * len(scores) + 1e-9)
+    stay = len(scores) - gone
+    kinds = ([s.heads.sum() for s in scores], [s.ffn.sum() for s in scores])
+    importance = sum(torch.stack(k) / torch.stack(k).sum().clamp_min(1e-30) for k in kinds)
+    assert isinstance(importance, Tensor)
+    return _best(importance, stay), max(0.0, (ratio * len(scores) - gone) / stay)
 
 
 def _local(scores: list[Tensor], ratio: float) -> list[int]:

@@ -25,6 +25,9 @@ from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
 from tsexp.jobs import OUTCOME, SWEEP, Outcome, read_outcome
 
+MANY = 100
+"""Jobs whose check is worth a progress bar: each takes about a tenth of a second."""
+
 
 class Sweep(Callback):
     """Hydra's callback for sweeps; does nothing in a single run."""
@@ -198,6 +201,7 @@ def _check(config: DictConfig) -> _Checked:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     from tsexp import pipeline
+    from tsexp.progress import bar
 
     sweeper = config.hydra.sweeper
     search = _is_search(config)
@@ -215,17 +219,19 @@ def _check(config: DictConfig) -> _Checked:
     else:
         jobs = [job for batch in BasicSweeper.split_arguments(list(overrides.values()), None) for job in batch]
     checked, unsupported = [], []
-    for job in jobs:
-        try:
-            cfg = configs.parse(_without_hydra(loader.load_sweep_config(config, list(job))))
+    with bar(f"check {len(jobs)} jobs", len(jobs), show=len(jobs) >= MANY) as progress:
+        for job in jobs:
             try:
-                pipeline.check(cfg)
-            except Unsupported as error:  # skipped when its turn comes
-                unsupported.append(error)
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
-            raise ConfigError(configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")) from None
-        checked.append(cfg)
+                cfg = configs.parse(_without_hydra(loader.load_sweep_config(config, list(job))))
+                try:
+                    pipeline.check(cfg)
+                except Unsupported as error:  # skipped when its turn comes
+                    unsupported.append(error)
+            except (ConfigError, HydraException, OmegaConfBaseException) as error:
+                what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
+                raise ConfigError(configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")) from None
+            checked.append(cfg)
+            progress.advance()
     if search:
         return _Checked(checked[0], None, fixed)
     if len(unsupported) == len(jobs):

@@ -32,6 +32,7 @@ from tsexp.energy import hardware, windows
 from tsexp.energy.record import score
 from tsexp.quiet import quiet
 from tsexp.runtimes import Artifact, Predictor, onnxruntime
+from tsexp.runtimes.openvino import OpenvinoPredictor
 
 BATCHES = (1, 32)
 ROUNDS = 15
@@ -44,7 +45,7 @@ class Candidate:
     """An artifact, loaded, and what was seen of it."""
 
     name: str
-    ratio: float
+    pruned: str
     predictor: Predictor
     macs: int
     bytes: int
@@ -59,6 +60,7 @@ class Grid:
     """What to combine; ratio 0 in eager fp32 comes first, as the reference."""
 
     ratios: list[float]
+    scopes: list[str]
     modes: list[str]
     runtimes: list[str]
 
@@ -103,10 +105,34 @@ def paired(first: Predictor, second: Predictor, batches: list[np.ndarray]) -> st
 
 
 def profile(predictor: Predictor, batches: list[np.ndarray]) -> str:
-    """Share of the time by operator, of an ONNX artifact, by ONNX Runtime's own profiler (which costs each node about 1 µs)."""
+    """Share of the time by operator, by the runtime's own profiler (ONNX Runtime's costs each node about 1 µs)."""
+    if isinstance(predictor, onnxruntime.OnnxPredictor):
+        spent = onnx_profile(predictor, batches)
+    elif isinstance(predictor, OpenvinoPredictor):
+        spent = openvino_profile(predictor, batches)
+    else:
+        return "no profiler"
+    whole = sum(spent.values())
+    return ", ".join(f"{op} {100 * t / whole:.0f} %" for op, t in spent.most_common(8))
+
+
+def openvino_profile(predictor: OpenvinoPredictor, batches: list[np.ndarray]) -> Counter[str]:
+    """Microseconds by operator."""
+    import openvino as ov
+
+    request = ov.Core().compile_model(predictor.file, "CPU", predictor.settings | {"PERF_COUNT": True}).create_infer_request()
+    spent: Counter[str] = Counter()
+    for i, batch in enumerate(batches):
+        request.infer({0: batch}, share_inputs=True)
+        for node in request.profiling_info if i else []:  # kernels are chosen in the first
+            spent[node.node_type] += int(node.real_time.total_seconds() * 1e6)
+    return spent
+
+
+def onnx_profile(predictor: onnxruntime.OnnxPredictor, batches: list[np.ndarray]) -> Counter[str]:
+    """Microseconds by operator."""
     import onnxruntime as ort
 
-    assert isinstance(predictor, onnxruntime.OnnxPredictor)
     with tempfile.TemporaryDirectory() as scratch:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -120,24 +146,25 @@ def profile(predictor: Predictor, batches: list[np.ndarray]) -> str:
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             spent[event["args"]["op_name"]] += event["dur"]
-    whole = sum(spent.values())
-    return ", ".join(f"{op} {100 * t / whole:.0f} %" for op, t in spent.most_common(8))
+    return spent
 
 
-def deployed(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> Iterator[tuple[str, tuple[str, float, Artifact] | Exception]]:
+def deployed(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> Iterator[tuple[str, tuple[str, str, Artifact] | Exception]]:
     """Every supported artifact, or why it could not be had; the dense reference first."""
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-    for ratio in grid.ratios:
-        slim = pruning.prune(dense, replace(cfg.prune, ratio=ratio), cfg.train, cfg.seed, dataset, cache)
+    ways = [(ratio, scope) for scope in grid.scopes for ratio in grid.ratios if ratio or scope == grid.scopes[0]]
+    for ratio, scope in ways:
+        slim = pruning.prune(dense, replace(cfg.prune, ratio=ratio, scope=scope), cfg.train, cfg.seed, dataset, cache)
+        pruned = f"{ratio:g} {scope}" if ratio else "0"
         for mode in grid.modes:
             quant = replace(cfg.quant, mode=mode)
             for runtime in runtimes.candidates(quant, RuntimeConfig(runtimes.AUTO, "cpu")):
                 if runtime.name not in grid.runtimes:
                     continue
-                label = f"{runtime.name} {mode} {ratio:g}"
+                label = f"{runtime.name} {mode} {pruned}"
                 try:
                     tuned = qat.tune(slim, quant, cfg.train, cfg.seed, dataset, cache)
-                    yield label, (f"{runtime.name} {mode}", ratio, runtimes.deploy(tuned, quant, runtime, dataset, cache))
+                    yield label, (f"{runtime.name} {mode}", pruned, runtimes.deploy(tuned, quant, runtime, dataset, cache))
                 except Exception as error:
                     yield label, error
 
@@ -152,7 +179,7 @@ def candidates(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> tuple
             notes.append(f"{label}: {type(made).__name__}: {str(made).splitlines()[0]}")
             print("  failed", notes[-1], flush=True)
             continue
-        name, ratio, artifact = made
+        name, pruned, artifact = made
         predictor = runtimes.load(artifact.folder)
         answers = scores(predictor, dataset.x_test)
         base = base if found else answers
@@ -161,9 +188,9 @@ def candidates(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> tuple
         m = artifact.manifest
         int8 = f"{m['matmuls'].get('int8', 0)}/{sum(m['matmuls'].values())}"
         format = "int8" if "int8" in m["matmuls"] else "bf16" if "bfloat16" in m["matmuls"] else "fp32"
-        found.append(Candidate(name, ratio, predictor, m["macs"], m["bytes"], int8, format, quality, cpu_ms))
+        found.append(Candidate(name, pruned, predictor, m["macs"], m["bytes"], int8, format, quality, cpu_ms))
         speed = {b: found[0].cpu_ms[b] / cpu_ms[b] for b in BATCHES}
-        print(f"  {label:28} drop {quality['vs_dense/accuracy_drop_pt']:+.1f}  speedup {speed[1]:.2f} / {speed[32]:.2f}", flush=True)
+        print(f"  {label:34} drop {quality['vs_dense/accuracy_drop_pt']:+.1f}  speedup {speed[1]:.2f} / {speed[32]:.2f}", flush=True)
     return found[0], found, notes
 
 
@@ -173,13 +200,14 @@ def main() -> None:
     parse.add_argument("--data", default="acsf1")
     parse.add_argument("--models", default="t3")
     parse.add_argument("--ratios", default="0,0.5,0.7")
+    parse.add_argument("--scopes", default="local,depth")
     parse.add_argument("--modes", default=",".join(MODES))
     parse.add_argument("--runtimes", default=",".join(runtimes.RUNTIMES))
     parse.add_argument("--out", default="docs/runtimes.md")
     parse.add_argument("--prepare", action="store_true", help="only train, prune and deploy what will be measured")
     asked = parse.parse_args()
     torch.set_num_threads(1)
-    grid = Grid([float(r) for r in asked.ratios.split(",")], asked.modes.split(","), asked.runtimes.split(","))
+    grid = Grid([float(r) for r in asked.ratios.split(",")], asked.scopes.split(","), asked.modes.split(","), asked.runtimes.split(","))
     peak = {kind: 1e9 * gmacs for kind, gmacs in hardware.peaks(1).items()}
     for data_name in asked.data.split(","):
         for model_name in asked.models.split(","):
@@ -199,6 +227,11 @@ def main() -> None:
             cells[f"{dataset.name} {model_name}"] = made
             write_json(store, cells)
             write(Path(asked.out), [cells[k] for k in sorted(cells)], peak)
+
+
+def share(c: Candidate, batch: int, peak: dict[str, float]) -> str:
+    """Of the peak of the number format that it computes in."""
+    return f"{100 * c.macs / (c.cpu_ms[batch] / 1e3) / peak[c.format]:.0f} % of {c.format}"
 
 
 def clocks() -> tuple[float, float, float]:
@@ -230,19 +263,21 @@ def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str
         for batch in BATCHES:
             best = min(kept, key=lambda c: c.cpu_ms[batch])
             batches = feed(dataset, batch)
-            q, rate = best.quality, best.macs / (best.cpu_ms[batch] / 1e3)
+            q = best.quality
             drop, low, high = (q[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
-            row = [*head, str(batch), best.name, f"{best.ratio:g}", f"{100 * q['test/accuracy']:.1f}", f"{drop:+.1f} [{low:+.1f}, {high:+.1f}]"]
+            row = [*head, str(batch), best.name, best.pruned, f"{100 * q['test/accuracy']:.1f}", f"{drop:+.1f} [{low:+.1f}, {high:+.1f}]"]
             row += [paired(p, best.predictor, batches) for p in (reference.predictor, plain["fp32"], plain["int8"])]
-            row += [best.int8, f"{100 * rate / peak[best.format]:.0f} % of {best.format}"]
+            row += [best.int8, share(best, batch, peak)]
             rows["best"].append(row)
-            if isinstance(best.predictor, onnxruntime.OnnxPredictor):
-                rows["profiles"].append(f"- {', '.join(head)}, batch {batch}: {profile(best.predictor, batches)}")
+            in_int8 = min((c for c in kept if c.format == "int8"), key=lambda c: c.cpu_ms[batch], default=best)
+            for c in [best] if in_int8 is best else [best, in_int8]:
+                told = f"{c.name}, pruned {c.pruned}, {share(c, batch, peak)}"
+                rows["profiles"].append(f"- {', '.join(head)}, batch {batch}: {told}: {profile(c.predictor, batches)}")
             print("  best", row, flush=True)
     for c in found:
         quality = [f"{100 * c.quality['test/accuracy']:.1f}", f"{c.quality['vs_dense/accuracy_drop_pt']:+.1f}"]
         speeds = [f"{reference.cpu_ms[b] / c.cpu_ms[b]:.2f}" for b in BATCHES]
-        rows["all"].append([*head, c.name, f"{c.ratio:g}", *quality, *speeds, c.int8, f"{c.macs:,}", f"{c.bytes:,}"])
+        rows["all"].append([*head, c.name, c.pruned, *quality, *speeds, c.int8, f"{c.macs:,}", f"{c.bytes:,}"])
     return rows
 
 
@@ -251,9 +286,9 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
     about = hardware.describe("cpu")
     loads = ", ".join(f"{' '.join(c['best'][0][:2])} {c['foreign_cores'][0]:.1f}" for c in cells if "foreign_cores" in c)
     stale = [" ".join(c["best"][0][:2]) for c in cells if c.get("stage") != [runtimes.STAGE_VERSION]]
-    best_head = ["dataset", "model", "batch", "fastest artifact", "ratio", "accuracy %", "drop, points [95 %]"]
+    best_head = ["dataset", "model", "batch", "fastest artifact", "pruned", "accuracy %", "drop, points [95 %]"]
     best_head += ["× dense eager [95 %]", "× dense ONNX fp32, plain", "× dense ONNX dynamic int8, plain", "int8 products", "share of peak"]
-    all_head = ["dataset", "model", "artifact", "ratio", "accuracy %", "drop", "× at batch 1", "× at batch 32", "int8 products", "MACs", "bytes"]
+    all_head = ["dataset", "model", "artifact", "pruned", "accuracy %", "drop", "× at batch 1", "× at batch 32", "int8 products", "MACs", "bytes"]
     text = [
         "# Runtimes and number formats",
         "",
@@ -269,7 +304,7 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
         *([f"**To be measured again**, for artifacts are exported otherwise since: {', '.join(stale)}.", ""] if stale else []),
         *_table(best_head, [row for c in cells for row in c["best"]]),
         "",
-        "## Where the time of the fastest goes",
+        "## Where the time of the fastest goes, and of the fastest in int8",
         "",
         *[line for c in cells for line in c["profiles"]],
         "",

@@ -54,7 +54,7 @@ COLUMNS = (
     Column("model", "str", "param:model.name", "t1, t2, t3"),
     Column("recipe", "str", "", "content address of the train group"),
     Column("method", "str", "param:prune.method", "of importance; - at ratio 0"),
-    Column("scope", "str", "param:prune.scope", "local, global; - at ratio 0"),
+    Column("scope", "str", "param:prune.scope", "local, global, depth; - at ratio 0"),
     Column("ratio", "float", "param:prune.ratio", "asked for"),
     Column("achieved_ratio", "float", "metric:prune/achieved_ratio", "channels removed over channels there were"),
     Column("finetune_epochs", "int", "param:prune.finetune_epochs", "after pruning; 0 at ratio 0"),

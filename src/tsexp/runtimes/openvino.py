@@ -138,17 +138,14 @@ class OpenvinoPredictor:
         import openvino as ov
 
         self.file = file
-        self.compiled = ov.Core().compile_model(
-            file,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-                "INFERENCE_NUM_THREADS": threads,
-                "INFERENCE_PRECISION_HINT": "bf16" if mode == "bf16" else "f32",  # else bf16 wherever the CPU has it
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else weight_only quantizes activations as well
-            },
-        )
+        self.settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "bf16" if mode == "bf16" else "f32",  # else bf16 wherever the CPU has it
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else weight_only quantizes activations as well
+        }
+        self.compiled = ov.Core().compile_model(file, "CPU", self.settings)
         self.request = self.compiled.create_infer_request()
 
     def __call__(self, series: FloatArray) -> FloatArray:
