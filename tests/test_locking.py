@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tsexp import locking
 
 PATIENCE_S = 60.0
 """For what must happen."""
@@ -144,3 +148,19 @@ def test_lock_elsewhere_is_another_machine(start, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("TSEXP_LOCK", str(tmp_path / "other.lock"))
     with owning_the_machine():
         start("owning").expect("in")
+
+
+def test_every_user_of_the_machine_may_take_it(tmp_path, monkeypatch):
+    """Whatever the umask of the first; and not in a sticky folder, where a file of somebody else cannot be opened for writing."""
+    monkeypatch.delenv("TSEXP_LOCK", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = os.umask(0o077)
+    try:
+        with locking.owning_the_machine():
+            pass
+    finally:
+        os.umask(before)
+    (folder,) = tmp_path.iterdir()
+    (lock,) = folder.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o777
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o666

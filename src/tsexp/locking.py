@@ -17,8 +17,12 @@ from filelock import ReadWriteLock, Timeout
 
 def _lock() -> ReadWriteLock:
     # TSEXP_LOCK lets tests have a machine of their own.
-    path = Path(os.environ.get("TSEXP_LOCK", str(Path(tempfile.gettempdir()) / "tsexp-machine.lock")))
-    with contextlib.suppress(PermissionError):  # somebody else made it, for everybody
+    path = Path(os.environ.get("TSEXP_LOCK", str(Path(tempfile.gettempdir()) / "tsexp" / "machine.lock")))
+    with contextlib.suppress(PermissionError):  # somebody else made them, for everybody
+        # A folder of its own: in one that is sticky, such as /tmp, Linux refuses to open a file of somebody else for writing (fs.protected_regular).
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "TSEXP_LOCK" not in os.environ:
+            path.parent.chmod(0o777)
         path.touch()
         path.chmod(0o666)
     return ReadWriteLock(path)
