@@ -82,6 +82,12 @@ def test_changed_code_of_ones_own_is_another_experiment(tmp_path, monkeypatch, i
     assert pipeline.signature(cfg, italy) != before
 
 
+@pytest.mark.parametrize("override", ["model.tokenizer=os:getcwd", "prune.method=os:sep"])
+def test_ones_own_code_of_the_wrong_kind_is_refused_before_any_work(override):
+    with pytest.raises(ConfigError, match=rf"^{override} is not a (class of torch.nn.Module|function); docs/extending.md has an example"):
+        pipeline.check(compose("data=italy_power_demand", override))
+
+
 def test_a_module_of_ones_own_that_fails_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_broken.py").write_text("def best(:\n")

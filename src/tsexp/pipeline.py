@@ -9,7 +9,7 @@ from typing import Any
 
 from tsexp import data, energy, pruning, qat, runtimes, training
 from tsexp.cache import Cache
-from tsexp.config import Config, ConfigError, RuntimeConfig, digest, own_digests
+from tsexp.config import Config, ConfigError, RuntimeConfig, digest, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.runtimes import Artifact
@@ -61,10 +61,16 @@ def check(cfg: Config) -> None:
     Raises
     ------
     ConfigError
-        If the dataset is nowhere, the runtime does not support the mode or the device, the device is not there, or no meter answers
-        although one is required.
+        If somebody's own tokenizer or pruning method is none, the dataset is nowhere, the runtime does not support the mode or the device, the
+        device is not there, or no meter answers although one is required.
     """
     runtimes.check(cfg.quant, cfg.runtime)
+    if ":" in cfg.model.tokenizer:
+        from tsexp.models.classifier import tokenizer_class
+
+        tokenizer_class(cfg.model.tokenizer)
+    if ":" in cfg.prune.method and not callable(look_up(cfg.prune.method, {})):
+        raise ConfigError(f"prune.method={cfg.prune.method} is not a function; docs/extending.md has an example")
     data.ensure(cfg.data, cfg.paths.data)
     if "cuda" in (cfg.train.device, cfg.runtime.device):
         import torch

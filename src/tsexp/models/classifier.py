@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tsexp.config import look_up
+from tsexp.config import ConfigError, look_up
 from tsexp.models.arch import Arch
 from tsexp.models.encoder import Encoder
 from tsexp.models.preprocess import Preprocess
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
-        self.tokenizer = _tokenizer(arch)
+        self.tokenizer = tokenizer_class(arch.tokenizer)(arch)
         self.cls = nn.Parameter(torch.empty(arch.d_model).normal_(std=0.02)) if arch.pooling == "cls" else None
         self.positions = Positions(arch.position, self.tokenizer.tokens + (self.cls is not None), arch.d_model)
         self.dropout = nn.Dropout(arch.dropout)
@@ -108,12 +108,18 @@ class Classifier(nn.Module):
         return tokens, None if mask is None else mask.gather(1, keep)
 
 
-def _tokenizer(arch: Arch) -> Any:
-    kind = look_up(arch.tokenizer, TOKENIZERS)
-    # arch.json may come from elsewhere: it must not call anything else.
+def tokenizer_class(name: str) -> Any:
+    """Return the class of modules that ``model.tokenizer`` names.
+
+    Raises
+    ------
+    ConfigError
+        If it names anything else: ``arch.json`` may come from elsewhere, and must not call what it likes.
+    """
+    kind = look_up(name, TOKENIZERS)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f"model.tokenizer={arch.tokenizer} is not a class of torch.nn.Module; docs/extending.md has an example")
-    return kind(arch)
+        raise ConfigError(f"model.tokenizer={name} is not a class of torch.nn.Module; docs/extending.md has an example")
+    return kind
 
 
 def save(model: Classifier, folder: Path) -> None:
