@@ -318,6 +318,16 @@ def test_pruned_model_is_smaller_fine_tuned_and_cached(home, italy, distill, mon
     assert again.signature == slim.signature
 
 
+def test_none_is_fine_tuned_but_not_pruned_whatever_the_ratio(home, italy, monkeypatch):
+    control = prune(home, italy, method="none", ratio=0.5)
+    assert control.load().arch == home[2].load().arch
+    assert not torch.equal(scores(control.load(), italy), scores(home[2].load(), italy))
+    assert len(control.history()) == home[0].prune.finetune_epochs
+    monkeypatch.setattr(training, "fit", None)
+    again = prune(home, italy, method="none", ratio=0.75, scope="depth")
+    assert again.signature == control.signature
+
+
 def test_without_fine_tuning_the_model_is_the_shrunk_one(home, italy):
     slim = prune(home, italy, finetune_epochs=0)
     assert slim.history() == []

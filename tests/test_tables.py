@@ -245,6 +245,8 @@ def test_a_small_but_certain_effect_does_not_hide_a_large_one_that_is_open(rows)
 
 def test_other_ways_to_prune_do_not_speak_for_l1(rows):
     assert answer(changed(rows, rows["method"] == "l2", speedup=(3.0, 2.9, 3.1)), SPEED).verdict == "not reproduced"
+    control = changed(rows, (rows["mode"] != "none") & (rows["ratio"] > 0), method="none", measured_saving_pct=(90.0, 89.0, 91.0))
+    assert not any(a.claim.name == HYBRID and a.dataset == "PLAID" for a in claims.answers(control))
     deeper = changed(rows, rows["scope"] == "global", scope="depth")  # no layer goes in the study
     pruned = deeper["scope"] == "depth"
     fast = changed(deeper, pruned, speedup=(3.0, 2.9, 3.1), measured_saving_pct=(90.0, 89.0, 91.0))

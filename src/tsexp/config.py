@@ -106,7 +106,7 @@ class TrainConfig:
 class PruneConfig:
     """Which heads, FFN units and blocks go, and how the rest is tuned afterwards."""
 
-    method: str = _choice("l1", "l2", "random", "taylor", own=True)
+    method: str = _choice("l1", "l2", "random", "taylor", "none", own=True)
     scope: str = _choice("local", "global", "depth")
     ratio: float = _number(ge=0, lt=1)
     round_to: int = _number(ge=1)

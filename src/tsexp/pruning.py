@@ -2,6 +2,7 @@
 
 Scores: mean absolute weight (``l1``), mean square (``l2``), a seeded draw (``random``), or first-order Taylor
 (``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on series of the train split.
+``none`` is the control: nothing goes, and the fine-tuning is the same.
 Heads are ranked among heads and FFN units among FFN units, because their scores are of different kinds.
 """
 
@@ -66,6 +67,8 @@ def prune(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, da
     """
     if config.ratio == 0:
         return dense
+    if config.method == "none":
+        config = replace(config, scope="local", ratio=0.0, round_to=1, calibration_series=1)  # none of them matters
     tuning = replace(recipe, epochs=max(1, config.finetune_epochs), lr=config.finetune_lr)
 
     def build(folder: Path) -> None:
@@ -138,7 +141,7 @@ def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kep
 
 def _deep(scores: list[Scores], ratio: float) -> tuple[tuple[int, ...], float]:
     """Which blocks stay, and the ratio that is left to be reached in them. A block counts as its heads and units do, either kind by its share."""
-    gone = math.floor(ratio * len(scores) + 1e-9)
+    gone = min(len(scores) - 1, math.floor(ratio * len(scores) + 1e-9))
     stay = len(scores) - gone
     kinds = ([s.heads.sum() for s in scores], [s.ffn.sum() for s in scores])
     importance = sum(torch.stack(k) / torch.stack(k).sum().clamp_min(1e-30) for k in kinds)
@@ -220,11 +223,16 @@ def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int)
     return total
 
 
+def _none(model: Classifier, *_: Any) -> list[Scores]:
+    return [Scores(torch.zeros(b.heads), torch.zeros(b.ffn)) for b in model.arch.blocks]
+
+
 SCORES: dict[str, Callable[[Classifier, PruneConfig, Dataset, int], list[Scores]]] = {
     "l1": _magnitude(1),
     "l2": _magnitude(2),
     "random": _random,
     "taylor": _taylor,
+    "none": _none,
 }
 
 

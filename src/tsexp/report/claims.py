@@ -67,8 +67,8 @@ UNITS = {"energy": "%", "speed": "times", "accuracy": "points"}
 
 
 def _width(rows: pd.DataFrame) -> pd.Series:
-    """Pruned as in the study, which removes no whole layers."""
-    return (rows["ratio"] > 0) & (rows["scope"] != "depth")
+    """Pruned as in the study, which removes no whole layers; ``none`` is the control, of which nothing was removed."""
+    return (rows["ratio"] > 0) & (rows["scope"] != "depth") & (rows["method"] != "none")
 
 
 def _l1(rows: pd.DataFrame) -> pd.Series:
