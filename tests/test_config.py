@@ -82,6 +82,17 @@ def test_changed_code_of_ones_own_is_another_experiment(tmp_path, monkeypatch, i
     assert pipeline.signature(cfg, italy) != before
 
 
+def test_what_does_not_matter_makes_no_other_experiment(italy):
+    def signature(*overrides):
+        return pipeline.signature(compose("data=italy_power_demand", *overrides), italy)
+
+    assert signature("prune.method=taylor", "prune.scope=depth") == signature("prune.finetune_epochs=3")
+    half = signature("prune.ratio=0.5", "prune.method=none")
+    assert half == signature("prune.ratio=0.5", "prune.method=none", "prune.scope=depth")
+    others = (("prune.ratio=0.5",), ("prune.ratio=0.5", "prune.scope=depth"), ("prune.ratio=0.5", "prune.method=none", "prune.finetune_epochs=3"))
+    assert len({half, *(signature(*o) for o in others)}) == 4
+
+
 @pytest.mark.parametrize("override", ["model.tokenizer=os:getcwd", "prune.method=os:sep"])
 def test_ones_own_code_of_the_wrong_kind_is_refused_before_any_work(override):
     with pytest.raises(ConfigError, match=rf"^{override} is not a (class of torch.nn.Module|function); docs/extending.md has an example"):

@@ -102,7 +102,9 @@ def signature(cfg: Config, dataset: Dataset) -> str:
 
 
 def canonical(cfg: Config) -> Config:
-    """One spelling for configurations that ask for the same: nothing about pruning matters at ratio 0."""
+    """One spelling for configurations that ask for the same: nothing about pruning matters at ratio 0, little where nothing goes."""
+    if cfg.prune.ratio and cfg.prune.method == "none":
+        return replace(cfg, prune=replace(cfg.prune, scope="local", round_to=1, calibration_series=1))
     if cfg.prune.ratio:
         return cfg
     nothing = replace(
