@@ -315,3 +315,10 @@ def test_an_axis_of_energies_names_at_least_two_values_however_near_they_are(hig
     figures._log_ticks(axes.xaxis, pd.Series([7.0, 7.0 * highest]))
     low, high = axes.get_xlim()
     assert 2 <= sum(low <= tick <= high for tick in axes.xaxis.get_majorticklocs()) <= 6
+
+
+def test_the_control_does_not_stand_for_pruning():
+    control, pruned = {"method": "none", "scope": "local"}, {"method": "taylor", "scope": "depth"}
+    assert figures._commonest_way(pd.DataFrame([control, control, pruned])) == ("taylor", "depth")
+    assert figures._commonest_way(pd.DataFrame([control, {"method": "-", "scope": "-"}])) == ("-", "-")
+    assert figures._commonest_way(pd.DataFrame([control])) == ("none", "local")

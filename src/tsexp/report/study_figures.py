@@ -698,8 +698,9 @@ def _lines(here: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFr
 
 
 def _commonest_way(rows: pd.DataFrame) -> tuple[str, str]:
-    """Method and scope of pruning that most rows have; the first in order of equally common ones."""
-    counts = rows.groupby(["method", "scope"]).size()
+    """Method and scope of pruning that most rows have, the first in order of equally common ones; the control, ``none``, only if alone."""
+    pruned = rows[rows["method"] != "none"]
+    counts = (rows if pruned.empty else pruned).groupby(["method", "scope"]).size()
     return counts.idxmax()  # type: ignore[no-any-return]
 
 
