@@ -1,8 +1,8 @@
 """Every runtime and mode against dense fp32 eager PyTorch, and against what a user would pick instead. ``make bench-runtimes``.
 
 One process, one thread, CPU time. All artifacts are screened at batch 1 and 32; the fastest that loses at most one accuracy point is then measured in
-alternating rounds against the references. "One point" is against the dense model, and against the dense model fine-tuned as the pruned ones are
-(prune.method=none): else what tuning brings would pay for what pruning loses. Writes docs/runtimes.md.
+alternating rounds against the references. "One point" is against the dense model, then also against the dense model fine-tuned as the pruned ones are
+(prune.method=none): else what tuning brings could pay for what pruning loses. Writes docs/runtimes.md.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Grid:
-    """What to combine; ratio 0 in eager fp32 comes first, as the reference."""
+    """What to combine: ratio and scope of pruning, number format, runtime. Ratio 0 in eager fp32 comes first, as the reference."""
 
-    ratios: list[float]
-    scopes: list[str]
+    pruned: list[tuple[float, str]]
     modes: list[str]
     runtimes: list[str]
 
@@ -154,8 +153,7 @@ def onnx_profile(predictor: onnxruntime.OnnxPredictor, batches: list[np.ndarray]
 def deployed(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> Iterator[tuple[str, tuple[str, str, Artifact] | Exception]]:
     """Every supported artifact, or why it could not be had; the dense reference first."""
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-    ways = [(ratio, scope) for scope in grid.scopes for ratio in grid.ratios if ratio or scope == grid.scopes[0]]
-    for ratio, scope in ways:
+    for ratio, scope in grid.pruned:
         slim = pruning.prune(dense, replace(cfg.prune, ratio=ratio, scope=scope), cfg.train, cfg.seed, dataset, cache)
         pruned = f"{ratio:g} {scope}" if ratio else "0"
         for mode in grid.modes:
@@ -202,15 +200,15 @@ def main() -> None:
     parse = argparse.ArgumentParser()
     parse.add_argument("--data", default="acsf1")
     parse.add_argument("--models", default="t3")
-    parse.add_argument("--ratios", default="0,0.5,0.7")
-    parse.add_argument("--scopes", default="local,depth")
+    parse.add_argument("--pruned", default="0,0.7,0.75:depth", help="ratios, each with its scope unless that is local; 0 comes first")
     parse.add_argument("--modes", default=",".join(MODES))
     parse.add_argument("--runtimes", default=",".join(runtimes.RUNTIMES))
     parse.add_argument("--out", default="docs/runtimes.md")
     parse.add_argument("--prepare", action="store_true", help="only train, prune and deploy what will be measured")
     asked = parse.parse_args()
     torch.set_num_threads(1)
-    grid = Grid([float(r) for r in asked.ratios.split(",")], asked.scopes.split(","), asked.modes.split(","), asked.runtimes.split(","))
+    ways = [(float(ratio), scope or "local") for ratio, _, scope in (way.partition(":") for way in asked.pruned.split(","))]
+    grid = Grid(ways, asked.modes.split(","), asked.runtimes.split(","))
     peak = {kind: 1e9 * gmacs for kind, gmacs in hardware.peaks(1).items()}
     for data_name in asked.data.split(","):
         for model_name in asked.models.split(","):
@@ -267,25 +265,29 @@ def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str
         "profiles": [],
         "notes": [f"{' '.join(head)} {n}" for n in notes],
     }
-    kept = [c for c in found if max(q["vs_dense/accuracy_drop_pt"] for q in (c.quality, c.against_tuned)) <= LOST_PT]
+    kept = [c for c in found if c.quality["vs_dense/accuracy_drop_pt"] <= LOST_PT]
+    strictly = [c for c in kept if c.against_tuned["vs_dense/accuracy_drop_pt"] <= LOST_PT]
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache).load()
     with tempfile.TemporaryDirectory() as scratch:
         plain = plain_onnx(dense, Path(scratch))
         for batch in BATCHES:
-            best = min(kept, key=lambda c: c.cpu_ms[batch])
             batches = feed(dataset, batch)
-            row = [*head, str(batch), best.name, best.pruned, f"{100 * best.quality['test/accuracy']:.1f}"]
-            for q in (best.quality, best.against_tuned):
-                drop, low, high = (q[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
-                row.append(f"{drop:+.1f} [{low:+.1f}, {high:+.1f}]")
-            row += [paired(p, best.predictor, batches) for p in (reference.predictor, plain["fp32"], plain["int8"])]
-            row += [best.int8, share(best, batch, peak)]
-            rows["best"].append(row)
-            in_int8 = min((c for c in kept if c.format == "int8"), key=lambda c: c.cpu_ms[batch], default=best)
-            for c in [best] if in_int8 is best else [best, in_int8]:
+            fastest = {bar: min(those, key=lambda c: c.cpu_ms[batch]) for bar, those in (("dense", kept), ("both", strictly)) if those}
+            for bar, best in fastest.items():
+                if bar == "both" and best is fastest["dense"]:
+                    rows["best"][-1][3] = "dense, both"
+                    continue
+                row = [*head, str(batch), bar, best.name, best.pruned, f"{100 * best.quality['test/accuracy']:.1f}"]
+                for q in (best.quality, best.against_tuned):
+                    drop, low, high = (q[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
+                    row.append(f"{drop:+.1f} [{low:+.1f}, {high:+.1f}]")
+                row += [paired(p, best.predictor, batches) for p in (reference.predictor, plain["fp32"], plain["int8"])]
+                rows["best"].append([*row, best.int8, share(best, batch, peak)])
+                print("  best", row, flush=True)
+            in_int8 = min((c for c in kept if c.format == "int8"), key=lambda c: c.cpu_ms[batch], default=fastest["dense"])
+            for c in {id(c): c for c in (*fastest.values(), in_int8)}.values():
                 told = f"{c.name}, pruned {c.pruned}, {share(c, batch, peak)}"
                 rows["profiles"].append(f"- {', '.join(head)}, batch {batch}: {told}: {profile(c.predictor, batches)}")
-            print("  best", row, flush=True)
     for c in found:
         drops = [f"{q['vs_dense/accuracy_drop_pt']:+.1f}" for q in (c.quality, c.against_tuned)]
         quality = [f"{100 * c.quality['test/accuracy']:.1f}", *drops]
@@ -299,7 +301,7 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
     about = hardware.describe("cpu")
     loads = ", ".join(f"{' '.join(c['best'][0][:2])} {c['foreign_cores'][0]:.1f}" for c in cells if "foreign_cores" in c)
     stale = [" ".join(c["best"][0][:2]) for c in cells if c.get("stage") != [runtimes.STAGE_VERSION]]
-    best_head = ["dataset", "model", "batch", "fastest artifact", "pruned", "accuracy %"]
+    best_head = ["dataset", "model", "batch", "bar", "fastest artifact", "pruned", "accuracy %"]
     best_head += ["drop, points [95 %]", "drop against tuned [95 %]"]
     best_head += ["× dense eager [95 %]", "× dense ONNX fp32, plain", "× dense ONNX dynamic int8, plain", "int8 products", "share of peak"]
     all_head = ["dataset", "model", "artifact", "pruned", "accuracy %", "drop", "against tuned", "× at batch 1", "× at batch 32"]
@@ -308,8 +310,9 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
         "# Runtimes and number formats",
         "",
         "Made by `make bench-runtimes`; do not edit. One process, one thread, CPU time; the references ran in alternating rounds with the artifact.",
-        "The fastest artifact is the fastest that loses at most one accuracy point on the test split, both against the dense model and against",
-        "the dense model fine-tuned as the pruned ones are (*tuned*, `prune.method=none`); chosen on that very split: its accuracy is optimistic.",
+        "The fastest artifact is the fastest that loses at most one accuracy point on the test split: against the dense model (bar *dense*), and",
+        "also against the dense model fine-tuned as the pruned ones are (*tuned*, `prune.method=none`; bar *both*): tuning may bring what pruning",
+        "loses. It is chosen on that very split: its accuracy is optimistic.",
         "Speedups in the second table come from a screening (best of three short stretches), not from paired rounds.",
         "",
         f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: "
