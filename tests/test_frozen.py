@@ -82,8 +82,12 @@ def test_seeds_share_a_config_and_what_does_not_matter_does_not_part_them(store,
     store.run(seed=2, train__epochs=9)
     store.run(seed=0, prune__ratio=0, prune__method="taylor")
     store.run(seed=1, prune__ratio=0, prune__method="l2")
+    store.run(seed=0, prune__ratio=0.25, prune__method="none", prune__scope="local")
+    store.run(seed=1, prune__ratio=0.25, prune__method="none", prune__scope="depth")
     results = freeze(store, tmp_path / "frozen").results
     config = {(r.ratio, r.seed): r.config for r in results.itertuples()}
+    assert config[0.25, 0] == config[0.25, 1]
+    assert set(results.loc[results["method"] == "none", "scope"]) == {"-"}
     assert config[0.5, 0] == config[0.5, 1] != config[0.5, 2]
     assert config[0, 0] == config[0, 1]
     assert set(results.loc[results["ratio"] == 0, "method"]) == {"-"}

@@ -150,17 +150,42 @@ def test_lock_elsewhere_is_another_machine(start, tmp_path: Path, monkeypatch: p
         start("owning").expect("in")
 
 
-def test_every_user_of_the_machine_may_take_it(tmp_path, monkeypatch):
-    """Whatever the umask of the first; and not in a sticky folder, where a file of somebody else cannot be opened for writing."""
+@pytest.fixture
+def tmp(tmp_path, monkeypatch):
+    """A machine's folder for temporary files."""
     monkeypatch.delenv("TSEXP_LOCK", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_every_user_of_the_machine_may_take_it(tmp):
+    """Whatever the umask of the first; and not in a sticky folder, where a file of somebody else may not be opened for writing."""
     before = os.umask(0o077)
     try:
         with locking.owning_the_machine():
             pass
     finally:
         os.umask(before)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp.iterdir()
     (lock,) = folder.iterdir()
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o777
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
     assert stat.S_IMODE(lock.stat().st_mode) == 0o666
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_link_is_refused_and_its_target_left_alone(tmp, what):
+    target = tmp / "somebody"
+    target.mkdir(mode=0o700)
+    (target / "machine.lock").write_text("secret")
+    (target / "machine.lock").chmod(0o600)
+    folder = tmp / "tsexp-locks"
+    if what == "folder":
+        folder.symlink_to(target)
+    else:
+        folder.mkdir()
+        (folder / "machine.lock").symlink_to(target / "machine.lock")
+    with pytest.raises(RuntimeError, match=r"cannot be opened .* should remove it"), locking.owning_the_machine():
+        pass
+    assert stat.S_IMODE(target.stat().st_mode) == 0o700
+    assert stat.S_IMODE((target / "machine.lock").stat().st_mode) == 0o600
+    assert (target / "machine.lock").read_text() == "secret"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from conftest import TINY, as_tensor, compose
 from tsexp import models, pruning, training
 from tsexp.cache import Cache, sha256
+from tsexp.config import ConfigError
 from tsexp.pruning import Scores
 
 PRUNE = compose(*TINY).prune
@@ -151,7 +152,7 @@ def test_depth_removes_whole_blocks_and_the_rest_from_the_others(scores, ratio):
     kept = pruning.select(scores, replace(PRUNE, ratio=ratio, scope="depth"), 4)
     stay = [i for i, k in enumerate(kept) if k.ffn]
     assert len(stay) >= 1
-    assert 0 <= ratio * len(scores) - (len(scores) - len(stay)) < 1 + 1e-9
+    assert -1e-9 <= ratio * len(scores) - (len(scores) - len(stay)) < 1 + 1e-9
     rest = 1 - (1 - ratio) * len(scores) / len(stay)
     for i in stay:
         for value, indices in [(scores[i].heads, kept[i].heads), (scores[i].ffn, kept[i].ffn)]:
@@ -172,6 +173,13 @@ def test_depth_ranks_blocks_by_both_kinds_on_the_same_footing():
     for ratio, stay in ((0.34, [1, 2]), (0.67, [1])):
         kept = pruning.select(scores, replace(PRUNE, ratio=ratio, scope="depth"), 4)
         assert [i for i, k in enumerate(kept) if k.ffn] == stay
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
+def test_depth_refuses_scores_that_cannot_be_added_up(wrong):
+    scores = [Scores(torch.tensor([1.0]), torch.tensor([1.0, wrong])), Scores(torch.tensor([1.0]), torch.tensor([2.0, 3.0]))]
+    with pytest.raises(ConfigError, match=r"depth adds scores up.* use local or global"):
+        pruning.select(scores, replace(PRUNE, ratio=0.5, scope="depth"), 4)
 
 
 def test_global_may_take_more_from_one_block():

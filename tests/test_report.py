@@ -16,7 +16,7 @@ def row(name="job", source="estimated:cpu_time", valid=True, ratio=0.3, warnings
         "latency/p50_ms": 1.2,
         "prune/achieved_ratio": ratio,
     }
-    base = {"data.name": "ACSF1", "model.name": "t3", "runtime.name": "eager", "quant.mode": "none", "prune.ratio": str(ratio)}
+    base = {"data.name": "ACSF1", "model.name": "t3", "runtime.name": "eager", "quant.mode": "none", "prune.method": "l1", "prune.ratio": str(ratio)}
     tags = {
         "tsexp.energy_source": source,
         "tsexp.valid": str(valid).lower(),

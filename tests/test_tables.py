@@ -13,7 +13,7 @@ import pytest
 
 from report_data import frozen, only
 from test_statistics import both
-from tsexp.report import claims, tables
+from tsexp.report import claims, statistics, tables
 from tsexp.report.statistics import aggregate
 
 
@@ -328,6 +328,14 @@ def test_the_table_of_claims_keeps_estimates_in_their_own_column(small):
     line = next(row for row in numbers(made(small)["claims"]) if row["claim"] == ENERGY and row["dataset"] == "PLAID")
     assert float(line["estimate_lo"]) < float(line["estimate"]) < float(line["estimate_hi"])
     assert line["ours"] == ""
+
+
+def test_the_control_is_not_called_pruned(rows):
+    control = changed(rows, (rows["scope"] == "global") & (rows["mode"] == "none"), method="none", scope="-")
+    pruned = statistics.is_pruned(control)
+    assert 0 < pruned.sum() < (control["ratio"] > 0).sum()
+    said = {statistics.describe(row) for _, row in control[(control["ratio"] > 0) & ~pruned].iterrows()}
+    assert said == {"PLAID t1, tuned, not pruned, none in eager", "PLAID t1, tuned, not pruned, none in onnxruntime"}
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX")

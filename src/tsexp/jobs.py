@@ -90,7 +90,8 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
 
 
 def _name(cfg: Config) -> str:
-    return f"{cfg.data.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.method}-{cfg.prune.ratio:g} seed {cfg.seed}"
+    p = cfg.prune
+    return f"{cfg.data.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {p.method}-{p.scope}-{p.ratio:g} seed {cfg.seed}"
 
 
 def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) -> tuple[str, bool]:

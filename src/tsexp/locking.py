@@ -15,17 +15,43 @@ from pathlib import Path
 from filelock import ReadWriteLock, Timeout
 
 
+def for_everybody(name: str) -> Path:
+    """Return a file that every user of this machine may lock; made if it is not there.
+
+    It lies in a folder of its own: in a sticky one, such as /tmp itself, Linux may refuse to open a file of somebody else for writing
+    (fs.protected_regular). Only what is made here has its mode set, and links are not followed: /tmp is everybody's.
+
+    Raises
+    ------
+    RuntimeError
+        If it cannot be made or opened.
+    """
+    folder = Path(tempfile.gettempdir()) / "tsexp-locks"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        folder.chmod(0o755)
+    path = folder / name
+    try:
+        if folder.is_symlink():
+            raise OSError("it is a symbolic link")
+        _make_for_everybody(path)
+        os.close(os.open(path, os.O_RDWR | os.O_NOFOLLOW))
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be opened ({error}); whoever owns {folder} should remove it: it is made anew") from None
+    return path
+
+
+def _make_for_everybody(path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        os.fchmod(file, 0o666)
+        os.close(file)
+
+
 def _lock() -> ReadWriteLock:
     # TSEXP_LOCK lets tests have a machine of their own.
-    path = Path(os.environ.get("TSEXP_LOCK", str(Path(tempfile.gettempdir()) / "tsexp" / "machine.lock")))
-    with contextlib.suppress(PermissionError):  # somebody else made them, for everybody
-        # A folder of its own: in one that is sticky, such as /tmp, Linux refuses to open a file of somebody else for writing (fs.protected_regular).
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if "TSEXP_LOCK" not in os.environ:
-            path.parent.chmod(0o777)
-        path.touch()
-        path.chmod(0o666)
-    return ReadWriteLock(path)
+    own = os.environ.get("TSEXP_LOCK")
+    return ReadWriteLock(own if own else for_everybody("machine.lock"))
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda sta
     if cfg.runtime.name == runtimes.AUTO:
         exact = runtimes.deploy(tuned, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
         artifact, tried = energy.choose(artifacts, exact, dataset, cfg.measure)
-    title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.ratio:g}"
+    title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.scope} {cfg.prune.ratio:g}"
     record = energy.measure(artifact, reference, dataset, cfg.measure, cfg.seed, title, cfg.train.progress)
     record.raw["tried"] = tried
     return Result(dense, slim, tuned, artifact, record)
@@ -61,8 +61,8 @@ def check(cfg: Config) -> None:
     Raises
     ------
     ConfigError
-        If somebody's own tokenizer or pruning method is none, the dataset is nowhere, the runtime does not support the mode or the device, the
-        device is not there, or no meter answers although one is required.
+        If somebody's own tokenizer or pruning method is not of the right kind, the dataset is nowhere, the runtime does not support the mode or
+        the device, the device is not there, or no meter answers although one is required.
     """
     runtimes.check(cfg.quant, cfg.runtime)
     if ":" in cfg.model.tokenizer:

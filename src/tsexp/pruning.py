@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from tsexp import training
 from tsexp.cache import Cache, write_json
-from tsexp.config import PruneConfig, TrainConfig, look_up, own_digests
+from tsexp.config import ConfigError, PruneConfig, TrainConfig, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.locking import sharing_the_machine
 from tsexp.models import Block, Classifier
@@ -126,7 +126,7 @@ def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kep
     With ``prune.round_to`` > 1, blocks keep a few more, so that their widths (channels) are multiples of it where they were before.
     """
     stay, ratio = _deep(scores, config.ratio) if config.scope == "depth" else (tuple(range(len(scores))), config.ratio)
-    choose = _global if config.scope == "global" else _local
+    choose = {"local": _local, "global": _global, "depth": _local}[config.scope]
     heads = choose([scores[i].heads for i in stay], ratio)
     ffn = choose([scores[i].ffn for i in stay], ratio)
     kept = [Kept((), ())] * len(scores)
@@ -143,10 +143,16 @@ def _deep(scores: list[Scores], ratio: float) -> tuple[tuple[int, ...], float]:
     """Which blocks stay, and the ratio that is left to be reached in them. A block counts as its heads and units do, either kind by its share."""
     gone = min(len(scores) - 1, math.floor(ratio * len(scores) + 1e-9))
     stay = len(scores) - gone
-    kinds = ([s.heads.sum() for s in scores], [s.ffn.sum() for s in scores])
-    importance = sum(torch.stack(k) / torch.stack(k).sum().clamp_min(1e-30) for k in kinds)
-    assert isinstance(importance, Tensor)
+    importance = _share([s.heads for s in scores]) + _share([s.ffn for s in scores])
     return _best(importance, stay), max(0.0, (ratio * len(scores) - gone) / stay)
+
+
+def _share(scores: list[Tensor]) -> Tensor:
+    """Of each block, in the sum over all."""
+    if not all((s >= 0).all() and s.isfinite().all() for s in scores):
+        raise ConfigError("prune.scope=depth adds scores up, so all must be ≥ 0 and finite, and this prune.method gives others; use local or global")
+    sums = torch.stack([s.sum() for s in scores])
+    return sums / sums.sum().clamp_min(1e-30)
 
 
 def _local(scores: list[Tensor], ratio: float) -> list[int]:
@@ -237,7 +243,7 @@ SCORES: dict[str, Callable[[Classifier, PruneConfig, Dataset, int], list[Scores]
 
 
 def kept(fitted: Fitted) -> list[Kept] | None:
-    """Which heads and units stayed, or None for a model that was not pruned."""
+    """Which heads and units stayed in each block of the dense model (none of either: the block went), or None for a model that was not pruned."""
     path = fitted.entry.folder / "kept.json"
     if not path.exists():
         return None

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from tsexp import __version__
+from tsexp import __version__, locking
 from tsexp.config import Config, TrackingConfig, flat, own_code, redact
 from tsexp.data import Dataset
 from tsexp.energy import MeasuringFailed, Record
@@ -77,7 +77,7 @@ def store(config: TrackingConfig) -> Any:
     file = Path(config.uri.removeprefix(SQLITE)) if config.uri.startswith(SQLITE) else None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-    lock = f"{file}.lock" if file is not None else str(Path(tempfile.gettempdir()) / "tsexp-store.lock")
+    lock = f"{file}.lock" if file is not None else str(locking.for_everybody("store.lock"))
     mlflow.set_tracking_uri(config.uri)
     with FileLock(lock):
         client = mlflow.MlflowClient(config.uri)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tsexp.report.console import ESTIMATE
-from tsexp.report.statistics import Interval, describe
+from tsexp.report.statistics import Interval, describe, is_pruned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +67,8 @@ UNITS = {"energy": "%", "speed": "times", "accuracy": "points"}
 
 
 def _width(rows: pd.DataFrame) -> pd.Series:
-    """Pruned as in the study, which removes no whole layers; ``none`` is the control, of which nothing was removed."""
-    return (rows["ratio"] > 0) & (rows["scope"] != "depth") & (rows["method"] != "none")
+    """Pruned as in the study, which removes no whole layers."""
+    return is_pruned(rows) & (rows["scope"] != "depth")
 
 
 def _l1(rows: pd.DataFrame) -> pd.Series:

@@ -18,7 +18,8 @@ def table(row: Row) -> Table:
     m, p = row.metrics, row.params
     chosen = row.tags.get("tsexp.runtime", p["runtime.name"])
     runtime = p["runtime.name"] if chosen == p["runtime.name"] else f"{p['runtime.name']}: {chosen}"
-    title = f"{p['data.name']} · {p['model.name']} · {runtime} · {p['quant.mode']} · pruned {float(p['prune.ratio']):.0%}"
+    pruned = "tuned, not pruned" if p["prune.method"] == "none" and float(p["prune.ratio"]) else f"pruned {float(p['prune.ratio']):.0%}"
+    title = f"{p['data.name']} · {p['model.name']} · {runtime} · {p['quant.mode']} · {pruned}"
     out = Table(title=title, caption=_notes([row]), caption_justify="left", title_justify="left")
     out.add_column("")
     out.add_column("artifact", justify="right")

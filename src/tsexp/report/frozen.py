@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FOLDER = "frozen"
+CONTROL = "none"
+"""The method that prunes nothing, and tunes all the same."""
 WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s", "measure.meter")
 """Params that say where and how a job ran, not what was asked."""
 
@@ -53,8 +55,8 @@ COLUMNS = (
     Column("data_checksum", "str", "tag:tsexp.data_checksum", "of the files"),
     Column("model", "str", "param:model.name", "t1, t2, t3"),
     Column("recipe", "str", "", "content address of the train group"),
-    Column("method", "str", "param:prune.method", "of importance; - at ratio 0"),
-    Column("scope", "str", "param:prune.scope", "local, global, depth; - at ratio 0"),
+    Column("method", "str", "param:prune.method", "of importance; none: tuned only, whatever the ratio; - at ratio 0"),
+    Column("scope", "str", "param:prune.scope", "local, global, depth; - where nothing was pruned"),
     Column("ratio", "float", "param:prune.ratio", "asked for"),
     Column("achieved_ratio", "float", "metric:prune/achieved_ratio", "channels removed over channels there were"),
     Column("finetune_epochs", "int", "param:prune.finetune_epochs", "after pruning; 0 at ratio 0"),
@@ -372,6 +374,9 @@ def _result(row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: d
     if float(row.params["prune.ratio"]) == 0:  # nothing else about pruning matters then
         asked = {k: v for k, v in asked.items() if not k.startswith("prune.")}
         out |= {"method": "-", "scope": "-", "finetune_epochs": 0}
+    elif row.params["prune.method"] == CONTROL:
+        asked = {k: v for k, v in asked.items() if k not in ("prune.scope", "prune.round_to", "prune.calibration_series")}
+        out |= {"scope": "-"}
     kinds = manifest["matmuls"]
     format = "int8" if "int8" in kinds else "bf16" if "bfloat16" in kinds else "fp32"
     side = "measured" if row.measured else "estimated"

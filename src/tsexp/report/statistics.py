@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tsexp.report.frozen import Frozen
+from tsexp.report.frozen import CONTROL, Frozen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,8 +183,13 @@ def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
 
 def describe(row: Any) -> str:
     """A configuration in words: ``PLAID t1, l1 global 0.5, static in onnxruntime``."""
-    pruned = f", {row['method']} {row['scope']} {row['ratio']:g}" if row["ratio"] else ""
-    return f"{row['dataset']} {row['model']}{pruned}, {row['mode']} in {row['runtime']}"
+    pruned = "tuned, not pruned" if row["method"] == CONTROL else f"{row['method']} {row['scope']} {row['ratio']:g}" if row["ratio"] else ""
+    return ", ".join(filter(None, (f"{row['dataset']} {row['model']}", pruned, f"{row['mode']} in {row['runtime']}")))
+
+
+def is_pruned(rows: pd.DataFrame) -> pd.Series:
+    """Tell for each row whether anything was removed: not at ratio 0, and not of the control."""
+    return (rows["ratio"] > 0) & (rows["method"] != CONTROL)
 
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tsexp.report.console import ESTIMATE
 from tsexp.report.figures import COLOURS
 from tsexp.report.front import front
-from tsexp.report.frozen import Frozen
+from tsexp.report.frozen import CONTROL, Frozen
 from tsexp.report.points import BARS, colours, points
+from tsexp.report.statistics import is_pruned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,20 +220,25 @@ def pruning_ways(study: Study) -> Drawing:
     if len(ways) < 2:
         raise CannotDraw(f"there is one way of pruning only, {' '.join(ways[0])}: there is nothing to compare")
     of = sorted({(p["model"], p["dataset"]) for _, p in shown.iterrows() if p["ratio"] > 0})  # with three datasets, a row per model
+    methods, scopes = (list(dict.fromkeys(w[i] for w in ways)) for i in (0, 1))
+    styles: dict[tuple[str, str], dict[str, Any]] = {
+        (m, s): {
+            "color": COLOURS[methods.index(m) % len(COLOURS)],
+            "marker": MARKERS[scopes.index(s) % len(MARKERS)],
+            "ls": DASHES[scopes.index(s) % len(DASHES)],
+        }
+        for m, s in ways
+    }
     figure, panels = _panels([f"{dataset} · {model}" for model, dataset in of], height_in=1.7, legend_in=0.45)
     for (model, dataset), (title, axes) in zip(of, panels, strict=True):
         lines = {(method, scope): line for (_, method, scope), line in _lines(shown[(shown["dataset"] == dataset) & (shown["model"] == model)])}
         for k, way in enumerate(ways):
             if way in lines:
-                style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)], "ls": DASHES[k % len(DASHES)]}
-                _line(axes, lines[way], "accuracy_drop_pt", k - (len(ways) - 1) / 2, **style)
+                _line(axes, lines[way], "accuracy_drop_pt", k - (len(ways) - 1) / 2, **styles[way])
         axes.axhline(0, color="0.5", lw=0.7, zorder=0)
         axes.set_title(title)
         _ratio_ticks(axes, shown)
-    handles = [
-        Line2D([], [], color=COLOURS[k % len(COLOURS)], ls=DASHES[k % len(DASHES)], marker=MARKERS[k % len(MARKERS)], label=" ".join(w))
-        for k, w in enumerate(ways)
-    ]
+    handles = [Line2D([], [], label=" ".join(w).removesuffix(" -"), **styles[w]) for w in ways]
     notes = [
         "Eager PyTorch, fp32, against the dense model of the same seed.",
         *_small_print(study),
@@ -250,7 +256,7 @@ def quant_runtime(study: Study) -> Drawing:
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
-    all_points = study.points
+    all_points = study.points[study.points["method"] != CONTROL]
     pairs = all_points.drop_duplicates(["ratio", "mode", "runtime"]).groupby("ratio").size()
     at = 0.0 if pairs.get(0.0, 0) > 1 else float(pairs.idxmax())
     if pairs[at] < 2:
@@ -312,7 +318,7 @@ def channels(study: Study) -> Drawing:
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.patches import Patch
 
-    runs = study.runs[(study.runs["ratio"] > 0) & study.runs["run_id"].isin(study.frozen.channels["run_id"])]
+    runs = study.runs[is_pruned(study.runs) & study.runs["run_id"].isin(study.frozen.channels["run_id"])]
     if runs.empty:
         raise CannotDraw("nothing was pruned")
     common = (
@@ -321,7 +327,7 @@ def channels(study: Study) -> Drawing:
     ratios = sorted(common.index[:MOST_RATIOS])
     runs = runs[runs["ratio"].isin(ratios)]
     of = list(runs[["dataset", "model"]].drop_duplicates().itertuples(index=False, name=None))
-    tables, notes = [], []
+    tables, notes, returns = [], [], False
     for dataset, model in of[:MOST_PANELS]:
         here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
         here = here[here["seed"] == here["seed"].min()]
@@ -335,6 +341,7 @@ def channels(study: Study) -> Drawing:
         tables.append((dataset, model, gone["head"].unstack("unit"), gone["ffn"].unstack("unit")))
         told = ", ".join(f"{r:g}" for r in here["ratio"])
         notes.append(f"{dataset} {model}: {method} {scope}, seed {here['seed'].iloc[0]}, ratios {told}.")
+        returns |= scope == "depth" and len(here) > 1
     around_in = 0.45 * len(tables) + 0.8
     layer_in = min(0.09, (PAGE_HIGH_IN - around_in) / sum(len(heads) for _, _, heads, _ in tables))
     heights = [layer_in * len(heads) for _, _, heads, _ in tables]
@@ -367,6 +374,7 @@ def channels(study: Study) -> Drawing:
         "Colour: the smallest pruning ratio at which it is gone.",
         "One seed: units of differently trained models are not the same.",
     ]
+    small += ["By depth, a unit may be back at a higher ratio, where more whole layers went."] if returns else []
     small += [f"Of {len(of)} pairs of dataset and model, the first {MOST_PANELS} are shown."] if len(of) > MOST_PANELS else []
     small += [f"Of {len(common)} ratios, the {MOST_RATIOS} that were measured most."] if len(common) > MOST_RATIOS else []
     _finish(figure, small, handles)
@@ -394,7 +402,7 @@ def roofline(study: Study) -> Drawing:
         here = means[means["dataset"] == dataset]
         for i, model in enumerate(models):
             for pruned in (False, True):
-                some = here[(here["model"] == model) & ((here["ratio"] > 0) == pruned)]
+                some = here[(here["model"] == model) & (is_pruned(here) == pruned)]
                 y = [kinds.index(k) + 0.5 * ((i + 0.5) / len(models) - 0.5) for k in some["kind"]]
                 axes.plot(
                     some["share_pct"], y, ls="none", marker="o", ms=3.8, color=study.colours[model], mfc="white" if pruned else study.colours[model]
@@ -404,7 +412,7 @@ def roofline(study: Study) -> Drawing:
         axes.set_title(dataset)
         _log_ticks(axes.xaxis, means["share_pct"])
     handles = [Line2D([], [], color=study.colours[m], marker="o", ls="none", label=m) for m in models]
-    handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned")] if (means["ratio"] > 0).any() else []
+    handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned")] if is_pruned(means).any() else []
     notes = [*_small_print(study), "Peak: one large product in the same number format, in the same process."]
     _finish(figure, notes, handles, "share of the peak reached (%)")
     return Drawing(figure, [*notes, "MACs · series per second of wall time, over the peak of a thread · threads."])
@@ -641,7 +649,9 @@ def _dagger(side: str) -> str:
 
 def _describe(p: pd.Series, runtime: bool = True) -> str:
     """What a point or a run is, in words."""
-    pruned = f"pruned {p['ratio']:.3g} ({p['method']} {p['scope']})" if p["ratio"] > 0 else "not pruned"
+    pruned = f"pruned {p['ratio']:.3g} ({p['method']} {p['scope']})"
+    if p["ratio"] == 0 or p["method"] == CONTROL:
+        pruned = "not pruned" if p["ratio"] == 0 else "tuned, not pruned"
     return ", ".join([p["model"], *([p["runtime"]] if runtime else []), "fp32" if p["mode"] == "none" else p["mode"], pruned])
 
 
@@ -698,8 +708,8 @@ def _lines(here: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFr
 
 
 def _commonest_way(rows: pd.DataFrame) -> tuple[str, str]:
-    """Method and scope of pruning that most rows have, the first in order of equally common ones; the control, ``none``, only if alone."""
-    pruned = rows[rows["method"] != "none"]
+    """Method and scope of pruning that most rows have, the first in order of equally common ones; the control only if alone."""
+    pruned = rows[rows["method"] != CONTROL]
     counts = (rows if pruned.empty else pruned).groupby(["method", "scope"]).size()
     return counts.idxmax()  # type: ignore[no-any-return]
 

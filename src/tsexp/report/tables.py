@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.report import claims
 from tsexp.report.console import ESTIMATE
-from tsexp.report.frozen import Frozen
+from tsexp.report.frozen import CONTROL, Frozen
 from tsexp.report.statistics import MARGIN_PT, aggregate, notes
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, 
     of_all = [f"{c.head} {c.text(rows.iloc[0])}" for c in constant]
     of_all += [words.format(rows[key].iloc[0]) for key, words in SAID.items() if rows[key].nunique() == 1]
     caption = [f"{title}.", f"For all: {', '.join(of_all)}." if of_all else "", "Brackets: 95 % intervals; n: seeds."]
+    caption += [f"Method {CONTROL}: fine-tuned likewise, nothing pruned."] if METHOD in shown and (rows["method"] == CONTROL).any() else []
     caption += ["Savings and speedups: against dense fp32 in eager PyTorch, paired."] if SPEEDUP in shown else []
     caption += [
         f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it is more; p: exact McNemar test, "
