@@ -138,6 +138,22 @@ def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
         assert all(len(line.get_xdata()) == 3 for line in lines)
 
 
+def test_the_control_is_level_and_of_no_scope():
+    some = small(datasets=("PLAID",))
+    control = changed(some, some.results["method"] == "l2", method="none", scope="-")
+    rows = control.results[(control.results["method"] == "none")]
+    control = only(control, ~control.results["run_id"].isin(rows.loc[rows["ratio"] != rows["ratio"].max(), "run_id"]))
+    one = study(control)
+    drawing = figures.pruning_ways(one)
+    (axes,) = drawing.figure.axes
+    assert len(axes.containers) == 2  # l1, global and local
+    expected = one.points.loc[one.points["method"] == "none", "accuracy_drop_pt"].iloc[0]
+    level = [line.get_ydata() for line in axes.lines if line.get_linestyle() == ":"]
+    assert [list(y) for y in level] == [[expected, expected]]
+    said = [t.get_text() for t in drawing.figure.legends[0].get_texts()]
+    assert said == ["l1 global", "l1 local", "tuned, not pruned"]
+
+
 def test_invalid_records_change_nothing_but_their_count():
     results = small()
     invalid = ~results.results["valid"]

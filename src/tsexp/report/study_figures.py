@@ -233,12 +233,17 @@ def pruning_ways(study: Study) -> Drawing:
     for (model, dataset), (title, axes) in zip(of, panels, strict=True):
         lines = {(method, scope): line for (_, method, scope), line in _lines(shown[(shown["dataset"] == dataset) & (shown["model"] == model)])}
         for k, way in enumerate(ways):
-            if way in lines:
+            if way in lines and way[0] == CONTROL:
+                tuned = lines[way].iloc[-1]  # the same at every ratio
+                axes.axhspan(tuned["accuracy_drop_pt_lo"], tuned["accuracy_drop_pt_hi"], color=styles[way]["color"], alpha=0.12, lw=0)
+                axes.axhline(tuned["accuracy_drop_pt"], color=styles[way]["color"], ls=":", lw=1)
+            elif way in lines:
                 _line(axes, lines[way], "accuracy_drop_pt", k - (len(ways) - 1) / 2, **styles[way])
         axes.axhline(0, color="0.5", lw=0.7, zorder=0)
         axes.set_title(title)
         _ratio_ticks(axes, shown)
-    handles = [Line2D([], [], label=" ".join(w).removesuffix(" -"), **styles[w]) for w in ways]
+    handles = [Line2D([], [], label=" ".join(w), **styles[w]) for w in ways if w[0] != CONTROL]
+    handles += [Line2D([], [], label="tuned, not pruned", color=styles[w]["color"], ls=":", lw=1) for w in ways if w[0] == CONTROL]
     notes = [
         "Eager PyTorch, fp32, against the dense model of the same seed.",
         *_small_print(study),
