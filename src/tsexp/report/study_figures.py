@@ -332,7 +332,7 @@ def channels(study: Study) -> Drawing:
     ratios = sorted(common.index[:MOST_RATIOS])
     runs = runs[runs["ratio"].isin(ratios)]
     of = list(runs[["dataset", "model"]].drop_duplicates().itertuples(index=False, name=None))
-    tables, notes, returns = [], [], False
+    tables, notes, used, chosen, returns = [], [], set(), set(), False
     for dataset, model in of[:MOST_PANELS]:
         here = runs[(runs["dataset"] == dataset) & (runs["model"] == model)]
         here = here[here["seed"] == here["seed"].min()]
@@ -346,7 +346,10 @@ def channels(study: Study) -> Drawing:
         tables.append((dataset, model, gone["head"].unstack("unit"), gone["ffn"].unstack("unit")))
         told = ", ".join(f"{r:g}" for r in here["ratio"])
         notes.append(f"{dataset} {model}: {method} {scope}, seed {here['seed'].iloc[0]}, ratios {told}.")
+        used |= set(here["ratio"])
+        chosen.add(f"{method} {scope}")
         returns |= scope == "depth" and len(here) > 1
+    ratios = sorted(used)
     around_in = 0.45 * len(tables) + 0.8
     layer_in = min(0.09, (PAGE_HIGH_IN - around_in) / sum(len(heads) for _, _, heads, _ in tables))
     heights = [layer_in * len(heads) for _, _, heads, _ in tables]
@@ -376,6 +379,7 @@ def channels(study: Study) -> Drawing:
     handles = [Patch(fc=shades[k], label=f"gone at {r:g}") for k, r in enumerate(ratios)] + [Patch(fc="0.93", ec="0.7", lw=0.4, label="always kept")]
     small = [
         _invalid(study),
+        *([f"Pruned by {chosen.pop()}."] if len(chosen) == 1 else []),
         "Colour: the smallest pruning ratio at which it is gone.",
         "One seed: units of differently trained models are not the same.",
     ]
