@@ -497,7 +497,7 @@ def confusion(study: Study) -> Drawing:
     """Labels against predictions before and after compression."""
     import pandas as pd
 
-    small = study.runs[((study.runs["ratio"] > 0) | (study.runs["mode"] != "none")) & study.runs["run_id"].isin(study.frozen.predictions["run_id"])]
+    small = study.runs[(is_pruned(study.runs) | (study.runs["mode"] != "none")) & study.runs["run_id"].isin(study.frozen.predictions["run_id"])]
     if small.empty:
         raise CannotDraw("nothing was compressed")
     picks, notes = [], []
