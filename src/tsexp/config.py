@@ -29,6 +29,9 @@ PLUGINS = {
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
+CONTROL = "none"
+"""The ``prune.method`` that removes nothing, and tunes all the same."""
+
 
 class ConfigError(ValueError):
     """Bad input. The message says what was wrong, what is allowed and what to do."""
@@ -106,7 +109,7 @@ class TrainConfig:
 class PruneConfig:
     """Which heads, FFN units and blocks go, and how the rest is tuned afterwards."""
 
-    method: str = _choice("l1", "l2", "random", "taylor", "none", own=True)
+    method: str = _choice("l1", "l2", "random", "taylor", CONTROL, own=True)
     scope: str = _choice("local", "global", "depth")
     ratio: float = _number(ge=0, lt=1)
     round_to: int = _number(ge=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tsexp import data, energy, pruning, qat, runtimes, training
 from tsexp.cache import Cache
-from tsexp.config import Config, ConfigError, RuntimeConfig, digest, look_up, own_digests
+from tsexp.config import CONTROL, Config, ConfigError, RuntimeConfig, digest, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.runtimes import Artifact
@@ -103,7 +103,7 @@ def signature(cfg: Config, dataset: Dataset) -> str:
 
 def canonical(cfg: Config) -> Config:
     """One spelling for configurations that ask for the same: nothing about pruning matters at ratio 0, little where nothing goes."""
-    if cfg.prune.ratio and cfg.prune.method == "none":
+    if cfg.prune.ratio and cfg.prune.method == CONTROL:
         return replace(cfg, prune=replace(cfg.prune, scope="local", round_to=1, calibration_series=1))
     if cfg.prune.ratio:
         return cfg

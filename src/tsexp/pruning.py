@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from tsexp import training
 from tsexp.cache import Cache, write_json
-from tsexp.config import ConfigError, PruneConfig, TrainConfig, look_up, own_digests
+from tsexp.config import CONTROL, ConfigError, PruneConfig, TrainConfig, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.locking import sharing_the_machine
 from tsexp.models import Block, Classifier
@@ -67,7 +67,7 @@ def prune(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, da
     """
     if config.ratio == 0:
         return dense
-    if config.method == "none":
+    if config.method == CONTROL:
         config = replace(config, scope="local", ratio=0.0, round_to=1, calibration_series=1)  # none of them matters
     tuning = replace(recipe, epochs=max(1, config.finetune_epochs), lr=config.finetune_lr)
 
@@ -238,7 +238,7 @@ SCORES: dict[str, Callable[[Classifier, PruneConfig, Dataset, int], list[Scores]
     "l2": _magnitude(2),
     "random": _random,
     "taylor": _taylor,
-    "none": _none,
+    CONTROL: _none,
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from rich.markup import escape
 from rich.table import Table
 
+from tsexp.config import CONTROL
 from tsexp.report.store import Row
 
 ESTIMATE = "†"
@@ -18,7 +19,7 @@ def table(row: Row) -> Table:
     m, p = row.metrics, row.params
     chosen = row.tags.get("tsexp.runtime", p["runtime.name"])
     runtime = p["runtime.name"] if chosen == p["runtime.name"] else f"{p['runtime.name']}: {chosen}"
-    pruned = "tuned, not pruned" if p["prune.method"] == "none" and float(p["prune.ratio"]) else f"pruned {float(p['prune.ratio']):.0%}"
+    pruned = "tuned, not pruned" if p["prune.method"] == CONTROL and float(p["prune.ratio"]) else f"pruned {float(p['prune.ratio']):.0%}"
     title = f"{p['data.name']} · {p['model.name']} · {runtime} · {p['quant.mode']} · {pruned}"
     out = Table(title=title, caption=_notes([row]), caption_justify="left", title_justify="left")
     out.add_column("")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp.config import digest, redact
+from tsexp.config import CONTROL, digest, redact
 from tsexp.report.store import ReportError, Row
 from tsexp.report.store import row as as_row
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 FOLDER = "frozen"
-CONTROL = "none"
-"""The method that prunes nothing, and tunes all the same."""
 WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s", "measure.meter")
 """Params that say where and how a job ran, not what was asked."""
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tsexp.report.frozen import CONTROL, Frozen
+from tsexp.config import CONTROL
+from tsexp.report.frozen import Frozen
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tsexp.config import CONTROL
 from tsexp.report.console import ESTIMATE
 from tsexp.report.figures import COLOURS
 from tsexp.report.front import front
-from tsexp.report.frozen import CONTROL, Frozen
+from tsexp.report.frozen import Frozen
 from tsexp.report.points import BARS, colours, points
 from tsexp.report.statistics import is_pruned
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tsexp.config import CONTROL
 from tsexp.report import claims
 from tsexp.report.console import ESTIMATE
-from tsexp.report.frozen import CONTROL, Frozen
+from tsexp.report.frozen import Frozen
 from tsexp.report.statistics import MARGIN_PT, aggregate, notes
 
 if TYPE_CHECKING:
