@@ -172,7 +172,7 @@ def deployed(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> Iterato
 def candidates(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> tuple[Candidate, list[Candidate], list[str]]:
     """Return the dense reference, every artifact with accuracy and speed, and what could not be had."""
     base = np.empty(0)
-    tuned = {mode: tuned_scores(cfg, mode, dataset, cache) for mode in {"none", *grid.modes} & {"none", "qat"}}
+    tuned = tuned_scores(cfg, grid, dataset, cache)
     found: list[Candidate] = []
     notes = []
     for label, made in deployed(cfg, dataset, grid, cache):
@@ -220,6 +220,7 @@ def main() -> None:
             if asked.prepare:
                 for label, _ in deployed(cfg, dataset, grid, cache):
                     print(" ", label, flush=True)
+                tuned_scores(cfg, grid, dataset, cache)
                 continue
             store = Path(cfg.paths.cache) / "bench-runtimes.json"
             cells = json.loads(store.read_text()) if store.exists() else {}
@@ -236,13 +237,16 @@ def share(c: Candidate, batch: int, peak: dict[str, float]) -> str:
     return f"{100 * c.macs / (c.cpu_ms[batch] / 1e3) / peak[c.format]:.0f} % of {c.format}"
 
 
-def tuned_scores(cfg: Config, mode: str, dataset: Dataset, cache: Cache) -> np.ndarray:
-    """Of the dense model in eager fp32, fine-tuned as a pruned one is in this mode: with ``qat``, by QAT, too."""
+def tuned_scores(cfg: Config, grid: Grid, dataset: Dataset, cache: Cache) -> dict[str, np.ndarray]:
+    """Of the dense model in eager fp32, fine-tuned as a pruned one is (``none``), and by QAT, too (``qat``, if it is asked for)."""
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
     tuned = pruning.prune(dense, replace(cfg.prune, method="none", ratio=0.5), cfg.train, cfg.seed, dataset, cache)
-    tuned = qat.tune(tuned, replace(cfg.quant, mode=mode), cfg.train, cfg.seed, dataset, cache)
-    eager = runtimes.deploy(tuned, replace(cfg.quant, mode="none"), RuntimeConfig("eager", "cpu"), dataset, cache)
-    return scores(runtimes.load(eager.folder), dataset.x_test)
+    found = {}
+    for mode in ["none", *(m for m in grid.modes if m == "qat")]:
+        one = qat.tune(tuned, replace(cfg.quant, mode=mode), cfg.train, cfg.seed, dataset, cache)
+        eager = runtimes.deploy(one, replace(cfg.quant, mode="none"), RuntimeConfig("eager", "cpu"), dataset, cache)
+        found[mode] = scores(runtimes.load(eager.folder), dataset.x_test)
+    return found
 
 
 def clocks() -> tuple[float, float, float]:
