@@ -29,8 +29,8 @@ PLUGINS = {
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
-CONTROL = "none"
-"""The ``prune.method`` that removes nothing, and tunes all the same."""
+NOT_ASKED = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s", "measure.meter", "measure.require")
+"""Flat keys, or their beginnings, that say where and how a job ran, not what was asked. (What the meter reads is known by its source.)"""
 
 
 class ConfigError(ValueError):
@@ -109,7 +109,7 @@ class TrainConfig:
 class PruneConfig:
     """Which heads, FFN units and blocks go, and how the rest is tuned afterwards."""
 
-    method: str = _choice("l1", "l2", "random", "taylor", CONTROL, own=True)
+    method: str = _choice("l1", "l2", "random", "taylor", own=True)
     scope: str = _choice("local", "global", "depth")
     ratio: float = _number(ge=0, lt=1)
     round_to: int = _number(ge=1)
@@ -145,7 +145,9 @@ class MeasureConfig:
     """The window protocol."""
 
     batch_size: int = _number(ge=1)
-    repeats: int = _number(ge=3)
+    repeats: int = _number(ge=2)
+    processes: int = _number(ge=2)
+    target_pct: float | None = _number(gt=0)
     window_s: float = _number(gt=0, le=30)
     idle_s: float = _number(gt=0, le=30)
     latency_calls: int = _number(ge=20)
@@ -242,6 +244,11 @@ def parse(cfg: DictConfig) -> Config:
         problems.append(f"model.position=sinusoidal needs an even model.d_model, not {m.d_model}; use position=learned or an even width")
     if config.data.val_fraction == 0 and (config.train.select == "best" or config.train.patience):
         problems.append("data.val_fraction=0 leaves nothing to select on; use train.select=last train.patience=0, or a fraction > 0")
+    if config.measure.repeats < config.measure.processes:
+        problems.append(
+            f"measure.repeats={config.measure.repeats} pairs cannot be shared among measure.processes={config.measure.processes}; "
+            "use at least as many pairs as processes"
+        )
     if problems:
         raise ConfigError("\n".join(problems))
     paths = PathsConfig(**{f.name: str(Path(getattr(config.paths, f.name)).expanduser().absolute()) for f in fields(PathsConfig)})
@@ -330,6 +337,51 @@ def suggest(word: str, known: Any) -> str:
     """Return ``' (did you mean X?)'`` when a known word is close, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def identity(cfg: Config) -> dict[str, Any]:
+    """Return what a result depends on, of everything that was asked: one spelling for configurations that ask for the same.
+
+    Cache, store and report know an experiment by this and by nothing else. Own code counts by its text.
+    """
+    asked: dict[str, Any] = {}
+    for key, value in flat(cfg).items():
+        if not key.startswith(NOT_ASKED):
+            group, _, name = key.rpartition(".")
+            (asked.setdefault(group, {}) if group else asked)[name] = value
+    asked |= {"prune": asked_of_pruning(cfg.prune), "quant": asked_of_quantization(cfg.quant)}
+    return asked | {"code": own_digests(cfg.model.tokenizer, cfg.prune.method, cfg.runtime.name)}
+
+
+def asked_of_training(train: TrainConfig) -> dict[str, Any]:
+    """Return the part of the ``train`` group that the weights depend on."""
+    return {k: v for k, v in asdict(train).items() if f"train.{k}" not in NOT_ASKED}
+
+
+def asked_of_pruning(prune: PruneConfig) -> dict[str, Any]:
+    """Return the part of the ``prune`` group that the weights depend on: nothing at ratio 0."""
+    if prune.ratio == 0:
+        return {}
+    idle = set() if prune.method == "taylor" or ":" in prune.method else {"calibration_series"}
+    idle |= set() if prune.finetune_epochs else {"finetune_lr", "distill", "temperature"}
+    idle |= set() if prune.distill else {"temperature"}
+    return {k: v for k, v in asdict(prune).items() if k not in idle}
+
+
+CALIBRATED = ("static", "qat")
+"""Modes whose ranges of activations come from train series."""
+
+
+def asked_of_quantization(quant: QuantConfig) -> dict[str, Any]:
+    """Return the part of the ``quant`` group that matters for its mode."""
+    matters: dict[str, Any] = {"mode": quant.mode}
+    if quant.mode in CALIBRATED:
+        matters |= {"calibration": quant.calibration, "calibration_series": quant.calibration_series}
+    if quant.mode == "qat":
+        matters |= {"qat_epochs": quant.qat_epochs, "qat_lr": quant.qat_lr}
+    if quant.mode == "weight_only":
+        matters |= {"weight_bits": quant.weight_bits}
+    return matters
 
 
 def flat(node: Any) -> dict[str, Any]:

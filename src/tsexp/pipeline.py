@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tsexp import data, energy, pruning, qat, runtimes, training
 from tsexp.cache import Cache
-from tsexp.config import CONTROL, Config, ConfigError, RuntimeConfig, digest, look_up, own_digests
+from tsexp.config import Config, ConfigError, RuntimeConfig, digest, identity, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.runtimes import Artifact
@@ -83,31 +83,14 @@ def check(cfg: Config) -> None:
 
 def signature(cfg: Config, dataset: Dataset) -> str:
     """Content address of a record: what was asked, of which data, on what hardware, by which meter. Where results are kept does not matter."""
-    asked = asdict(canonical(cfg))
-    for irrelevant in ("paths", "tracking", "rerun"):
-        del asked[irrelevant]
-    del asked["train"]["progress"], asked["data"]["path"], asked["measure"]["timeout_s"], asked["measure"]["meter"]
-    asked["quant"] = runtimes.relevant(cfg.quant)
     return digest(
         {
-            "asked": asked,
+            "asked": identity(cfg),
             "data": dataset.checksum,
             "hardware": hardware.describe(cfg.runtime.device),
             "meter": meters.source(cfg.runtime.device, cfg.measure.meter),
             "libraries": runtimes.versions(cfg.quant, cfg.runtime),
             "versions": [training.STAGE_VERSION, pruning.STAGE_VERSION, qat.STAGE_VERSION, runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
-            **own_digests(cfg.model.tokenizer, cfg.prune.method, cfg.runtime.name, cfg.measure.meter),
+            **own_digests(cfg.measure.meter),
         }
     )
-
-
-def canonical(cfg: Config) -> Config:
-    """One spelling for configurations that ask for the same: nothing about pruning matters at ratio 0, little where nothing goes."""
-    if cfg.prune.ratio and cfg.prune.method == CONTROL:
-        return replace(cfg, prune=replace(cfg.prune, scope="local", round_to=1, calibration_series=1))
-    if cfg.prune.ratio:
-        return cfg
-    nothing = replace(
-        cfg.prune, method="l1", scope="local", round_to=1, calibration_series=1, finetune_epochs=0, finetune_lr=1.0, distill=0.0, temperature=1.0
-    )
-    return replace(cfg, prune=nothing)

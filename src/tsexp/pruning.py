@@ -2,7 +2,6 @@
 
 Scores: mean absolute weight (``l1``), mean square (``l2``), a seeded draw (``random``), or first-order Taylor
 (``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on series of the train split.
-``none`` is the control: nothing goes, and the fine-tuning is the same.
 Heads are ranked among heads and FFN units among FFN units, because their scores are of different kinds.
 """
 
@@ -21,14 +20,13 @@ from torch.nn import functional as F
 
 from tsexp import training
 from tsexp.cache import Cache, write_json
-from tsexp.config import CONTROL, ConfigError, PruneConfig, TrainConfig, look_up, own_digests
+from tsexp.config import ConfigError, PruneConfig, TrainConfig, asked_of_pruning, asked_of_training, look_up, own_digests
 from tsexp.data import Dataset
-from tsexp.locking import sharing_the_machine
 from tsexp.models import Block, Classifier
 from tsexp.models.encoder import EncoderBlock
 from tsexp.training import Fitted, Teacher
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -67,25 +65,44 @@ def prune(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, da
     """
     if config.ratio == 0:
         return dense
-    if config.method == CONTROL:
-        config = replace(config, scope="local", ratio=0.0, round_to=1, calibration_series=1)  # none of them matters
-    tuning = replace(recipe, epochs=max(1, config.finetune_epochs), lr=config.finetune_lr)
 
     def build(folder: Path) -> None:
         model = dense.load()
-        with sharing_the_machine():
-            kept = select(score(model, config, dataset, seed), config, model.arch.head_dim)
+        kept = select(score(model, config, dataset, seed), config, model.arch.head_dim)
         slim = shrink(model, kept)
-        history: list[dict[str, float]] = []
-        if config.finetune_epochs:
-            teacher = Teacher(model, config.distill, config.temperature) if config.distill else None
-            title = f"fine-tune {dataset.name} {config.method} {config.scope} {config.ratio:g}"
-            history = training.fit(slim, tuning, dataset, seed, title, teacher)
-        training.save(slim, history, folder)
+        title = f"fine-tune {dataset.name} {config.method} {config.scope} {config.ratio:g}"
+        training.save(slim, _tune(slim, model, config, recipe, seed, dataset, title), folder)
         write_json(folder / "kept.json", [asdict(k) for k in kept])
 
-    key = {"dense": dense.signature, "prune": asdict(config), "tuning": training.recipe(tuning), "seed": seed} | own_digests(config.method)
-    return Fitted(cache.stage("slim", STAGE_VERSION, key, build))
+    key = {"dense": dense.signature, "prune": asked_of_pruning(config), "train": asked_of_training(recipe), "seed": seed}
+    return Fitted(cache.stage("slim", STAGE_VERSION, key | own_digests(config.method), build))
+
+
+def tune_alike(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache) -> Fitted:
+    """Return the dense model, fine-tuned as `prune` fine-tunes what it leaves, with nothing removed: the control.
+
+    What a pruned model gains or loses against it is owed to pruning alone, not to the longer training. The parameters are those of `prune`;
+    method, scope and ratio do not matter, but for ratio 0, which is not fine-tuned.
+    """
+    if config.ratio == 0 or config.finetune_epochs == 0:
+        return dense
+
+    def build(folder: Path) -> None:
+        control, teacher = dense.load(), dense.load()
+        training.save(control, _tune(control, teacher, config, recipe, seed, dataset, f"fine-tune {dataset.name}, nothing pruned"), folder)
+
+    tuning = {k: v for k, v in asked_of_pruning(config).items() if k.startswith(("finetune", "distill", "temperature"))}
+    key = {"dense": dense.signature, "tuning": tuning, "train": asked_of_training(recipe), "seed": seed}
+    return Fitted(cache.stage("control", STAGE_VERSION, key, build))
+
+
+def _tune(
+    model: Classifier, dense: Classifier, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, title: str
+) -> list[dict[str, float]]:
+    if not config.finetune_epochs:
+        return []
+    tuning = replace(recipe, epochs=config.finetune_epochs, lr=config.finetune_lr)
+    return training.fit(model, tuning, dataset, seed, title, Teacher(dense, config.distill, config.temperature) if config.distill else None)
 
 
 def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
@@ -229,16 +246,11 @@ def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int)
     return total
 
 
-def _none(model: Classifier, *_: Any) -> list[Scores]:
-    return [Scores(torch.zeros(b.heads), torch.zeros(b.ffn)) for b in model.arch.blocks]
-
-
 SCORES: dict[str, Callable[[Classifier, PruneConfig, Dataset, int], list[Scores]]] = {
     "l1": _magnitude(1),
     "l2": _magnitude(2),
     "random": _random,
     "taylor": _taylor,
-    CONTROL: _none,
 }
 
 

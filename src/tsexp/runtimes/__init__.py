@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tsexp.cache import Cache, Entry, sha256, write_json
-from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, Unsupported, look_up, own_digests, suggest
+from tsexp.config import CALIBRATED, ConfigError, QuantConfig, RuntimeConfig, Unsupported, asked_of_quantization, look_up, own_digests, suggest
 from tsexp.data import Dataset, FloatArray
 from tsexp.locking import sharing_the_machine
 
@@ -298,7 +298,7 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
 
     key = {
         "model": fitted.signature,
-        "quant": relevant(quant),
+        "quant": asked_of_quantization(quant),
         "runtime": runtime.name,
         "device": runtime.device,
         "versions": versions(quant, runtime),
@@ -310,7 +310,6 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
     return Artifact(entry, read_manifest(entry.folder))
 
 
-CALIBRATED = ("static", "qat")
 LEAST_DB = 6.0
 """Less signal than this over the noise is no quantization error any more; int4 weights have been seen at 22 dB."""
 
@@ -330,18 +329,6 @@ def _compare(model: Classifier, predictor: Predictor, series: FloatArray, what: 
         if not db >= LEAST_DB:
             raise RuntimeError(f"{what} answers batches of {batch} with other scores than the model: {db} dB, at least {LEAST_DB} expected")
     return found
-
-
-def relevant(quant: QuantConfig) -> dict[str, Any]:
-    """Return the part of the ``quant`` group that matters for its mode: one spelling for configurations that ask for the same."""
-    matters: dict[str, Any] = {"mode": quant.mode}
-    if quant.mode in CALIBRATED:
-        matters |= {"calibration": quant.calibration, "calibration_series": quant.calibration_series}
-    if quant.mode == "qat":
-        matters |= {"qat_epochs": quant.qat_epochs, "qat_lr": quant.qat_lr}
-    if quant.mode == "weight_only":
-        matters |= {"weight_bits": quant.weight_bits}
-    return matters
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Lightning is imported by `fit` alone: it takes seconds, and most jobs find their
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 
 from tsexp import models
 from tsexp.cache import Cache, Entry, write_json
-from tsexp.config import ModelConfig, TrainConfig, own_digests
+from tsexp.config import ModelConfig, TrainConfig, asked_of_training, own_digests
 from tsexp.data import Dataset
 from tsexp.models import Classifier
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         "data": dataset.checksum,
         "fit": dataset.fit.tolist(),
         "arch": json.loads(arch.to_json()),
-        "train": recipe(config),
+        "train": asked_of_training(config),
         "seed": seed,
         **own_digests(arch.tokenizer),
     }
@@ -86,7 +86,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
 
 def recipe(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a training configuration that the weights depend on."""
-    return {k: v for k, v in asdict(config).items() if k != "progress"}
+    return asked_of_training(config)
 
 
 def save(model: Classifier, history: list[dict[str, float]], folder: Path) -> None:
