@@ -6,10 +6,12 @@ from pathlib import Path
 import aeon.datasets
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from conftest import compose
 from tsexp import data
-from tsexp.config import ConfigError
+from tsexp.config import ConfigError, DataConfig
 
 TRAIN = [["1,2,3,4", "a"], ["2,3,4,5", "b"], ["1,2,3,4", "a"], ["2,3,4,5", "b"]]
 TEST = [["0,2,3,4", "b"], ["2,3,4,5", "a"]]
@@ -165,6 +167,63 @@ def test_channel_without_a_value_is_refused(tmp_path):
 def test_labels_unseen_in_train_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"Mine_TEST.ts.*train split does not have: strange"):
         own(tmp_path, test=[*TEST, ["1,2,3,4", "strange"]])
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[: text.index("@data")] + "@data\n", "holds no series"),
+        (lambda text: "", "holds no series"),
+        (lambda text: text.replace("@classLabel true a b", "@classLabel false").replace(":a", "").replace(":b", ""), "no class labels"),
+        (lambda text: text.replace(":b", ":?"), r"series \d: no label"),
+        (lambda text: text.replace(":b", ":"), r"series \d: no label"),
+        (lambda text: text.replace("2,3,4,5", "2,3,4,five"), "not a .ts file that aeon can read"),
+        (lambda text: text.replace("2,3,4,5", "2,3,4,1e39"), "infinite values"),
+    ],
+)
+def test_a_file_without_what_it_should_hold_is_refused_by_name(tmp_path, split, change, words):
+    own(tmp_path)
+    file = tmp_path / f"Mine_{split}.ts"
+    file.write_text(change(file.read_text()))
+    config = replace(compose("data=acsf1").data, name="Mine", path=str(tmp_path), val_fraction=0.0)
+    with pytest.raises(ConfigError, match=f"Mine_{split}.ts.*{words}") as error:
+        data.load(config, "nowhere", 0)
+    assert len(str(error.value).splitlines()) == 1
+
+
+WHOLE = b"@missing false\n@univariate true\n@equalLength true\n@classLabel true a b\n@data\n1,2,3,4:a\n2,3,4,5:b\n1,2,3,5:a\n2,4,4,5:b\n"
+PARTS = [b"", b",", b":", b"?", b"nan", b"inf", b"\n", b"@data\n", b"#", b"1e39", b"\x00", b"\xff", b"(1,2)", b"-", b"false", b"1,2,3:a\n"]
+
+
+@st.composite
+def damaged(draw):
+    """A .ts file of which up to three parts were cut out and replaced."""
+    text = WHOLE
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.one_of(st.integers(start, min(start + 6, len(text))), st.just(len(text))))
+        text = text[:start] + draw(st.one_of(st.sampled_from(PARTS), st.binary(max_size=4))) + text[end:]
+    return text
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damaged(), damaged(), st.sampled_from(["none", "standard"]), st.sampled_from([0.0, 0.5]))
+@example(WHOLE, WHOLE[: WHOLE.index(b"1,2")], "none", 0.0)
+def test_any_bytes_make_a_dataset_or_one_clear_error(tmp_path, train, test, scale, fraction):
+    for split, content in (("TRAIN", train), ("TEST", test)):
+        (tmp_path / f"Mine_{split}.ts").write_bytes(content)
+    config = DataConfig("Mine", str(tmp_path), scale, unequal="pad", length=None, missing="interpolate", val_fraction=fraction)
+    try:
+        dataset = data.load(config, "nowhere", 0)
+    except ConfigError as error:
+        told = str(error)
+        assert "\n" not in told
+        return
+    for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)):
+        assert len(x) == len(y) > 0
+        assert not np.isinf(x).any()
+    assert np.isfinite([*dataset.preprocessing.mean, *dataset.preprocessing.std]).all()
 
 
 def test_one_class_is_refused(tmp_path):

@@ -134,24 +134,18 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     Raises
     ------
     ConfigError
-        If the dataset is nowhere, has missing values and ``data.missing=error``, or cannot be split as asked.
+        If the dataset is nowhere, a file of it has no series or is otherwise not what it should be, has missing values and ``data.missing=error``,
+        or cannot be split as asked.
     """
-    from aeon.datasets import load_from_ts_file
-
     files = ensure(config, data_dir)
-    try:
-        (raw_train, labels_train), (raw_test, labels_test) = (load_from_ts_file(str(f)) for f in files)
-    except Exception as error:  # aeon's parser raises many kinds
-        raise ConfigError(f"{files[0].parent}: not a pair of .ts files that aeon can read ({type(error).__name__}: {error})") from None
-    classes = tuple(sorted(set(map(str, labels_train)), key=_label_order))
-    unknown = set(map(str, labels_test)) - set(classes)
+    (train, labels_train), (test, labels_test) = (_read(file, config) for file in files)
+    classes = tuple(sorted(set(labels_train), key=_label_order))
+    unknown = set(labels_test) - set(classes)
     if unknown:
         raise ConfigError(f"{files[1]}: labels that the train split does not have: {', '.join(sorted(unknown))}")
     if len(classes) < 2:
         raise ConfigError(f"{files[0]}: one class only; a classifier needs two")
-    train = [_fill(np.asarray(x, np.float32), config, f"{files[0]}, series {i}") for i, x in enumerate(raw_train)]
-    test = [_fill(np.asarray(x, np.float32), config, f"{files[1]}, series {i}") for i, x in enumerate(raw_test)]
-    y_train, y_test = (np.array([classes.index(str(v)) for v in y], np.int64) for y in (labels_train, labels_test))
+    y_train, y_test = (np.array([classes.index(label) for label in labels], np.int64) for labels in (labels_train, labels_test))
     channels = {s.shape[0] for s in train} | {s.shape[0] for s in test}
     if len(channels) > 1:
         raise ConfigError(f"{files[0].parent}: series with {' and '.join(map(str, sorted(channels)))} channels; all must have the same")
@@ -169,6 +163,26 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
         checksum=hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest(),
         files=(str(files[0]), str(files[1])),
     )
+
+
+def _read(file: Path, config: DataConfig) -> tuple[list[FloatArray], list[str]]:
+    """Return the series of one file, without gaps, and their labels."""
+    from aeon.datasets import load_from_ts_file
+
+    try:
+        raw, labels = load_from_ts_file(str(file))
+    except Exception as error:  # aeon's parser raises many kinds
+        raise ConfigError(f"{file} is not a .ts file that aeon can read ({type(error).__name__}: {error})") from None
+    if not len(raw):
+        raise ConfigError(f"{file} holds no series; is it cut off?")
+    if len(labels) != len(raw):
+        raise ConfigError(f"{file}: its header says that it has no class labels; a classifier needs them")
+    labels = list(map(str, labels))
+    missing = [i for i, label in enumerate(labels) if label.strip() in ("", "NaN")]  # NaN: what aeon makes of a question mark
+    if missing:
+        raise ConfigError(f"{file}, series {missing[0]}: no label; add it, or remove the series")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        return [_fill(np.asarray(x, np.float32), config, f"{file}, series {i}") for i, x in enumerate(raw)], labels
 
 
 def _label_order(label: str) -> tuple[float, str]:
