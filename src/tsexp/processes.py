@@ -1,0 +1,287 @@
+"""Processes that start warm: a server has everything imported, and each job and each measurement is a fork of it, or, where forking is not safe, a
+fresh interpreter.
+
+There is one server for a sweep: whoever starts it hands its address on in the environment, to launchers' workers and to the forks themselves.
+(`multiprocessing`'s own fork server cannot be used from its forks: they start another.) It has one thread and touches no model, so that a fork finds
+the libraries as an import leaves them. It ends with the process that started it, and everything it forked with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ADDRESS = "TSEXP_SERVER"
+"""Environment variable: the server's socket."""
+GRACE_S = 10.0
+"""A process whose caller is gone is interrupted, and killed so much later."""
+PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+"""Whoever wants more threads asks PyTorch or the runtime; a pool that starts at import would not survive the fork."""
+FORKS = sys.platform == "linux"
+"""Elsewhere, system libraries do not bear a fork without an exec."""
+
+
+class ServerGone(RuntimeError):
+    """The server died; what it forked died with it."""
+
+
+def start(preload: Sequence[str]) -> None:
+    """Start the server, unless there is one already; return at once, while it imports.
+
+    Parameters
+    ----------
+    preload
+        Modules to import beforehand; those that are not installed are left out.
+    """
+    if not FORKS or _answers(os.environ.get(ADDRESS)):
+        return
+    folder = tempfile.mkdtemp(prefix="tsexp-server-")  # 0700: nobody else may ask
+    address = f"{folder}/socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(256)
+        command = [sys.executable, "-m", "tsexp.processes", str(listener.fileno()), *preload]
+        # A group of its own: Ctrl-C is for the caller, who passes it on. Its input ends when this process does, however it does.
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, env=os.environ | PINNED | {ADDRESS: address}, pass_fds=[listener.fileno()], process_group=0
+        )
+    os.environ[ADDRESS] = address
+    atexit.register(_stop, server, folder, os.getpid())
+
+
+def _stop(server: subprocess.Popen[bytes], folder: str, owner: int) -> None:
+    if os.getpid() == owner:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(address: str | None) -> bool:
+    if address is None:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(address)
+        except OSError:
+            return False
+    return True
+
+
+def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = True) -> int:
+    """Call a function in a process of its own and block until it ends.
+
+    Parameters
+    ----------
+    target
+        ``module:function``; returns the exit status, None for 0.
+    *arguments
+        Its arguments.
+    preload
+        For `start`, if there is no server yet.
+    fork
+        False: in a fresh interpreter, for libraries that a fork may break (CUDA).
+
+    Returns
+    -------
+    int
+        Exit status; negative: the signal that killed it. Whatever else it started is killed when it ends, and when the caller is.
+
+    Raises
+    ------
+    ServerGone
+        If the server died meanwhile.
+    """
+    if not (fork and FORKS):
+        return _run_fresh(target, arguments)
+    start(preload)
+    request = {"target": target, "arguments": arguments, "folder": os.getcwd(), "environ": dict(os.environ), "path": sys.path}
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.environ[ADDRESS])
+        message = json.dumps(request).encode() + b"\n"
+        sent = socket.send_fds(connection, [message], [1, 2])
+        connection.sendall(message[sent:])
+        answer = connection.makefile("rb").readline()  # blocks; the caller must not disturb what it waits for
+    if not answer:
+        raise ServerGone("the process that all others are forked from is gone (out of memory?); the same command goes on where it stopped")
+    return int(answer)
+
+
+def _run_fresh(target: str, arguments: Sequence[str]) -> int:
+    command = [sys.executable, "-m", "tsexp.processes", target, *arguments]
+    process = subprocess.Popen(command, env=os.environ | PINNED, stdin=subprocess.DEVNULL, process_group=0)
+    try:
+        return process.wait()
+    finally:
+        _kill_group(process.pid)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+@dataclass
+class _Server:
+    """What is going on: the forks, by the connection of whoever waits for them."""
+
+    listener: socket.socket
+    selector: selectors.DefaultSelector = field(default_factory=selectors.DefaultSelector)
+    waiting: dict[socket.socket, int] = field(default_factory=dict)
+    left: dict[int, float] = field(default_factory=dict)
+    """Forks whose caller is gone → when they are killed."""
+
+    def serve(self) -> None:
+        """Until the process that started the server ends, and all forks have."""
+        bell, ring = socket.socketpair()
+        for end in (bell, ring):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.set_wakeup_fd(ring.fileno(), warn_on_full_buffer=False)
+        for readable in (self.listener, bell, sys.stdin):
+            self.selector.register(readable, selectors.EVENT_READ)
+        open_ = True
+        while open_ or self.waiting or self.left:
+            soonest = min(self.left.values(), default=None)
+            for key, _ in self.selector.select(None if soonest is None else max(0.0, soonest - time.monotonic())):
+                ready: Any = key.fileobj
+                if ready is self.listener:
+                    self._take()
+                elif ready is bell:
+                    bell.recv(4096)
+                elif ready is sys.stdin:
+                    open_ = False
+                    self.selector.unregister(sys.stdin)
+                    self.selector.unregister(self.listener)
+                    for connection in list(self.waiting):
+                        self._leave(connection)
+                elif ready in self.waiting:
+                    self._leave(ready)  # nothing comes after the request: the caller is gone
+            self._reap()
+
+    def _take(self) -> None:
+        connection, _ = self.listener.accept()
+        message, streams, *_ = socket.recv_fds(connection, 65536, 2)
+        while message and not message.endswith(b"\n"):
+            part = connection.recv(65536)
+            message = message + part if part else b""
+        if not message:  # only asked whether somebody is there
+            connection.close()
+            return
+        pid = os.fork()
+        if pid == 0:
+            self._become(json.loads(message), streams)
+        for stream in streams:
+            os.close(stream)
+        self.waiting[connection] = pid
+        self.selector.register(connection, selectors.EVENT_READ)
+
+    def _become(self, request: dict[str, Any], streams: Sequence[int]) -> None:
+        """In the fork: forget the server, be what was asked for."""
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.selector.close()
+            for held in (self.listener, *self.waiting):
+                held.close()
+            for stream, number in zip(streams, (1, 2), strict=True):
+                os.dup2(stream, number)
+                os.close(stream)
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, 0)
+            os.chdir(request["folder"])
+            os.environ.clear()
+            os.environ.update(request["environ"] | PINNED)
+            sys.path[:] = request["path"]
+            status = call(request["target"], request["arguments"])
+        finally:
+            os._exit(status)
+
+    def _leave(self, connection: socket.socket) -> None:
+        pid = self.waiting.pop(connection)
+        self.selector.unregister(connection)
+        connection.close()
+        self.left[pid] = time.monotonic() + GRACE_S
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+
+    def _reap(self) -> None:
+        for pid, deadline in self.left.items():
+            if time.monotonic() >= deadline:
+                _kill_group(pid)
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = ended
+                _kill_group(pid)
+                self.left.pop(pid, None)
+                for connection in [c for c, p in self.waiting.items() if p == pid]:
+                    del self.waiting[connection]
+                    self.selector.unregister(connection)
+                    with contextlib.suppress(OSError):
+                        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                    connection.close()
+
+
+def call(target: str, arguments: Sequence[str]) -> int:
+    """Call ``module:function`` and return an exit status, whatever it raises."""
+    try:
+        return pkgutil.resolve_name(target)(*arguments) or 0
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``SOCKET MODULE…``: be the server; ``MODULE:FUNCTION ARGUMENT…``: be one process."""
+    if ":" in arguments[0]:
+        return call(arguments[0], arguments[1:])
+    from tsexp.quiet import quiet
+
+    with socket.socket(fileno=int(arguments[0])) as listener:
+        with quiet():
+            for name in arguments[1:]:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # a collection in a fork would copy every page that it looks at
+        address = Path(os.environ[ADDRESS])
+        try:
+            _Server(listener).serve()
+        finally:
+            shutil.rmtree(address.parent, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
