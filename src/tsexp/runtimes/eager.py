@@ -6,6 +6,7 @@ the row that says so.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,13 +36,17 @@ def ready(quant: QuantConfig, device: str) -> None:
 def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     """Write the model; return what was counted on the files that were written."""
     # A number format changes neither count, and the flop counter knows fp32 only.
-    plain = _rebuilt(model.arch, "none")
-    plain.load_state_dict(model.state_dict())
+    plain = rewritten(model, job.quant.mode)
     facts = {"parameters": models.count_parameters(plain), "macs": models.count_macs(plain)}
     written = _in_format(plain, job.quant.mode)
     (folder / "arch.json").write_text(model.arch.to_json())
     save_file({name: t.detach().cpu().contiguous() for name, t in _tensors(written.state_dict())}, folder / "weights.safetensors")
     return facts
+
+
+def rewritten(model: Classifier, mode: str) -> Classifier:
+    """Return what is exported in a mode: a copy."""
+    return copy.deepcopy(model).eval()
 
 
 def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor:

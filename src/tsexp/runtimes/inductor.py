@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from tsexp import models
-from tsexp.config import ConfigError, QuantConfig, Unsupported, digest
+from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported, digest
 from tsexp.data import FloatArray
 from tsexp.models import Classifier
 from tsexp.quiet import quiet
-from tsexp.runtimes import CALIBRATED, Job, Layer
+from tsexp.runtimes import Job, Layer
 from tsexp.runtimes.eager import to_bf16
 
 SUPPORTED = dict.fromkeys(("none", "bf16", "dynamic", "static", "qat"), ("cpu",))
@@ -63,13 +63,7 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     from torch._inductor import aoti_compile_and_package
     from torch._inductor import config as inductor
 
-    from tsexp.runtimes import rewrite
-
-    # A deep copy: frozen int8 kernels have been seen to write into parameters, of whoever shares them.
-    # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch 2.13): there, all tokens are computed.
-    # Convolutions stay convolutions there, which PT2E leaves in fp32: raw series have peaks that int8 ranges do not bear.
-    exact = job.quant.mode in ("none", "bf16")
-    lean = rewrite.deployed(model, first_only=exact, products=exact)
+    lean = rewritten(model, job.quant.mode)
     facts: dict[str, Any] = {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
     pre = model.arch.preprocessing
     ragged = pre.masked or pre.resample
@@ -99,6 +93,17 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
         if len(compiled(series[:batch].numpy())) != batch:
             raise RuntimeError("the compiler fixed the batch size; this is a bug, please report it with the configuration")
     return facts
+
+
+def rewritten(model: Classifier, mode: str) -> Classifier:
+    """Return what is exported in a mode."""
+    from tsexp.runtimes import rewrite
+
+    # A deep copy: frozen int8 kernels have been seen to write into parameters, of whoever shares them.
+    # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch 2.13): there, all tokens are computed.
+    # Convolutions stay convolutions there, which PT2E leaves in fp32: raw series have peaks that int8 ranges do not bear.
+    exact = mode in ("none", "bf16")
+    return rewrite.deployed(model, first_only=exact, products=exact)
 
 
 class InBf16(nn.Module):

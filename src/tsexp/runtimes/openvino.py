@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from tsexp.config import QuantConfig, Unsupported
+from tsexp.config import CALIBRATED, QuantConfig, Unsupported
 from tsexp.data import FloatArray
 from tsexp.models import Classifier
 from tsexp.quiet import quiet
-from tsexp.runtimes import CALIBRATED, FLOATS, Job, Layer
+from tsexp.runtimes import FLOATS, Job, Layer
 
 SUPPORTED = dict.fromkeys(("none", "static", "qat", "weight_only", "bf16"), ("cpu",))
 PACKAGES = {"every": ("openvino",), "static": ("nncf",), "qat": ("nncf",), "weight_only": ("nncf",)}
@@ -49,12 +49,18 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     import openvino as ov
 
     from tsexp import models
-    from tsexp.runtimes import rewrite
 
-    lean = rewrite.deployed(model, products=False)  # its convolutions are faster than products on gathered windows
+    lean = rewritten(model, job.quant.mode)
     with _quiet():
         ov.save_model(_quantized(convert(lean), job), folder / FILE, compress_to_fp16=False)
     return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
+
+
+def rewritten(model: Classifier, mode: str) -> Classifier:
+    """Return what is exported in a mode."""
+    from tsexp.runtimes import rewrite
+
+    return rewrite.deployed(model, products=False)  # its convolutions are faster than products on gathered windows
 
 
 def convert(model: Classifier) -> Any:
