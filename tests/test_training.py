@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conftest import TINY, as_tensor, compose
 from tsexp import data, models, training
@@ -103,6 +104,32 @@ def test_last_selection_keeps_the_last_weights(tiny_model, italy, ema):
 def test_averaging_changes_the_weights(tiny_model, italy):
     plain, averaged = (fitted(tiny_model, italy, replace(OURS, ema=ema))[0] for ema in (0.0, 0.9))
     assert not same(plain, averaged)
+
+
+def averaged(model, decay, steps):
+    """What `Averaging` makes of a model whose parameters are all the number of the step, and what PyTorch's, which has no warm-up, makes of it."""
+    with torch.no_grad():
+        ours, module = task.Averaging(decay), task.Task(model, OURS, None)
+        theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        for step in range(steps):
+            for p in model.parameters():
+                p.fill_(step)
+            ours.on_train_batch_end(None, module)
+            theirs.update_parameters(model)
+        ours.on_train_end()
+        return float(model.head[-1].bias[0]), float(theirs.module.head[-1].bias[0])
+
+
+def test_averaging_of_a_short_fit_is_nearly_the_trained_model(tiny_model, italy):
+    ours, plain = averaged(tiny_model(italy), 0.99, 30)
+    assert plain < 5, "of 30 steps, a constant decay leaves the first"
+    assert 24 < ours < 29
+
+
+def test_averaging_of_a_long_fit_is_the_plain_average(tiny_model, italy):
+    ours, plain = averaged(tiny_model(italy), 0.99, 2000)
+    assert abs(ours - plain) < 0.1
+    assert ours == pytest.approx(1900, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -225,17 +224,23 @@ class Curves(Callback):
 class Averaging(Callback):
     """Validates and ends with an exponential moving average of the weights.
 
+    The decay is warmed up, at step t at most (1 + t) / (10 + t): a constant .99 would leave three quarters of the weight on the first of 30 steps.
+    From step 9 / (1 - decay) on, the decay is the one asked for.
+
     Lightning's `WeightAveraging` walks through the modules at every step to find their parameters again, which costs small models 5 % of their speed.
     """
 
     def __init__(self, decay: float) -> None:
-        self._update = get_ema_multi_avg_fn(decay)
+        self._decay = decay
+        self._step = 0
         self._current: list[Tensor] = []
         self._average: list[Tensor] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._average:
-            self._update(self._average, self._current, None)
+            self._step += 1
+            decay = min(self._decay, (1 + self._step) / (10 + self._step))
+            torch._foreach_lerp_(self._average, self._current, 1 - decay)
         else:  # as PyTorch's AveragedModel: the first step is its own average
             assert isinstance(pl_module, Task)
             self._current = [p.detach() for p in pl_module.model.parameters()]
