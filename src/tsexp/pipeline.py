@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tsexp import data, energy, pruning, qat, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, RuntimeConfig, digest, identity, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
+from tsexp.energy.record import accuracy
 from tsexp.runtimes import Artifact
 from tsexp.training import Fitted
 
@@ -32,27 +32,40 @@ class Result:
 
 def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda stage: None) -> Result:
     """Run one experiment; `enter` is told each stage as it begins."""
-    cache = Cache(Path(cfg.paths.cache))
+    cache = Cache(Path(cfg.paths.cache), lambda: meters.counter(cfg.train.device, cfg.measure.meter))
     enter("train")
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
     enter("prune")
     slim = pruning.prune(dense, cfg.prune, cfg.train, cfg.seed, dataset, cache)
+    # What accuracy is judged against: the dense architecture with the same training in total.
+    control = pruning.tune_alike(dense, cfg.prune, cfg.train, cfg.seed, dataset, cache)
     if cfg.quant.mode == "qat":
         enter("qat")
     tuned = qat.tune(slim, cfg.quant, cfg.train, cfg.seed, dataset, cache)
+    control = qat.tune(control, cfg.quant, cfg.train, cfg.seed, dataset, cache, fake=False)
     enter("deploy")
     artifacts = [runtimes.deploy(tuned, cfg.quant, one, dataset, cache) for one in runtimes.candidates(cfg.quant, cfg.runtime)]
-    reference = runtimes.deploy(dense, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
+    untuned, reference, exact = (_plain(model, cfg, dataset, cache) for model in (dense, control, tuned))
     enter("measure")
-    artifact = artifacts[0]
-    tried: list[dict[str, Any]] = []
+    artifact, tried = artifacts[0], []
     if cfg.runtime.name == runtimes.AUTO:
-        exact = runtimes.deploy(tuned, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
-        artifact, tried = energy.choose(artifacts, exact, dataset, cfg.measure)
+        artifact, tried = energy.choose(artifacts, exact, dataset, cfg.measure, cache)
+    scores, reference_scores, untuned_scores = (
+        energy.score(a, dataset, cfg.measure, cache, cfg.train.progress) for a in (artifact, reference, untuned)
+    )
     title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.scope} {cfg.prune.ratio:g}"
-    record = energy.measure(artifact, reference, dataset, cfg.measure, cfg.seed, title, cfg.train.progress)
-    record.raw["tried"] = tried
+    record = energy.measure(artifact, reference, scores, reference_scores, dataset, cfg.measure, cfg.seed, title, cfg.train.progress)
+    made = {f.signature: f.entry.cost for f in (slim, tuned) if f != dense} | {a.signature: a.entry.cost for a in artifacts}
+    record = record.with_costs(dense.entry.cost, list(made.values()), cfg.measure.watts_per_core)
+    record.metrics["test/dense_accuracy"] = accuracy(untuned_scores.test, dataset.y_test)
+    peaks = energy.peaks(cfg.measure, cache) if cfg.runtime.device == "cpu" else {}
+    record.raw.update(tried=tried, peak_gmacs=peaks)
     return Result(dense, slim, tuned, artifact, record)
+
+
+def _plain(model: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Artifact:
+    """A model in fp32, run eagerly."""
+    return runtimes.deploy(model, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache)
 
 
 def check(cfg: Config) -> None:

@@ -208,3 +208,11 @@ def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) 
     if require == "measured":
         raise ConfigError(f"measure.require=measured, but no meter answers here ({why}); `python -m tsexp.doctor` says what to permit")
     return CpuTimeMeter(watts_per_core)
+
+
+def counter(device: str, meter: str = AUTO) -> Meter | None:
+    """Return a meter that measures, for stretches of work that nobody pairs (training, compression), or None where there is only an estimate."""
+    kind = source(device, meter)
+    if kind.startswith(ESTIMATED):
+        return None
+    return look_up(meter, {})() if meter != AUTO else ZeusMeter(kind.removeprefix("zeus:"))  # type: ignore[no-any-return]

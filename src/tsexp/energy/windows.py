@@ -22,104 +22,122 @@ from tsexp.energy.meters import IMPOSSIBLE_W, Meter
 
 Subject = Callable[[FloatArray], Any]
 
-HEADROOM = 1.25
-"""Windows are calibrated this much longer than asked, so that a faster moment does not make one too short."""
 RESOLUTIONS = 20
 """A window lasts at least this many of the meter's own refresh periods."""
+LOOKS = 32
+"""How often a window looks at the clock, about: reading it disturbs."""
 DISTINCT_BATCHES = 32
 """Batches that a window cycles through."""
-PROBE = 8
-"""Series in the probe batch."""
+IDLE_PROCESSES = 2
+"""Only so many processes have an idle window: the idle power is that of the machine."""
+EMPTY_WINDOWS = 20
+"""From which the meter's own overhead is taken."""
+JUNK, JUNK_BYTES = 2000, 1 << 16
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The ``measure`` group's part of the protocol; `planted` is extra uncounted work of the artifact, for the self-test."""
+    """One process' part of the protocol.
+
+    ``seed`` draws all orders and the series of each window; ``planted`` is extra uncounted work of the artifact, as a share, for the self-test.
+    """
 
     batch_size: int
-    repeats: int
+    pairs: int
     window_s: float
     idle_s: float
     latency_calls: int
+    process: int
     seed: int
     planted: float = 0.0
 
 
 def run(
-    artifact: Subject,
-    reference: Subject,
+    load: Mapping[str, Callable[[], Subject]],
     series: FloatArray,
     meter: Meter,
     plan: Plan,
-    advance: Callable[[str], None] = lambda _: None,
     look: Callable[[], dict[str, Any]] = dict,
+    check: Callable[[Mapping[str, Any]], Any] = lambda subjects: None,
 ) -> dict[str, Any]:
-    """Measure `artifact` against `reference`.
+    """Load and measure ``artifact`` against ``reference``.
+
+    What is loaded first, what is used first and what goes first in a pair is drawn: memory layout and order shift a ratio by up to several
+    per cent for as long as a process lives (docs/measuring.md).
 
     Parameters
     ----------
-    artifact, reference
-        Called with float32 (batch_size, channels, time).
+    load
+        ``artifact`` and ``reference``: return a subject, which is called with float32 (batch_size, channels, time).
     series
         The test split, (series, channels, time).
     meter
         Reads each window.
     plan
         How many windows, how long.
-    advance
-        Called between windows, never inside one.
     look
         Called right after each window of a subject; what it saw is kept with the window.
+    check
+        Called with the subjects before the first window and after the last; what it returns is kept.
 
     Returns
     -------
     dict
-        JSON values only: ``windows`` (each with subject, pair, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s, discarded, and
-        what `look` saw), ``latencies_ms`` by subject, ``calls_per_window``, ``window_s`` (the length asked for, or more where the meter is
-        slow), ``source``, ``scope``.
+        JSON values only (but for what `check` returned, ``before`` and ``after``): ``windows`` (each with process, subject, pair, start_unix_s,
+        end_unix_s, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s, discarded, and what `look` saw), ``latencies_ms`` by subject, ``started``
+        (per subject: load_s, load_j, first_call_s, first_call_j), ``orders``, ``meter_overhead_s``, ``window_s`` (the length asked for, or more
+        where the meter is slow), ``source``, ``scope``.
     """
-    subjects: Mapping[str, Subject] = {"reference": reference, "artifact": artifact}
-    order = random.Random(plan.seed)
-    draw = np.random.default_rng(plan.seed)
+    order = random.Random(f"{plan.seed} {plan.process}")
+    draw = np.random.default_rng([plan.seed, plan.process])
     window_s = max(plan.window_s, RESOLUTIONS * meter.resolution_s)
     idle_s = max(plan.idle_s, RESOLUTIONS * meter.resolution_s)
     windows: list[dict[str, Any]] = []
+
+    def shuffled() -> list[str]:
+        return order.sample(sorted(load), len(load))
 
     def batches() -> list[FloatArray]:
         count = DISTINCT_BATCHES * plan.batch_size
         index = np.resize(draw.permutation(len(series)), count)
         return [np.ascontiguousarray(series[i]) for i in np.split(index, DISTINCT_BATCHES)]
 
-    def window(name: str, pair: int, calls: int, feed: list[FloatArray]) -> dict[str, Any]:
-        extra = round(calls * plan.planted) if name == "artifact" else 0
-        read = _read(meter, lambda: _work(subjects[name], feed, calls + extra))
-        return {"subject": name, "pair": pair, **read, "inferences": calls * plan.batch_size, **look()}
+    def window(name: str, pair: int, feed: list[FloatArray], at_least_s: float = window_s) -> dict[str, Any]:
+        calls = 0
 
+        def work() -> None:
+            nonlocal calls
+            calls = _work(subjects[name], feed, at_least_s, stride[name], plan.planted if name == "artifact" else 0.0)
+
+        return {"subject": name, "pair": pair, **_read(meter, work), "inferences": calls * plan.batch_size, **look()}
+
+    _scatter(draw)
     with _quiet():
-        feed = batches()
-        calls = {}
-        for name, subject in subjects.items():
-            _work(subject, feed, 3)
-            calls[name] = _calibrate(subject, feed, window_s * HEADROOM)
-            advance("warm-up")
         # Zeus starts its helper processes inside the first window: thrown away.
         _read(meter, lambda: time.sleep(0.01))
-        for name in subjects:
-            for _ in range(5):
-                wall_s = window(name, -1, calls[name], feed)["wall_s"]
-                if wall_s >= window_s:
-                    break
-                # Calibrated while the machine was busy: it has become faster since.
-                calls[name] = max(calls[name] + 1, int(np.ceil(calls[name] * window_s * HEADROOM / wall_s)))
-            advance("warm-up")
-        windows.append({"subject": "idle", "pair": -1, **_read(meter, lambda: time.sleep(idle_s)), "inferences": 0})
-        advance("idle")
+        orders = {"load": shuffled(), "use": shuffled()}
+        started: dict[str, dict[str, float]] = {}
+        subjects: dict[str, Subject] = {}
+        for name in orders["load"]:
+            seen = _read(meter, lambda name=name: subjects.update({name: load[name]()}))  # type: ignore[misc]
+            started[name] = {"load_s": seen["wall_s"], "load_j": seen["energy_j"]}
+        feed = batches()
+        for name in orders["use"]:
+            seen = _read(meter, lambda name=name: subjects[name](feed[0]))  # type: ignore[misc]
+            started[name] |= {"first_call_s": seen["wall_s"], "first_call_j": seen["energy_j"]}
+        before = check(subjects)
+        stride = dict.fromkeys(subjects, 1)
+        for name in orders["use"]:
+            for share in (0.25, 1.0):  # the first tells how often to look at the clock
+                seen = window(name, -1, feed, share * window_s)
+                stride[name] = max(1, round(seen["inferences"] / plan.batch_size * window_s / seen["wall_s"] / LOOKS))
+        overhead = [_read(meter, lambda: None) for _ in range(EMPTY_WINDOWS)]
+        if plan.process < IDLE_PROCESSES:
+            windows.append({"subject": "idle", "pair": -1, **_read(meter, lambda: time.sleep(idle_s)), "inferences": 0})
         done = attempts = 0
-        while done < plan.repeats and attempts < 2 * plan.repeats:
+        while done < plan.pairs and attempts < 2 * plan.pairs:
             feed = batches()
-            names = list(subjects)
-            order.shuffle(names)
-            both = [window(name, done, calls[name], feed) for name in names]
+            both = [window(name, done, feed) for name in shuffled()]
             windows += both
             attempts += 1
             if any(w["discarded"] for w in both):
@@ -128,41 +146,50 @@ def run(
                 time.sleep(1.2)  # Zeus' wrap tracker looks once a second
                 continue
             done += 1
-            advance(f"pair {done}")
-        windows.append({"subject": "idle", "pair": done, **_read(meter, lambda: time.sleep(idle_s)), "inferences": 0})
-        advance("idle")
-        latencies = {name: _latencies(subjects[name], batches(), plan.latency_calls) for name in subjects}
-        advance("latency")
+        feed = batches()
+        latencies = {name: _latencies(subjects[name], feed, plan.latency_calls) for name in orders["use"]}
+        after = check(subjects)
     return {
-        "windows": windows,
+        "windows": [{"process": plan.process, **w} for w in windows],
         "latencies_ms": latencies,
-        "calls_per_window": calls,
-        "batch_size": plan.batch_size,
-        "repeats": plan.repeats,
+        "started": started,
+        "orders": orders,
+        "meter_overhead_s": [w["wall_s"] for w in overhead],
         "window_s": window_s,
-        "planted": plan.planted,
         "source": meter.source,
         "scope": meter.scope,
+        "before": before,
+        "after": after,
     }
 
 
-def steps(plan: Plan) -> int:
-    """How often `run` calls ``advance``."""
-    return 4 + 2 + plan.repeats + 1
-
-
-def _work(subject: Subject, feed: list[FloatArray], calls: int) -> None:
-    for i in range(calls):
-        subject(feed[i % len(feed)])
+def _work(subject: Subject, feed: list[FloatArray], at_least_s: float, stride: int, planted: float) -> int:
+    """Call until the time is over, looking at the clock every `stride` calls; return how many calls count."""
+    count, calls = len(feed), 0
+    owed = 0.0
+    end = time.perf_counter() + at_least_s
+    while True:
+        for i in range(calls, calls + stride):
+            subject(feed[i % count])
+        calls += stride
+        if planted:
+            owed += stride * planted
+            for i in range(int(owed)):
+                subject(feed[i % count])
+            owed -= int(owed)
+        if time.perf_counter() >= end:
+            return calls
 
 
 def _read(meter: Meter, work: Callable[[], None]) -> dict[str, Any]:
-    busy, cpu, wall = _busy_s(), time.process_time(), time.perf_counter()
+    unix, busy, cpu, wall = time.time(), _busy_s(), time.process_time(), time.perf_counter()
     meter.begin()
     work()
     energy_j = meter.end()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     return {
+        "start_unix_s": unix,
+        "end_unix_s": unix + wall_s,
         "wall_s": wall_s,
         "cpu_s": cpu_s,
         "energy_j": energy_j,
@@ -177,32 +204,25 @@ def _busy_s() -> float:
     return float(t.user + t.system + getattr(t, "nice", 0.0) + getattr(t, "steal", 0.0) + getattr(t, "irq", 0.0) + getattr(t, "softirq", 0.0))
 
 
-def _calibrate(subject: Subject, feed: list[FloatArray], window_s: float) -> int:
-    """Calls that fill a window, from the fastest of several short stretches: a disturbed one would make windows too short."""
-    calls = 1
-    while True:
-        start = time.perf_counter()
-        _work(subject, feed, calls)
-        if time.perf_counter() - start >= min(0.05, window_s / 4):
-            break
-        calls *= 2
+def quick_ms(subject: Subject, feed: list[FloatArray], clock: Callable[[], float], window_s: float = 0.2, rounds: int = 5) -> float:
+    """Milliseconds per series by a clock, the best of several short stretches: enough to choose by, no measurement."""
+    stride = _work(subject, feed, window_s / 4, 1, 0.0)
     best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        _work(subject, feed, calls)
-        best = min(best, time.perf_counter() - start)
-    return max(1, int(np.ceil(window_s / best * calls)))
-
-
-def quick_cpu_ms(subject: Subject, feed: list[FloatArray], window_s: float = 0.2, rounds: int = 5) -> float:
-    """CPU milliseconds per series, the best of several short stretches: enough to choose by, no measurement."""
-    calls = _calibrate(subject, feed, window_s)
-    seconds = []
     for _ in range(rounds):
-        start = time.process_time()
-        _work(subject, feed, calls)
-        seconds.append(time.process_time() - start)
-    return 1e3 * min(seconds) / (calls * len(feed[0]))
+        start = clock()
+        calls = _work(subject, feed, window_s, max(1, stride // 8), 0.0)
+        best = min(best, (clock() - start) / calls)
+    return 1e3 * best / len(feed[0])
+
+
+def _scatter(draw: np.random.Generator) -> None:
+    """Leave holes of all sizes in the heap: where a model comes to lie is then drawn anew in every process."""
+    junk = [bytearray(int(size)) for size in draw.integers(16, JUNK_BYTES, JUNK)]
+    keep = [junk[i] for i in draw.permutation(JUNK)[: JUNK // 2]]
+    _scattered.extend(keep)
+
+
+_scattered: list[bytearray] = []
 
 
 def _latencies(subject: Subject, feed: list[FloatArray], calls: int) -> list[float]:

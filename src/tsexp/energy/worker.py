@@ -1,7 +1,6 @@
-"""The measuring process: ``python -m tsexp.energy.worker FOLDER``, started fresh by `measure`, threads pinned by its environment.
+"""The measuring processes, made by `tsexp.processes`: they load artifact folders, and score, time or measure what they loaded.
 
-Reads ``request.json`` and ``test.safetensors`` in FOLDER; writes ``scores.safetensors``, then ``result.json``, or ``error.txt``.
-What was measured is what was loaded from the artifact folders, and so is what was scored.
+Each function reads ``request.json`` and ``series.safetensors`` in a folder and writes ``result.json`` there, or ``error.txt``.
 """
 
 from __future__ import annotations
@@ -11,111 +10,150 @@ import json
 import resource
 import sys
 import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tsexp.cache import write_json
-from tsexp.locking import owning_the_machine
+from tsexp.data import FloatArray
 
-SCORED_AT_ONCE = 64
+MANY = 2000
+"""Calls that are worth a progress bar."""
 
 
-def main(folder: Path) -> int:
-    """Do what ``request.json`` asks; return the exit status."""
+def score(folder: str) -> int:
+    """Class scores of ``artifact`` on each array of series, called with ``batch_size`` series at a time, as it is measured."""
+    return _answer(Path(folder), _score)
+
+
+def compare(folder: str) -> int:
+    """Time per series of each of ``candidates``; one that fails is listed with its error."""
+    return _answer(Path(folder), _compare)
+
+
+def measure(folder: str) -> int:
+    """One process' share of a measurement: ``artifact`` against ``reference`` (`windows`)."""
+    return _answer(Path(folder), _measure)
+
+
+def peaks(folder: str) -> int:
+    """What the CPU reaches in one large product (`hardware.peaks`)."""
+    return _answer(Path(folder), _peaks)
+
+
+def _answer(folder: Path, work: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> int:
     try:
         request = json.loads((folder / "request.json").read_text())
-        # Held here and not by the parent: whatever becomes of the parent, nobody else measures while this process does.
-        with owning_the_machine(), (folder / "watchdog.txt").open("w") as watchdog:
-            faulthandler.dump_traceback_later(request["timeout_s"], exit=True, file=watchdog)
-            measured = _choose(folder, request) if "candidates" in request else _measure(folder, request)
+        with (folder / "watchdog.txt").open("w") as watchdog:
+            faulthandler.dump_traceback_later(max(0.1, request["timeout_s"]), exit=True, file=watchdog)
+            import torch
+
+            torch.set_num_threads(request["threads"])
+            answer = work(folder, request)
             faulthandler.cancel_dump_traceback_later()
-        write_json(folder / "result.json", measured)
+        write_json(folder / "result.json", answer)
         return 0
     except BaseException as error:
         (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
         return 1
 
 
-def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+def _score(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
-    import torch
     from safetensors.numpy import load_file, save_file
 
     from tsexp import runtimes
-    from tsexp.energy import hardware, meters, windows
     from tsexp.progress import bar
 
-    torch.set_num_threads(request["threads"])
-    torch.set_num_interop_threads(1)
-    plan = windows.Plan(**request["plan"])
-    series = load_file(folder / "test.safetensors")["x"]
-    meter = meters.choose(request["device"], request["require"], request["watts_per_core"], request["meter"])
-    artifact, reference = (runtimes.load(Path(request[k]), threads=request["threads"]) for k in ("artifact", "reference"))
-    both = {"artifact": artifact, "reference": reference}
-
-    with bar(request["title"], windows.steps(plan) + 2, show=request["progress"]) as progress:
-        # On the very objects that are measured; in eval mode a score does not depend on the rest of the batch.
-        parts = [series[i : i + SCORED_AT_ONCE] for i in range(0, len(series), SCORED_AT_ONCE)]
-        scores = {}
-        for name, predictor in both.items():
-            scores[name] = np.concatenate([predictor(np.ascontiguousarray(p)) for p in parts]).astype(np.float32)
-            progress.advance("accuracy")
-        probe = np.ascontiguousarray(series[: windows.PROBE])
-        before = {n: (p(probe).copy(), p.weights_digest()) for n, p in both.items()}
-        throttled = hardware.throttle_count()
-        look = hardware.gpu_disturbances if request["device"] == "cuda" else dict
-        measured = windows.run(artifact, reference, series, meter, plan, progress.advance, look)
-        slowed = None if throttled is None else (hardware.throttle_count() or 0) - throttled
-        after = {n: (p(probe).copy(), p.weights_digest()) for n, p in both.items()}
-    peak_mb = _peak_bytes() / 2**20  # before the peaks of the CPU, which bring matrices and libraries of their own
-
+    predictor = runtimes.load(Path(request["artifact"]), threads=request["threads"])
+    arrays = load_file(folder / "series.safetensors")
+    calls = sum(-(-len(x) // request["batch_size"]) for x in arrays.values())
+    scores: dict[str, FloatArray] = {}
+    with bar(request["title"], calls, show=request["progress"] and calls >= MANY) as progress:
+        for name, x in arrays.items():
+            made = []
+            for part in _batches(x, request["batch_size"]):
+                made.append(predictor(part))
+                progress.advance()
+            scores[name] = np.concatenate(made).astype(np.float32)
     save_file(scores, folder / "scores.safetensors")
-    return measured | {
-        "same_outputs": {n: bool(np.array_equal(before[n][0], after[n][0])) for n in both},
-        "same_weights": {n: before[n][1] == after[n][1] for n in both},
-        "throttle_events": slowed,
-        "peak_mb": peak_mb,
-        "threads": torch.get_num_threads(),
-        "device": request["device"],
-        "peak_gmacs": hardware.peaks(request["threads"]) if request["device"] == "cpu" else {},
-    }
+    return {}
 
 
-def _choose(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy and CPU time of each candidate; one that fails is listed with its error."""
+def _batches(series: FloatArray, size: int) -> Iterator[FloatArray]:
     import numpy as np
-    import torch
+
+    return (np.ascontiguousarray(series[i : i + size]) for i in range(0, len(series), size))
+
+
+def _compare(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    import time
+
+    import numpy as np
     from safetensors.numpy import load_file
 
     from tsexp import runtimes
     from tsexp.energy import windows
 
-    torch.set_num_threads(request["threads"])
-    data = load_file(folder / "test.safetensors")
-    x, y = data["x"], data["y"]
+    x = load_file(folder / "series.safetensors")["x"]
     index = np.resize(np.arange(len(x)), windows.DISTINCT_BATCHES * request["batch_size"])
-    batches = [np.ascontiguousarray(x[i]) for i in np.split(index, windows.DISTINCT_BATCHES)]
-
-    def accuracy(predictor: runtimes.Predictor) -> float:
-        parts = [predictor(np.ascontiguousarray(x[i : i + SCORED_AT_ONCE])) for i in range(0, len(x), SCORED_AT_ONCE)]
-        return float((np.concatenate(parts).argmax(1) == y).mean())
-
-    exact = accuracy(runtimes.load(Path(request["exact"]), threads=request["threads"]))
-    tried: list[dict[str, Any]] = []
+    feed = [np.ascontiguousarray(x[i]) for i in np.split(index, windows.DISTINCT_BATCHES)]
+    # CPU time hardly feels what else the machine does; but of several threads or a GPU it does not say how long one waits.
+    clock = {"cpu": time.process_time, "wall": time.perf_counter}[request["clock"]]
+    seen: list[dict[str, Any]] = []
     for candidate in request["candidates"]:
         try:
             predictor = runtimes.load(Path(candidate), threads=request["threads"])
-            drop = 100 * (exact - accuracy(predictor))
-            tried.append({"accuracy_drop_pt": drop, "cpu_ms": windows.quick_cpu_ms(predictor, batches)})
+            seen.append({f"{request['clock']}_ms": windows.quick_ms(predictor, feed, clock)})
         except Exception as error:
-            tried.append({"error": f"{type(error).__name__}: {error}"})
-    return {"tried": tried}
+            seen.append({"error": f"{type(error).__name__}: {error}"})
+    return {"seen": seen}
+
+
+def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+    import torch
+    from safetensors.numpy import load_file
+
+    from tsexp import runtimes
+    from tsexp.energy import hardware, meters, windows
+
+    arrays = load_file(folder / "series.safetensors")
+    plan = windows.Plan(**request["plan"])
+    meter = meters.choose(request["device"], request["require"], request["watts_per_core"], request["meter"])
+    load = {name: lambda name=name: runtimes.load(Path(request[name]), threads=request["threads"]) for name in ("artifact", "reference")}
+    probe = list(_batches(arrays["probe"], plan.batch_size))
+
+    def check(subjects: Mapping[str, Any]) -> dict[str, tuple[FloatArray, str]]:
+        return {n: (np.concatenate([p(part) for part in probe]), p.weights_digest()) for n, p in subjects.items()}
+
+    throttled = hardware.throttle_count()
+    look = hardware.gpu_disturbances if request["device"] == "cuda" else dict
+    measured = windows.run(load, arrays["x"], meter, plan, look, check)
+    before, after = measured.pop("before"), measured.pop("after")
+    return measured | {
+        "same_outputs": {n: bool(np.array_equal(before[n][0], after[n][0])) for n in before},
+        "same_weights": {n: before[n][1] == after[n][1] for n in before},
+        "as_scored": {n: _near(before[n][0], arrays[f"{n}_scores"]) for n in before},
+        "throttle_events": None if throttled is None else (hardware.throttle_count() or 0) - throttled,
+        "peak_mb": _peak_bytes() / 2**20,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _near(answers: FloatArray, scores: FloatArray) -> bool:
+    """The same but for float rounding, which may differ with where a model lies in memory."""
+    import numpy as np
+
+    return bool(np.allclose(answers, scores, rtol=1e-3, atol=1e-3 * float(np.abs(scores).max(initial=0.0)), equal_nan=True))
+
+
+def _peaks(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    from tsexp.energy import hardware
+
+    return hardware.peaks(request["threads"])
 
 
 def _peak_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
