@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 from hydra import initialize_config_dir
@@ -42,6 +43,18 @@ def test_a_value_of_the_command_line_narrows_a_study(checked):
     assert part.first.measure.window_s == 2.0
     assert not any("data=" in n or "seed=" in n for n in part.names)
     assert len(checked("experiment=paper_pruning", "seed=0", "data=plaid", "model=t1").names) == 36
+
+
+def test_a_bad_value_anywhere_in_a_study_is_refused(checked):
+    with pytest.raises(ConfigError, match=r"job .*seed=-1.* seed=-1 is out of range[^\n]*\nnothing was started"):
+        checked("experiment=paper", "data=plaid", "model=t1", "prune.ratio=0,0.5", "seed=0,1,-1")
+
+
+@pytest.mark.slow
+def test_the_whole_study_is_checked_in_seconds(checked):
+    start = time.process_time()
+    assert len(checked("experiment=paper").names) == 1296
+    assert time.process_time() - start < 30  # 10 on the machine that this was written on; every job composed by itself, 240
 
 
 def test_a_search_is_refused_without_its_two_objectives_or_with_a_value_that_nothing_takes(checked):

@@ -12,21 +12,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from tsexp import compose
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
 from tsexp.jobs import OUTCOME, SWEEP, Outcome, read_outcome
 
 MANY = 100
-"""Jobs whose check is worth a progress bar: each takes about a tenth of a second."""
+"""Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have to be read."""
 
 
 class Sweep(Callback):
@@ -211,7 +211,7 @@ def _check(config: DictConfig) -> _Checked:
             "or start from experiment=pareto\nnothing was started"
         )
     every = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + list(config.hydra.overrides.task)
-    loader = GlobalHydra.instance().config_loader()
+    loader = compose.loader()
     overrides = {o.get_key_element(): o for o in OverridesParser.create(config_loader=loader).parse_overrides(every)}  # the last of a key counts
     fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
     if search:
@@ -222,7 +222,7 @@ def _check(config: DictConfig) -> _Checked:
     with bar(f"check {len(jobs)} jobs", len(jobs), show=len(jobs) >= MANY) as progress:
         for job in jobs:
             try:
-                cfg = configs.parse(_without_hydra(loader.load_sweep_config(config, list(job))))
+                cfg = configs.parse(loader.values(config, list(job)))
                 try:
                     pipeline.check(cfg)
                 except Unsupported as error:  # skipped when its turn comes
@@ -262,10 +262,3 @@ def _is_search(config: DictConfig) -> bool:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    plain = config.copy()
-    with open_dict(plain):
-        plain.pop("hydra", None)
-    return plain
