@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsexp.config import NOT_ASKED
 from tsexp.report.console import ESTIMATE
-from tsexp.report.frozen import WHERE_NOT_WHAT
 from tsexp.report.store import Row
 
 if TYPE_CHECKING:
@@ -24,14 +24,16 @@ NAMED_LINES = 24
 def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     """Draw accuracy and energy saving against the pruning ratio, a line per combination of what else varies.
 
+    Of a record with invalid energy there is the accuracy, ringed, and no saving.
+
     Returns
     -------
     Path or None
-        `path`, or None if there is no valid row to draw.
+        `path`, or None if there is no row to draw.
     """
     from matplotlib.figure import Figure
 
-    rows = [r for r in rows if r.valid]
+    rows = [r for r in rows if r.scored]
     if not rows:
         return None
     lines = _lines(rows)
@@ -46,20 +48,26 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
         less = [r.metrics["vs_dense/accuracy_drop_hi"] - r.metrics["vs_dense/accuracy_drop_pt"] for r in members]
         more = [r.metrics["vs_dense/accuracy_drop_pt"] - r.metrics["vs_dense/accuracy_drop_lo"] for r in members]
         left.errorbar(x, accuracy, yerr=[less, more], capsize=3, **style)
+        unsure = [(a, b) for a, b, r in zip(x, accuracy, members, strict=True) if not r.valid]
+        left.plot([a for a, _ in unsure], [b for _, b in unsure], ls="none", marker="o", ms=11, mfc="none", mec="black", mew=0.8)
+        members = [r for r in members if r.valid]
+        x = [_ratio(r) for r in members]
         y = [r.metrics["vs_dense/energy_saving_pct"] for r in members]
         low = [a - r.metrics["vs_dense/energy_saving_lo"] for a, r in zip(y, members, strict=True)]
         high = [r.metrics["vs_dense/energy_saving_hi"] - a for a, r in zip(y, members, strict=True)]
         right.errorbar(x, y, yerr=[[max(0, v) for v in low], [max(0, v) for v in high]], capsize=3, **style)
     mark = ESTIMATE if any(not r.measured for r in rows) else ""
     left.set(xlabel="pruning ratio (share of heads and FFN units)", ylabel="test accuracy (%)", title="accuracy")
-    right.set(xlabel="pruning ratio", ylabel=f"energy saving{mark} against dense fp32 (%)", title="energy")
+    right.set(xlabel="pruning ratio", ylabel=f"energy saving{mark} against the control (%)", title="energy")
     right.axhline(0, color="0.6", lw=0.8, zorder=0)
     for axis in (left, right):
         axis.grid(alpha=0.3)
     if 1 < len(lines) <= NAMED_LINES:
         figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     many = f"{len(lines)} combinations, too many to name; " if len(lines) > NAMED_LINES else ""
-    note = many + "bars: 95 % intervals of the paired difference to dense fp32" + (f"; {ESTIMATE} estimated from CPU time" if mark else "")
+    note = many + "bars: 95 % intervals of the paired difference to the control (dense, the same training in total)"
+    note += f"; {ESTIMATE} estimated from CPU time" if mark else ""
+    note += "; ringed: energy invalid" if any(not r.valid for r in rows) else ""
     figure.supxlabel(note, fontsize=7, color="0.4", x=0.01, ha="left")
     save(figure, path)
     return path
@@ -98,7 +106,7 @@ def _pruning(row: Row) -> dict[str, str]:
 
 
 def _all_else(row: Row) -> dict[str, str]:
-    return {k: v for k, v in row.params.items() if not k.startswith(("prune.", *WHERE_NOT_WHAT))}
+    return {k: v for k, v in row.params.items() if not k.startswith(("prune.", *NOT_ASKED))}
 
 
 def _ratio(row: Row) -> float:
@@ -108,7 +116,7 @@ def _ratio(row: Row) -> float:
 def _label(row: Row, rows: list[Row]) -> str:
     """What distinguishes this row's line from the others: the params that vary, apart from the ratio and from what follows from those shown."""
     shown: list[str] = []
-    keys = [k for k in row.params if k != VARIES_ALONG_X and not k.startswith(WHERE_NOT_WHAT)]
+    keys = [k for k in row.params if k != VARIES_ALONG_X and not k.startswith(NOT_ASKED)]
     for key in sorted(keys, key=lambda k: (not k.endswith(".name"), k)):
         told = {tuple(r.params.get(k) for k in shown) for r in rows}
         if len({(*(r.params.get(k) for k in shown), r.params.get(key)) for r in rows}) > len(told):

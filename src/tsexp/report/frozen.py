@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp.config import CONTROL, digest, redact
+from tsexp.config import NOT_ASKED, digest, redact
 from tsexp.report.store import ReportError, Row
 from tsexp.report.store import row as as_row
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FOLDER = "frozen"
-WHERE_NOT_WHAT = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s", "measure.meter")
-"""Params that say where and how a job ran, not what was asked."""
+PROTOCOL = "2"
+"""Runs of another one are left out: their drop was against a reference that was trained for a shorter time."""
+OLDER = "measured by an older protocol"
 
 
 class Column(NamedTuple):
@@ -43,7 +44,7 @@ COLUMNS = (
     Column("run_id", "str", "", "of the run in the store"),
     Column("run_name", "str", "", "what varied in its sweep"),
     Column("signature", "str", "tag:tsexp.signature", "content address of what was asked, of which data, on what hardware"),
-    Column("config", "str", "", "content address of what was asked, whatever the seed: rows that share it are repetitions"),
+    Column("config", "str", "tag:tsexp.config", "content address of what was asked, whatever the seed: rows that share it are repetitions"),
     Column("git_sha", "str", "tag:tsexp.git_sha", "commit of the code that measured it"),
     Column("version", "str", "tag:tsexp.version", "of the package"),
     Column("cpu", "str", "hardware:cpu", "name of the CPU"),
@@ -53,8 +54,9 @@ COLUMNS = (
     Column("data_checksum", "str", "tag:tsexp.data_checksum", "of the files"),
     Column("model", "str", "param:model.name", "t1, t2, t3"),
     Column("recipe", "str", "", "content address of the train group"),
-    Column("method", "str", "param:prune.method", "of importance; none: tuned only, whatever the ratio; - at ratio 0"),
-    Column("scope", "str", "param:prune.scope", "local, global, depth; - where nothing was pruned"),
+    Column("tuning", "str", "", "content address of the tuning that artifact and control share; - if there is none"),
+    Column("method", "str", "param:prune.method", "of importance; - at ratio 0"),
+    Column("scope", "str", "param:prune.scope", "local, global, depth; - at ratio 0"),
     Column("ratio", "float", "param:prune.ratio", "asked for"),
     Column("achieved_ratio", "float", "metric:prune/achieved_ratio", "channels removed over channels there were"),
     Column("finetune_epochs", "int", "param:prune.finetune_epochs", "after pruning; 0 at ratio 0"),
@@ -67,23 +69,31 @@ COLUMNS = (
     Column("repeats", "int", "param:measure.repeats", "pairs of windows"),
     Column("window_s", "float", "param:measure.window_s", "shortest window, s"),
     Column("seed", "int", "param:seed", ""),
-    Column("valid", "bool", "", "it may stand in a table"),
+    Column("valid", "bool", "", "its energy, times and memory may stand in a table; they are empty if not"),
+    Column("scored", "bool", "", "its accuracy may, whatever became of its energy"),
     Column("invalid_reasons", "str", "tag:tsexp.invalid_reasons", "", True),
     Column("warnings", "str", "tag:tsexp.warnings", "why to look twice", True),
     Column("accuracy", "float", "metric:test/accuracy", "0 to 1, whole test split"),
     Column("balanced_accuracy", "float", "metric:test/balanced_accuracy", "0 to 1"),
     Column("macro_f1", "float", "metric:test/macro_f1", "0 to 1"),
     Column("nll", "float", "metric:test/nll", "nats per series"),
-    Column("accuracy_drop_pt", "float", "metric:vs_dense/accuracy_drop_pt", "points lost against the dense reference of the same session"),
+    Column("control_accuracy", "float", "metric:test/control_accuracy", "of the control: the dense model tuned alike, nothing removed, fp32 eager"),
+    Column("dense_accuracy", "float", "metric:test/dense_accuracy", "of the dense model before any tuning, fp32 eager"),
+    Column("accuracy_drop_pt", "float", "metric:vs_dense/accuracy_drop_pt", "points lost against the control"),
     Column("accuracy_drop_lo", "float", "metric:vs_dense/accuracy_drop_lo", "95 %"),
     Column("accuracy_drop_hi", "float", "metric:vs_dense/accuracy_drop_hi", "95 %"),
+    Column("val_series", "int", "", "validation series, by which choices are made; 0: there are none"),
+    Column("val_accuracy", "float", "metric:val/accuracy", "0 to 1, on them", True),
+    Column("val_drop_pt", "float", "metric:val/accuracy_drop_pt", "points lost against the control, on them", True),
     Column("energy_source", "str", "tag:tsexp.energy_source", "zeus:nvml, zeus:rapl, …, estimated:cpu_time"),
     Column("measured_j", "float", "", "J per series, from a counter", True),
-    Column("measured_saving_pct", "float", "", "% against the dense reference", True),
+    Column("measured_reference_j", "float", "", "J per series of the reference, in the same windows", True),
+    Column("measured_saving_pct", "float", "", "% against the reference", True),
     Column("measured_saving_lo", "float", "", "95 %", True),
     Column("measured_saving_hi", "float", "", "95 %", True),
     Column("estimated_j", "float", "", "J per series, CPU seconds × watts_per_core: not a measurement", True),
-    Column("estimated_saving_pct", "float", "", "% against the dense reference, of CPU time", True),
+    Column("estimated_reference_j", "float", "", "J per series of the reference, in the same windows", True),
+    Column("estimated_saving_pct", "float", "", "% against the reference, of CPU time", True),
     Column("estimated_saving_lo", "float", "", "95 %", True),
     Column("estimated_saving_hi", "float", "", "95 %", True),
     Column("latency_p50_ms", "float", "metric:latency/p50_ms", "per call", True),
@@ -100,7 +110,21 @@ COLUMNS = (
     Column("macs", "int", "metric:size/macs", "per series, counted on the artifact"),
     Column("bytes", "int", "metric:size/bytes", "on disk"),
     Column("size_ratio", "float", "metric:vs_dense/size_ratio", "times smaller on disk"),
-    Column("peak_mb", "float", "metric:memory/peak_mb", "of the measuring process, MiB"),
+    Column("peak_mb", "float", "metric:memory/peak_mb", "of the measuring process, MiB", True),
+    *(
+        Column(f"cost_{name}", "float", f"metric:cost/{name}", about, True)
+        for name, about in (
+            ("load_ms", "to load the artifact"),
+            ("load_j", "to load the artifact, by energy_source"),
+            ("first_call_ms", "the first call after that"),
+            ("first_call_j", "the first call after that, by energy_source"),
+            ("train_s", "to train the dense model"),
+            ("train_j", "to train the dense model, by energy_source"),
+            ("compress_s", "to prune, tune and convert it"),
+            ("compress_j", "to prune, tune and convert it, by energy_source"),
+            ("break_even_inferences", "after which compressing has paid for itself; empty if it never does"),
+        )
+    ),
     Column("matmuls", "int", "", "products in the graph that runs"),
     Column("matmuls_int8", "int", "", "of them in int8"),
     Column("number_format", "str", "", "int8 if any product of the graph is, else bf16 if any is, else fp32"),
@@ -124,9 +148,10 @@ class Frozen:
     results
         A row per run, see `COLUMNS`; sorted, so that equal stores freeze to equal bytes.
     windows
-        run_id, order, subject (idle, artifact, reference), pair, wall_s, cpu_s, energy_j, inferences, discarded.
+        run_id, order, process (the fresh process that it was measured in), subject (idle, artifact, reference), pair, wall_s, cpu_s, energy_j,
+        inferences, discarded.
     predictions
-        run_id, series (index in the test split), label, predicted, dense_predicted.
+        run_id, series (index in the test split), label, predicted, dense_predicted (by the control).
     channels
         run_id, layer, kind (head, ffn), unit, kept.
     about
@@ -272,7 +297,8 @@ def load(folder: Path) -> Frozen:
     try:
         about = json.loads(about_file.read_text())
         if about.get("schema") != SCHEMA_VERSION:
-            raise ReportError(f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}; {again}")
+            other = f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}"
+            raise ReportError(f"{other}; the reference that accuracy is compared with is another one since; {again}")
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
         return Frozen(schema().validate(tables.pop("results")), **tables, about=about)
     except (OSError, ValueError, SchemaError) as error:
@@ -288,6 +314,10 @@ def schema() -> Any:
     bounds = {
         "accuracy": pa.Check.in_range(0, 1),
         "balanced_accuracy": pa.Check.in_range(0, 1),
+        "control_accuracy": pa.Check.in_range(0, 1),
+        "dense_accuracy": pa.Check.in_range(0, 1),
+        "val_accuracy": pa.Check.in_range(0, 1),
+        "val_series": pa.Check.ge(0),
         "macro_f1": pa.Check.in_range(0, 1),
         "ratio": pa.Check.in_range(0, 1, include_max=False),
         "achieved_ratio": pa.Check.in_range(0, 1, include_max=False),
@@ -297,11 +327,12 @@ def schema() -> Any:
     }
     columns = {c.name: pa.Column(c.kind, bounds.get(c.name), nullable=c.optional, coerce=True, description=c.about) for c in COLUMNS}
     apart = pa.Check(lambda t: ~(t["measured_j"].notna() & t["estimated_j"].notna()), error="measured and estimated energy in one row")
-    return pa.DataFrameSchema(columns, checks=apart, strict=True, unique=["signature"])
+    unmarked = pa.Check(lambda t: t["valid"] | t[list(FROM_WINDOWS)].isna().all(axis=1), error="numbers of the windows of an invalid record")
+    return pa.DataFrameSchema(columns, checks=[apart, unmarked], strict=True, unique=["signature"])
 
 
 def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> list[Row]:
-    """The newest valid run of each signature (an invalid one if there is no other)."""
+    """The newest valid run of each signature (an invalid one if there is no other) of this protocol."""
     from mlflow.exceptions import MlflowException
 
     rows, token = [], None
@@ -318,7 +349,14 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
         token = page.token
         if not token:
             break
-    jobs = [r for r in rows if r.tags.get("tsexp.stage") != "sweep"]
+    jobs = []
+    for row in rows:
+        if row.tags.get("tsexp.stage") == "sweep":
+            continue
+        if row.status == "FINISHED" and not (row.tags.get("tsexp.protocol") == PROTOCOL and row.tags.get("tsexp.config")):
+            left_out.add(OLDER, row.name)
+        else:
+            jobs.append(row)
     done = {r.tags.get("tsexp.signature") for r in jobs if r.status == "FINISHED"}
     for row in jobs:
         if row.status != "FINISHED":
@@ -350,7 +388,7 @@ def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.D
         )
         pruned = float(row.params["prune.ratio"]) > 0
         channels = _channels(json.loads(artifact("kept.json").read_text()), row) if pruned else []
-    windows = pd.DataFrame(raw["windows"])[["subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"]]
+    windows = pd.DataFrame(raw["windows"])[["process", "subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"]]
     windows.insert(0, "order", range(len(windows)))
     predictions.insert(0, "series", range(len(predictions)))
     kept = pd.DataFrame(channels, columns=["layer", "kind", "unit", "kept"]).astype({"layer": int, "kind": str, "unit": int, "kept": bool})
@@ -366,26 +404,23 @@ def _result(row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: d
         if c.source:
             place, key = c.source.split(":", 1)
             out[c.name] = places[place].get(key) if c.optional else places[place][key]
-    asked = {k: v for k, v in row.params.items() if not k.startswith(WHERE_NOT_WHAT)}
-    if row.params["quant.mode"] == "none":  # nothing else about quantization matters then
-        asked = {k: v for k, v in asked.items() if not k.startswith("quant.")}
     if float(row.params["prune.ratio"]) == 0:  # nothing else about pruning matters then
-        asked = {k: v for k, v in asked.items() if not k.startswith("prune.")}
         out |= {"method": "-", "scope": "-", "finetune_epochs": 0}
-    elif row.params["prune.method"] == CONTROL:
-        asked = {k: v for k, v in asked.items() if k not in ("prune.scope", "prune.round_to", "prune.calibration_series")}
-        out |= {"scope": "-"}
+    if not row.valid:
+        out |= dict.fromkeys(FROM_WINDOWS)
     kinds = manifest["matmuls"]
     format = "int8" if "int8" in kinds else "bf16" if "bfloat16" in kinds else "fp32"
     side = "measured" if row.measured else "estimated"
-    m = row.metrics
+    m = row.metrics if row.valid else {}
     return out | {
         "run_id": row.run_id,
         "run_name": row.name,
-        "config": digest({k: v for k, v in asked.items() if k != "seed"}),
-        "recipe": digest({k: v for k, v in asked.items() if k.startswith("train.")}),
+        "recipe": digest({k: v for k, v in row.params.items() if k.startswith("train.") and not k.startswith(NOT_ASKED)}),
+        "tuning": _tuning(row, out["finetune_epochs"]),
         "machine": digest(hardware),
         "valid": row.valid,
+        "scored": row.scored,
+        "val_series": int(row.metrics.get("val/series", 0)),
         **{f"{side}_{k}": m.get(key) for k, key in ENERGY.items()},
         "matmuls": sum(kinds.values()),
         "matmuls_int8": kinds.get("int8", 0),
@@ -394,12 +429,27 @@ def _result(row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: d
     }
 
 
+def _tuning(row: Row, finetune_epochs: Any) -> str:
+    tuned: tuple[str, ...] = ("prune.finetune_", "prune.distill", "prune.temperature") if int(finetune_epochs) else ()
+    tuned += ("quant.qat_",) if row.params["quant.mode"] == "qat" else ()
+    return digest({k: v for k, v in row.params.items() if k.startswith(tuned)}) if tuned else "-"
+
+
 ENERGY = {
     "j": "energy/per_inference_j",
+    "reference_j": "energy/reference_per_inference_j",
     "saving_pct": "vs_dense/energy_saving_pct",
     "saving_lo": "vs_dense/energy_saving_lo",
     "saving_hi": "vs_dense/energy_saving_hi",
 }
+
+
+FROM_WINDOWS = (
+    *(f"{side}_{name}" for side in ("measured", "estimated") for name in ENERGY),
+    *("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "series_per_s", "peak_mb", "cost_break_even_inferences"),
+    *(f"{kind}speedup{end}" for kind in ("", "cpu_") for end in ("", "_lo", "_hi")),
+)
+"""Columns that an invalid record does not have."""
 
 
 def _channels(kept: list[dict[str, list[int]]], row: Row) -> list[tuple[int, str, int, bool]]:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN = (
-    *("run_name", "dataset", "model", "method", "scope", "ratio", "mode", "runtime", "seed", "warnings"),
+    *("run_name", "dataset", "model", "method", "scope", "ratio", "mode", "runtime", "seed", "warnings", "invalid_reasons"),
     *("accuracy_drop_pt", "accuracy_drop_lo", "accuracy_drop_hi", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms"),
     *("speedup", "speedup_lo", "speedup_hi", "cpu_speedup", "cpu_speedup_lo", "cpu_speedup_hi", "series_per_s"),
-    *("parameters", "macs", "bytes", "size_ratio", "peak_mb"),
+    *("parameters", "macs", "bytes", "size_ratio", "peak_mb", "val_series"),
+    *("cost_load_ms", "cost_first_call_ms", "cost_train_s", "cost_compress_s", "cost_break_even_inferences"),
 )
 """Columns of the results that the page shows as they are; energies come with them, for each side that has any."""
 
@@ -66,14 +67,17 @@ def write(frozen: Frozen, path: Path, ui: str) -> Path:
 
 
 def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
-    runs = frozen.results[frozen.results["valid"]]
+    runs = frozen.results[frozen.results["scored"]]
     sides = [s for s in ("measured", "estimated") if runs[f"{s}_j"].notna().any()]
+    shares = {"accuracy_pct": "accuracy", "macro_f1_pct": "macro_f1"}
+    shares |= {f"{of}_accuracy_pct": f"{of}_accuracy" for of in ("control", "dense", "val")}
     energies = [f"{side}_{what}" for side in sides for what in ("j", "saving_pct", "saving_lo", "saving_hi")]
     setups = _setups(runs)
     return {
         "runs": [
             {name: _plain(run[name]) for name in (*SHOWN, *energies)}
-            | {"accuracy_pct": 100 * run["accuracy"], "macro_f1_pct": 100 * run["macro_f1"], "setup": setups[tuple(run[SETUP])]}
+            | {name: _plain(100 * run[column]) for name, column in shares.items()}
+            | {"setup": setups[tuple(run[SETUP])]}
             | {"url": f"{ui}/#/experiments/{frozen.about['experiment_id']}/runs/{run['run_id']}"}
             for _, run in runs.iterrows()
         ],
@@ -81,6 +85,7 @@ def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
         "sides": {side: ESTIMATE if side == "estimated" else "" for side in sides},
         "setups": list(dict.fromkeys(setups[tuple(run[SETUP])] for _, run in runs.iterrows())),
         "commonest": max(setups.values(), key=[setups[tuple(run[SETUP])] for _, run in runs.iterrows()].count, default=""),
+        "no_energy": int((~runs["valid"]).sum()),
         "invalid": len(frozen.results) - len(runs),
         "left_out": {reason: len(names) for reason, names in frozen.about.get("left_out", {}).items()},
         "colours": colours(frozen),
@@ -96,8 +101,9 @@ def _axes(sides: list[str]) -> dict[str, dict[str, Any]]:
         axes[f"{side}_j"] = {"label": f"{side} energy per inference{mark} (J)", "log": True}
     return axes | {
         "accuracy_pct": {"label": "test accuracy (%)"},
+        "val_accuracy_pct": {"label": "accuracy on validation series (%)"},
         "macro_f1_pct": {"label": "macro F1 (%)"},
-        "accuracy_drop_pt": {"label": "accuracy drop (points)", "low": "accuracy_drop_lo", "high": "accuracy_drop_hi"},
+        "accuracy_drop_pt": {"label": "accuracy drop against the control (points)", "low": "accuracy_drop_lo", "high": "accuracy_drop_hi"},
         "speedup": {"label": "speedup, wall time", "low": "speedup_lo", "high": "speedup_hi"},
         "cpu_speedup": {"label": "speedup, CPU time", "low": "cpu_speedup_lo", "high": "cpu_speedup_hi"},
         "latency_p50_ms": {"label": "latency p50 (ms per call)", "log": True},
@@ -106,6 +112,7 @@ def _axes(sides: list[str]) -> dict[str, dict[str, Any]]:
         "parameters": {"label": "parameters", "log": True},
         "macs": {"label": "multiply-accumulates per series", "log": True},
         "peak_mb": {"label": "peak memory of the measuring process (MiB)"},
+        "cost_break_even_inferences": {"label": "inferences after which compressing has paid for itself", "log": True},
         "ratio": {"label": "pruning ratio"},
     }
 
@@ -116,7 +123,7 @@ def _setups(runs: pd.DataFrame) -> dict[tuple[Any, ...], str]:
     for _, run in runs.drop_duplicates(SETUP).iterrows():
         processor = run["gpu"] if run["device"] != "cpu" and isinstance(run["gpu"], str) else run["cpu"]
         threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
-        named[tuple(run[SETUP])] = f"{processor}, {threads}, batch {run['batch_size']}"
+        named[tuple(run[SETUP])] = f"{processor}, {threads}, batch {run['batch_size']}, energy by {run['energy_source']}"
     twice = {n for n in named.values() if list(named.values()).count(n) > 1}
     return {key: f"{name} ({key[0][:6]})" if name in twice else name for key, name in named.items()}
 

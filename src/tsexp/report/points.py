@@ -1,34 +1,33 @@
-"""What is drawn: the valid runs that are comparable, and the mean of their seeds."""
+"""What is drawn: the runs that are comparable, the mean of their seeds, and the controls that they are compared with."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tsexp.report.figures import COLOURS
 from tsexp.report.frozen import Frozen
-from tsexp.report.statistics import METRICS, PLAIN, Interval, over_seeds
+from tsexp.report.statistics import aggregate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SETUP = ["machine", "device", "threads", "batch_size"]
+PLACE = ["machine", "device", "threads", "batch_size"]
+SETUP = [*PLACE, "energy_source"]
 """Energies of different setups are not comparable."""
 WAY = ["dataset", "model", "method", "scope", "ratio", "mode", "runtime"]
 """Names a point; seeds are repetitions of it."""
 VALUES = {
-    "accuracy_pct": "accuracy_pct",
-    "accuracy_drop_pt": "accuracy_drop",
-    "measured_j": None,
-    "estimated_j": None,
-    "measured_saving_pct": "measured_saving",
-    "estimated_saving_pct": "estimated_saving",
-    "speedup": "speedup",
+    **{name: name for name in ("accuracy_pct", "measured_j", "estimated_j", "measured_saving_pct", "estimated_saving_pct", "speedup")},
+    "accuracy_drop_pt": "drop_pt",
 }
-"""What a point has, and what the columns with the interval of a single run begin with, if it has one."""
-SCALES = {metric.name: metric for metric in METRICS}
-BARS = "Bars: 95 % interval of the run's pairs for one seed, range of two seeds, 95 % t interval of the mean for more."
+"""What a point has, and its column in the tables."""
+CONTROL = ["dataset", "model", "tuning"]
+"""Names a control."""
+BARS = (
+    "Bars: 95 % intervals as in the tables: of accuracy over seeds and test series; of savings and speedups t over seeds, of one seed t over "
+    "measuring processes. Those of two seeds are wide and may leave the panel."
+)
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,20 @@ class Points:
     Attributes
     ----------
     runs
-        The valid rows of ``results`` that were measured in the commonest setup, one config for each way and seed.
+        The rows of ``results`` with finite scores that were measured in the commonest setup, one config for each way and seed.
     points
-        A row per `WAY`: n (seeds), warned (one of them has a warning), and for each of `VALUES` its mean, ``_lo`` and ``_hi`` (`BARS`).
+        A row per `WAY`: n (seeds), n_energy (those with valid energy), warned (one of them has a warning), and for each of `VALUES` its mean,
+        ``_lo`` and ``_hi`` (`BARS`).
+    controls
+        A row per `CONTROL`: accuracy_pct with ``_lo`` and ``_hi``, dense_accuracy_pct (before any tuning), measured_j, estimated_j (of the
+        windows that it was the reference in), n.
     notes
         What was left out, and of which setup this is.
     """
 
     runs: pd.DataFrame
     points: pd.DataFrame
+    controls: pd.DataFrame
     notes: tuple[str, ...]
 
 
@@ -55,22 +59,32 @@ def colours(frozen: Frozen) -> dict[str, str]:
     return {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(sorted(frozen.results["model"].unique()))}
 
 
+def invalid(frozen: Frozen) -> list[str]:
+    """Say how many records have no valid energy, or nothing valid at all."""
+    results = frozen.results
+    said = [f"Records with invalid energy, which count for accuracy only: {(~results['valid'] & results['scored']).sum()}."]
+    return said + ([f"Invalid records left out: {n}."] if (n := (~results["scored"]).sum()) else [])
+
+
 def points(frozen: Frozen) -> Points:
     """Choose what is comparable, and take the mean over seeds."""
     import pandas as pd
 
     results = frozen.results
-    runs = results[results["valid"]]
-    notes = [f"Invalid records left out: {len(results) - len(runs)}."]
-    setups = len(runs[SETUP].drop_duplicates())
-    runs, others = _commonest(runs, [], SETUP)
+    runs = results[results["scored"]]
+    notes = invalid(frozen)
+    setups = len(runs[PLACE].drop_duplicates())
+    runs, others = _commonest(runs, [], PLACE)
     if len(runs):
         first = runs.iloc[0]
         processor = first["gpu"] if first["device"] != "cpu" and isinstance(first["gpu"], str) else first["cpu"]
         notes.append(f"Setup: {processor}, batch {first['batch_size']}, {first['threads']} thread{'s' if first['threads'] > 1 else ''}.")
     if others:
         notes.append(f"That is the commonest of {setups} setups; records of the others left out: {others}.")
+    runs = runs.assign(estimated=runs["energy_source"].str.startswith("estimated:"))
     for by, columns, what in (
+        (["estimated"], ["energy_source"], "sources of energy"),
+        (["dataset"], ["energy_source"], "sources of energy in their dataset"),
         (["dataset"], ["data_checksum"], "data files"),
         (["dataset", "model"], ["recipe"], "training recipes"),
         (WAY, ["config"], "settings"),
@@ -78,16 +92,27 @@ def points(frozen: Frozen) -> Points:
         runs, others = _commonest(runs, by, columns)
         if others:
             notes.append(f"Records with less common {what} left out: {others}.")
-    runs = runs.assign(
-        accuracy_pct=100 * runs["accuracy"],
-        # The interval of the drop, around the accuracy that it leads to.
-        accuracy_pct_lo=100 * runs["accuracy"] + runs["accuracy_drop_pt"] - runs["accuracy_drop_hi"],
-        accuracy_pct_hi=100 * runs["accuracy"] + runs["accuracy_drop_pt"] - runs["accuracy_drop_lo"],
+    runs = runs.drop(columns="estimated").sort_values([*WAY, "seed", "run_id"], kind="stable", ignore_index=True)
+    ends = ("", "_lo", "_hi")
+    rows = aggregate(replace(frozen, results=runs))
+    if rows.empty:
+        empty = pd.DataFrame(columns=[*WAY, "n", "n_energy", "warned", "tuning", *(f"{v}{end}" for v in VALUES for end in ends)])
+        return Points(runs, empty, pd.DataFrame(columns=CONTROL), tuple(notes))
+    rows = rows.sort_values(WAY, kind="stable", ignore_index=True)
+    table = rows[[*WAY, "n", "n_energy", "tuning"]].assign(
+        warned=rows["warned"] > 0, **{f"{ours}{end}": rows[f"{theirs}{end}"] for ours, theirs in VALUES.items() for end in ends}
     )
-    runs = runs.sort_values([*WAY, "seed", "run_id"], kind="stable", ignore_index=True)
-    rows = [dict(zip(WAY, way, strict=True)) | _mean(group) for way, group in runs.groupby(WAY)]
-    ends = [f"{v}{end}" for v in VALUES for end in ("", "_lo", "_hi")]
-    return Points(runs, pd.DataFrame(rows, columns=[*WAY, "n", "warned", *ends]), tuple(notes))
+    return Points(runs, table, _controls(rows), tuple(notes))
+
+
+def _controls(rows: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy is that of the row with the most seeds; the energy, which was measured anew with every artifact, the mean."""
+    energies = {side: f"{side}_reference_j" for side in ("measured", "estimated")}
+    most = rows.sort_values("n", ascending=False, kind="stable").drop_duplicates(CONTROL)
+    of = {f"accuracy_pct{end}": most[f"control_accuracy_pct{end}"] for end in ("", "_lo", "_hi")}
+    table = most[[*CONTROL, "n", "dense_accuracy_pct"]].assign(**of)
+    joules = rows.groupby(CONTROL)[list(energies.values())].mean().rename(columns={v: f"{k}_j" for k, v in energies.items()})
+    return table.merge(joules, left_on=CONTROL, right_index=True).sort_values(CONTROL, kind="stable", ignore_index=True)
 
 
 def _commonest(runs: pd.DataFrame, by: list[str], columns: list[str]) -> tuple[pd.DataFrame, int]:
@@ -96,19 +121,3 @@ def _commonest(runs: pd.DataFrame, by: list[str], columns: list[str]) -> tuple[p
     best = counts.drop_duplicates(by) if by else counts.head(1)
     kept = runs.merge(best.drop(columns="n"), on=by + columns, how="inner")
     return kept, len(runs) - len(kept)
-
-
-def _mean(group: pd.DataFrame) -> dict[str, float | int | bool]:
-    """As in the tables (`statistics.over_seeds`), but of two seeds the range: their t interval is thirteen times as wide and would hide the rest."""
-    out: dict[str, float | int | bool] = {"n": len(group), "warned": bool(group["warnings"].fillna("").ne("").any())}
-    for name, interval in VALUES.items():
-        values = group[name].astype(float).dropna()
-        n = len(values)
-        mean = over_seeds(values.to_numpy(), SCALES.get(name, PLAIN)) if n else Interval(math.nan, math.nan, math.nan)
-        low, high = mean.low, mean.high
-        if n == 2:
-            low, high = float(values.min()), float(values.max())
-        elif n == 1:
-            low, high = (float(group.loc[values.index[0], f"{interval}{end}"]) if interval else mean.value for end in ("_lo", "_hi"))
-        out |= {name: mean.value, f"{name}_lo": low, f"{name}_hi": high}
-    return out

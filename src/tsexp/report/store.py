@@ -13,6 +13,8 @@ from typing import Any
 from tsexp.config import redact
 
 SQLITE = "sqlite:///"
+NOT_FINITE = "scores that are not finite"
+"""The one reason to be invalid that spares not even the accuracy, in the words of the record."""
 
 
 class ReportError(ValueError):
@@ -37,8 +39,13 @@ class Row:
 
     @property
     def valid(self) -> bool:
-        """It may stand in a table."""
+        """Its energy may stand in a table."""
         return self.tags.get("tsexp.valid") == "true"
+
+    @property
+    def scored(self) -> bool:
+        """Its accuracy may, whatever became of its energy."""
+        return self.valid or NOT_FINITE not in self.tags.get("tsexp.invalid_reasons", "")
 
 
 def connect(uri: str) -> Any:

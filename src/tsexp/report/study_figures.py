@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp.config import CONTROL
 from tsexp.report.console import ESTIMATE
 from tsexp.report.figures import COLOURS
 from tsexp.report.front import front
 from tsexp.report.frozen import Frozen
-from tsexp.report.points import BARS, colours, points
-from tsexp.report.statistics import is_pruned
+from tsexp.report.points import BARS, colours, invalid, points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +56,7 @@ class Study:
 
     runs: pd.DataFrame
     points: pd.DataFrame
+    controls: pd.DataFrame
     frozen: Frozen
     colours: dict[str, str]
     """Of the models."""
@@ -83,12 +82,12 @@ def draw(frozen: Frozen, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     chosen = points(frozen)
-    study = Study(chosen.runs, chosen.points, frozen, colours(frozen))
+    study = Study(chosen.runs, chosen.points, chosen.controls, frozen, colours(frozen))
     files, lines = [], ["# Notes to the figures", "", *(f"- {note}" for note in chosen.notes), ""]
     for name, make in FIGURES.items():
         try:
             if chosen.points.empty:
-                raise CannotDraw("there is no valid record")
+                raise CannotDraw("there is no record with finite scores")
             with matplotlib.style.context(STYLE, after_reset=True):
                 drawing = make(study)
                 _settle(drawing.figure)
@@ -121,7 +120,8 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def accuracy_energy(study: Study, side: str) -> Drawing:
-    """Accuracy against energy per inference, a panel per dataset, with the front of those that nothing beats in both."""
+    """Accuracy against energy per inference, a panel per dataset, with the front of those that nothing beats in both, the controls among them."""
+    import pandas as pd
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -130,6 +130,7 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
         raise CannotDraw(f"no record has {side} energy")
     if shown.groupby("dataset").size().max() < 2:
         raise CannotDraw("every dataset has one point only: there is nothing to compare")
+    controls = _tuned(study, side)
     factor, unit = _prefix(shown[f"{side}_j"].median())
     runtimes = _ordered(shown["runtime"], RUNTIMES)
     shapes = dict(zip(runtimes, MARKERS, strict=False))
@@ -137,7 +138,8 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
     fronts = []
     for dataset, axes in panels:
         here = shown[shown["dataset"] == dataset]
-        best = _front(here, f"{side}_j", "accuracy_pct")
+        tuned = controls[controls["dataset"] == dataset]
+        best = _front(pd.concat([here, tuned], ignore_index=True) if len(tuned) else here, f"{side}_j", "accuracy_pct")
         axes.step(best[f"{side}_j"] * factor, best["accuracy_pct"], where="post", color="0.55", lw=1, zorder=1)
         for _, p in here.iterrows():
             x, colour, reduced = p[f"{side}_j"] * factor, study.colours[p["model"]], p["mode"] != "none"
@@ -149,9 +151,14 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
                 _warn(axes, x, p["accuracy_pct"], "black" if reduced else "white")
             if p["ratio"] == 0 and p["runtime"] == "eager" and not reduced:
                 axes.plot(x, p["accuracy_pct"], marker="o", ms=9, mfc="none", mec="black", mew=0.6, ls="none")
+        for _, p in tuned.iterrows():
+            style: dict[str, Any] = {"marker": "*", "ms": 7, "color": study.colours[p["model"]], "mec": "black", "mew": 0.5, "ls": "none"}
+            axes.plot(p[f"{side}_j"] * factor, p["accuracy_pct"], **style)
         axes.set_title(dataset)
         axes.margins(0.12, 0.15)
-        _log_ticks(axes.xaxis, here[f"{side}_j"] * factor)
+        if len(here) <= 12:
+            _frame([axes], here, "accuracy_pct")
+        _log_ticks(axes.xaxis, pd.concat([here[f"{side}_j"], tuned[f"{side}_j"]]) * factor)
         last, lift = (-math.inf, -math.inf), 0
         for number, (_, p) in enumerate(best.iterrows(), 1):
             spot = (p[f"{side}_j"] * factor, p["accuracy_pct"])
@@ -159,11 +166,14 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
             lift = 8 - lift if abs(at[0] - last[0]) < 14 and abs(at[1] - last[1]) < 14 else 0
             last = (at[0], at[1])
             axes.annotate(str(number), spot, xytext=(-5, 4 + lift), textcoords="offset points", fontsize=7, ha="right", weight="bold", zorder=5)
-            fronts.append(f"{dataset}, front {number}: {_describe(p)}, {p['accuracy_pct']:.1f} %, {spot[0]:.3g} {unit}{_dagger(side)}.")
+            said = _describe(p) if isinstance(p["runtime"], str) else f"{p['model']}, control"
+            fronts.append(f"{dataset}, front {number}: {said}, {p['accuracy_pct']:.1f} %, {spot[0]:.3g} {unit}{_dagger(side)}.")
     handles: list[Any] = [Patch(fc=c, label=m) for m, c in study.colours.items() if m in set(shown["model"])]
     handles += [Line2D([], [], color="0.4", marker=s, ls="none", label=r) for r, s in shapes.items()]
     handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: not fp32")] if (shown["mode"] != "none").any() else []
     handles += [Line2D([], [], marker="o", ms=8, mfc="none", mec="black", mew=0.6, ls="none", label="dense fp32 eager")]
+    if len(controls):
+        handles += [Line2D([], [], color="0.6", marker="*", ms=7, mec="black", mew=0.5, ls="none", label="control: dense, tuned alike")]
     handles += [Line2D([], [], color="0.55", label="Pareto front")]
     explained = [BARS] if shown.groupby("dataset").size().min() <= 12 else []
     notes = [*_small_print(study, side), *([WARNED] if shown["warned"].any() else []), *explained]
@@ -204,16 +214,18 @@ def ratio(study: Study) -> Drawing:
                 axes.set_ylabel(label)
             _ratio_ticks(axes, shown)
             axes.tick_params(labelbottom=j == len(rows) - 1)
+            of_row = shown if blocks == 1 else shown[shown["dataset"] == dataset]
+            _frame([axes], of_row, value, neutral)
     figure.align_ylabels()
     handles = [Line2D([], [], color=study.colours[m], marker=MARKERS[k % len(MARKERS)], label=m) for k, m in enumerate(models)]
     others = f" The others are in {WAYS}: {', '.join(' '.join(w) for w in ways if w != way)}." if len(ways) > 1 else ""
     notes = [f"Eager PyTorch, fp32, pruned by {' '.join(way)}.", *_small_print(study, *sides), *([WARNED] if shown["warned"].any() else []), BARS]
     _finish(figure, notes, handles, "pruning ratio (share of heads and FFN units)")
-    return Drawing(figure, [*notes, f"Against the dense model of the same session.{others}"])
+    return Drawing(figure, [*notes, f"Against the control, in the same windows.{others}"])
 
 
 def pruning_ways(study: Study) -> Drawing:
-    """Accuracy lost against the pruning ratio, a line per importance method and scope; eager PyTorch, fp32."""
+    """Accuracy lost against the pruning ratio, a line per importance method and scope, and the control's level; eager PyTorch, fp32."""
     from matplotlib.lines import Line2D
 
     shown = _eager_fp32(study)
@@ -230,30 +242,34 @@ def pruning_ways(study: Study) -> Drawing:
         }
         for m, s in ways
     }
-    figure, panels = _panels([f"{dataset} · {model}" for model, dataset in of], height_in=1.7, legend_in=0.45)
+    figure, panels = _panels([f"{dataset} · {model}" for model, dataset in of], height_in=1.85, legend_in=0.45)
+    levels = []
     for (model, dataset), (title, axes) in zip(of, panels, strict=True):
         lines = {(method, scope): line for (_, method, scope), line in _lines(shown[(shown["dataset"] == dataset) & (shown["model"] == model)])}
         for k, way in enumerate(ways):
-            if way in lines and way[0] == CONTROL:
-                tuned = lines[way].iloc[-1]  # the same at every ratio
-                axes.axhspan(tuned["accuracy_drop_pt_lo"], tuned["accuracy_drop_pt_hi"], color=styles[way]["color"], alpha=0.12, lw=0)
-                axes.axhline(tuned["accuracy_drop_pt"], color=styles[way]["color"], ls=":", lw=1)
-            elif way in lines:
+            if way in lines:
                 _line(axes, lines[way], "accuracy_drop_pt", k - (len(ways) - 1) / 2, **styles[way])
-        axes.axhline(0, color="0.5", lw=0.7, zorder=0)
-        axes.set_title(title)
+        here = shown[(shown["dataset"] == dataset) & (shown["model"] == model) & (shown["ratio"] > 0)]
+        control = _only_control(study, here)
+        untuned = control["accuracy_pct"] - control["dense_accuracy_pct"]
+        axes.axhline(0, color="0.3", lw=0.9, zorder=0)
+        axes.axhline(untuned, color="0.3", ls=":", lw=0.9, zorder=0)
+        _frame([axes], here, "accuracy_drop_pt", 0, untuned)
+        levels.append(f"{title}: control {control['accuracy_pct']:.1f} %, dense before tuning {control['dense_accuracy_pct']:.1f} %.")
+        axes.set_title(f"{title}\ncontrol {control['accuracy_pct']:.1f} %")
         _ratio_ticks(axes, shown)
-    handles = [Line2D([], [], label=" ".join(w), **styles[w]) for w in ways if w[0] != CONTROL]
-    handles += [Line2D([], [], label="tuned, not pruned", color=styles[w]["color"], ls=":", lw=1) for w in ways if w[0] == CONTROL]
+    handles = [Line2D([], [], label=" ".join(w), **styles[w]) for w in ways]
+    handles += [Line2D([], [], label="control: dense, tuned alike", color="0.3", lw=0.9)]
+    handles += [Line2D([], [], label="dense, not tuned", color="0.3", ls=":", lw=0.9)]
     notes = [
-        "Eager PyTorch, fp32, against the dense model of the same seed.",
+        "Eager PyTorch, fp32, against the control of the same seed: the dense model with the same training in total.",
         *_small_print(study),
         *([WARNED] if shown["warned"].any() else []),
         BARS,
         "Points of one ratio stand side by side.",
     ]
     _finish(figure, notes, handles, "pruning ratio (share of heads and FFN units)", "accuracy lost (points)")
-    return Drawing(figure, notes)
+    return Drawing(figure, [*notes, *levels])
 
 
 def quant_runtime(study: Study) -> Drawing:
@@ -262,12 +278,13 @@ def quant_runtime(study: Study) -> Drawing:
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
-    all_points = study.points[study.points["method"] != CONTROL]
-    pairs = all_points.drop_duplicates(["ratio", "mode", "runtime"]).groupby("ratio").size()
+    pairs = study.points.drop_duplicates(["ratio", "mode", "runtime"]).groupby("ratio").size()
     at = 0.0 if pairs.get(0.0, 0) > 1 else float(pairs.idxmax())
     if pairs[at] < 2:
         raise CannotDraw("only one pair of quant.mode and runtime was measured")
-    shown = all_points[(all_points["ratio"] == at) & all_points["speedup"].notna()]
+    shown = study.points[(study.points["ratio"] == at) & study.points["speedup"].notna()]
+    if shown.empty:
+        raise CannotDraw("no record of them has a valid speedup")
     way = _commonest_way(shown)
     shown = shown[(shown["method"] == way[0]) & (shown["scope"] == way[1])]
     modes, runtimes = _ordered(shown["mode"], MODES), _ordered(shown["runtime"], RUNTIMES)
@@ -312,7 +329,7 @@ def quant_runtime(study: Study) -> Drawing:
         if at == 0
         else f"At pruning ratio {at:g} ({way[0]} {way[1]}): it has the most pairs, as hardly any was measured without pruning."
     )
-    notes = ["Speedup of wall time against dense fp32 eager.", *_small_print(study), what, "Hatched: not measured."]
+    notes = ["Speedup of wall time against the control, fp32 eager.", *_small_print(study), what, "Hatched: not measured."]
     notes += ["⚠: a record has a warning."] if shown["warned"].any() else []
     _finish(figure, notes)
     return Drawing(figure, notes)
@@ -324,7 +341,7 @@ def channels(study: Study) -> Drawing:
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.patches import Patch
 
-    runs = study.runs[is_pruned(study.runs) & study.runs["run_id"].isin(study.frozen.channels["run_id"])]
+    runs = study.runs[(study.runs["ratio"] > 0) & study.runs["run_id"].isin(study.frozen.channels["run_id"])]
     if runs.empty:
         raise CannotDraw("nothing was pruned")
     common = (
@@ -379,7 +396,6 @@ def channels(study: Study) -> Drawing:
     grid[-1, 1].set_xlabel("FFN unit")
     handles = [Patch(fc=shades[k], label=f"gone at {r:g}") for k, r in enumerate(ratios)] + [Patch(fc="0.93", ec="0.7", lw=0.4, label="always kept")]
     small = [
-        _invalid(study),
         *([f"Pruned by {chosen.pop()}."] if len(chosen) == 1 else []),
         "Colour: the smallest pruning ratio at which it is gone.",
         "One seed: units of differently trained models are not the same.",
@@ -412,7 +428,7 @@ def roofline(study: Study) -> Drawing:
         here = means[means["dataset"] == dataset]
         for i, model in enumerate(models):
             for pruned in (False, True):
-                some = here[(here["model"] == model) & (is_pruned(here) == pruned)]
+                some = here[(here["model"] == model) & ((here["ratio"] > 0) == pruned)]
                 y = [kinds.index(k) + 0.5 * ((i + 0.5) / len(models) - 0.5) for k in some["kind"]]
                 axes.plot(
                     some["share_pct"], y, ls="none", marker="o", ms=3.8, color=study.colours[model], mfc="white" if pruned else study.colours[model]
@@ -422,7 +438,7 @@ def roofline(study: Study) -> Drawing:
         axes.set_title(dataset)
         _log_ticks(axes.xaxis, means["share_pct"])
     handles = [Line2D([], [], color=study.colours[m], marker="o", ls="none", label=m) for m in models]
-    handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned")] if is_pruned(means).any() else []
+    handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned")] if (means["ratio"] > 0).any() else []
     notes = [*_small_print(study), "Peak: one large product in the same number format, in the same process."]
     _finish(figure, notes, handles, "share of the peak reached (%)")
     return Drawing(figure, [*notes, "MACs · series per second of wall time, over the peak of a thread · threads."])
@@ -479,6 +495,9 @@ def windows(study: Study, side: str) -> Drawing:
             axes.plot(good["order"][far], off[far], ls="none", marker="o", ms=7, mfc="none", mec=COLOURS[1], mew=1)
             gone = mine[mine["discarded"]]
             axes.plot(gone["order"], [0] * len(gone), ls="none", marker="x", color=COLOURS[1])
+        mine = table[table["run_id"] == run["run_id"]].sort_values("order")
+        for before, after in _borders(mine):
+            axes.axvline((before + after) / 2, color="0.6", ls=":", lw=0.8, zorder=0)
         flag = " ⚠" if run["warnings"] else ""
         title = f"{dataset} · {what} variation ({run['variation_pct']:.1f} %){flag}\n{_describe(run)}"
         axes.set_title("\n".join(textwrap.wrap(title.split("\n")[0], 52) + textwrap.wrap(title.split("\n")[1], 52)), fontsize=7.5)
@@ -487,6 +506,9 @@ def windows(study: Study, side: str) -> Drawing:
     handles += [Line2D([], [], color="0.5", lw=2.4, alpha=0.6, label="median of first and last third")]
     handles += [Line2D([], [], ls="none", marker="o", ms=7, mfc="none", mec=COLOURS[1], label="outlier")]
     handles += [Line2D([], [], ls="none", marker="x", color=COLOURS[1], label="discarded")] if table["discarded"].any() else []
+    shown = table[table["run_id"].isin([run["run_id"] for _, _, run in picks])]
+    if any(_borders(mine) for _, mine in shown.groupby("run_id")):
+        handles += [Line2D([], [], color="0.6", ls=":", lw=0.8, label="another process")]
     small = [*([ESTIMATED] if _dagger(side) else []), _invalid(study), "Outlier: more than 1.5 quartile ranges outside the quartiles."]
     small += ["⚠: the record has a warning."] if any(run["warnings"] for _, _, run in picks) else []
     _finish(figure, small, handles, "window, in the order of measuring", f"{side} energy{_dagger(side)} per\ninference, off its median (%)")
@@ -498,7 +520,7 @@ def confusion(study: Study) -> Drawing:
     """Labels against predictions before and after compression."""
     import pandas as pd
 
-    small = study.runs[(is_pruned(study.runs) | (study.runs["mode"] != "none")) & study.runs["run_id"].isin(study.frozen.predictions["run_id"])]
+    small = study.runs[((study.runs["ratio"] > 0) | (study.runs["mode"] != "none")) & study.runs["run_id"].isin(study.frozen.predictions["run_id"])]
     if small.empty:
         raise CannotDraw("nothing was compressed")
     picks, notes = [], []
@@ -517,7 +539,7 @@ def confusion(study: Study) -> Drawing:
     for row, (dataset, run) in zip(grid, picks, strict=True):
         names = classes[dataset]
         mine = study.frozen.predictions[study.frozen.predictions["run_id"] == run["run_id"]]
-        for axes, column, title in ((row[0], "dense_predicted", f"{dataset} · {run['model']}\ndense"), (row[1], "predicted", "compressed")):
+        for axes, column, title in ((row[0], "dense_predicted", f"{dataset} · {run['model']}\ncontrol"), (row[1], "predicted", "compressed")):
             counts = pd.crosstab(mine["label"], mine[column]).reindex(index=names, columns=names, fill_value=0)
             share_pct = (100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)).to_numpy()
             image = axes.imshow(share_pct, vmin=0, vmax=100, cmap="Blues", aspect="auto")
@@ -640,7 +662,7 @@ def _wrapped(notes: Sequence[str], width_in: float) -> str:
 
 
 def _invalid(study: Study) -> str:
-    return f"Invalid records left out: {int((~study.frozen.results['valid']).sum())}."
+    return " ".join(invalid(study.frozen))
 
 
 def _small_print(study: Study, *sides: str) -> list[str]:
@@ -659,9 +681,7 @@ def _dagger(side: str) -> str:
 
 def _describe(p: pd.Series, runtime: bool = True) -> str:
     """What a point or a run is, in words."""
-    pruned = f"pruned {p['ratio']:.3g} ({p['method']} {p['scope']})"
-    if p["ratio"] == 0 or p["method"] == CONTROL:
-        pruned = "not pruned" if p["ratio"] == 0 else "tuned, not pruned"
+    pruned = f"pruned {p['ratio']:.3g} ({p['method']} {p['scope']})" if p["ratio"] else "not pruned"
     return ", ".join([p["model"], *([p["runtime"]] if runtime else []), "fp32" if p["mode"] == "none" else p["mode"], pruned])
 
 
@@ -678,6 +698,38 @@ def _front(here: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
     """Points that no other beats in both, by rising cost; of equal ones the first."""
     best = here.iloc[front(list(zip(here[gain], here[cost], strict=True)))]
     return best.drop_duplicates([gain, cost])
+
+
+def _tuned(study: Study, side: str) -> pd.DataFrame:
+    """The controls with this kind of energy, but for the dense models that are points themselves."""
+    p = study.points
+    dense = set(p.loc[(p["ratio"] == 0) & (p["mode"] == "none") & (p["runtime"] == "eager"), ["dataset", "model"]].itertuples(index=False, name=None))
+    control = study.controls
+    itself = [tuning == "-" and (d, m) in dense for d, m, tuning in zip(control["dataset"], control["model"], control["tuning"], strict=True)]
+    return control[control[f"{side}_j"].notna() & [not i for i in itself]]
+
+
+def _only_control(study: Study, here: pd.DataFrame) -> pd.Series:
+    """The control of these points of one dataset and model; if they have several, that of most of them."""
+    first, tuning = here.iloc[0], here["tuning"].mode()[0]
+    c = study.controls
+    return c[(c["dataset"] == first["dataset"]) & (c["model"] == first["model"]) & (c["tuning"] == tuning)].iloc[0]
+
+
+def _borders(windows: pd.DataFrame) -> list[tuple[int, int]]:
+    """Places in the order of measuring between which another process began."""
+    pairs = zip(windows["order"], windows["order"].iloc[1:], windows["process"], windows["process"].iloc[1:], strict=False)
+    return [(before, after) for before, after, process, other in pairs if process != other]
+
+
+def _frame(axes: Sequence[Axes], shown: pd.DataFrame, value: str, *levels: float) -> None:
+    """Limits in which all points, these levels and all bars have room, but for the bars of two seeds, which would hide the rest."""
+    sure = shown[shown["n"] != 2]
+    inside = [*shown[value], *sure[f"{value}_lo"], *sure[f"{value}_hi"], *levels]
+    low, high = (f(v for v in inside if not math.isnan(v)) for f in (min, max))
+    room = 0.12 * (high - low) or 1.0
+    for one in axes:
+        one.set_ylim(low - room, high + room)
 
 
 def _eager_fp32(study: Study) -> pd.DataFrame:
@@ -718,10 +770,8 @@ def _lines(here: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.DataFr
 
 
 def _commonest_way(rows: pd.DataFrame) -> tuple[str, str]:
-    """Method and scope of pruning that most rows have, the first in order of equally common ones; the control only if alone."""
-    pruned = rows[rows["method"] != CONTROL]
-    counts = (rows if pruned.empty else pruned).groupby(["method", "scope"]).size()
-    return counts.idxmax()  # type: ignore[no-any-return]
+    """Method and scope of pruning that most rows have, the first in order of equally common ones."""
+    return rows.groupby(["method", "scope"]).size().idxmax()  # type: ignore[no-any-return]
 
 
 def _ordered(values: pd.Series, known: Sequence[str]) -> list[str]:

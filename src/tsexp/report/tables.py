@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp.config import CONTROL
 from tsexp.report import claims
 from tsexp.report.console import ESTIMATE
-from tsexp.report.frozen import Frozen
+from tsexp.report.frozen import FROM_WINDOWS, Frozen
 from tsexp.report.statistics import MARGIN_PT, aggregate, notes
 
 if TYPE_CHECKING:
@@ -69,9 +68,9 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
         records = frozen.results[among(frozen.results)]
         some = rows[among(rows)] if len(rows) else rows
         if some.empty:
-            said.append(f"no table {name}: no valid record for it; e.g. {fill}")
+            said.append(f"no table {name}: no record for it; e.g. {fill}")
         else:
-            made.append(_of_results(name, title, some, columns, int((~records["valid"]).sum())))
+            made.append(_of_results(name, title, some, columns, records[~records["valid"]]))
     return [*made, _claims(rows)], said
 
 
@@ -128,10 +127,12 @@ def latex(table: Table) -> str:
     return f"% \\usepackage{{booktabs,graphicx}}\n{body}"
 
 
-def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, ...], invalid: int) -> Table:
+def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, ...], invalid: pd.DataFrame) -> Table:
     import pandas as pd
 
     given = [c for c in columns if c.numbers[0] not in rows or rows[list(c.numbers)].notna().any(axis=None)]
+    if (rows["tuning"] == "-").all():
+        given = [c for c in given if c is not UNTUNED]  # it is the control
     constant = [c for c in given if c.numbers[0] in PLACES and rows[c.numbers[0]].nunique() == 1]
     identity = [c for c in given if c.numbers[0] in IDENTITY and c not in constant]
     identity += [c for c in SETTINGS if rows[c.numbers[0]].nunique() > 1]
@@ -143,9 +144,12 @@ def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, 
     text = pd.DataFrame({c.head: [c.text(row) for _, row in rows.iterrows()] for c in shown})
     of_all = [f"{c.head} {c.text(rows.iloc[0])}" for c in constant]
     of_all += [words.format(rows[key].iloc[0]) for key, words in SAID.items() if rows[key].nunique() == 1]
-    caption = [f"{title}.", f"For all: {', '.join(of_all)}." if of_all else "", "Brackets: 95 % intervals; n: seeds."]
-    caption += [f"Method {CONTROL}: fine-tuned likewise, nothing pruned."] if METHOD in shown and (rows["method"] == CONTROL).any() else []
-    caption += ["Savings and speedups: against dense fp32 in eager PyTorch, paired."] if SPEEDUP in shown else []
+    caption = [f"{title}.", f"For all: {', '.join(of_all)}." if of_all else ""]
+    caption += ["Brackets: 95 % intervals, of accuracy and drop over seeds and test series, of all else t over seeds"]
+    caption[-1] += ", of one seed t over measuring processes; n: seeds." if SPEEDUP in shown else "; n: seeds."
+    caption += ["Drop: against the control, the dense model with the same training in total."] if DROP in shown else []
+    caption += ["Untuned: the dense model before that tuning."] if UNTUNED in shown else []
+    caption += ["Savings and speedups: against the control, fp32 in eager PyTorch, paired."] if SPEEDUP in shown else []
     caption += [
         f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it is more; p: exact McNemar test, "
         "the smallest over seeds times their number."
@@ -154,9 +158,12 @@ def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, 
     ]
     caption += [f"{ESTIMATE} estimated from CPU time, not measured." if any(c in shown for c in ESTIMATES) else ""]
     caption += [f"{WARNING} a record has a warning: look twice." if rows["warned"].any() else ""]
-    caption += [f"{invalid} invalid record{'' if invalid == 1 else 's'} left out." if invalid else ""]
+    scored = int(invalid["scored"].sum())
+    caption += [f"{scored} record{'' if scored == 1 else 's'} with invalid energy: only the accuracy counts (notes.md says why)." if scored else ""]
+    caption += [f"{len(invalid) - scored} invalid record{'' if len(invalid) - scored == 1 else 's'} left out." if len(invalid) > scored else ""]
     numbers = [n for c in shown for n in c.numbers]
-    numbers += [c.numbers[0] for c in (*constant, *SETTINGS, *FINER, CONFIG) if c.numbers[0] not in numbers]
+    more = ("n_energy", "control_accuracy_pct", "dense_accuracy_pct", "val_drop_pt", "val_series")
+    numbers += [n for n in (*more, *(c.numbers[0] for c in (*constant, *SETTINGS, *FINER, CONFIG))) if n not in numbers]
     return Table(name, " ".join(filter(None, caption)), text, rows[numbers].reset_index(drop=True), tuple(c.right for c in shown))
 
 
@@ -236,8 +243,8 @@ def _claims(rows: pd.DataFrame) -> Table:
     caption = (
         "Claims of arXiv 2502.16627 beside ours: change against dense fp32 in the same runtime [95 % interval]. Reproduced: the interval shows at "
         "least the claimed effect (for accuracy: at most the claimed loss), with accuracy kept where a saving of pruning or of quantization alone is "
-        f"claimed (a drop of at most {MARGIN_PT:g} point). Pruned models were fine-tuned, that is trained for longer than dense ones: where accuracy "
-        "rises, it shows that and no merit of pruning. The study's hardware, meter and numbers per dataset are not public."
+        f"claimed (a drop of at most {MARGIN_PT:g} point against the control, the dense model with the same training in total). One row answers, "
+        "chosen on validation series and judged on test series. The study's hardware, meter and numbers per dataset are not public."
     )
     caption += f" {ESTIMATE} estimated from CPU time: neither reproduces nor refutes." if any(a.estimated for a in found) else ""
     caption += f" {WARNING} a record has a warning: look twice." if any(WARNING in n for n in shown["n"]) else ""
@@ -256,7 +263,7 @@ def _with_interval(value: float, low: float, high: float, digits: int, sign: str
 def _interval(head: str, name: str, digits: int, sign: str = "", mark: str = "", scale: float = 1) -> Show:
     def text(row: Any) -> str:
         value, low, high = (scale * row[f"{name}{end}"] for end in ("", "_lo", "_hi"))
-        return _with_interval(value, low, high, digits, sign, "", mark) or "–"
+        return _with_interval(value, low, high, digits, sign, "", mark) or _nothing(row, name)
 
     return Show(head, text, (name, f"{name}_lo", f"{name}_hi"))
 
@@ -268,8 +275,14 @@ def _three_digits(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
+def _nothing(row: Any, name: str) -> str:
+    """Where a number would stand that is not there."""
+    windows = name in FROM_WINDOWS and not (name.startswith(("measured", "estimated")) and not name.startswith(row["energy"]))
+    return "invalid" if windows and row["n_energy"] == 0 else "–"
+
+
 def _number(head: str, name: str, scale: float = 1, text: Callable[[float], str] = _three_digits, mark: str = "") -> Show:
-    return Show(head, lambda row: "–" if math.isnan(row[name]) else text(scale * row[name]) + mark, (name,))
+    return Show(head, lambda row: _nothing(row, name) if math.isnan(row[name]) else text(scale * row[name]) + mark, (name,))
 
 
 def _unless_reference(column: Show) -> Show:
@@ -314,6 +327,7 @@ SAID = {"device": "{}", "batch_size": "batch {}", "threads": "threads {}", "repe
 ACCURACY = _interval("accuracy %", "accuracy_pct", 1)
 F1 = _interval("macro F1 %", "macro_f1", 1, scale=100)
 DROP = _unless_reference(_interval("drop, points", "drop_pt", 1, "+"))
+UNTUNED = _number("untuned %", "dense_accuracy_pct", text=lambda v: f"{v:.1f}")
 VERDICT = Show("kept?", lambda row: row["degradation"], ("degradation",), False)
 P = _unless_reference(_number("p", "mcnemar_p", text=lambda v: "<.001" if v < 0.001 else f"{v:.3f}".removeprefix("0")))
 JOULES = (
@@ -328,7 +342,11 @@ PARAMETERS = _number("parameters", "parameters", text=lambda v: f"{v:,.0f}")
 MACS = _number("MACs, M", "macs", 1e-6)
 SIZE = _number("kB", "bytes", 1e-3)
 INT8 = Show("int8 products", lambda row: f"{row['matmuls_int8']:.0f}/{row['matmuls']:.0f}", ("matmuls_int8", "matmuls"))
-N = Show("n", lambda row: f"{row['n']}{f' {WARNING}' if row['warned'] else ''}", ("n", "seeds", "warned"))
+N = Show(
+    "n",
+    lambda row: str(row["n"]) + (f" (energy {row['n_energy']})" if row["n_energy"] < row["n"] else "") + (f" {WARNING}" if row["warned"] else ""),
+    ("n", "seeds", "warned"),
+)
 
 KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...], str]] = {
     "dense": (
@@ -340,7 +358,7 @@ KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...
     "pruning": (
         "Structured pruning, fine-tuned, in fp32",
         lambda t: (t["ratio"] > 0) & (t["mode"] == "none"),
-        (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, ACCURACY, DROP, VERDICT, P, *SAVINGS, SPEEDUP, PARAMETERS, MACS, N),
+        (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, ACCURACY, DROP, UNTUNED, VERDICT, P, *SAVINGS, SPEEDUP, PARAMETERS, MACS, N),
         "python -m tsexp -m prune.ratio=0.3,0.5",
     ),
     "quantization": (
@@ -352,7 +370,7 @@ KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...
     "hybrids": (
         "Pruning and quantization together",
         lambda t: (t["ratio"] > 0) & (t["mode"] != "none"),
-        (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, MODE, ACCURACY, DROP, VERDICT, P, *SAVINGS, SPEEDUP, SIZE, N),
+        (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, MODE, ACCURACY, DROP, UNTUNED, VERDICT, P, *SAVINGS, SPEEDUP, SIZE, N),
         "python -m tsexp -m prune.ratio=0.5 quant.mode=dynamic,static runtime=onnxruntime",
     ),
 }
