@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
@@ -14,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import config as configs
+from tsexp import secret
 
 configs.register()
 
@@ -26,9 +30,9 @@ def main(cfg: DictConfig) -> tuple[float, float] | None:
     h = HydraConfig.get()
     folder = Path(h.runtime.output_dir)
     if h.mode == RunMode.MULTIRUN:
-        parent, name = sweep.place(h.sweep.dir, h.job.num, h.overrides.task)
+        parent, name = sweep.place(h.sweep.dir, h.job.num, secret.as_given(h.overrides.task))
         # The sweep goes on whatever happened; its end tells.
-        return sweep.objectives(jobs.execute_apart(cfg, name, folder, parent), h.sweep.dir)
+        return sweep.objectives(jobs.execute_apart(cfg, name, folder, parent), cfg, h.sweep.dir)
     outcome = jobs.execute(cfg, None, folder, None)
     if outcome.status in ("refused", "skipped"):
         print(f"tsexp: error: {outcome.error}", file=sys.stderr)
@@ -61,16 +65,23 @@ def cli() -> None:
         sys.exit("tsexp: error: this needs Linux or macOS (process groups and signals end a measurement); on Windows, use WSL")
     wants_frames = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password in it; `sweep.ui_line` says the address
+    sys.argv[1:] = secret.hidden(sys.argv[1:])
+    shown = io.StringIO() if {"-c", "--cfg"} & {a.split("=")[0] for a in sys.argv[1:]} else sys.stdout
     try:
-        main()
+        with contextlib.redirect_stdout(shown):
+            main()
     except KeyboardInterrupt:
         print("tsexp: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
-    except (HydraException, OmegaConfBaseException) as error:
-        if wants_frames:
-            raise
-        print(f"tsexp: error: {configs.explain(error)}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        known = isinstance(error, HydraException | OmegaConfBaseException)
+        text = f"tsexp: error: {configs.explain(error)}" if known and not wants_frames else traceback.format_exc()
+        print(configs.redact(text), file=sys.stderr)
+        sys.exit(2 if known else 1)
+    finally:
+        if isinstance(shown, io.StringIO):  # what it shows may come from a file with a password
+            print(configs.redact(shown.getvalue()), end="")
 
 
 if __name__ == "__main__":

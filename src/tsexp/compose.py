@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tsexp.secret import as_given
+
 _bases: dict[tuple[str, ...], tuple[bytes, bytes]] = {}
 """What was asked of the files → the configuration that they make, with and without Hydra's own; pickled, as unpickling is the fastest copy."""
 
@@ -50,7 +52,7 @@ class Loader(ConfigLoaderImpl):
         return cfg
 
     def _copy(self, master: DictConfig, chosen: list[str], hydra: bool) -> DictConfig:
-        key = str(self.config_search_path), master.hydra.job.config_name, *master.hydra.overrides.hydra, *chosen
+        key = str(self.config_search_path), master.hydra.job.config_name, *as_given(master.hydra.overrides.hydra), *chosen
         if key not in _bases:
             whole = super().load_sweep_config(master, chosen)
             _bases[key] = pickle.dumps(whole), pickle.dumps(_without_hydra(whole))

@@ -8,7 +8,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tsexp import compose
+from tsexp import compose, secret
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
@@ -30,26 +30,34 @@ MANY = 100
 
 
 class Sweep(Callback):
-    """Hydra's callback for sweeps; does nothing in a single run."""
+    """Hydra's callback: what surrounds the jobs of a sweep, and, in a single run, too, keeps passwords out of the files that Hydra writes."""
 
     _open: tuple[TrackingConfig, str] | None = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Hide the store's password."""
+        secret.hide(config)
 
     def _abandon(self) -> None:
         """Close the parent run of a sweep that was interrupted."""
         if self._open is not None:
             from tsexp import tracking
 
-            tracking.close_sweep(*self._open, ok=False, note="interrupted; the same command goes on where it stopped", files=[])
+            try:
+                tracking.close_sweep(*self._open, ok=False, note="interrupted; the same command goes on where it stopped", files=[])
+            except Exception as error:  # the store, which may be why it was interrupted
+                print(configs.redact(f"tsexp: {type(error).__name__}: {error}"), file=sys.stderr)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Check every job, then make the store and the parent run."""
         try:
+            secret.hide(config)
             self._start(config)
         except ConfigError as error:
-            print(f"tsexp: error: {error}", file=sys.stderr)
+            print(f"tsexp: error: {configs.redact(str(error))}", file=sys.stderr)
             sys.exit(2)
         except Exception:  # Hydra would only warn, and start the jobs
-            traceback.print_exc()
+            print(configs.redact(traceback.format_exc()), file=sys.stderr)
             sys.exit(1)
 
     def _start(self, config: DictConfig) -> None:
@@ -58,9 +66,9 @@ class Sweep(Callback):
         from tsexp import tracking
         from tsexp.energy import meters
 
-        overrides = sorted(config.hydra.overrides.task)
+        overrides = sorted(secret.as_given(config.hydra.overrides.task))
         # The UI cuts names: the study comes first, then what varies.
-        shown = [o for o in overrides if o.split("=")[0] != "rerun"]
+        shown = [o for o in overrides if o.split("=")[0] != "rerun" and not o.startswith("tracking.")]
         shown.sort(key=lambda o: (not o.startswith("experiment="), o.split("=")[0] in checked.fixed))
         name = " ".join(shown) or "sweep"
         parent = tracking.sweep_run(first.tracking, name, digest(overrides))
@@ -74,7 +82,6 @@ class Sweep(Callback):
             folder / SWEEP,
             {
                 "parent": parent,
-                "tracking": asdict(first.tracking),
                 "names": checked.names,
                 "fixed": checked.fixed,
                 "search": meters.source(first.runtime.device) if _is_search(config) else None,
@@ -87,7 +94,7 @@ class Sweep(Callback):
         try:
             status = self._end(config)
         except Exception:
-            traceback.print_exc()
+            print(configs.redact(traceback.format_exc()), file=sys.stderr)
             status = 1
         if status:
             sys.exit(status)
@@ -99,7 +106,8 @@ class Sweep(Callback):
 
         folder = Path(config.hydra.sweep.dir)
         about = json.loads((folder / SWEEP).read_text())
-        store = TrackingConfig(**about["tracking"])
+        assert self._open is not None
+        store, _ = self._open
         outcomes = {int(p.parent.name): read_outcome(p.parent) for p in folder.glob(f"*/{OUTCOME}") if p.parent.name.isdigit()}
         ordered = [o for _, o in sorted(outcomes.items()) if o is not None]
         client = tracking.store(store)
@@ -155,7 +163,7 @@ def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | 
     return about.get("parent"), configs.redact(name or "job")
 
 
-def objectives(outcome: Outcome, sweep_dir: str) -> tuple[float, float] | None:
+def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float, float] | None:
     """What a search learns from a job: accuracy (0 to 1) and energy per inference (J).
 
     None, a failed trial, if there is no valid measurement, or if its energy comes from another source than the rest of the search; and in a
@@ -166,7 +174,7 @@ def objectives(outcome: Outcome, sweep_dir: str) -> tuple[float, float] | None:
         return None
     from tsexp import report, tracking
 
-    (row,) = report.read(tracking.store(TrackingConfig(**about["tracking"])), [outcome.run_id])
+    (row,) = report.read(tracking.store(configs.parse(cfg).tracking), [outcome.run_id])
     if not row.valid or row.tags["tsexp.energy_source"] != about["search"]:
         return None
     return row.metrics["test/accuracy"], row.metrics["energy/per_inference_j"]
@@ -210,10 +218,13 @@ def _check(config: DictConfig) -> _Checked:
             "a search has two objectives here, accuracy and energy per inference; use hydra.sweeper.direction=[maximize,minimize], "
             "or start from experiment=pareto\nnothing was started"
         )
-    every = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + list(config.hydra.overrides.task)
+    every = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + secret.as_given(config.hydra.overrides.task)
     loader = compose.loader()
     overrides = {o.get_key_element(): o for o in OverridesParser.create(config_loader=loader).parse_overrides(every)}  # the last of a key counts
     fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
+    stores = [key for key in overrides if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in (sweeper.get("params") or {}))]
+    if stores:
+        raise ConfigError(f"{stores[0]}: a sweep has one store; give it as one value, and outside of hydra.sweeper.params\nnothing was started")
     if search:
         jobs = _one_by_one(list(overrides.values()))
     else:

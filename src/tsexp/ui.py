@@ -48,7 +48,10 @@ def main() -> None:
             print(f"{name}: {address}", flush=True)
     except configs.ConfigError as error:
         sys.exit(f"tsexp: error: {error}")
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(asked.port), "--backend-store-uri", asked.store])
+    except Exception as error:  # whatever MLflow and its drivers raise
+        sys.exit(configs.redact(f"tsexp: error: {asked.store} cannot be read ({type(error).__name__}: {error})"))
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = asked.store  # there may be a password in it, and everybody sees the arguments of a process
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(asked.port)])
 
 
 if __name__ == "__main__":
