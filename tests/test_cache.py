@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,3 +171,48 @@ def test_kill_in_the_middle_of_a_build(tmp_path):
     assert not entry.reused
     assert entries(tmp_path) == sorted([entry.signature, "part", "made.txt", "entry.json"])
     assert Cache(tmp_path).stage("dense", 1, KEY, refuse).reused
+
+
+def test_what_an_entry_cost_is_kept_with_it(tmp_path):
+    class Counter:
+        source = "mains:plug"
+
+        def begin(self):
+            self.calls = ["begin"]
+
+        def end(self):
+            return 42.0
+
+    def build(folder):
+        deadline = time.process_time() + 0.05
+        while time.process_time() < deadline:
+            pass
+        write(folder)
+
+    cost = Cache(tmp_path, Counter).stage("a", 1, {}, build).cost
+    assert cost["energy_j"] == {"mains:plug": 42.0}
+    assert cost["cpu_s"] >= 0.05
+    assert cost["wall_s"] >= cost["cpu_s"] - 0.03
+    assert Cache(tmp_path).stage("a", 1, {}, refuse).cost == cost
+    assert Cache(tmp_path).stage("b", 1, {}, build).cost["energy_j"] == {}
+
+
+@pytest.mark.parametrize("content", ["[]", "1", '{"files": null}', "{}", ""])
+def test_whatever_stands_in_entry_json_it_is_rebuilt(tmp_path, content):
+    folder = Cache(tmp_path).stage("a", 1, {}, write).folder
+    (folder / "entry.json").write_text(content)
+    assert not Cache(tmp_path).stage("a", 1, {}, write).reused
+
+
+def test_a_file_in_place_of_an_entry_is_replaced(tmp_path):
+    folder = Cache(tmp_path).stage("a", 1, {}, write).folder
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+    assert not Cache(tmp_path).stage("a", 1, {}, write).reused
+    assert folder.is_dir()
+
+
+def test_another_pytorch_is_another_entry(tmp_path, monkeypatch):
+    Cache(tmp_path).stage("a", 1, {}, write)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
+    assert not Cache(tmp_path).stage("a", 1, {}, write).reused

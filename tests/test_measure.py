@@ -34,7 +34,8 @@ class Bench:
 
     def measure(self, artifact: Artifact | None = None, **changes: object) -> Record:
         config: MeasureConfig = replace(self.cfg.measure, **changes)  # type: ignore[arg-type]
-        return energy.measure(artifact or self.slim, self.dense, self.dataset, config, 0, progress=False)
+        scores, reference_scores = (energy.score(a, self.dataset, self.cfg.measure, self.cache) for a in (self.slim, self.dense))
+        return energy.measure(artifact or self.slim, self.dense, scores, reference_scores, self.dataset, config, 0, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +63,24 @@ def copied(bench: Bench, tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def in_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Run code in the measuring process (and in no other) before it starts."""
+    """Run code in each measuring process (and in no other) before it does anything."""
 
     def plant(code: str) -> None:
-        folder = tmp_path / "site"
-        folder.mkdir()
-        body = "\n".join(f"    {line}" for line in code.splitlines())
-        (folder / "sitecustomize.py").write_text(f"import sys\nif 'tsexp.energy.worker' in sys.orig_argv:\n{body}\n")
-        monkeypatch.setenv("PYTHONPATH", str(folder))
+        (tmp_path / "planted.py").write_text(f"{code}\nfrom tsexp.energy.worker import compare, measure, peaks, score\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(energy, "WORKER", "planted")
 
     return plant
 
 
-def answers(artifact: Artifact, dataset: Dataset) -> np.ndarray:
-    """Scores of the loaded artifact on the test split, in batches of 64 as the worker asks for them."""
+def answers(artifact: Artifact, series: np.ndarray, batch_size: int) -> np.ndarray:
+    """Scores of the loaded artifact, in batches as it is measured."""
     predictor = runtimes.load(artifact.folder)
-    return np.concatenate([predictor(dataset.x_test[i : i + 64]) for i in range(0, len(dataset.x_test), 64)])
+    return np.concatenate([predictor(series[i : i + batch_size]) for i in range(0, len(series), batch_size)])
 
 
-def test_record_is_valid_unless_the_machine_hurried(record: Record) -> None:
-    # A window can only be too short where the machine became faster than while calibrating.
-    assert [r for r in record.invalid_reasons if "shorter than" not in r] == [], record.invalid_reasons
+def test_record_is_valid_however_busy_the_machine_is(record: Record) -> None:
+    assert record.invalid_reasons == ()
 
 
 def test_energy_without_a_counter_is_labelled_an_estimate(record: Record) -> None:
@@ -99,28 +97,67 @@ def test_estimate_is_cpu_time_times_watts_in_every_window(bench: Bench, record: 
         assert 0 <= w["energy_j"] <= bench.cfg.measure.watts_per_core * w["cpu_s"]
 
 
-def test_scores_are_bit_equal_to_those_of_the_loaded_artifacts(bench: Bench, record: Record) -> None:
-    np.testing.assert_array_equal(record.scores, answers(bench.slim, bench.dataset))
-    np.testing.assert_array_equal(record.reference_scores, answers(bench.dense, bench.dataset))
-    assert not np.array_equal(record.scores, record.reference_scores)
+def test_scores_are_those_of_the_loaded_artifacts(bench: Bench, record: Record) -> None:
+    np.testing.assert_allclose(record.scores, answers(bench.slim, bench.dataset.x_test, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(record.reference_scores, answers(bench.dense, bench.dataset.x_test, 1), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(record.scores, record.reference_scores, rtol=1e-2)
+    val = energy.score(bench.slim, bench.dataset, bench.cfg.measure, bench.cache).val
+    np.testing.assert_allclose(val, answers(bench.slim, bench.dataset.x_train[bench.dataset.val], 1), rtol=1e-4, atol=1e-5)
+
+
+def test_series_are_scored_in_batches_as_they_are_measured(bench: Bench) -> None:
+    # The ranges of ONNX Runtime's dynamic mode depend on the whole batch, so that answers in batches of 64 are those of another classifier.
+    dynamic = runtimes.deploy(bench.slim_model, QuantConfig("dynamic"), RuntimeConfig("onnxruntime", "cpu"), bench.dataset, bench.cache)
+    made = {}
+    for batch_size in (1, 16):
+        made[batch_size] = energy.score(dynamic, bench.dataset, replace(bench.cfg.measure, batch_size=batch_size), bench.cache).test
+        np.testing.assert_allclose(made[batch_size], answers(dynamic, bench.dataset.x_test, batch_size), rtol=1e-4, atol=1e-5)
+    assert np.abs(made[1] - made[16]).max() > 1e-3
+    scores = energy.score(dynamic, bench.dataset, bench.cfg.measure, bench.cache)
+    record = energy.measure(dynamic, bench.dense, scores, scores, bench.dataset, bench.cfg.measure, 0, progress=False)
+    assert record.invalid_reasons == ("the reference answers otherwise than when it was scored",)
+
+
+def test_artifact_that_answers_otherwise_than_it_was_scored_is_invalid(bench: Bench) -> None:
+    scores = energy.score(bench.slim, bench.dataset, bench.cfg.measure, bench.cache)
+    wrong = replace(scores, test=scores.test + 0.1)
+    record = energy.measure(bench.slim, bench.slim, wrong, scores, bench.dataset, bench.cfg.measure, 0, progress=False)
+    assert record.invalid_reasons == ("the artifact answers otherwise than when it was scored",)
 
 
 def test_accuracy_and_drop_follow_from_the_scores(bench: Bench, record: Record) -> None:
     accuracy, dense = (float((s.argmax(1) == bench.dataset.y_test).mean()) for s in (record.scores, record.reference_scores))
     assert record.metrics["test/accuracy"] == pytest.approx(accuracy)
+    assert record.metrics["test/control_accuracy"] == pytest.approx(dense)
     assert record.metrics["vs_dense/accuracy_drop_pt"] == pytest.approx(100 * (dense - accuracy))
     np.testing.assert_array_equal(record.labels, bench.dataset.y_test)
 
 
-def test_windows_and_latencies_are_as_many_as_asked(bench: Bench, record: Record) -> None:
+def test_windows_and_latencies_are_as_many_as_asked_shared_among_processes(bench: Bench, record: Record) -> None:
     config = bench.cfg.measure
-    kept = [w["subject"] for w in record.raw["windows"] if not w["discarded"]]
-    assert {name: kept.count(name) for name in set(kept)} == {"artifact": config.repeats, "reference": config.repeats, "idle": 2}
+    kept = [w for w in record.raw["windows"] if not w["discarded"]]
+    for name in ("artifact", "reference"):
+        mine = [w for w in kept if w["subject"] == name]
+        assert [w["pair"] for w in mine] == list(range(config.repeats))
+        assert [w["process"] for w in mine] == [p for p in range(config.processes) for _ in range(config.repeats // config.processes)]
     assert {len(v) for v in record.raw["latencies_ms"].values()} == {config.latency_calls}
     assert record.raw["threads"] == config.threads
     assert record.metrics["memory/peak_mb"] > 10
-    assert {"fp32", "bf16"} <= set(record.raw["peak_gmacs"]) <= {"fp32", "bf16", "int8"}
-    assert all(0.1 < rate < 1e5 for rate in record.raw["peak_gmacs"].values())
+    assert record.metrics["measure/processes"] == config.processes
+    assert all(record.metrics[f"cost/{k}"] > 0 for k in ("load_ms", "first_call_ms"))
+
+
+def test_measuring_stops_when_the_interval_is_narrow_enough(bench: Bench) -> None:
+    assert bench.measure(repeats=14, processes=7, target_pct=1e6).raw["processes"] == energy.LEAST_PROCESSES
+    assert bench.measure(repeats=6, processes=6, target_pct=1e-6).raw["processes"] == 6
+
+
+def test_peaks_of_the_machine_are_looked_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = energy.peaks(bench.cfg.measure, bench.cache)
+    assert {"fp32", "bf16"} <= set(seen) <= {"fp32", "bf16", "int8"}
+    assert all(0.1 < rate < 1e5 for rate in seen.values())
+    monkeypatch.setattr(energy, "WORKER", "nothing")
+    assert energy.peaks(bench.cfg.measure, bench.cache) == seen
 
 
 def test_sizes_are_counted_on_the_artifact(bench: Bench, record: Record) -> None:
@@ -140,10 +177,10 @@ def test_sizes_are_counted_on_the_artifact(bench: Bench, record: Record) -> None
 
 
 def test_copied_artifact_answers_bit_equal_without_the_original(bench: Bench, copied: Artifact, tmp_path: Path) -> None:
-    expected = answers(bench.slim, bench.dataset)
+    expected = answers(bench.slim, bench.dataset.x_test[:64], 64)
     moved = copied.folder.rename(tmp_path / "once more")
     predictor = runtimes.load(moved)
-    np.testing.assert_array_equal(predictor(bench.dataset.x_test[:64]), expected[:64])
+    np.testing.assert_array_equal(predictor(bench.dataset.x_test[:64]), expected)
     assert predictor.weights_digest() == runtimes.load(bench.slim.folder).weights_digest()
 
 
@@ -240,23 +277,42 @@ def test_same_model_is_deployed_once(bench: Bench) -> None:
     assert again.folder == bench.slim.folder
 
 
+def without_inductor(quant: QuantConfig) -> list[RuntimeConfig]:
+    """It compiles for 20 s; the slow sweep over runtime=auto has it."""
+    return [c for c in runtimes.candidates(quant, RuntimeConfig("auto", "cpu")) if c.name != "inductor"]
+
+
 def test_automatic_choice_takes_the_fastest_that_keeps_the_accuracy(bench: Bench) -> None:
     quant = replace(bench.cfg.quant, mode="none")
-    auto = RuntimeConfig("auto", "cpu")
-    # Without inductor, which compiles for 20 s; the slow sweep over runtime=auto has it.
-    some = [c for c in runtimes.candidates(quant, auto) if c.name != "inductor"]
-    artifacts = [runtimes.deploy(bench.slim_model, quant, one, bench.dataset, bench.cache) for one in some]
-    chosen, tried = energy.choose(artifacts, artifacts[0], bench.dataset, bench.cfg.measure)
+    artifacts = [runtimes.deploy(bench.slim_model, quant, one, bench.dataset, bench.cache) for one in without_inductor(quant)]
+    chosen, tried = energy.choose(artifacts, artifacts[0], bench.dataset, bench.cfg.measure, bench.cache)
     assert [t["runtime"] for t in tried] == [a.manifest["runtime"] for a in artifacts]
     assert {"eager", "onnxruntime"} <= {t["runtime"] for t in tried}
-    assert all(t["accuracy_drop_pt"] == 0 for t in tried)
+    assert all(t["accuracy_drop_pt"] == 0 and t["val_series"] == len(bench.dataset.val) for t in tried)
     assert chosen is artifacts[int(np.argmin([t["cpu_ms"] for t in tried]))]
+
+
+def test_automatic_choice_goes_by_wall_time_where_several_threads_share_the_work(bench: Bench) -> None:
+    config = replace(bench.cfg.measure, threads=2)
+    _, tried = energy.choose([bench.slim], bench.slim, bench.dataset, config, bench.cache)
+    assert set(tried[0]) == {"runtime", "accuracy_drop_pt", "val_series", "wall_ms"}
+
+
+def test_automatic_choice_judges_on_series_that_the_model_was_not_fitted_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The dense model is better on train series, the other one on validation series: that decides.
+    val = bench.dataset.val
+    right = np.eye(len(bench.dataset.classes), dtype=np.float32)[bench.dataset.y_train]
+    answers = {bench.slim.signature: right[val], bench.dense.signature: 1 - right[val]}
+    monkeypatch.setattr(energy, "score", lambda a, *_: energy.Scores(right[:0], answers[a.signature]))
+    chosen, tried = energy.choose([bench.dense, bench.slim], bench.slim, bench.dataset, bench.cfg.measure, bench.cache)
+    assert chosen is bench.slim
+    assert [t["accuracy_drop_pt"] for t in tried] == [100, 0]
 
 
 def test_automatic_choice_leaves_out_what_does_not_load(bench: Bench, copied: Artifact) -> None:
     (copied.folder / "weights.safetensors").write_bytes(b"")
-    chosen, tried = energy.choose([copied, bench.slim], bench.slim, bench.dataset, bench.cfg.measure)
+    chosen, tried = energy.choose([copied, bench.slim], bench.slim, bench.dataset, bench.cfg.measure, bench.cache)
     assert chosen is bench.slim
     assert "damaged" in tried[0]["error"]
     with pytest.raises(MeasuringFailed, match="none of the runtimes works"):
-        energy.choose([copied], bench.slim, bench.dataset, bench.cfg.measure)
+        energy.choose([copied], bench.slim, bench.dataset, bench.cfg.measure, bench.cache)

@@ -17,8 +17,9 @@ from tsexp.energy import windows
 from tsexp.energy.meters import CpuTimeMeter
 from tsexp.energy.windows import Plan
 
-PLAN = Plan(batch_size=2, repeats=6, window_s=0.2, idle_s=0.5, latency_calls=25, seed=0)
+PLAN = Plan(batch_size=2, pairs=6, window_s=0.2, idle_s=0.5, latency_calls=25, process=0, seed=0)
 CALL_S = {"reference": 0.004, "artifact": 0.002}
+LOAD_S = {"reference": 0.3, "artifact": 0.1}
 IDLE_W, BUSY_W = 10.0, 30.0
 
 # Series i is filled with the number i, so that a batch tells which series are in it.
@@ -35,6 +36,7 @@ class Bench:
         self.scripted = scripted or {}
         self.meter = SimpleNamespace(source="fake", scope="nothing", resolution_s=resolution_s, begin=self.begin, end=self.end)
         clock = SimpleNamespace(
+            time=lambda: 1e9 + self.now,
             perf_counter=lambda: self.now,
             perf_counter_ns=lambda: round(1e9 * self.now),
             process_time=lambda: self.cpu,
@@ -66,10 +68,16 @@ class Bench:
 
         return call
 
-    def run(self, plan: Plan = PLAN, series: np.ndarray = SERIES) -> dict[str, Any]:
-        return windows.run(
-            self.subject("artifact"), self.subject("reference"), series, self.meter, plan, lambda note: self.log.append(("advance", note))
-        )
+    def loads(self) -> dict[str, Callable[[], Callable[[np.ndarray], None]]]:
+        def load(name: str) -> Callable[[np.ndarray], None]:
+            self.log.append(("load", name))
+            self.now += LOAD_S[name]
+            return self.subject(name)
+
+        return {name: lambda name=name: load(name) for name in CALL_S}  # type: ignore[misc]
+
+    def run(self, plan: Plan = PLAN, series: np.ndarray = SERIES, **more: Any) -> dict[str, Any]:
+        return windows.run(self.loads(), series, self.meter, plan, **more)
 
     def inside(self) -> list[list[tuple[str, Any]]]:
         """What happened within each reading of the meter."""
@@ -81,6 +89,10 @@ class Bench:
         """Subject and number of calls of each window that called one."""
         return [(events[0][0], len(events)) for events in self.inside() if events and events[0][0] in CALL_S]
 
+    def pairs(self) -> list[list[tuple[str, Any]]]:
+        """What happened within the windows of pairs: after two first calls and two times two windows to warm up."""
+        return [events for events in self.inside() if events and events[0][0] in CALL_S][6:]
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
@@ -91,12 +103,46 @@ def order(raw: dict[str, Any]) -> list[str]:
     return [w["subject"] for w in raw["windows"]]
 
 
-def test_pairs_hold_both_subjects_in_both_orders_between_two_idle_windows(bench: Bench) -> None:
-    raw = bench.run(replace(PLAN, repeats=12))
-    assert [order(raw)[0], order(raw)[-1]] == ["idle", "idle"]
-    pairs = list(zip(raw["windows"][1:-1:2], raw["windows"][2:-1:2], strict=True))
+def test_pairs_hold_both_subjects_in_both_orders_after_an_idle_window(bench: Bench) -> None:
+    raw = bench.run(replace(PLAN, pairs=12))
+    assert order(raw)[0] == "idle"
+    pairs = list(zip(raw["windows"][1::2], raw["windows"][2::2], strict=True))
     assert [(a["pair"], b["pair"]) for a, b in pairs] == [(i, i) for i in range(12)]
     assert {(a["subject"], b["subject"]) for a, b in pairs} == {("reference", "artifact"), ("artifact", "reference")}
+
+
+def test_later_processes_have_no_idle_window_and_orders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [Bench(monkeypatch).run(replace(PLAN, process=process)) for process in range(20)]
+    assert ["idle" in order(raw) for raw in made] == [True] * windows.IDLE_PROCESSES + [False] * (20 - windows.IDLE_PROCESSES)
+    assert [{w["process"] for w in raw["windows"]} for raw in made] == [{i} for i in range(20)]
+    drawn = {(raw["orders"]["load"][0], raw["orders"]["use"][0]) for raw in made}
+    assert drawn == {(a, b) for a in CALL_S for b in CALL_S}
+
+
+def test_subjects_are_loaded_and_first_used_in_the_orders_that_are_told_and_what_it_takes_is_read(bench: Bench) -> None:
+    raw = bench.run()
+    assert [what for kind, what in bench.log if kind == "load"] == raw["orders"]["load"]
+    assert [kind for kind, _ in bench.log if kind in CALL_S][:2] == raw["orders"]["use"]
+    for name in CALL_S:
+        started = raw["started"][name]
+        assert started["load_s"] == pytest.approx(LOAD_S[name])
+        assert started["first_call_s"] == pytest.approx(CALL_S[name])
+        assert started["first_call_j"] == pytest.approx(BUSY_W * CALL_S[name])
+
+
+def test_checks_see_the_loaded_subjects_before_the_first_window_and_after_the_last(bench: Bench) -> None:
+    seen = []
+
+    def check(subjects: Any) -> int:
+        assert set(subjects) == set(CALL_S)
+        seen.append(len(bench.log))
+        return len(seen)
+
+    raw = bench.run(check=check)
+    assert (raw["before"], raw["after"]) == (1, 2)
+    first = next(i for i, (what, _) in enumerate(bench.log) if what == "sleep" and bench.log[i][1] == PLAN.idle_s)
+    assert seen[0] < first
+    assert seen[1] == len(bench.log)
 
 
 def test_what_disturbs_is_looked_for_after_each_window_and_kept_with_it(bench: Bench) -> None:
@@ -107,38 +153,61 @@ def test_what_disturbs_is_looked_for_after_each_window_and_kept_with_it(bench: B
         seen.append(bench.readings)
         return {"seen": bench.readings}
 
-    raw = windows.run(bench.subject("artifact"), bench.subject("reference"), SERIES, bench.meter, PLAN, look=look)
+    raw = bench.run(look=look)
     pairs = [w for w in raw["windows"] if w["subject"] != "idle"]
-    assert [w["seen"] for w in pairs] == seen[-2 * PLAN.repeats :]
+    assert [w["seen"] for w in pairs] == seen[-2 * PLAN.pairs :]
 
 
 def test_every_window_reads_its_own_time_energy_and_inferences(bench: Bench) -> None:
     bench.foreign_cores = 0.25
     raw = bench.run()
     for w in raw["windows"]:
-        calls = raw["calls_per_window"].get(w["subject"], 0)
+        calls = w["inferences"] / 2
         busy = calls * CALL_S.get(w["subject"], 0)
-        assert w["inferences"] == 2 * calls
         assert w["wall_s"] == pytest.approx(busy or PLAN.idle_s)
+        assert w["end_unix_s"] - w["start_unix_s"] == pytest.approx(w["wall_s"], abs=1e-5)
         assert w["cpu_s"] == pytest.approx(busy)
         assert w["energy_j"] == pytest.approx(BUSY_W * busy or IDLE_W * PLAN.idle_s)
         assert w["foreign_cpu_s"] == pytest.approx(0.25 * w["wall_s"])
         assert not w["discarded"]
+    starts = [w["start_unix_s"] for w in raw["windows"]]
+    assert starts == sorted(starts)
+    assert starts[0] > 1e9
 
 
 def test_calls_counted_are_calls_made(bench: Bench) -> None:
     raw = bench.run()
-    made = bench.calls()
-    assert len(made) == 2 + 2 * PLAN.repeats
-    assert made == [(name, raw["calls_per_window"][name]) for name, _ in made]
-    assert [name for name, _ in made[2:]] == order(raw)[1:-1]
+    made = [(events[0][0], len(events)) for events in bench.pairs()]
+    assert made == [(w["subject"], w["inferences"] // 2) for w in raw["windows"] if w["subject"] != "idle"]
 
 
-def test_windows_are_a_little_longer_than_asked(bench: Bench) -> None:
+def test_windows_end_by_time_a_little_after_what_was_asked(bench: Bench) -> None:
     raw = bench.run()
     assert raw["window_s"] == PLAN.window_s
-    for name, cost in CALL_S.items():
-        assert raw["calls_per_window"][name] == pytest.approx(windows.HEADROOM * PLAN.window_s / cost, abs=1.01)
+    for w in raw["windows"][1:]:
+        assert PLAN.window_s <= w["wall_s"] <= PLAN.window_s * (1 + 2 / windows.LOOKS) + CALL_S[w["subject"]]
+
+
+def test_no_window_is_too_short_when_the_machine_becomes_faster(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ten times as fast after the warm-up: windows of a count fixed beforehand would last a tenth of what was asked.
+    def check(_: Any) -> None:
+        for name in CALL_S:
+            monkeypatch.setitem(CALL_S, name, CALL_S[name] / 10)
+
+    raw = bench.run(check=check)
+    assert all(w["wall_s"] >= PLAN.window_s for w in raw["windows"] if w["subject"] != "idle")
+
+
+def test_the_meter_s_own_overhead_is_that_of_empty_windows(bench: Bench) -> None:
+    meter = bench.meter
+    begin = meter.begin
+
+    def slow() -> None:
+        begin()
+        bench.now += 0.003
+
+    bench.meter = SimpleNamespace(**{**vars(meter), "begin": slow})
+    assert bench.run()["meter_overhead_s"] == pytest.approx([0.003] * windows.EMPTY_WINDOWS)
 
 
 def test_slow_meter_gets_windows_of_twenty_of_its_periods(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,27 +216,25 @@ def test_slow_meter_gets_windows_of_twenty_of_its_periods(monkeypatch: pytest.Mo
     assert all(w["wall_s"] >= 1.0 for w in raw["windows"] if w["subject"] != "idle")
 
 
-def test_first_reading_and_one_window_of_each_subject_are_thrown_away(bench: Bench) -> None:
+def test_the_first_reading_is_thrown_away(bench: Bench) -> None:
     raw = bench.run()
     inside = bench.inside()
-    assert len(inside) == 1 + 2 + len(raw["windows"])
     assert [what for what, _ in inside[0]] == ["sleep"]
-    assert {inside[1][0][0], inside[2][0][0]} == {"reference", "artifact"}
-    assert inside[3] == [("sleep", PLAN.idle_s)]
+    assert len(inside) == 1 + 2 + 2 + 4 + windows.EMPTY_WINDOWS + len(raw["windows"])
 
 
 def test_nothing_but_the_subject_happens_inside_a_window(bench: Bench) -> None:
     bench.run()
     for events in bench.inside():
-        assert len({what for what, _ in events}) == 1
-        assert events[0][0] in {"sleep", "reference", "artifact"}
+        assert len({what for what, _ in events}) <= 1
+        assert {what for what, _ in events} <= {"sleep", "load", "reference", "artifact"}
 
 
 def test_same_seed_same_order_and_series_another_seed_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def feeds(seed: int) -> tuple[list[str], list[list[float]]]:
         bench = Bench(monkeypatch)
-        raw = bench.run(replace(PLAN, seed=seed, repeats=12))
-        return order(raw), [[float(x) for _, batch in events for x in batch[:, 0, 0]] for events in bench.inside() if events[0][0] in CALL_S]
+        raw = bench.run(replace(PLAN, seed=seed, pairs=12))
+        return order(raw), [[float(x) for _, batch in events for x in batch[:, 0, 0]] for events in bench.pairs()]
 
     assert feeds(3) == feeds(3)
     assert feeds(3)[0] != feeds(4)[0]
@@ -176,14 +243,14 @@ def test_same_seed_same_order_and_series_another_seed_others(monkeypatch: pytest
 
 def test_both_subjects_of_a_pair_see_the_same_series_and_the_next_pair_others(bench: Bench) -> None:
     bench.run()
-    seen = [[float(b[0, 0, 0]) for _, b in events[: windows.DISTINCT_BATCHES]] for events in bench.inside() if events[0][0] in CALL_S][2:]
+    seen = [[float(b[0, 0, 0]) for _, b in events[: windows.DISTINCT_BATCHES]] for events in bench.pairs()]
     assert all(a == b for a, b in zip(seen[::2], seen[1::2], strict=True))
     assert all(a != b for a, b in zip(seen[::2], seen[2::2], strict=False))
 
 
 @pytest.mark.parametrize(("batch_size", "available"), [(1, 100), (7, 100), (5, 3)])
 def test_batches_are_whole_series_of_the_test_split(bench: Bench, batch_size: int, available: int) -> None:
-    bench.run(replace(PLAN, batch_size=batch_size, repeats=3), SERIES[:available])
+    bench.run(replace(PLAN, batch_size=batch_size, pairs=3), SERIES[:available])
     batches = [b for what, b in bench.log if what in CALL_S]
     for b in batches:
         assert b.shape == (batch_size, 3, 16)
@@ -196,8 +263,8 @@ def test_batches_are_whole_series_of_the_test_split(bench: Bench, batch_size: in
 
 
 def reading_of_pair(pair: int, second: bool = False) -> int:
-    """Index among all readings: one thrown away, two to warm up, one idle, then two per pair."""
-    return 4 + 2 * pair + second
+    """Index among all readings: one thrown away, two to load, two first calls, four to warm up, the empty ones, one idle, then two per pair."""
+    return 10 + windows.EMPTY_WINDOWS + 2 * pair + second
 
 
 @pytest.mark.parametrize("second", [False, True], ids=["first of the pair", "second of the pair"])
@@ -209,34 +276,23 @@ def test_pair_with_a_wrapped_counter_is_discarded_whole_and_repeated(monkeypatch
     assert sorted(w["subject"] for w in lost) == ["artifact", "reference"]
     assert {w["pair"] for w in lost} == {2}
     for name in CALL_S:
-        assert [w["pair"] for w in raw["windows"] if w["subject"] == name and not w["discarded"]] == list(range(PLAN.repeats))
+        assert [w["pair"] for w in raw["windows"] if w["subject"] == name and not w["discarded"]] == list(range(PLAN.pairs))
     assert max(seconds for what, seconds in bench.log if what == "sleep") > 1.0  # longer than Zeus' helper takes to notice
 
 
 def test_gives_up_after_twice_the_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = Bench(monkeypatch, scripted=dict.fromkeys(range(4, 1000), -1.0)).run()
+    raw = Bench(monkeypatch, scripted=dict.fromkeys(range(reading_of_pair(0), 1000), -1.0)).run()
     work = [w for w in raw["windows"] if w["subject"] != "idle"]
-    assert len(work) == 2 * 2 * PLAN.repeats
+    assert len(work) == 2 * 2 * PLAN.pairs
     assert all(w["discarded"] for w in work)
-    assert order(raw)[-1] == "idle"
-
-
-@pytest.mark.parametrize("repeats", [3, 8])
-def test_advance_is_called_as_often_as_announced_and_never_inside_a_window(bench: Bench, repeats: int) -> None:
-    plan = replace(PLAN, repeats=repeats)
-    bench.run(plan)
-    assert sum(what == "advance" for what, _ in bench.log) == windows.steps(plan)
-    assert not any(what == "advance" for events in bench.inside() for what, _ in events)
 
 
 def test_planted_work_is_done_by_the_artifact_and_not_counted(bench: Bench) -> None:
     raw = bench.run(replace(PLAN, planted=0.1))
-    calls = raw["calls_per_window"]
-    made = {name: {n for subject, n in bench.calls() if subject == name} for name in CALL_S}
-    assert made == {"reference": {calls["reference"]}, "artifact": {calls["artifact"] + round(0.1 * calls["artifact"])}}
-    assert made["artifact"] != {calls["artifact"]}
-    assert {w["inferences"] for w in raw["windows"] if w["subject"] == "artifact"} == {2 * calls["artifact"]}
-    assert raw["planted"] == 0.1
+    made = [(events[0][0], len(events)) for events in bench.pairs()]
+    counted = [(w["subject"], w["inferences"] / 2) for w in raw["windows"] if w["subject"] != "idle"]
+    for (name, calls), (_, those) in zip(made, counted, strict=True):
+        assert calls == pytest.approx(those * 1.1, abs=1.01) if name == "artifact" else calls == those
 
 
 def test_latencies_are_those_of_single_calls_outside_windows(bench: Bench) -> None:
@@ -246,12 +302,12 @@ def test_latencies_are_those_of_single_calls_outside_windows(bench: Bench) -> No
         assert values == pytest.approx([1000 * CALL_S[name]] * PLAN.latency_calls, abs=1e-5)
 
 
-def test_result_is_json_and_repeats_what_was_asked(bench: Bench) -> None:
+def test_result_is_json(bench: Bench) -> None:
     import json
 
     raw = bench.run()
     assert json.loads(json.dumps(raw, allow_nan=False)) == raw
-    assert (raw["source"], raw["scope"], raw["batch_size"], raw["repeats"]) == ("fake", "nothing", 2, 6)
+    assert (raw["source"], raw["scope"]) == ("fake", "nothing")
 
 
 def test_garbage_collection_is_off_inside_and_on_again_after(bench: Bench) -> None:
@@ -261,7 +317,7 @@ def test_garbage_collection_is_off_inside_and_on_again_after(bench: Bench) -> No
         states.add(gc.isenabled())
         bench.now += 0.01
 
-    windows.run(look, look, SERIES, bench.meter, replace(PLAN, repeats=3))
+    windows.run({"artifact": lambda: look, "reference": lambda: look}, SERIES, bench.meter, replace(PLAN, pairs=3))
     assert states == {False}
     assert gc.isenabled()
 
@@ -271,14 +327,14 @@ def test_garbage_collection_is_on_again_after_a_subject_fails(bench: Bench) -> N
         raise RuntimeError("broken artifact")
 
     with pytest.raises(RuntimeError, match="broken artifact"):
-        windows.run(fail, bench.subject("reference"), SERIES, bench.meter, PLAN)
+        windows.run({"artifact": lambda: fail, "reference": lambda: bench.subject("reference")}, SERIES, bench.meter, PLAN)
     assert gc.isenabled()
 
 
 def test_garbage_collection_stays_off_for_who_had_turned_it_off(bench: Bench) -> None:
     gc.disable()
     try:
-        bench.run(replace(PLAN, repeats=3))
+        bench.run(replace(PLAN, pairs=3))
         assert not gc.isenabled()
     finally:
         gc.enable()
@@ -294,8 +350,9 @@ def test_real_work_on_the_real_clock() -> None:
 
         return subject
 
-    raw = windows.run(work(50), work(200), SERIES, CpuTimeMeter(10.0), replace(PLAN, window_s=0.02, idle_s=0.05, repeats=3))
-    calls = raw["calls_per_window"]
+    load = {"artifact": lambda: work(50), "reference": lambda: work(200)}
+    raw = windows.run(load, SERIES, CpuTimeMeter(10.0), replace(PLAN, window_s=0.02, idle_s=0.05, pairs=3))
+    calls = {name: sum(w["inferences"] for w in raw["windows"] if w["subject"] == name) for name in load}
     assert calls["artifact"] > calls["reference"] > 0
     for w in raw["windows"]:
         assert not w["discarded"]

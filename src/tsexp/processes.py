@@ -1,15 +1,16 @@
-"""Processes that start warm: a server has everything imported, and each job and each measurement is a fork of it, or, where forking is not safe, a
-fresh interpreter.
+"""Processes that start warm: a server has everything imported, and each job and each measurement is a fork of it.
 
-There is one server for a sweep: whoever starts it hands its address on in the environment, to launchers' workers and to the forks themselves.
-(`multiprocessing`'s own fork server cannot be used from its forks: they start another.) It has one thread and touches no model, so that a fork finds
-the libraries as an import leaves them. It ends with the process that started it, and everything it forked with it.
+Where forking is not safe, a fresh interpreter does the same. There is one server for a sweep: whoever starts it hands its address on in the
+environment, to launchers' workers and to the forks themselves. (`multiprocessing`'s own fork server cannot be used from its forks: they start
+another.) It imports and does nothing else, so that a fork finds the libraries as an import leaves them; their pools of threads start in the fork.
+It ends with the process that started it, and everything it forked with it.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -35,6 +36,8 @@ GRACE_S = 10.0
 """A process whose caller is gone is interrupted, and killed so much later."""
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 """Whoever wants more threads asks PyTorch or the runtime; a pool that starts at import would not survive the fork."""
+PR_SET_PDEATHSIG = 1
+"""Linux kills a fork when the server dies, however it does."""
 FORKS = sys.platform == "linux"
 """Elsewhere, system libraries do not bear a fork without an exec."""
 
@@ -116,7 +119,8 @@ def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = 
     request = {"target": target, "arguments": arguments, "folder": os.getcwd(), "environ": dict(os.environ), "path": sys.path}
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    with socket.socket(socket.AF_UNIX) as connection:
+    answer = b""
+    with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(ConnectionError):
         connection.connect(os.environ[ADDRESS])
         message = json.dumps(request).encode() + b"\n"
         sent = socket.send_fds(connection, [message], [1, 2])
@@ -191,6 +195,7 @@ class _Server:
             return
         pid = os.fork()
         if pid == 0:
+            connection.close()
             self._become(json.loads(message), streams)
         for stream in streams:
             os.close(stream)
@@ -202,6 +207,7 @@ class _Server:
         status = 1
         try:
             os.setpgid(0, 0)
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -157,17 +157,35 @@ def _over_processes(raw: dict[str, Any], key: str) -> tuple[float, float, float]
     """
     from scipy.special import stdtrit
 
-    art, ref = _per_inference(raw, "artifact"), _per_inference(raw, "reference")
-    with np.errstate(all="ignore"):
-        logs = np.log(ref[key]) - np.log(art[key])
-    if not np.isfinite(logs).all():
+    middle = _middles(raw, key)
+    if not np.isfinite(middle).all():
         return (float("nan"),) * 3
-    middle = np.array([np.median(logs[art["process"] == p]) for p in np.unique(art["process"])])
     n, mean = len(middle), float(middle.mean())
     if n < 2:
         return mean, float("nan"), float("nan")
     reach = float(stdtrit(n - 1, 0.975) * middle.std(ddof=1) / np.sqrt(n))
     return mean, mean - reach, mean + reach
+
+
+def _middles(raw: dict[str, Any], key: str) -> FloatArray:
+    """Of each process, the median over its pairs of the logarithm of reference / artifact."""
+    art, ref = _per_inference(raw, "artifact"), _per_inference(raw, "reference")
+    with np.errstate(all="ignore"):
+        logs = np.log(ref[key]) - np.log(art[key])
+    return np.array([np.median(logs[art["process"] == p]) for p in np.unique(art["process"])])
+
+
+def scatter_p(raws: Sequence[dict[str, Any]]) -> float:
+    """Of measurements of an artifact against itself: how likely is it that their results scatter as they do, if their intervals are right?
+
+    F test of the mean square of the rounds' values (the truth is 0) against what the processes within each round let expect. A bias shows, too.
+    """
+    from scipy.stats import f
+
+    middles = [_middles(raw, "energy_j") for raw in raws]
+    seen = np.mean([m.mean() ** 2 for m in middles])
+    expected = np.mean([m.var(ddof=1) / len(m) for m in middles])
+    return float(f.sf(seen / expected, len(middles), sum(len(m) - 1 for m in middles)))
 
 
 def assemble(

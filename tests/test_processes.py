@@ -1,0 +1,178 @@
+"""Warm processes: forked, isolated, told apart by how they end, and gone with whoever asked for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tsexp import processes
+
+JOBS = """
+import os, signal, sys, time
+
+def note(path):
+    import threading
+    warm = "torch" in sys.modules
+    tasks = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
+    open(path, "w").write(f"{os.getpid()} {warm} {tasks} {os.environ.get('COLOUR')} {os.getcwd()}")
+
+def seven(): return 7
+def leave(): sys.exit(9)
+def fail(): raise RuntimeError("broken")
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+def say(text): print(text)
+def nested():
+    from tsexp import processes
+    return 10 + processes.run("jobs:seven")
+def forever(path):
+    import subprocess
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open(path + ".new", "w").write(f"{os.getpid()} {child.pid}")
+    os.rename(path + ".new", path)
+    time.sleep(600)
+def alone(path):
+    open(path, "w").write("")
+    time.sleep(600)
+def stubborn(path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forever(path)
+def two_threads():
+    import torch
+    torch.set_num_threads(2)
+    a = torch.randn(600, 600)
+    assert torch.allclose(a @ a, (a.double() @ a.double()).float(), atol=1e-2)
+    return 20 + len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 22
+"""
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with functions to call, and a server that knows PyTorch."""
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "jobs.py").write_text(JOBS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder))
+        processes.start(["torch"])
+        yield folder
+
+
+def wait_for(path: Path) -> list[int]:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return [int(word) for word in path.read_text().split()]
+
+
+def gone(pids: list[int], within_s: float) -> bool:
+    end = time.monotonic() + within_s
+    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("fork", [True, False])
+@pytest.mark.parametrize(("what", "status"), [("seven", 7), ("leave", 9), ("fail", 1), ("die", -signal.SIGKILL)])
+def test_status_tells_how_it_ended(jobs: Path, what: str, status: int, fork: bool) -> None:
+    assert processes.run(f"jobs:{what}", fork=fork) == status
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
+def test_each_is_a_process_of_its_own_warm_with_one_thread_and_the_callers_environment(jobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLOUR", "blue")
+    monkeypatch.chdir(jobs)
+    seen = []
+    for i in range(2):
+        assert processes.run("jobs:note", str(jobs / f"note{i}")) == 0
+        seen.append((jobs / f"note{i}").read_text().split())
+    assert seen[0][0] != seen[1][0]
+    for pid, warm, tasks, colour, folder in seen:
+        assert int(pid) != os.getpid()
+        assert (warm, tasks, colour, folder) == ("True", "1", "blue", str(jobs))
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_what_it_says_goes_where_the_caller_says_it(jobs: Path, fork: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    processes.run("jobs:say", "hello there", fork=fork)
+    processes.run("jobs:fail", fork=fork)
+    out, error = capfd.readouterr()
+    assert out == "hello there\n"
+    assert "RuntimeError: broken" in error
+
+
+def test_one_may_ask_for_another(jobs: Path) -> None:
+    assert processes.run("jobs:nested") == 17
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
+def test_two_threads_after_a_fork(jobs: Path) -> None:
+    assert processes.run("jobs:two_threads") >= 22
+
+
+def caller(jobs: Path, code: str) -> subprocess.Popen[str]:
+    """A process that asks for others, and has a server of its own."""
+    env = {k: v for k, v in os.environ.items() if k != processes.ADDRESS} | {"PYTHONPATH": str(jobs)}
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=env, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_everything_goes_with_whoever_asked_for_it(jobs: Path, tmp_path: Path, sent: int) -> None:
+    asking = caller(jobs, f"from tsexp import processes; processes.run('jobs:forever', '{tmp_path}/pids')")
+    pids = wait_for(tmp_path / "pids")
+    asking.send_signal(sent)
+    asking.wait(20)
+    assert gone(pids, within_s=5)
+
+
+def test_what_does_not_listen_is_killed(jobs: Path, tmp_path: Path) -> None:
+    asking = caller(jobs, f"from tsexp import processes; processes.run('jobs:stubborn', '{tmp_path}/pids')")
+    pids = wait_for(tmp_path / "pids")
+    asking.kill()
+    asking.wait(20)
+    assert gone(pids, within_s=processes.GRACE_S + 5)
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
+def test_a_server_that_died_is_told_and_the_next_call_starts_another(jobs: Path, tmp_path: Path) -> None:
+    asking = caller(
+        jobs,
+        f"""
+        import os, signal, threading, time
+        from tsexp import processes
+        processes.run("jobs:seven")
+        first = os.environ[processes.ADDRESS]
+        def kill():
+            while not os.path.exists("{tmp_path}/pids"): time.sleep(.02)
+            import psutil
+            os.kill(psutil.Process().children()[0].pid, signal.SIGKILL)
+        threading.Thread(target=kill).start()
+        try:
+            processes.run("jobs:alone", "{tmp_path}/pids")
+        except processes.ServerGone as error:
+            assert "is gone" in str(error)
+        else:
+            raise SystemExit(1)
+        assert processes.run("jobs:seven") == 7
+        assert os.environ[processes.ADDRESS] != first
+        """,
+    )
+    _, error = asking.communicate(timeout=60)
+    assert asking.returncode == 0, error
+
+
+def test_nobody_else_may_ask(jobs: Path) -> None:
+    if not processes.FORKS:
+        pytest.skip("only Linux forks")
+    assert Path(os.environ[processes.ADDRESS]).parent.stat().st_mode & 0o077 == 0
