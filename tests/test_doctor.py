@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -12,34 +13,41 @@ from tsexp import doctor, energy
 from tsexp.energy import meters
 
 
-def seen(saving: float, half: float = 0.5, valid: bool = True) -> SimpleNamespace:
+def seen(saving: float, half: float = 0.5, valid: bool = True, scatter: float = 0.0) -> SimpleNamespace:
     metrics = {}
     for key, bounds, value in (("energy_saving_pct", "energy_saving", saving), ("speedup", "speedup", 1.0), ("cpu_speedup", "cpu_speedup", 1.0)):
         metrics |= {f"vs_dense/{key}": value, f"vs_dense/{bounds}_lo": value - half, f"vs_dense/{bounds}_hi": value + half}
-    return SimpleNamespace(metrics=metrics, valid=valid, invalid_reasons=(), warnings=())
+    windows = [
+        {"process": p, "pair": p, "subject": s, "discarded": False, "inferences": 1, "wall_s": 1.0, "cpu_s": 1.0, "energy_j": joules}
+        for p, wobble in enumerate((-1, 0, 1))
+        for s, joules in (("reference", 1.0), ("artifact", (1 - saving / 100) * math.exp(wobble * half / 250)))
+    ]
+    return SimpleNamespace(metrics=metrics, valid=valid, invalid_reasons=(), warnings=(), raw={"windows": windows})
 
 
-NOTHING = SimpleNamespace(metrics={}, valid=False, invalid_reasons=("every window was discarded",), warnings=())
+NOTHING = SimpleNamespace(metrics={}, valid=False, invalid_reasons=("every window was discarded",), warnings=(), raw={"windows": []})
 
 
 @pytest.mark.parametrize(
     ("itself", "planted", "passes"),
     [
-        ([seen(0.1)] * 5, seen(-10), True),
-        ([seen(0.1)] * 4 + [seen(1.0)], seen(-10), True),  # one in five may miss, and one in twenty does
-        ([seen(0.1)] * 3 + [seen(1.0)] * 2, seen(-10), False),
-        ([seen(0.1)] * 5, seen(-6), False),
-        ([seen(0.1)] * 5, seen(-8, half=9), False),
-        ([seen(0.1)] * 4 + [seen(0.1, valid=False)], seen(-10), False),
-        ([seen(0.1)] * 4 + [NOTHING], seen(-10), False),
-        ([seen(0.1)] * 5, NOTHING, False),
+        ([seen(0.1), seen(-0.1)] * 6, seen(-2), True),
+        ([seen(0.1, half=1.0)] * 11 + [seen(0.6)], seen(-2), True),  # one of twelve just misses: chance
+        ([seen(0.6), seen(-0.6)] * 6, seen(-2), False),  # all just miss: the intervals are too narrow
+        ([seen(0.4)] * 12, seen(-2), False),  # each holds 0, but all lean to one side
+        ([seen(0.1), seen(-0.1)] * 6, seen(-0.4), False),
+        ([seen(0.1), seen(-0.1)] * 6, seen(-6), False),
+        ([seen(0.1), seen(-0.1)] * 6, seen(-2, half=9), False),
+        ([seen(0.1)] * 11 + [seen(0.1, valid=False)], seen(-2), False),
+        ([seen(0.1)] * 11 + [NOTHING], seen(-2), False),
+        ([seen(0.1), seen(-0.1)] * 6, NOTHING, False),
     ],
 )
-def test_selftest_passes_only_on_what_was_planted(monkeypatch, itself, planted, passes):
+def test_selftest_passes_only_on_what_is_right_and_what_was_planted(monkeypatch, itself, planted, passes):
     records = iter([*itself, planted])
     monkeypatch.setattr(energy, "measure", lambda *_, **__: next(records))
     console = Console(file=io.StringIO(), width=200)
-    assert doctor.selftest(console, with_paper=False) is passes
+    assert doctor.selftest(console) is passes
     assert ("self-test passed" in console.file.getvalue()) is passes
 
 
@@ -47,8 +55,8 @@ def test_selftest_takes_a_meter_of_ones_own(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_plug.py").write_text("class Plug:\n    source = 'mains:plug'\n")
     asked = []
-    monkeypatch.setattr(energy, "measure", lambda a, b, dataset, config, *_, **__: asked.append(config.meter) or NOTHING)
-    assert doctor.main(["--selftest", "--quick", "--meter", "my_plug:Plug"]) == 1
+    monkeypatch.setattr(energy, "measure", lambda *args, **__: asked.append(args[5].meter) or NOTHING)
+    assert doctor.main(["--selftest", "--meter", "my_plug:Plug"]) == 1
     assert set(asked) == {"my_plug:Plug"}
     with pytest.raises(SystemExit, match="2"):
         doctor.main(["--selftest", "--meter", "my_plug:Socket"])

@@ -350,7 +350,8 @@ def identity(cfg: Config) -> dict[str, Any]:
             group, _, name = key.rpartition(".")
             (asked.setdefault(group, {}) if group else asked)[name] = value
     asked |= {"prune": asked_of_pruning(cfg.prune), "quant": asked_of_quantization(cfg.quant)}
-    return asked | {"code": own_digests(cfg.model.tokenizer, cfg.prune.method, cfg.runtime.name)}
+    code = own_digests(cfg.model.tokenizer, cfg.runtime.name, *([cfg.prune.method] if cfg.prune.ratio else []))
+    return asked | {"code": code}
 
 
 def asked_of_training(train: TrainConfig) -> dict[str, Any]:

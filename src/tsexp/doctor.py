@@ -149,8 +149,8 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
         ok = p >= LEAST_P and found
         reach = max(records.reach_pct(r.raw) for r, _ in nulls)
         said = (
-            f"{sum(h for _, h in nulls)} of {rounds} intervals hold 0; the rounds scatter {'no' if p >= LEAST_P else ''} more than their intervals say "
-            f"(F test, p = {p:.3f}; at least {LEAST_P:g} asked); {PLANTED:.0%} of planted work {'was' if found else 'was NOT'} found\n"
+            f"{sum(h for _, h in nulls)} of {rounds} intervals hold 0; the rounds scatter {'no ' if p >= LEAST_P else ''}more than their intervals "
+            f"say (F test, p = {p:.3f}; at least {LEAST_P:g} asked); {PLANTED:.0%} of planted work {'was' if found else 'was NOT'} found\n"
             f"measure=quick resolves savings above about {reach:.1f} % here (the widest interval of the artifact against itself)"
         )
     console.print(said)

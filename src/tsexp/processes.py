@@ -127,6 +127,7 @@ def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = 
         connection.sendall(message[sent:])
         answer = connection.makefile("rb").readline()  # blocks; the caller must not disturb what it waits for
     if not answer:
+        os.environ.pop(ADDRESS, None)  # the next call starts another
         raise ServerGone("the process that all others are forked from is gone (out of memory?); the same command goes on where it stopped")
     return int(answer)
 

@@ -176,7 +176,7 @@ def _middles(raw: dict[str, Any], key: str) -> FloatArray:
 
 
 def scatter_p(raws: Sequence[dict[str, Any]]) -> float:
-    """Of measurements of an artifact against itself: how likely is it that their results scatter as they do, if their intervals are right?
+    """Tell how likely measurements of an artifact against itself scatter as they do, if their intervals are right.
 
     F test of the mean square of the rounds' values (the truth is 0) against what the processes within each round let expect. A bias shows, too.
     """
