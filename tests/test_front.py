@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test_report import row
+from tsexp.report import front as fronts
 from tsexp.report.front import energy_front, front, front_figure
 
 VALUES = st.one_of(st.integers(0, 4).map(float), st.floats(allow_nan=True, allow_infinity=False))
@@ -22,9 +23,11 @@ def test_the_front_is_what_no_point_dominates_by_rising_cost(points):
     assert [points[i][1] for i in best] == sorted(points[i][1] for i in best)
 
 
-def point(name, accuracy, energy, **tags):
+def point(name, accuracy, energy, test=0.6, control=0.0, control_j=9.0, **tags):
+    """A job with this accuracy on validation series; its control is out of the way."""
     made = row(name, **tags)
-    return replace(made, metrics=made.metrics | {"test/accuracy": accuracy, "energy/per_inference_j": energy})
+    of = {"val/accuracy": accuracy, "test/accuracy": test, "val/accuracy_drop_pt": 100 * (control - accuracy), "test/control_accuracy": control}
+    return replace(made, metrics=made.metrics | of | {"energy/per_inference_j": energy, "energy/reference_per_inference_j": control_j})
 
 
 def test_each_source_of_energy_has_its_own_front_and_invalid_records_have_none(tmp_path):
@@ -38,3 +41,26 @@ def test_each_source_of_energy_has_its_own_front_and_invalid_records_have_none(t
     assert energy_front(rows) == {"best", "cheap", "measured"}
     assert front_figure(rows, tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     assert front_figure(rows[3:4], tmp_path / "none.png") is None
+
+
+def test_the_front_is_chosen_on_validation_series_and_without_them_on_test_series():
+    lucky, good = point("lucky", 0.6, 2e-3, test=0.9), point("good", 0.7, 2e-3, test=0.5)
+    assert energy_front([lucky, good]) == {"good"}
+    blind = [replace(r, metrics={k: v for k, v in r.metrics.items() if not k.startswith("val/")}) for r in (lucky, good)]
+    assert energy_front(blind) == {"lucky"}
+
+
+def test_the_control_takes_part_in_the_front(tmp_path, monkeypatch):
+    """Pruned and better than the untuned dense model is no merit where the dense model, tuned alike, is as good for the same energy."""
+    pruned, small = (point(name, a, j, control=0.8, control_j=2e-3) for name, a, j in (("pruned", 0.75, 2.1e-3), ("small", 0.7, 1e-3)))
+    assert energy_front([pruned, small]) == {"small"}
+    drawn = []
+    monkeypatch.setattr(fronts, "save", lambda figure, path: drawn.append(figure))
+    front_figure([pruned, small], tmp_path / "front.png")
+    (axes,) = drawn[0].axes
+    (star,) = [line for line in axes.lines if line.get_marker() == "*"]
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([2.0], [80.0])
+    assert "control" in [t.get_text() for t in axes.texts]
+    open_marks = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert sorted(y for line in open_marks for y in line.get_ydata()) == [60.0, 80.0]  # on test series, of the front's two
+    assert axes.get_ylabel() == "accuracy on validation series (%)"

@@ -76,21 +76,62 @@ def test_what_is_not_frozen_results_is_never_replaced(store, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 
-def test_seeds_share_a_config_and_what_does_not_matter_does_not_part_them(store, tmp_path):
-    store.run(seed=0)
-    store.run(seed=1, paths__cache="elsewhere", quant__calibration="entropy")  # nothing is quantized
-    store.run(seed=2, train__epochs=9)
-    store.run(seed=0, prune__ratio=0, prune__method="taylor")
-    store.run(seed=1, prune__ratio=0, prune__method="l2")
-    store.run(seed=0, prune__ratio=0.25, prune__method="none", prune__scope="local")
-    store.run(seed=1, prune__ratio=0.25, prune__method="none", prune__scope="depth")
+def test_repetitions_share_the_one_identity_that_the_run_was_tagged_with(store, tmp_path):
+    store.run(seed=0, config="one")
+    store.run(seed=1, config="one", paths__cache="elsewhere", quant__calibration="entropy")
+    store.run(seed=2, config="two", train__epochs=9)
+    store.run(seed=0, config="dense", prune__ratio=0, prune__method="taylor")
     results = freeze(store, tmp_path / "frozen").results
-    config = {(r.ratio, r.seed): r.config for r in results.itertuples()}
-    assert config[0.25, 0] == config[0.25, 1]
-    assert set(results.loc[results["method"] == "none", "scope"]) == {"-"}
-    assert config[0.5, 0] == config[0.5, 1] != config[0.5, 2]
-    assert config[0, 0] == config[0, 1]
+    assert {(r.ratio, r.seed): r.config for r in results.itertuples()} == {(0, 0): "dense", (0.5, 0): "one", (0.5, 1): "one", (0.5, 2): "two"}
     assert set(results.loc[results["ratio"] == 0, "method"]) == {"-"}
+    recipes = results.set_index("config")["recipe"]
+    assert recipes["two"] != recipes["dense"]
+
+
+def test_what_shares_a_tuning_shares_a_control(store, tmp_path):
+    store.run("a")
+    store.run("b", prune__ratio=0.25, prune__method="l2")
+    store.run("longer", prune__ratio=0.25, prune__finetune_epochs=9)
+    store.run("not tuned", prune__ratio=0.25, prune__finetune_epochs=0)
+    store.run("dense", prune__ratio=0)
+    tuning = freeze(store, tmp_path / "frozen").results.set_index("run_name")["tuning"]
+    assert tuning["a"] == tuning["b"] != tuning["longer"] != "-"
+    assert tuning["dense"] == tuning["not tuned"] == "-"
+
+
+def test_every_row_has_its_control_its_validation_numbers_and_its_costs(store, tmp_path):
+    store.run("all")
+    store.run("no validation", seed=1, without=("val/series", "val/accuracy", "val/accuracy_drop_pt"))
+    store.run("no control", seed=2, without=("test/control_accuracy",))
+    made = freeze(store, tmp_path / "frozen")
+    every, blind = made.results.to_dict("records")
+    assert [every[k] for k in ("control_accuracy", "dense_accuracy", "val_series", "val_accuracy", "val_drop_pt")] == [0.75, 0.75, 40, 0.7, 0.5]
+    assert [every[k] for k in ("estimated_reference_j", "cost_load_ms", "cost_train_j", "cost_break_even_inferences")] == [0.02, 2, 2, 2]
+    assert pd.isna(every["cost_load_j"])
+    assert blind["val_series"] == 0
+    assert pd.isna(blind["val_accuracy"])
+    assert "no control: it has no 'test/control_accuracy'" in made.about["left_out"]["stored by another version of tsexp, or damaged"]
+
+
+def test_runs_of_an_older_protocol_are_left_out_with_that_reason(store, tmp_path):
+    store.run("new")
+    store.run("untagged", seed=1, without=("tsexp.config", "tsexp.protocol"))
+    store.run("first", seed=2, protocol="1")
+    made = freeze(store, tmp_path / "frozen")
+    assert list(made.results["run_name"]) == ["new"]
+    assert made.about["left_out"] == {"measured by an older protocol": ["first", "untagged"]}
+
+
+def test_an_invalid_record_has_its_accuracy_and_nothing_of_its_windows(store, tmp_path):
+    store.run("energy", valid="false", invalid_reasons="a window with zero energy")
+    store.run("scores", seed=1, valid="false", invalid_reasons="the artifact answers series with scores that are not finite")
+    energy, scores = freeze(store, tmp_path / "frozen").results.to_dict("records")
+    assert (energy["valid"], energy["scored"], energy["accuracy"], energy["parameters"]) == (False, True, 0.75, 1000)
+    assert all(pd.isna(energy[name]) for name in frozen.FROM_WINDOWS)
+    assert (scores["valid"], scores["scored"]) == (False, False)
+    results = frozen.load(tmp_path / "frozen").results
+    with pytest.raises(Exception, match="windows of an invalid record"):
+        frozen.schema().validate(results.assign(speedup=2.0))
 
 
 def test_runs_without_a_whole_record_are_left_out_with_a_reason(store, tmp_path):
@@ -187,8 +228,8 @@ def test_what_another_version_froze_or_what_is_damaged_is_refused(store, tmp_pat
     (folder / "windows.parquet").write_bytes(b"PAR1")
     with pytest.raises(ReportError, match="is damaged"):
         frozen.load(folder)
-    (folder / "about.json").write_text(json.dumps({"schema": 0}))
-    with pytest.raises(ReportError, match="frozen with schema 0"):
+    (folder / "about.json").write_text(json.dumps({"schema": 1}))
+    with pytest.raises(ReportError, match=r"frozen with schema 1.* the reference that accuracy is compared with is another one since"):
         frozen.load(folder)
 
 

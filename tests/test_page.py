@@ -60,12 +60,24 @@ def test_equal_results_give_equal_bytes(written, tmp_path):
     assert page.write(small(), tmp_path / "page.html", UI).read_bytes() == written.read_bytes()
 
 
-def test_every_valid_run_is_there_with_its_link_and_invalid_ones_are_counted(written):
+def test_every_run_is_there_with_its_link_and_invalid_energy_is_left_out_and_counted(written):
     results = small().results
-    shown, valid = data(written), results[results["valid"]]
-    assert [run["url"] for run in shown["runs"]] == [f"{UI}/#/experiments/1/runs/{i}" for i in valid["run_id"]]
-    assert [run["accuracy_pct"] for run in shown["runs"]] == pytest.approx(list(100 * valid["accuracy"]))
-    assert shown["invalid"] == (~results["valid"]).sum() == 4
+    shown = data(written)
+    assert [run["url"] for run in shown["runs"]] == [f"{UI}/#/experiments/1/runs/{i}" for i in results["run_id"]]
+    for name in ("accuracy", "control_accuracy", "dense_accuracy", "val_accuracy"):
+        assert [run[f"{name}_pct"] for run in shown["runs"]] == pytest.approx(list(100 * results[name]))
+    assert [run["estimated_j"] is None for run in shown["runs"]] == list(~results["valid"])
+    assert [bool(run["invalid_reasons"]) for run in shown["runs"]] == list(~results["valid"])
+    assert shown["no_energy"] == (~results["valid"]).sum() == 4
+    assert shown["invalid"] == 0
+
+
+def test_records_without_finite_scores_are_left_out_and_counted(tmp_path):
+    results = small()
+    results = with_values(results, ~results.results["valid"], scored=False)
+    shown = data(page.write(results, tmp_path / "page.html", UI))
+    assert len(shown["runs"]) == results.results["valid"].sum()
+    assert (shown["no_energy"], shown["invalid"]) == (0, 4)
 
 
 def test_only_the_kind_of_energy_that_there_is_has_columns_and_estimates_carry_a_dagger(written, tmp_path):
@@ -84,8 +96,18 @@ def test_setups_are_told_apart_and_the_commonest_is_first_choice(tmp_path):
     results = with_values(results, results.results["seed"] == 1, machine="bbbbbbbbbbbbbbbb")
     results = only(results, (results.results["seed"] > 0) | (results.results["dataset"] == "PLAID"))
     shown = data(page.write(results, tmp_path / "page.html", UI))
-    assert set(shown["setups"]) == {"A CPU, 1 thread, batch 1 (aaaaaa)", "A CPU, 1 thread, batch 1 (bbbbbb)", "A CPU, 1 thread, batch 32"}
-    assert shown["commonest"] == "A CPU, 1 thread, batch 1 (bbbbbb)"
+    by = "energy by estimated:cpu_time"
+    first = f"A CPU, 1 thread, batch 1, {by}"
+    assert set(shown["setups"]) == {f"{first} (aaaaaa)", f"{first} (bbbbbb)", f"A CPU, 1 thread, batch 32, {by}"}
+    assert shown["commonest"] == f"{first} (bbbbbb)"
+
+
+def test_two_meters_are_two_setups(tmp_path):
+    results = small(measured=True, seeds=(0, 1, 2))
+    results = with_values(results, results.results["seed"] == 1, energy_source="mains:plug")
+    shown = data(page.write(results, tmp_path / "page.html", UI))
+    assert set(shown["setups"]) == {f"A CPU, 1 thread, batch 1, energy by {source}" for source in ("zeus:rapl", "mains:plug")}
+    assert shown["commonest"].endswith("zeus:rapl")
 
 
 def test_text_of_the_store_cannot_become_markup_of_the_page(tmp_path):
@@ -97,7 +119,7 @@ def test_text_of_the_store_cannot_become_markup_of_the_page(tmp_path):
 
 def test_a_store_without_a_valid_run_makes_a_page_that_says_so(tmp_path):
     results = small()
-    shown = data(page.write(with_values(results, results.results["valid"], valid=False), tmp_path / "page.html", UI))
+    shown = data(page.write(with_values(results, results.results["scored"], scored=False), tmp_path / "page.html", UI))
     assert shown["runs"] == []
     assert shown["invalid"] == len(results.results)
 
@@ -160,19 +182,24 @@ def rows(tab):
 
 @pytest.mark.browser
 def test_filters_choose_the_points_and_the_rows(visit, written):
-    valid = small().results.query("valid")
+    every = small().results
     tab = visit(written)
-    assert (points(tab), rows(tab)) == (len(valid), len(valid))
+    assert (points(tab), rows(tab)) == (every["valid"].sum(), len(every))
+    assert tab.inner_text("#status") == (
+        f"{len(every)} of {len(every)} runs are shown; 4 of them have no value on these axes and are in the table only."
+    )
+    assert "With invalid energy, which is left out: 4." in tab.inner_text("#about")
+    assert tab.locator("#runs td", has_text="energy invalid: outputs on the probe batch differ").count() == 4
     tab.get_by_label("PLAID").uncheck()
-    left = valid[valid["dataset"] != "PLAID"]
-    assert (points(tab), rows(tab)) == (len(left), len(left))
+    left = every[every["dataset"] != "PLAID"]
+    assert (points(tab), rows(tab)) == (left["valid"].sum(), len(left))
     tab.get_by_label("t2", exact=True).uncheck()
     tab.locator("input[name=mode][value=static]").uncheck()
     tab.locator("input[name=runtime][value=eager]").uncheck()
     left = left[(left["model"] == "t1") & (left["mode"] != "static") & (left["runtime"] != "eager")]
     assert 0 < len(left) < 20
     assert (points(tab), rows(tab)) == (len(left), len(left))
-    assert tab.inner_text("#status") == f"{len(left)} of {len(valid)} runs are shown."
+    assert tab.inner_text("#status") == f"{len(left)} of {len(every)} runs are shown."
     tab.get_by_label("ElectricDevices").uncheck()
     assert (points(tab), rows(tab)) == (0, 0)
     tab.get_by_label("PLAID").check()
@@ -225,15 +252,16 @@ def test_hovering_tells_the_run_and_a_click_opens_it(visit, written):
 @pytest.mark.browser
 def test_the_table_links_sorts_and_is_reached_by_keyboard(visit, written):
     tab = visit(written)
-    valid = small().results.query("valid")
-    assert tab.locator("#runs tbody a").first.get_attribute("href") == f"{UI}/#/experiments/1/runs/{valid['run_id'].iloc[0]}"
+    assert tab.locator("#runs tbody a").first.get_attribute("href") == f"{UI}/#/experiments/1/runs/{small().results['run_id'].iloc[0]}"
     heading = tab.locator("#runs th button", has_text="p50 ms")
     heading.focus()
     tab.keyboard.press("Enter")
     column = tab.locator("#runs th button").all_text_contents().index("p50 ms") + 1
 
     def shown():
-        return [float(v) for v in tab.locator(f"#runs tbody td:nth-child({column})").all_text_contents()]
+        *values, unknown = tab.locator(f"#runs tbody td:nth-child({column})").all_text_contents()[:-3]
+        assert unknown == "–"  # what has no value comes last, whatever the order
+        return [float(v) for v in values]
 
     assert shown() == sorted(shown())
     tab.keyboard.press("Enter")  # the heading still has the focus
@@ -267,6 +295,6 @@ def test_text_of_the_store_is_shown_as_text(visit, tmp_path):
 @pytest.mark.browser
 def test_a_page_without_runs_stands(visit, tmp_path):
     results = small()
-    tab = visit(page.write(with_values(results, results.results["valid"], valid=False), tmp_path / "page.html", UI))
+    tab = visit(page.write(with_values(results, results.results["scored"], scored=False), tmp_path / "page.html", UI))
     assert tab.inner_text("#status") == "0 of 0 runs are shown."
     assert f"Invalid records left out: {len(results.results)}." in tab.inner_text("#about")

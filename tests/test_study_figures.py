@@ -1,6 +1,5 @@
 """Figures of the study: what they show, what they leave out, and that equal results give equal bytes."""
 
-import math
 import os
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.style
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -27,7 +25,7 @@ def small(**changes):
 
 def study(results):
     chosen = points(results)
-    return figures.Study(chosen.runs, chosen.points, results, colours(results))
+    return figures.Study(chosen.runs, chosen.points, chosen.controls, results, colours(results))
 
 
 def changed(results, rows, **values):
@@ -84,7 +82,7 @@ def test_every_figure_is_drawn_as_pdf_and_png_and_the_notes_say_why_one_is_not(d
     assert all(f.read_bytes().startswith({".pdf": b"%PDF", ".png": b"\x89PNG"}[f.suffix]) for f in files[:-1])
     notes = files[-1].read_text()
     assert "## windows_measured\n\nNot drawn: no record has windows with measured energy." in notes
-    assert "Invalid records left out: 3." in notes
+    assert "Records with invalid energy, which count for accuracy only: 3." in notes
     assert "Setup: A CPU, batch 1, 1 thread." in notes
 
 
@@ -130,7 +128,7 @@ def test_savings_of_both_kinds_are_in_rows_of_their_own():
 
 def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
     drawing = figures.pruning_ways(study(small(models=("t1", "t2"))))
-    assert [a.get_title() for a in drawing.figure.axes] == [f"{d} · {m}" for m in ("t1", "t2") for d in DATASETS]
+    assert [a.get_title().split("\n")[0] for a in drawing.figure.axes] == [f"{d} · {m}" for m in ("t1", "t2") for d in DATASETS]
     for axes in drawing.figure.axes:
         lines = [c.lines[0] for c in axes.containers]
         assert len(lines) == 4
@@ -138,51 +136,97 @@ def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
         assert all(len(line.get_xdata()) == 3 for line in lines)
 
 
-def test_the_control_is_level_and_of_no_scope():
-    some = small(datasets=("PLAID",))
-    control = changed(some, some.results["method"] == "l2", method="none", scope="-")
-    rows = control.results[(control.results["method"] == "none")]
-    control = only(control, ~control.results["run_id"].isin(rows.loc[rows["ratio"] != rows["ratio"].max(), "run_id"]))
-    one = study(control)
-    drawing = figures.pruning_ways(one)
+def test_the_levels_of_the_control_and_of_the_untuned_model_are_the_rows_own():
+    results = small(datasets=("PLAID",))
+    drawing = figures.pruning_ways(study(results))
     (axes,) = drawing.figure.axes
-    assert len(axes.containers) == 2  # l1, global and local
-    expected = one.points.loc[one.points["method"] == "none", "accuracy_drop_pt"].iloc[0]
-    level = [line.get_ydata() for line in axes.lines if line.get_linestyle() == ":"]
-    assert [list(y) for y in level] == [[expected, expected]]
+    pruned = results.results[results.results["ratio"] > 0]
+    control, dense = (100 * pruned[f"{of}_accuracy"].mean() for of in ("control", "dense"))
+    assert axes.get_title() == f"PLAID · t1\ncontrol {control:.1f} %"
+    level = [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == ":"]
+    assert level == [[pytest.approx(control - dense)] * 2]
+    assert control > dense + 1
     said = [t.get_text() for t in drawing.figure.legends[0].get_texts()]
-    assert said == ["l1 global", "l1 local", "tuned, not pruned"]
+    assert said[-2:] == ["control: dense, tuned alike", "dense, not tuned"]
 
 
-def test_invalid_records_change_nothing_but_their_count():
+def test_the_control_is_a_point_and_may_be_on_the_front():
+    """Trained for as long, the dense model is as accurate: being better than it was before that tuning is no merit of pruning."""
+    results = small(datasets=("PLAID",))
+    predictions = results.predictions.copy()
+    pruned = predictions["run_id"].isin(results.results.loc[results.results["ratio"] > 0, "run_id"])
+    predictions.loc[pruned & (predictions["series"] < 6), "predicted"] = "something else"
+    results = replace(results, predictions=predictions)
+    one = study(results)
+    control = one.controls[one.controls["tuning"] != "-"].iloc[0]
+    pruned = results.results[results.results["ratio"] > 0]
+    assert control["accuracy_pct"] == pytest.approx(100 * pruned["control_accuracy"].mean())
+    assert control["estimated_j"] == pytest.approx(pruned["estimated_reference_j"].mean(), rel=1e-2)
+    assert control["accuracy_pct_lo"] < control["accuracy_pct"] < control["accuracy_pct_hi"]
+    drawing = figures.accuracy_energy(one, "estimated")
+    stars = [line for line in drawing.figure.axes[0].lines if line.get_marker() == "*"]
+    assert [list(line.get_ydata()) for line in stars] == [[control["accuracy_pct"]]]
+    best = figures._front(one.points, "estimated_j", "accuracy_pct")
+    assert best["accuracy_pct"].max() < control["accuracy_pct"]
+    assert any("t1, control" in note for note in drawing.notes)
+
+
+def test_a_dense_model_that_was_measured_itself_is_no_second_point():
+    dense = small(datasets=("PLAID",))
+    dense = only(dense, dense.results["ratio"] == 0)
+    drawing = figures.accuracy_energy(study(dense), "estimated")
+    assert not [line for line in drawing.figure.axes[0].lines if line.get_marker() == "*"]
+
+
+def test_an_invalid_energy_changes_nothing_but_its_own_and_its_accuracy_counts():
     results = small()
     invalid = ~results.results["valid"]
-    absurd = changed(results, invalid, accuracy=0.0, speedup=1e6, estimated_j=1e9)
-    without = points(only(results, ~invalid))
-    pd.testing.assert_frame_equal(points(absurd).points, without.points)
-    assert points(absurd).notes[0] == f"Invalid records left out: {invalid.sum()}."
-    assert without.notes[0] == "Invalid records left out: 0."
+    without, points_of = points(only(results, ~invalid)), points(results)
+    both = points_of.points.merge(without.points, on=WAY, suffixes=("", "_without"))
+    assert (both["estimated_j"] == both["estimated_j_without"]).all()
+    assert (both["speedup_hi"] == both["speedup_hi_without"]).all()
+    changed_rows = both[both["n"] != both["n_without"]]
+    assert set(changed_rows["mode"] + changed_rows["runtime"]) == {"staticopenvino"}
+    assert (changed_rows["accuracy_pct"] != changed_rows["accuracy_pct_without"]).any()
+    assert points_of.notes[0] == f"Records with invalid energy, which count for accuracy only: {invalid.sum()}."
+    unscored = points(changed(results, invalid, scored=False))
+    pd.testing.assert_frame_equal(unscored.points, without.points)
+    assert f"Invalid records left out: {invalid.sum()}." in unscored.notes
 
 
-def test_seeds_are_a_mean_with_their_range_or_interval():
-    one, two, three = (points(frozen(DATASETS[:1], ("t1",), seeds)) for seeds in ((0,), (0, 1), (0, 1, 2)))
-    way = ("ElectricDevices", "t1", "l1", "global", 0.5, "none", "eager")
+def test_a_point_has_the_mean_and_the_interval_of_the_tables():
+    from tsexp.report.statistics import aggregate
 
-    def point(of):
-        return of.points.set_index(WAY).loc[way], of.runs.set_index(WAY).loc[[way]]
+    for seeds in ((0,), (0, 1), (0, 1, 2)):
+        results = frozen(DATASETS[:1], ("t1",), seeds)
+        table = points(results).points.set_index(WAY)
+        rows = aggregate(results).set_index(WAY)
+        for name, of in (("speedup", "speedup"), ("accuracy_drop_pt", "drop_pt"), ("accuracy_pct", "accuracy_pct"), ("estimated_j", "estimated_j")):
+            for end in ("", "_lo", "_hi"):
+                pd.testing.assert_series_equal(table[f"{name}{end}"], rows[f"{of}{end}"].sort_index(), check_names=False)
 
-    p, runs = point(one)
-    assert (p["n"], p["speedup_lo"], p["speedup_hi"]) == (1, runs["speedup_lo"].iloc[0], runs["speedup_hi"].iloc[0])
-    assert p["estimated_saving_pct_lo"] == runs["estimated_saving_lo"].iloc[0]
-    p, runs = point(two)
-    assert (p["n"], p["speedup_lo"], p["speedup_hi"]) == (2, runs["speedup"].min(), runs["speedup"].max())
-    p, runs = point(three)
-    assert p["n"] == 3
-    logs = np.log(runs["speedup"])  # ratios are averaged as such, in the figures as in the tables
-    assert p["speedup"] == pytest.approx(np.exp(logs.mean()))
-    assert p["speedup_hi"] == pytest.approx(np.exp(logs.mean() + 4.302653 * logs.std() / math.sqrt(3)), rel=1e-6)
-    assert p["accuracy_pct"] == pytest.approx(100 * runs["accuracy"].mean())
-    assert p["accuracy_pct_hi"] == pytest.approx(100 * (runs["accuracy"].mean() + 4.302653 * runs["accuracy"].std() / math.sqrt(3)), rel=1e-6)
+
+def test_the_wide_bars_of_two_seeds_do_not_hide_the_rest():
+    axes = figures.pruning_ways(study(small(datasets=("PLAID",)))).figure.axes[0]
+    low, high = axes.get_ylim()
+    values = [y for c in axes.containers for y in c.lines[0].get_ydata()]
+    ends = [y for c in axes.containers for bar in c.lines[2] for path in bar.get_segments() for y in path[:, 1]]
+    assert low < min(values) < max(values) < high
+    assert max(ends) - min(ends) > 2 * (high - low)  # of which some are cut, and the small print says so
+    assert "Those of two seeds are wide" in figures.BARS
+    three = small(datasets=("PLAID",), seeds=(0, 1, 2))
+    axes = figures.pruning_ways(study(three)).figure.axes[0]
+    low, high = axes.get_ylim()
+    assert all(low < y < high for c in axes.containers for bar in c.lines[2] for path in bar.get_segments() for y in path[:, 1])
+
+
+def test_two_meters_share_no_panel_and_no_mean():
+    results = small(datasets=("PLAID",), seeds=(0, 1, 2), measured=True)
+    rare = results.results["seed"] == 2
+    chosen = points(changed(results, rare, energy_source="mains:plug", measured_j=9.0, measured_reference_j=99.0))
+    assert set(chosen.runs["energy_source"]) == {"zeus:rapl"}
+    assert chosen.points["measured_j"].max() < 1
+    assert f"Records with less common sources of energy left out: {rare.sum()}." in chosen.notes
 
 
 def test_the_commonest_setup_is_shown_and_the_others_are_counted():
@@ -191,7 +235,7 @@ def test_the_commonest_setup_is_shown_and_the_others_are_counted():
     chosen = points(changed(results, rare, batch_size=32, speedup=1e6))
     assert set(chosen.runs["batch_size"]) == {1}
     assert chosen.points["speedup"].max() < 100
-    assert f"That is the commonest of 2 setups; records of the others left out: {(rare & results.results['valid']).sum()}." in chosen.notes
+    assert f"That is the commonest of 2 setups; records of the others left out: {rare.sum()}." in chosen.notes
 
 
 def test_records_of_another_recipe_are_not_averaged_in():
@@ -307,9 +351,9 @@ def test_nothing_worth_a_figure_is_a_note_and_no_crash_and_old_figures_go(tmp_pa
 
 def test_without_a_valid_record_there_are_only_notes(tmp_path):
     results = small(datasets=("PLAID",), seeds=(0,), series=20)
-    files = figures.draw(changed(results, results.results["valid"], valid=False), tmp_path)
+    files = figures.draw(changed(results, results.results["scored"], scored=False), tmp_path)
     assert [f.name for f in files] == ["notes.md"]
-    assert files[0].read_text().count("Not drawn: there is no valid record.") == len(figures.FIGURES)
+    assert files[0].read_text().count("Not drawn: there is no record with finite scores.") == len(figures.FIGURES)
 
 
 def test_ranks_say_what_so_few_datasets_can_tell(everything):
@@ -331,10 +375,3 @@ def test_an_axis_of_energies_names_at_least_two_values_however_near_they_are(hig
     figures._log_ticks(axes.xaxis, pd.Series([7.0, 7.0 * highest]))
     low, high = axes.get_xlim()
     assert 2 <= sum(low <= tick <= high for tick in axes.xaxis.get_majorticklocs()) <= 6
-
-
-def test_the_control_does_not_stand_for_pruning():
-    control, pruned = {"method": "none", "scope": "local"}, {"method": "taylor", "scope": "depth"}
-    assert figures._commonest_way(pd.DataFrame([control, control, pruned])) == ("taylor", "depth")
-    assert figures._commonest_way(pd.DataFrame([control, {"method": "-", "scope": "-"}])) == ("-", "-")
-    assert figures._commonest_way(pd.DataFrame([control])) == ("none", "local")

@@ -146,7 +146,7 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     mine = mine[mine["n_energy"] > 0]
     if mine.empty:
         return Answer(claim, "not measured", "every record has invalid energy", dataset, model)
-    changes = {place: effect for place, row in mine.iterrows() if (effect := _change(claim.kind, row, here)) is not None}
+    changes = {place: found for place, row in mine.iterrows() if (found := _change(claim.kind, row, here)) is not None}
     if not changes:
         return Answer(claim, "not measured", "no fp32 row at ratio 0 in the same runtime to compare with", dataset, model)
     pool = mine.loc[list(changes)]
@@ -156,7 +156,7 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     sign = -1 if claim.kind == "energy" else 1
     within = [sign * changes[place].value if row["val_drop_pt"] <= MARGIN_PT else -math.inf for place, row in pool.iterrows()]
     row, how = _chosen(pool, list(zip(within, -pool["val_drop_pt"], strict=True)))
-    effect: Interval = changes[row.name]
+    effect = changes[row.name]
     state = _reached(claim, effect)
     total = f"{row['speedup']:.2f}x" if claim.kind == "speed" else f"{-row[row['energy'] + '_saving_pct']:+.1f} %"
     why = [how, f"on test series accuracy {row['degradation']}"]

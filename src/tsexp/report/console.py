@@ -33,7 +33,7 @@ def table(row: Row) -> Table:
     drop = ("vs_dense/accuracy_drop_pt", "{:+.1f}", "vs_dense/accuracy_drop_lo", "vs_dense/accuracy_drop_hi")
     saving = ("vs_dense/energy_saving_pct", "{:.1f}", "vs_dense/energy_saving_lo", "vs_dense/energy_saving_hi")
     mark = "" if row.measured else ESTIMATE
-    out.add_row("accuracy", f"{100 * m['test/accuracy']:.1f} %", f"drop {versus(*drop)} points")
+    out.add_row("accuracy", f"{100 * m['test/accuracy']:.1f} %" if row.scored else "invalid", f"drop {versus(*drop)} points" if row.scored else "")
     before = f", {100 * m['test/dense_accuracy']:.1f} % before tuning" if m["test/dense_accuracy"] != m["test/control_accuracy"] else ""
     out.add_row("", "", f"control, dense fp32 eager: {100 * m['test/control_accuracy']:.1f} %{before}")
     if "val/accuracy" in m:
@@ -82,12 +82,15 @@ def sweep_table(rows: list[Row], failed: dict[str, str], title: str, skipped: di
         m = row.metrics
         mark = "" if row.measured else ESTIMATE
         name = escape(row.name) + (f" {FRONT}" if row.run_id in front else "") + (" ⚠" if row.tags.get("tsexp.warnings") else "")
-        quality = [f"{100 * m['val/accuracy']:.1f}" if "val/accuracy" in m else "–"] if val else []
-        quality += [
-            f"{100 * m['test/accuracy']:.1f}",
-            f"{m['vs_dense/accuracy_drop_pt']:+.1f} [{m['vs_dense/accuracy_drop_lo']:+.1f}, {m['vs_dense/accuracy_drop_hi']:+.1f}]",
-            f"{100 * m['test/macro_f1']:.1f}",
-        ]
+        quality = ["invalid", "–", "–"]
+        if row.scored:
+            quality = [
+                f"{100 * m['test/accuracy']:.1f}",
+                f"{m['vs_dense/accuracy_drop_pt']:+.1f} [{m['vs_dense/accuracy_drop_lo']:+.1f}, {m['vs_dense/accuracy_drop_hi']:+.1f}]",
+                f"{100 * m['test/macro_f1']:.1f}",
+            ]
+        if val:
+            quality.insert(0, f"{100 * m['val/accuracy']:.1f}" if row.scored and "val/accuracy" in m else "–")
         cost = ["invalid", "–", "–", "–"]
         if row.valid:
             cost = [

@@ -446,7 +446,8 @@ ENERGY = {
 
 FROM_WINDOWS = (
     *(f"{side}_{name}" for side in ("measured", "estimated") for name in ENERGY),
-    *("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "series_per_s", "peak_mb", "cost_break_even_inferences"),
+    *("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "series_per_s", "peak_mb"),
+    *("cost_load_ms", "cost_load_j", "cost_first_call_ms", "cost_first_call_j", "cost_break_even_inferences"),
     *(f"{kind}speedup{end}" for kind in ("", "cpu_") for end in ("", "_lo", "_hi")),
 )
 """Columns that an invalid record does not have."""

@@ -705,8 +705,8 @@ def _tuned(study: Study, side: str) -> pd.DataFrame:
     p = study.points
     dense = set(p.loc[(p["ratio"] == 0) & (p["mode"] == "none") & (p["runtime"] == "eager"), ["dataset", "model"]].itertuples(index=False, name=None))
     control = study.controls
-    itself = [tuning == "-" and (d, m) in dense for d, m, tuning in zip(control["dataset"], control["model"], control["tuning"], strict=True)]
-    return control[control[f"{side}_j"].notna() & [not i for i in itself]]
+    other = [tuning != "-" or (d, m) not in dense for d, m, tuning in zip(control["dataset"], control["model"], control["tuning"], strict=True)]
+    return control[other][lambda t: t[f"{side}_j"].notna()]
 
 
 def _only_control(study: Study, here: pd.DataFrame) -> pd.Series:
