@@ -52,7 +52,7 @@ def make(saving_pct: float = 40.0, speedup: float = 2.0, noise: float = 0.01, se
     add("idle", -1, 1.0, 0.0, IDLE_W + 1, 0)
     return {
         "windows": windows,
-        "latencies_ms": {"artifact": list(range(1, 102)), "reference": [7.0] * 101},
+        "latencies_ms": list(range(1, 102)),
         "started": {n: [{"load_s": 0.1 * k, "load_j": k, "first_call_s": 0.01 * k, "first_call_j": 2.0 * k} for k in (1, 2, 9)] for n in NAMES},
         "meter_overhead_s": [0.001, 0.002, 0.009],
         "repeats": PAIRS,

@@ -232,7 +232,6 @@ class Tracked:
                 python_model=str(Path(__file__).with_name("mlflow_model.py")),
                 artifacts={"artifact": str(artifact.folder)},
                 signature=ModelSignature(Schema([series]), Schema([scores])),
-                input_example=dataset.x_test[:2],
                 code_paths=[str(Path(__file__).parent), *map(str, own)],
                 pip_requirements=requirements(artifact.manifest["versions"]),
             )
@@ -360,10 +359,14 @@ def write_predictions(path: Path, record: Record, classes: tuple[str, ...]) -> N
             out.writerow([*names, *map(repr, p[i].tolist()), *map(repr, q[i].tolist())])
 
 
+DPI = 80
+"""Drawn for every job, to be looked at in a browser; laying out and drawing in print quality would take as long as all else that is logged."""
+
+
 def _draw_curves(path: Path, parts: list[tuple[str, Fitted]]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(parts), 3.2), layout="constrained")
+    figure = Figure(figsize=(5 * len(parts), 3.2))
     for axis, (name, fitted) in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
         history = fitted.history()
         for key, label in (("train_loss", "train loss"), ("val_loss", "validation loss"), ("val_accuracy", "validation accuracy")):
@@ -373,7 +376,8 @@ def _draw_curves(path: Path, parts: list[tuple[str, Fitted]]) -> None:
         axis.set(title=name, xlabel="epoch")
         if history:
             axis.legend()
-    figure.savefig(path, dpi=120)
+    figure.subplots_adjust(left=0.35 / (5 * len(parts)), right=0.98, bottom=0.16, top=0.9)
+    figure.savefig(path, dpi=DPI)
 
 
 def _draw_confusion(path: Path, record: Record, classes: tuple[str, ...]) -> None:
@@ -381,10 +385,10 @@ def _draw_confusion(path: Path, record: Record, classes: tuple[str, ...]) -> Non
     from sklearn.metrics import ConfusionMatrixDisplay
 
     side = max(4.0, 0.45 * len(classes) + 1.5)
-    figure = Figure(figsize=(2 * side, side), layout="constrained")
+    figure = Figure(figsize=(2 * side, side))
     for axis, name, scores in zip(figure.subplots(1, 2), ("dense", "artifact"), (record.reference_scores, record.scores), strict=True):
         ConfusionMatrixDisplay.from_predictions(
             record.labels, scores.argmax(1), labels=range(len(classes)), display_labels=classes, ax=axis, colorbar=False, cmap="Blues"
         )
         axis.set_title(name)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=DPI)

@@ -200,7 +200,7 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
     throttled = [one["throttle_events"] for one in seen if one["throttle_events"] is not None]
     return {
         "windows": windows,
-        "latencies_ms": {s: [v for one in seen for v in one["latencies_ms"][s]] for s in subjects},
+        "latencies_ms": [v for one in seen for v in one["latencies_ms"]],
         "started": {s: [one["started"][s] for one in seen] for s in subjects},
         "orders": [one["orders"] for one in seen],
         "meter_overhead_s": [v for one in seen for v in one["meter_overhead_s"]],

@@ -101,7 +101,7 @@ def summarize(raw: dict[str, Any]) -> dict[str, float]:
         return {}  # every pair was discarded; `doubts` says so
     art, ref = (_per_inference(raw, s) for s in ("artifact", "reference"))
     idle_w = _idle_power_w(raw)
-    latency = np.array(raw["latencies_ms"]["artifact"])
+    latency = np.array(raw["latencies_ms"])
     faster, less_cpu, less_energy = (_over_processes(raw, key) for key in ("wall_s", "cpu_s", "energy_j"))
     p50, p90, p99 = np.percentile(latency, [50, 90, 99])
     return {

@@ -22,6 +22,8 @@ from tsexp.energy.meters import IMPOSSIBLE_W, Meter
 
 Subject = Callable[[FloatArray], Any]
 
+WARM_UP = (0.25, 0.5)
+"""Of a window's length."""
 RESOLUTIONS = 20
 """A window lasts at least this many of the meter's own refresh periods."""
 LOOKS = 32
@@ -84,7 +86,7 @@ def run(
     -------
     dict
         JSON values only (but for what `check` returned, ``before`` and ``after``): ``windows`` (each with process, subject, pair, start_unix_s,
-        end_unix_s, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s, discarded, and what `look` saw), ``latencies_ms`` by subject, ``started``
+        end_unix_s, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s, discarded, and what `look` saw), ``latencies_ms`` of the artifact, ``started``
         (per subject: load_s, load_j, first_call_s, first_call_j), ``orders``, ``meter_overhead_s``, ``window_s`` (the length asked for, or more
         where the meter is slow), ``source``, ``scope``.
     """
@@ -128,7 +130,7 @@ def run(
         before = check(subjects)
         stride = dict.fromkeys(subjects, 1)
         for name in orders["use"]:
-            for share in (0.25, 1.0):  # the first tells how often to look at the clock
+            for share in WARM_UP:  # the first tells how often to look at the clock
                 seen = window(name, -1, feed, share * window_s)
                 stride[name] = max(1, round(seen["inferences"] / plan.batch_size * window_s / seen["wall_s"] / LOOKS))
         overhead = [_read(meter, lambda: None) for _ in range(EMPTY_WINDOWS)]
@@ -147,7 +149,7 @@ def run(
                 continue
             done += 1
         feed = batches()
-        latencies = {name: _latencies(subjects[name], feed, plan.latency_calls) for name in orders["use"]}
+        latencies = _latencies(subjects["artifact"], feed, plan.latency_calls)
         after = check(subjects)
     return {
         "windows": [{"process": plan.process, **w} for w in windows],
