@@ -7,7 +7,7 @@ ARGS ?=
 STORE ?= sqlite:///$(CURDIR)/mlflow.db
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format bench-train bench-runtimes selftest freeze tables figures report ui clean
+.PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench-train: .venv/.done ## training speed against a bare PyTorch loop, paired
 
 bench-runtimes: .venv/.done ## every runtime and mode against dense eager; ARGS="--data … --models …"; writes docs/runtimes.md
 	$(BIN)/python tests/benchmarks/runtimes.py $(ARGS)
+
+bench-meter: .venv/.done ## does the meter's interval hold? 60 measurements of an artifact against itself; writes docs/meter.md (20 minutes)
+	$(BIN)/python tests/benchmarks/meter.py $(ARGS)
 
 selftest: .venv/.done ## does the meter tell the truth on this machine? (minutes)
 	$(BIN)/python -m tsexp.doctor --selftest

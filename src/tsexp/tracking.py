@@ -226,7 +226,8 @@ class Tracked:
         scores = TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))
         own = {_top_level(name, file) for name, file in own_code(cfg.model.tokenizer, cfg.runtime.name).items()}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*type hint", category=UserWarning)  # we give the signature itself
+            # We give the signature ourselves; an example would be predicted, and written, once more for every job.
+            warnings.filterwarnings("ignore", message=".*(type hint|input example)", category=UserWarning)
             mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("mlflow_model.py")),
