@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from conftest import TINY, compose
 from tsexp import models, qat, runtimes, training
@@ -18,7 +19,8 @@ from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
 from tsexp.models import Block, Classifier
-from tsexp.runtimes import onnxruntime, rewrite
+from tsexp.models.tokenizers import PatchTokenizer
+from tsexp.runtimes import Job, inductor, onnxruntime, rewrite
 
 
 def pairs():
@@ -191,6 +193,69 @@ def test_rewrites_change_nothing_but_the_work(load_data, tiny_model, model, patc
         assert not {v.data_ptr() for v in lean.parameters()} & {v.data_ptr() for v in source.parameters()}
 
 
+class Statistics(nn.Module):
+    """Somebody's own tokenizer, of linear layers."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.patch = arch.patch
+        self.tokens = arch.preprocessing.length // self.patch
+        self.project, self.more = nn.Linear(2 * arch.channels, arch.d_model), nn.Linear(arch.d_model, arch.d_model)
+
+    def forward(self, x, mask):
+        patches = x.unflatten(-1, (self.tokens, self.patch))
+        facts = torch.stack([patches.mean(-1), patches.amax(-1)], -1).transpose(1, 2).flatten(2)
+        return self.more(self.project(facts).relu()), mask
+
+
+class Convolution(nn.Module):
+    """Somebody's own tokenizer, of two convolutions."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.tokens = arch.preprocessing.length // arch.patch
+        self.first = nn.Conv1d(arch.channels, arch.d_model, 3, padding=1)
+        self.second = nn.Conv1d(arch.d_model, arch.d_model, arch.patch, arch.patch)
+
+    def forward(self, x, mask):
+        return self.second(self.first(x).relu()).transpose(1, 2), mask
+
+
+class Rectified(PatchTokenizer):
+    """A shipped tokenizer with another `forward`."""
+
+    def forward(self, x, mask):
+        return super().forward(x.relu(), mask)
+
+
+OWN = [f"{__name__}:{kind.__name__}" for kind in (Statistics, Convolution, Rectified)]
+
+
+@pytest.mark.parametrize("tokenizer", OWN)
+def test_rewriting_leaves_an_own_tokenizer_alone(italy, tiny_model, tokenizer):
+    source = tiny_model(italy, f"model.tokenizer={tokenizer}")
+    x = torch.from_numpy(italy.x_test[:8])
+    for name in runtimes.RUNTIMES:
+        for mode in ("none", "static"):
+            assert (runtimes._module(name).rewritten(source, mode)(x) - source(x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("tokenizer", ["conv_stem", *OWN])
+def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, tokenizer):
+    cfg = compose(*TINY, f"model.tokenizer={tokenizer}", "quant.calibration_series=16")
+    cache = Cache(tmp_path)
+    fitted = training.train(cfg.model, cfg.train, 0, italy, cache)
+    for name, mode, per_block in [("eager", "dynamic", 6), ("onnxruntime", "static", 4), ("openvino", "static", 4)]:
+        made = runtimes.deploy(fitted, replace(cfg.quant, mode=mode), RuntimeConfig(name, "cpu"), italy, cache)
+        assert made.manifest["matmuls"]["int8"] == 2 * per_block + 1, (name, mode)
+    # Inductor's, before it is compiled.
+    job = Job(replace(cfg.quant, mode="static"), "cpu", italy.x_train[:16])
+    x = torch.from_numpy(job.calibration)
+    graph = inductor._quantized(torch.export.export(inductor.rewritten(fitted.load(), "static"), (x,)).module(), x, job)
+    weights = [n for n in graph.graph.nodes if "dequantize_per_channel" in str(n.target)]
+    assert len(weights) == 2 * 4 + 1
+
+
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_ranges_come_from_calibration(home, method):
     artifact, _ = deploy(home, "onnxruntime", "static", calibration=method)
@@ -225,6 +290,41 @@ def test_an_artifact_that_answers_otherwise_than_its_model_is_an_error(home, mon
     cfg, _, fitted, italy = home
     with pytest.raises(RuntimeError, match=r"answers batches of \d\d with other scores than the model"):
         runtimes.deploy(fitted, cfg.quant, RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
+
+
+def without_a_bias(model):
+    wrong = rewrite.deployed(model, fused=True)
+    wrong.encoder.blocks[0].attention.o.bias.zero_()
+    return wrong
+
+
+def without_one_value_of_a_bias(model):
+    wrong = rewrite.deployed(model, fused=True)
+    wrong.encoder.blocks[0].attention.o.bias[0] = 0
+    return wrong
+
+
+def first_token_alone(model):
+    wrong = rewrite.deployed(model, fused=True)
+    wrong.encoder.blocks[-1].attention = rewrite.PackedAttention(model.encoder.blocks[-1].attention, fused=True, first_only=True)
+    wrong.encoder.blocks[-1] = rewrite.FirstTokenBlock(wrong.encoder.blocks[-1])
+    return wrong.requires_grad_(False)
+
+
+@pytest.mark.parametrize("wrong", [without_a_bias, without_one_value_of_a_bias, first_token_alone])
+def test_an_fp32_export_that_is_slightly_wrong_is_an_error(home, monkeypatch, tmp_path, wrong):
+    cfg, cache, _, italy = home
+    mean = training.train(replace(cfg.model, pooling="mean"), cfg.train, 0, italy, cache)
+    monkeypatch.setattr(onnxruntime, "rewritten", lambda model, mode: wrong(model))
+    with pytest.raises(RuntimeError, match="with other scores than the model"):
+        runtimes.deploy(mean, cfg.quant, RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
+
+
+def test_every_mode_has_its_limit(tiny):
+    modes = {mode for name in runtimes.RUNTIMES for mode in runtimes._module(name).SUPPORTED}
+    limits = {(m, bits): runtimes.least_db(replace(tiny.quant, mode=m, weight_bits=bits)) for m in modes for bits in (4, 8)}
+    assert limits["none", 8] == limits["none", 4] == 60 > max(v for (m, _), v in limits.items() if m != "none")
+    assert limits["weight_only", 4] < limits["weight_only", 8]
 
 
 def test_missing_library_is_told_before_any_work(monkeypatch, home):

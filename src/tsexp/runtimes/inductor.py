@@ -127,7 +127,9 @@ def _quantized(graph: Any, series: Tensor, job: Job) -> Any:
     config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
     if not dynamic:  # its default is a histogram, which is none of the calibrations there are
         config = replace(config, input_activation=replace(config.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12)))
-    prepared = prepare_pt2e(graph, x86.X86InductorQuantizer().set_global(config))
+    # Raw series have peaks that int8 ranges do not bear: the tokenizer stays fp32.
+    quantizer = x86.X86InductorQuantizer().set_global(config).set_module_name_qconfig("tokenizer", None)
+    prepared = prepare_pt2e(graph, quantizer)
     # Weights, too, are observed only when the model runs.
     prepared(series if dynamic else torch.from_numpy(job.calibration))
     return convert_pt2e(prepared)

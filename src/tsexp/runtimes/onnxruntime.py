@@ -5,6 +5,7 @@ What was found out about it is in docs/log.md: which nodes to quantize, which fu
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -55,8 +56,8 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     lean = rewritten(model, job.quant.mode)
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch) / "fp32.onnx"
-        to_onnx(lean, plain)
-        _quantize(plain, _stem(plain, model), job, folder / FILE)
+        stem = to_onnx(lean, plain)
+        _quantize(plain, stem, job, folder / FILE)
     return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
 
 
@@ -68,8 +69,14 @@ def rewritten(model: Classifier, mode: str) -> Classifier:
     return rewrite.deployed(model, fused=True, flat=mode == "none")
 
 
-def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> None:
-    """Export as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size."""
+def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> list[str]:
+    """Export as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size.
+
+    Returns
+    -------
+    list of str
+        Names of the tokenizer's products, which stay fp32: raw series have peaks, and int8 ranges that hold them cost up to 20 dB and 9 points.
+    """
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -91,19 +98,10 @@ def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> None:
             verbose=False,
         )
         assert program is not None
+        scopes = {n.name: n.metadata_props["pkg.torch.onnx.name_scopes"] for n in program.model.graph if n.op_type in PRODUCTS}  # lists of modules
         ClearMetadataAndDocStringPass()(program.model)  # stack traces of the exporter: a third of the file
         program.save(file)
-
-
-def _stem(file: Path, model: Classifier) -> list[str]:
-    """Names of the tokenizer's products, which stay fp32: raw series have peaks, and int8 ranges that hold them cost up to 20 dB and 9 points."""
-    import onnx
-    from torch import nn
-
-    graph = onnx.load(file).graph
-    constants = {t.name for t in graph.initializer}
-    products = [n.name for n in graph.node if n.op_type in PRODUCTS and n.input[1] in constants]
-    return products[: sum(isinstance(m, nn.Conv1d) for m in model.tokenizer.modules())]  # they come first
+    return [str(name) for name, scope in scopes.items() if "tokenizer" in ast.literal_eval(scope)]
 
 
 def _quantize(source: Path, stem: list[str], job: Job, target: Path) -> None:
@@ -163,6 +161,21 @@ def _static(source: Path, stem: list[str], job: Job, target: Path) -> None:
             "WeightSymmetric": True,
         },
     )
+    _unround_residuals(target)
+
+
+def _unround_residuals(file: Path) -> None:
+    """Let only products read rounded tensors: the tool makes everybody read them who read the tensor before; residuals lose 10 dB in T1, and time."""
+    import onnx
+
+    model = onnx.load(file)
+    before = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    before |= {n.output[0]: before[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in before}
+    for node in model.graph.node:
+        if node.op_type not in (*PRODUCTS, "DequantizeLinear"):
+            for i, name in enumerate(node.input):
+                node.input[i] = before.get(name, name)
+    onnx.save(model, file)
 
 
 def _weight_only(source: Path, bits: int, target: Path) -> None:

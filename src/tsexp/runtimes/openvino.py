@@ -52,7 +52,7 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
 
     lean = rewritten(model, job.quant.mode)
     with _quiet():
-        ov.save_model(_quantized(convert(lean), job), folder / FILE, compress_to_fp16=False)
+        ov.save_model(_quantized(*convert(lean), job), folder / FILE, compress_to_fp16=False)
     return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
 
 
@@ -63,8 +63,8 @@ def rewritten(model: Classifier, mode: str) -> Classifier:
     return rewrite.deployed(model, products=False)  # its convolutions are faster than products on gathered windows
 
 
-def convert(model: Classifier) -> Any:
-    """Convert as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size."""
+def convert(model: Classifier) -> tuple[Any, list[str]]:
+    """Convert as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size; and the names of the tokenizer's nodes."""
     import openvino as ov
     import torch
 
@@ -73,12 +73,15 @@ def convert(model: Classifier) -> Any:
     free = {0: torch.export.Dim("batch", min=1, max=2**20)}
     if pre.masked or pre.resample:
         free[2] = torch.export.Dim("time", min=2, max=2**20)  # series may be shorter or longer
-    converted = ov.convert_model(torch.export.export(model, (series,), dynamic_shapes=(free,)))
+    program = torch.export.export(model, (series,), dynamic_shapes=(free,))
+    converted = ov.convert_model(program)
     converted.reshape([-1 if i in free else size for i, size in enumerate(series.shape)])
-    return converted
+    # A node is called after the one it was made from: linear_1/aten.linear.default/MatMul
+    inside = {n.name for n in program.graph.nodes if any(path == "tokenizer" for path, _ in n.meta.get("nn_module_stack", {}).values())}
+    return converted, [n.get_friendly_name() for n in converted.get_ops() if n.get_friendly_name().split("/")[0] in inside]
 
 
-def _quantized(model: Any, job: Job) -> Any:
+def _quantized(model: Any, stem: list[str], job: Job) -> Any:
     if job.quant.mode == "none":
         return model
     if job.quant.mode == "bf16":
@@ -86,7 +89,7 @@ def _quantized(model: Any, job: Job) -> Any:
     import nncf
 
     if job.quant.mode != "weight_only":
-        return _static(model, job)
+        return _static(model, stem, job)
     if job.quant.weight_bits == 8:
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
@@ -106,7 +109,7 @@ def _store_bf16(model: Any) -> Any:
     return model
 
 
-def _static(model: Any, job: Job) -> Any:
+def _static(model: Any, stem: list[str], job: Job) -> Any:
     import nncf
     from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization import range_estimator as ranges
@@ -116,14 +119,14 @@ def _static(model: Any, job: Job) -> Any:
         ranges.StatisticsCollectorParameters(statistic, over_series, quantile_outlier_prob=OUTLIERS)
         for statistic, over_series in zip(kind[job.quant.calibration], (ranges.AggregatorType.MIN, ranges.AggregatorType.MAX), strict=True)
     )
-    # Linear layers only: convolutions in int8 cost ten decibels, and what lies between is not faster in int8.
+    # Linear layers only, and not the tokenizer's: raw series in int8 cost ten decibels, and what lies between is not faster in int8.
     others = [n.get_friendly_name() for n in model.get_ops() if n.get_type_name() not in ("MatMul", "Constant", "Parameter", "Result")]
     return nncf.quantize(
         model,
         nncf.Dataset(np.split(job.calibration, len(job.calibration))),
         subset_size=len(job.calibration),
         model_type=nncf.ModelType.TRANSFORMER,
-        ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+        ignored_scope=nncf.IgnoredScope(names=others + stem, validate=False),
         advanced_parameters=advanced.AdvancedQuantizationParameters(
             activations_range_estimator_params=ranges.RangeEstimatorParameters(low, high),
             smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),  # off: leaves nothing of T3 (docs/log.md)

@@ -204,7 +204,8 @@ def deployed(model: Classifier, fused: bool = False, first_only: bool = True, pr
     new = copy.deepcopy(model).eval().requires_grad_(False)
     parts: Any = new  # the parts are replaced by others that are called alike
     parts.preprocess = LeanPreprocess(new.arch.preprocessing)
-    if products and isinstance(parts.tokenizer, PatchTokenizer | ConvStemTokenizer):  # of somebody's own, nothing is known
+    # Of somebody's own nothing is known, of a subclass as little.
+    if products and type(parts.tokenizer) in (PatchTokenizer, ConvStemTokenizer):
         parts.tokenizer = ProductTokenizer(parts.tokenizer)
     if new.cls is not None:
         parts.tokenizer, parts.positions = MaskWithClass(parts.tokenizer), PositionsWithClass(new.positions, new.cls)
