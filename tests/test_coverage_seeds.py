@@ -1,8 +1,8 @@
 """How often the intervals over seeds hold the truth, simulated: they say 95 %, and 93 to 97 % is asked of them.
 
 A series is classified right if a latent score is above 0: the sum of what the model is good for, of the luck of its training (a draw per seed),
-of how hard the series is (a draw per series, the same for all trainings) and of noise. Of a pair of models, the second shares the luck of its seed, the
-series and most of the noise with the first (it was made from it), and has some luck of its own.
+of how hard the series is (a draw per series, the same for all trainings) and of noise. Of a pair of models, the second shares the luck of its
+seed, the series and most of the noise with the first (it was made from it), and has some luck of its own.
 """
 
 import numpy as np

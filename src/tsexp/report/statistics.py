@@ -80,7 +80,8 @@ def over_seeds_and_series(outcomes: NDArray[Any]) -> Interval:
     mean square of the seeds, which has few degrees of freedom, and what that of the series has more than the residual one, which has many. The
     quantile of t is the mean of those of both, weighted by their variances (Cochran and Cox 1950). One number of degrees of freedom for the sum,
     by Satterthwaite, holds .88 to .93 with two or three seeds that differ much. One more outcome of each sign in the whole table (Bonett and
-    Price 2012) keeps the interval from vanishing where no outcome differs. Coverage, simulated: ``tests/test_coverage_seeds.py``.
+    Price 2012) keeps the interval from vanishing where no outcome differs; and it reaches at least one standard error of the series alone.
+    Coverage, simulated: ``tests/test_coverage_seeds.py``.
 
     Parameters
     ----------
@@ -94,15 +95,16 @@ def over_seeds_and_series(outcomes: NDArray[Any]) -> Interval:
     of_series = outcomes.mean(axis=0)
     centre = float(of_series.sum()) / n
     least = 2 / seeds**2 / (n - 1) / n
-    from_series = (float((of_series**2).sum()) - n * centre**2) / (n - 1) / n + least
-    from_seeds = 0.0
+    series_alone = (float((of_series**2).sum()) - n * centre**2) / (n - 1) / n + least
+    from_seeds, from_series = 0.0, series_alone
     if seeds > 1:
         of_seeds = outcomes.mean(axis=1)
         rest = outcomes - of_seeds[:, None] - of_series + of_series.mean()
         from_seeds = float(of_seeds.var(ddof=1)) / seeds
-        from_series = max(least, from_series - float((rest**2).sum()) / ((seeds - 1) * (series - 1)) / seeds / series)
+        from_series = max(least, series_alone - float((rest**2).sum()) / ((seeds - 1) * (series - 1)) / seeds / series)
     quantiles = stdtrit([max(1, seeds - 1), n - 1], 0.975)
     reach = float(np.average(quantiles, weights=[from_seeds, from_series])) * math.sqrt(from_seeds + from_series)
+    reach = max(reach, math.sqrt(series_alone))  # two seeds that agree by chance are no reason to be surer than that
     return Interval(float(of_series.mean()), max(-1.0, centre - reach), min(1.0, centre + reach))
 
 
