@@ -9,7 +9,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from conftest import TINY
+from conftest import TINY, compose
 from test_cli import runs, tsexp
 from tsexp import sweep
 from tsexp.config import ConfigError, conf_dir
@@ -40,7 +40,7 @@ def test_a_value_of_the_command_line_narrows_a_study(checked):
     part = checked("experiment=paper", "data=plaid", "model=t1", "seed=0", "prune.ratio=0,0.5")
     assert len(part.names) == 2 * 4 * 3
     assert part.first.data.name == "PLAID"
-    assert part.first.measure.window_s == 2.0
+    assert part.first.measure == compose("measure=paper").measure
     assert not any("data=" in n or "seed=" in n for n in part.names)
     assert len(checked("experiment=paper_pruning", "seed=0", "data=plaid", "model=t1").names) == 36
 

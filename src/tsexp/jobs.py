@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
+import os
 import signal
-import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from tsexp import config as configs
+from tsexp import processes
 from tsexp.cache import write_json
-from tsexp.config import Config, ConfigError, Unsupported
+from tsexp.config import Config, ConfigError, DataConfig, Unsupported
 from tsexp.locking import sharing_the_machine
 
 if TYPE_CHECKING:  # the command line imports this room before it knows that it has work
@@ -26,7 +27,15 @@ if TYPE_CHECKING:  # the command line imports this room before it knows that it 
 log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
+PID = "pid"
+"""In a job's folder: the number of its process, which a killed one cannot tell any more."""
 SWEEP = "sweep.json"
+PRELOAD = (
+    *("tsexp.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.task", "tsexp.warm"),
+    *("aeon.datasets", "sklearn.model_selection", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
+    *("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "alembic", "IPython", "git", "httpx", "opentelemetry.sdk.trace"),
+)
+"""What jobs import, beside what the processes that measure for them do (`energy.PRELOAD`)."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,17 @@ def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) 
 def _identify(cfg: Config) -> tuple[Dataset, str]:
     from tsexp import data, pipeline
 
-    dataset = data.load(cfg.data, cfg.paths.data, cfg.seed)
+    stats = [file.stat() for file in data.ensure(cfg.data, cfg.paths.data)]
+    dataset = _loaded(astuple(cfg.data), cfg.paths.data, cfg.seed, tuple((s.st_mtime_ns, s.st_size) for s in stats))
     return dataset, pipeline.signature(cfg, dataset)
+
+
+@lru_cache(maxsize=2)
+def _loaded(config: tuple[Any, ...], data_dir: str, seed: int, stamps: tuple[tuple[int, int], ...]) -> Dataset:
+    """Load a dataset once for all jobs that share it, unless its files change meanwhile."""
+    from tsexp import data
+
+    return data.load(DataConfig(*config), data_dir, seed)
 
 
 def _at_once(cfg: DictConfig, name: str) -> Outcome | None:
@@ -143,32 +161,52 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
     if outcome is not None:
         write_json(folder / OUTCOME, asdict(outcome))
         return outcome
-    process = multiprocessing.get_context("spawn").Process(target=_apart, args=(OmegaConf.to_container(cfg), name, str(folder), parent))
-    process.start()
-    process.join()
+    reason, pid = _run_apart(cfg, name, folder, parent)
     known = read_outcome(folder)
     if known is not None:
         return known
-    code = process.exitcode or 0
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-    reason = f"the job's process {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     from tsexp import tracking
 
-    tracking.mark_killed(configs.parse(cfg).tracking, process.pid or 0, reason)
+    tracking.mark_killed(configs.parse(cfg).tracking, pid, reason)
     log.error("%s failed: %s", name, reason)
     outcome = Outcome(name, "failed", error=reason)
     write_json(folder / OUTCOME, asdict(outcome))
     return outcome
 
 
-def _apart(container: dict[str, Any], name: str, folder: str, parent: str | None) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    cfg = OmegaConf.merge(OmegaConf.structured(Config), container)
-    assert isinstance(cfg, DictConfig)
+def start_server() -> None:
+    """Start the server that this sweep's jobs are forked from; workers of a launcher inherit where it is."""
+    from tsexp import energy
+
+    processes.start((*PRELOAD, *energy.PRELOAD))
+
+
+def _run_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> tuple[str, int]:
+    """Return how the job's process ended, and which it was (0 if it did not even start)."""
+    arguments = json.dumps(OmegaConf.to_container(cfg)), name, str(folder), parent or ""
+    cuda = "cuda" in (cfg.train.device, cfg.runtime.device)  # it does not bear a fork
+    note = folder / PID
+    note.unlink(missing_ok=True)
+    start_server()  # is there already, unless it died
     try:
-        execute(cfg, name, Path(folder), parent)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        code = processes.run(f"{__name__}:_apart", *arguments, fork=not cuda)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        reason = f"the job's process {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    except processes.ServerGone as error:
+        reason = str(error)
+    pid = int(note.read_text()) if note.exists() else 0
+    note.unlink(missing_ok=True)
+    return reason, pid
+
+
+def _apart(container: str, name: str, folder: str, parent: str) -> int:
+    """In the job's process; its exit status counts only if it leaves no outcome."""
+    (Path(folder) / PID).write_text(str(os.getpid()))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), json.loads(container))
+    assert isinstance(cfg, DictConfig)
+    execute(cfg, name, Path(folder), parent or None)
+    return 0
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -23,7 +23,7 @@ from tsexp import compose, secret
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
-from tsexp.jobs import OUTCOME, SWEEP, Outcome, read_outcome
+from tsexp.jobs import OUTCOME, SWEEP, Outcome, read_outcome, start_server
 
 MANY = 100
 """Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have to be read."""
@@ -63,6 +63,7 @@ class Sweep(Callback):
     def _start(self, config: DictConfig) -> None:
         checked = _check(config)
         first = checked.first
+        start_server()
         from tsexp import tracking
         from tsexp.energy import meters
 
