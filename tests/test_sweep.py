@@ -8,19 +8,19 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from conftest import TINY, compose
 from test_cli import runs, tsexp
-from tsexp import sweep
+from tsexp import data, sweep
 from tsexp.config import ConfigError, conf_dir
 
 
 @pytest.fixture
 def checked(monkeypatch):
     """What is asked for by these arguments of ``python -m tsexp -m``, checked but for datasets, which the shipped studies would download."""
-    from tsexp import data
-
     monkeypatch.setattr(data, "ensure", lambda *_: None)
+    monkeypatch.setattr(sweep, "_check_validation", lambda _: None)
 
     def check(*overrides):
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -65,6 +65,36 @@ def test_a_search_is_refused_without_its_two_objectives_or_with_a_value_that_not
         checked("experiment=pareto", "prune.method=l1,l3")
     with pytest.raises(ConfigError, match=r"prune\.ratio=1\.2 is out of range"):
         checked("experiment=pareto", "prune.ratio=interval(0.0,1.2)")
+
+
+def test_a_search_is_refused_without_validation_series_and_told_if_there_are_few(checked, capsys, monkeypatch):
+    monkeypatch.undo()  # this one's dataset is there
+    with pytest.raises(ConfigError, match=r"data\.val_fraction=0 leaves none.*\nnothing was started"):
+        checked("experiment=pareto", "data=acsf1", "data.val_fraction=0", "train.select=last", "train.patience=0")
+    assert checked("experiment=pareto", "data=acsf1", "data.val_fraction=0.2").names is None
+    assert "ACSF1 has 20 validation series: the search sees accuracy in steps of 5.0 points" in capsys.readouterr().err
+    checked("experiment=pareto", "data=acsf1", "data.val_fraction=0.4")
+    assert not capsys.readouterr().err
+
+
+def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny):
+    from types import SimpleNamespace
+
+    from tsexp import jobs, report, tracking
+
+    (tmp_path / jobs.SWEEP).write_text('{"search": "zeus:rapl"}')
+    row = SimpleNamespace(
+        valid=True,
+        tags={"tsexp.energy_source": "zeus:rapl"},
+        metrics={"test/accuracy": 0.9, "val/accuracy": 0.7, "energy/per_inference_j": 0.001},
+    )
+    monkeypatch.setattr(tracking, "store", lambda config: None)
+    monkeypatch.setattr(report, "read", lambda client, ids: [row])
+    cfg = OmegaConf.structured(tiny)
+    outcome = jobs.Outcome("one", "finished", "run")
+    assert sweep.objectives(outcome, cfg, str(tmp_path)) == (0.7, 0.001)
+    row.tags["tsexp.energy_source"] = "estimated:cpu_time"
+    assert sweep.objectives(outcome, cfg, str(tmp_path)) is None
 
 
 def test_without_the_optuna_extra_a_search_says_what_to_install():

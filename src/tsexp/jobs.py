@@ -124,16 +124,23 @@ def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) 
 
 
 def _identify(cfg: Config) -> tuple[Dataset, str]:
-    from tsexp import data, pipeline
+    from tsexp import pipeline
+
+    dataset = dataset_of(cfg)
+    return dataset, pipeline.signature(cfg, dataset)
+
+
+def dataset_of(cfg: Config) -> Dataset:
+    """Return the dataset of a job, loaded once for all jobs that share it."""
+    from tsexp import data
 
     stats = [file.stat() for file in data.ensure(cfg.data, cfg.paths.data)]
-    dataset = _loaded(astuple(cfg.data), cfg.paths.data, cfg.seed, tuple((s.st_mtime_ns, s.st_size) for s in stats))
-    return dataset, pipeline.signature(cfg, dataset)
+    return _loaded(astuple(cfg.data), cfg.paths.data, cfg.seed, tuple((s.st_mtime_ns, s.st_size) for s in stats))
 
 
 @lru_cache(maxsize=2)
 def _loaded(config: tuple[Any, ...], data_dir: str, seed: int, stamps: tuple[tuple[int, int], ...]) -> Dataset:
-    """Load a dataset once for all jobs that share it, unless its files change meanwhile."""
+    """Load it; files that changed meanwhile are other arguments."""
     from tsexp import data
 
     return data.load(DataConfig(*config), data_dir, seed)

@@ -23,8 +23,10 @@ from tsexp import compose, secret
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
-from tsexp.jobs import OUTCOME, SWEEP, Outcome, read_outcome, start_server
+from tsexp.jobs import OUTCOME, SWEEP, Outcome, dataset_of, read_outcome, start_server
 
+FEW = 30
+"""Validation series; with fewer, a search is told that it chooses by little."""
 MANY = 100
 """Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have to be read."""
 
@@ -165,7 +167,7 @@ def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | 
 
 
 def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float, float] | None:
-    """What a search learns from a job: accuracy (0 to 1) and energy per inference (J).
+    """What a search learns from a job: accuracy on the validation split (0 to 1) and energy per inference (J).
 
     None, a failed trial, if there is no valid measurement, or if its energy comes from another source than the rest of the search; and in a
     plain sweep, where nobody asks.
@@ -178,7 +180,7 @@ def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float
     (row,) = report.read(tracking.store(configs.parse(cfg).tracking), [outcome.run_id])
     if not row.valid or row.tags["tsexp.energy_source"] != about["search"]:
         return None
-    return row.metrics["test/accuracy"], row.metrics["energy/per_inference_j"]
+    return row.metrics["val/accuracy"], row.metrics["energy/per_inference_j"]
 
 
 def _about(sweep_dir: str) -> dict[str, Any]:
@@ -245,6 +247,7 @@ def _check(config: DictConfig) -> _Checked:
             checked.append(cfg)
             progress.advance()
     if search:
+        _check_validation(checked)
         return _Checked(checked[0], None, fixed)
     if len(unsupported) == len(jobs):
         raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
@@ -252,6 +255,18 @@ def _check(config: DictConfig) -> _Checked:
     varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
     names = [configs.redact(" ".join(job[i] for i in varying) or " ".join(job) or "job") for job in jobs]
     return _Checked(checked[0], names, fixed)
+
+
+def _check_validation(configurations: list[Config]) -> None:
+    """A search chooses by accuracy on the validation split: refuse to search without one, say if it is tiny."""
+    for cfg in configurations:
+        if cfg.data.val_fraction == 0:
+            raise ConfigError(
+                "a search chooses by accuracy on the validation split, and data.val_fraction=0 leaves none; use a fraction > 0\nnothing was started"
+            )
+    for name, size in sorted({(cfg.data.name, len(dataset_of(cfg).val)) for cfg in configurations}):
+        if size < FEW:
+            print(f"tsexp: {name} has {size} validation series: the search sees accuracy in steps of {100 / size:.1f} points", file=sys.stderr)
 
 
 def _one_by_one(overrides: list[Override]) -> list[list[str]]:
