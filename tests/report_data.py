@@ -108,6 +108,7 @@ class Store:
             **{"data.name": "ACSF1", "model.name": "t1", "model.heads": 2, "model.ffn": 3, "train.epochs": 2, "runtime.name": "eager"},
             **{"prune.method": "l1", "prune.scope": "local", "prune.ratio": 0.5, "prune.finetune_epochs": 1, "quant.mode": "none"},
             **{"quant.calibration": "minmax", "runtime.device": "cpu", "measure.batch_size": 1, "measure.threads": 1, "measure.repeats": 2},
+            "measure.processes": 1,
             **{"measure.window_s": 0.2, "seed": 0, "paths.cache": "cache", "tracking.uri": self.uri, "rerun": False},
         }
         params |= {k: v for k, v in changes.items() if k in params}
@@ -229,6 +230,7 @@ def _run(
         "batch_size": 1,
         "threads": 1,
         "repeats": PAIRS,
+        "processes": PROCESSES,
         "window_s": 0.2,
         "seed": seed,
         "valid": True,

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 DATASETS = ("RefrigerationDevices", "ElectricDevices", "PLAID")
 MODELS = ("t1", "t2")
 EIGHT_BIT = ("dynamic", "static", "qat")
-COMPARABLE = ("runtime", "machine", "data_checksum", "recipe", "device", "batch_size", "threads", "repeats", "window_s", "energy_source")
+COMPARABLE = (
+    *("runtime", "machine", "data_checksum", "recipe", "device", "batch_size"),
+    *("threads", "repeats", "processes", "window_s", "energy_source"),
+)
 """What a row shares with the fp32 row that it is compared with."""
 FILL = "python -m tsexp -m experiment=paper"
 

@@ -61,7 +61,7 @@ METRICS = (
 )
 KEPT_AS_THEY_ARE = (
     *("dataset", "model", "recipe", "tuning", "method", "scope", "ratio", "finetune_epochs", "mode"),
-    *("batch_size", "threads", "repeats", "window_s", "cpu", "gpu", "energy"),
+    *("batch_size", "threads", "repeats", "processes", "window_s", "cpu", "gpu", "energy"),
 )
 
 

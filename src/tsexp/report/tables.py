@@ -316,13 +316,20 @@ SETTINGS = (
 FINER = (
     *(
         _number(head, name, text=lambda v: f"{v:g}")
-        for head, name in (("pairs", "repeats"), ("window s", "window_s"), ("tuned epochs", "finetune_epochs"))
+        for head, name in (("pairs", "repeats"), ("processes", "processes"), ("window s", "window_s"), ("tuned epochs", "finetune_epochs"))
     ),
     _word("recipe", "recipe", 6),
     _word("data", "data_checksum", 6),
 )
 CONFIG = _word("config", "config", 6)
-SAID = {"device": "{}", "batch_size": "batch {}", "threads": "threads {}", "repeats": "{} pairs of windows", "window_s": "of at least {:g} s each"}
+SAID = {
+    "device": "{}",
+    "batch_size": "batch {}",
+    "threads": "threads {}",
+    "repeats": "{} pairs of windows at most",
+    "processes": "{} processes",
+    "window_s": "windows of at least {:g} s",
+}
 """What the caption says of the settings that do not vary."""
 ACCURACY = _interval("accuracy %", "accuracy_pct", 1)
 F1 = _interval("macro F1 %", "macro_f1", 1, scale=100)
