@@ -37,14 +37,16 @@ def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load
         ("prune.ratio=1.5", ["prune.ratio=1.5", "≥ 0 and < 1"]),
         ("prune.ratio=-0.1", ["out of range"]),
         ("prune.ratio=nan", ["out of range"]),
-        ("prune.method=l3", ["l1, l2, random, taylor, none"]),
+        ("prune.method=l3", ["l1, l2, random, taylor, or your own"]),
         ("prune.scope=layer", ["local, global, depth"]),
         ("prune.method=nowhere:best", ["cannot be imported", "No module named 'nowhere'", "working folder"]),
         ("model.tokenizer=json:Tokens", ["cannot be imported", "has no attribute 'Tokens'"]),
         ("runtime.name=nowhere:", ["cannot be imported"]),
         ("measure.meter=nvml", ["allowed: auto, or your own as module:object"]),
         ("model.heads=5", ["does not divide", "1, 2, 4, 8, 16"]),
-        ("measure.repeats=1", ["≥ 3"]),
+        ("prune.method=none", ["l1, l2, random, taylor"]),
+        ("measure.repeats=1 measure.processes=1", ["out of range"]),
+        ("measure.repeats=4 measure.processes=5", ["at least as many pairs as processes"]),
         ("quant.mode=int8", ["dynamic"]),
         ("tracking.uri=ftp://x", ["sqlite"]),
         ("+prune.ration=0.1", ["prune.ration", "did you mean ratio"]),
@@ -87,10 +89,10 @@ def test_what_does_not_matter_makes_no_other_experiment(italy):
         return pipeline.signature(compose("data=italy_power_demand", *overrides), italy)
 
     assert signature("prune.method=taylor", "prune.scope=depth") == signature("prune.finetune_epochs=3")
-    half = signature("prune.ratio=0.5", "prune.method=none")
-    assert half == signature("prune.ratio=0.5", "prune.method=none", "prune.scope=depth")
-    others = (("prune.ratio=0.5",), ("prune.ratio=0.5", "prune.scope=depth"), ("prune.ratio=0.5", "prune.method=none", "prune.finetune_epochs=3"))
-    assert len({half, *(signature(*o) for o in others)}) == 4
+    half = signature("prune.ratio=0.5")
+    assert half == signature("prune.ratio=0.5", "prune.calibration_series=9")  # which l1 does not use
+    others = (("prune.scope=depth",), ("prune.method=l2",), ("prune.finetune_epochs=3",), ("seed=1",))
+    assert len({half, *(signature("prune.ratio=0.5", *o) for o in others)}) == 5
 
 
 @pytest.mark.parametrize("override", ["model.tokenizer=os:getcwd", "prune.method=os:sep"])
