@@ -117,8 +117,8 @@ def table(found: list[dict]) -> tuple[str, bool]:
         narrow = state != "quiet" or np.median(half) <= WIDEST_PCT[runtime]
         ok &= bool(narrow) and all(f["valid"] for f in some)
         lines.append(
-            f"| {state} | {model} | {runtime} | {held} of {len(some)} | {held_wall} of {len(some)} | {ratios[:, 0].min():.4f} to {ratios[:, 0].max():.4f} "
-            f"| {np.median(half):.2f} ({half.min():.2f} to {half.max():.2f}){'' if narrow else ' **too wide**'} | {sum(f['valid'] for f in some)} |"
+            f"| {state} | {model} | {runtime} | {held} of {len(some)} | {held_wall} of {len(some)} "
+            f"| {ratios[:, 0].min():.4f} to {ratios[:, 0].max():.4f} | {np.median(half):.2f} ({half.min():.2f} to {half.max():.2f}){'' if narrow else ' **too wide**'} | {sum(f['valid'] for f in some)} |"
         )
     ok &= held_in_all >= LEAST * len(nulls)
     planted = []

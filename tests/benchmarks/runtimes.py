@@ -1,8 +1,8 @@
 """Every runtime and mode against dense fp32 eager PyTorch, and against what a user would pick instead. ``make bench-runtimes``.
 
-One process, one thread, CPU time. All artifacts are screened at batch 1 and 32; the fastest that loses at most one accuracy point is then measured in
-alternating rounds against the references. "One point" is against the dense model, then also against the dense model fine-tuned as the pruned ones are
-(prune.method=none): else what tuning brings could pay for what pruning loses. Writes docs/runtimes.md.
+One process, one thread, CPU time. All artifacts are screened at batch 1 and 32; the fastest that loses at most one accuracy point on validation series
+is then measured in alternating rounds against the references. "One point" is against the control, the dense model with the same training in total:
+else what tuning brings could pay for what pruning loses. Test series are only reported. Writes docs/runtimes.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tsexp.cache import Cache, write_json
 from tsexp.config import Config, RuntimeConfig
 from tsexp.data import Dataset
 from tsexp.energy import hardware, windows
-from tsexp.energy.record import score
+from tsexp.energy.record import accuracy, drop
 from tsexp.quiet import quiet
 from tsexp.runtimes import Artifact, Predictor, onnxruntime
 from tsexp.runtimes.openvino import OpenvinoPredictor
@@ -43,7 +43,7 @@ LOST_PT = 1.0
 
 @dataclass
 class Candidate:
-    """An artifact, loaded, and what was seen of it."""
+    """An artifact, loaded, and what was seen of it, by batch size: test accuracy, drop against the control with its interval, drop on validation."""
 
     name: str
     pruned: str
@@ -52,8 +52,9 @@ class Candidate:
     bytes: int
     int8: str
     format: str
-    quality: dict[str, float]
-    against_tuned: dict[str, float]
+    accuracy: dict[int, float]
+    against: dict[int, tuple[float, float, float]]
+    val_lost_pt: dict[int, float]
     cpu_ms: dict[int, float]
 
 
@@ -72,9 +73,9 @@ def feed(dataset: Dataset, batch: int) -> list[np.ndarray]:
     return [np.ascontiguousarray(dataset.x_test[i]) for i in np.split(index, 32)]
 
 
-def scores(predictor: Predictor, x: np.ndarray) -> np.ndarray:
-    """Of the whole split."""
-    return np.concatenate([predictor(np.ascontiguousarray(x[i : i + 64])) for i in range(0, len(x), 64)])
+def scores(predictor: Predictor, x: np.ndarray, batch: int) -> np.ndarray:
+    """Of all series, in batches as they are timed."""
+    return np.concatenate([predictor(np.ascontiguousarray(x[i : i + batch])) for i in range(0, len(x), batch)])
 
 
 def plain_onnx(model: torch.nn.Module, folder: Path) -> dict[str, Predictor]:
@@ -91,14 +92,14 @@ def plain_onnx(model: torch.nn.Module, folder: Path) -> dict[str, Predictor]:
 
 def paired(first: Predictor, second: Predictor, batches: list[np.ndarray]) -> str:
     """How many times less CPU time `second` needs: median of alternating rounds and its 95 % interval."""
-    calls = [windows._calibrate(p, batches, 0.15) for p in (first, second)]
+    strides = [max(1, windows._work(p, batches, 0.15, 1, 0.0) // windows.LOOKS) for p in (first, second)]
     ratios = []
     for i in range(ROUNDS):
         spent = [0.0, 0.0]
         for k in (0, 1) if i % 2 else (1, 0):
             start = time.process_time()
-            windows._work((first, second)[k], batches, calls[k])
-            spent[k] = (time.process_time() - start) / calls[k]
+            calls = windows._work((first, second)[k], batches, 0.15, strides[k], 0.0)
+            spent[k] = (time.process_time() - start) / calls
         ratios.append(spent[0] / spent[1])
     r = np.array(ratios)
     low, high = bootstrap((r,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)).confidence_interval
@@ -171,8 +172,8 @@ def deployed(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> Iterato
 
 def candidates(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> tuple[Candidate, list[Candidate], list[str]]:
     """Return the dense reference, every artifact with accuracy and speed, and what could not be had."""
-    base = np.empty(0)
-    tuned = tuned_scores(cfg, grid, dataset, cache)
+    controls = control_scores(cfg, grid, dataset, cache)
+    x_val, y_val = dataset.x_train[dataset.val], dataset.y_train[dataset.val]
     found: list[Candidate] = []
     notes = []
     for label, made in deployed(cfg, dataset, grid, cache):
@@ -182,17 +183,21 @@ def candidates(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache) -> tuple
             continue
         name, pruned, artifact = made
         predictor = runtimes.load(artifact.folder)
-        answers = scores(predictor, dataset.x_test)
-        base = base if found else answers
-        like = tuned["qat" if name.endswith(" qat") else "none"]
-        quality, against_tuned = (score(answers, of, dataset.y_test) for of in (base, like))
-        cpu_ms = {b: windows.quick_cpu_ms(predictor, feed(dataset, b), 0.1, 3) for b in BATCHES}
+        of_test, of_val = controls[pruned != "0", name.endswith(" qat")]
+        right, against, val_lost_pt = {}, {}, {}
+        for b in BATCHES:
+            answers = scores(predictor, dataset.x_test, b)
+            lost = drop(answers, of_test, dataset.y_test)
+            right[b] = accuracy(answers, dataset.y_test)
+            against[b] = tuple(lost[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
+            val_lost_pt[b] = 100 * (accuracy(of_val, y_val) - accuracy(scores(predictor, x_val, b), y_val))
+        cpu_ms = {b: windows.quick_ms(predictor, feed(dataset, b), time.process_time, 0.1, 3) for b in BATCHES}
         m = artifact.manifest
         int8 = f"{m['matmuls'].get('int8', 0)}/{sum(m['matmuls'].values())}"
         format = "int8" if "int8" in m["matmuls"] else "bf16" if "bfloat16" in m["matmuls"] else "fp32"
-        found.append(Candidate(name, pruned, predictor, m["macs"], m["bytes"], int8, format, quality, against_tuned, cpu_ms))
+        found.append(Candidate(name, pruned, predictor, m["macs"], m["bytes"], int8, format, right, against, val_lost_pt, cpu_ms))
         speed = {b: found[0].cpu_ms[b] / cpu_ms[b] for b in BATCHES}
-        print(f"  {label:34} drop {quality['vs_dense/accuracy_drop_pt']:+.1f}  speedup {speed[1]:.2f} / {speed[32]:.2f}", flush=True)
+        print(f"  {label:34} drop {against[1][0]:+.1f}  speedup {speed[1]:.2f} / {speed[32]:.2f}", flush=True)
     return found[0], found, notes
 
 
@@ -220,7 +225,7 @@ def main() -> None:
             if asked.prepare:
                 for label, _ in deployed(cfg, dataset, grid, cache):
                     print(" ", label, flush=True)
-                tuned_scores(cfg, grid, dataset, cache)
+                control_scores(cfg, grid, dataset, cache)
                 continue
             store = Path(cfg.paths.cache) / "bench-runtimes.json"
             cells = json.loads(store.read_text()) if store.exists() else {}
@@ -237,15 +242,18 @@ def share(c: Candidate, batch: int, peak: dict[str, float]) -> str:
     return f"{100 * c.macs / (c.cpu_ms[batch] / 1e3) / peak[c.format]:.0f} % of {c.format}"
 
 
-def tuned_scores(cfg: Config, grid: Grid, dataset: Dataset, cache: Cache) -> dict[str, np.ndarray]:
-    """Of the dense model in eager fp32, fine-tuned as a pruned one is (``none``), and by QAT, too (``qat``, if it is asked for)."""
+def control_scores(cfg: Config, grid: Grid, dataset: Dataset, cache: Cache) -> dict[tuple[bool, bool], tuple[np.ndarray, np.ndarray]]:
+    """Of the dense model in eager fp32, with the tuning of those that were (pruned, trained by QAT): on test and on validation series."""
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-    tuned = pruning.prune(dense, replace(cfg.prune, method="none", ratio=0.5), cfg.train, cfg.seed, dataset, cache)
     found = {}
-    for mode in ["none", *(m for m in grid.modes if m == "qat")]:
-        one = qat.tune(tuned, replace(cfg.quant, mode=mode), cfg.train, cfg.seed, dataset, cache)
-        eager = runtimes.deploy(one, replace(cfg.quant, mode="none"), RuntimeConfig("eager", "cpu"), dataset, cache)
-        found[mode] = scores(runtimes.load(eager.folder), dataset.x_test)
+    for pruned in (False, True):
+        tuned = pruning.tune_alike(dense, replace(cfg.prune, ratio=0.5 * pruned), cfg.train, cfg.seed, dataset, cache)
+        for by_qat in (False, True) if "qat" in grid.modes else (False,):
+            quant = replace(cfg.quant, mode="qat" if by_qat else "none")
+            one = qat.tune(tuned, quant, cfg.train, cfg.seed, dataset, cache, fake=False)
+            eager = runtimes.deploy(one, replace(cfg.quant, mode="none"), RuntimeConfig("eager", "cpu"), dataset, cache)
+            predictor = runtimes.load(eager.folder)
+            found[pruned, by_qat] = scores(predictor, dataset.x_test, 64), scores(predictor, dataset.x_train[dataset.val], 64)
     return found
 
 
@@ -271,32 +279,24 @@ def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str
         "profiles": [],
         "notes": [f"{' '.join(head)} {n}" for n in notes],
     }
-    kept = [c for c in found if c.quality["vs_dense/accuracy_drop_pt"] <= LOST_PT]
-    strictly = [c for c in kept if c.against_tuned["vs_dense/accuracy_drop_pt"] <= LOST_PT]
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache).load()
     with tempfile.TemporaryDirectory() as scratch:
         plain = plain_onnx(dense, Path(scratch))
         for batch in BATCHES:
             batches = feed(dataset, batch)
-            fastest = {bar: min(those, key=lambda c: c.cpu_ms[batch]) for bar, those in (("dense", kept), ("both", strictly)) if those}
-            for bar, best in fastest.items():
-                if bar == "both" and best is fastest["dense"]:
-                    rows["best"][-1][3] = "dense, both"
-                    continue
-                row = [*head, str(batch), bar, best.name, best.pruned, f"{100 * best.quality['test/accuracy']:.1f}"]
-                for q in (best.quality, best.against_tuned):
-                    drop, low, high = (q[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
-                    row.append(f"{drop:+.1f} [{low:+.1f}, {high:+.1f}]")
-                row += [paired(p, best.predictor, batches) for p in (reference.predictor, plain["fp32"], plain["int8"])]
-                rows["best"].append([*row, best.int8, share(best, batch, peak)])
-                print("  best", row, flush=True)
-            in_int8 = min((c for c in kept if c.format == "int8"), key=lambda c: c.cpu_ms[batch], default=fastest["dense"])
-            for c in {id(c): c for c in (*fastest.values(), in_int8)}.values():
+            kept = [c for c in found if c.val_lost_pt[batch] <= LOST_PT]
+            best = min(kept, key=lambda c: c.cpu_ms[batch])
+            row = [*head, str(batch), best.name, best.pruned, f"{100 * best.accuracy[batch]:.1f}", f"{best.val_lost_pt[batch]:+.1f}"]
+            row.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*best.against[batch]))
+            row += [paired(p, best.predictor, batches) for p in (reference.predictor, plain["fp32"], plain["int8"])]
+            rows["best"].append([*row, best.int8, share(best, batch, peak)])
+            print("  best", row, flush=True)
+            in_int8 = min((c for c in kept if c.format == "int8"), key=lambda c: c.cpu_ms[batch], default=best)
+            for c in {id(c): c for c in (best, in_int8)}.values():
                 told = f"{c.name}, pruned {c.pruned}, {share(c, batch, peak)}"
                 rows["profiles"].append(f"- {', '.join(head)}, batch {batch}: {told}: {profile(c.predictor, batches)}")
     for c in found:
-        drops = [f"{q['vs_dense/accuracy_drop_pt']:+.1f}" for q in (c.quality, c.against_tuned)]
-        quality = [f"{100 * c.quality['test/accuracy']:.1f}", *drops]
+        quality = [f"{100 * c.accuracy[1]:.1f}", f"{c.val_lost_pt[1]:+.1f}", f"{c.against[1][0]:+.1f}"]
         speeds = [f"{reference.cpu_ms[b] / c.cpu_ms[b]:.2f}" for b in BATCHES]
         rows["all"].append([*head, c.name, c.pruned, *quality, *speeds, c.int8, f"{c.macs:,}", f"{c.bytes:,}"])
     return rows
@@ -307,18 +307,17 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
     about = hardware.describe("cpu")
     loads = ", ".join(f"{' '.join(c['best'][0][:2])} {c['foreign_cores'][0]:.1f}" for c in cells if "foreign_cores" in c)
     stale = [" ".join(c["best"][0][:2]) for c in cells if c.get("stage") != [runtimes.STAGE_VERSION]]
-    best_head = ["dataset", "model", "batch", "bar", "fastest artifact", "pruned", "accuracy %"]
-    best_head += ["drop, points [95 %]", "drop against tuned [95 %]"]
+    best_head = ["dataset", "model", "batch", "fastest artifact", "pruned", "accuracy %", "drop on validation", "drop, points [95 %]"]
     best_head += ["× dense eager [95 %]", "× dense ONNX fp32, plain", "× dense ONNX dynamic int8, plain", "int8 products", "share of peak"]
-    all_head = ["dataset", "model", "artifact", "pruned", "accuracy %", "drop", "against tuned", "× at batch 1", "× at batch 32"]
+    all_head = ["dataset", "model", "artifact", "pruned", "accuracy %", "drop on validation", "drop", "× at batch 1", "× at batch 32"]
     all_head += ["int8 products", "MACs", "bytes"]
     text = [
         "# Runtimes and number formats",
         "",
         "Made by `make bench-runtimes`; do not edit. One process, one thread, CPU time; the references ran in alternating rounds with the artifact.",
-        "The fastest artifact is the fastest that loses at most one accuracy point on the test split: against the dense model (bar *dense*), and",
-        "also against the dense model fine-tuned as the pruned ones are (*tuned*, `prune.method=none`, and by QAT for the rows of QAT; bar *both*):",
-        "tuning may bring what pruning loses. It is chosen on that very split: its accuracy is optimistic.",
+        "The fastest artifact is the fastest that loses at most one accuracy point on validation series against the control, the dense model with",
+        "the same training in total (tuned as the pruned ones are, and as long as those of QAT). Accuracy and drop are those of the test split,",
+        "in batches as they are timed (in the second table, of one series).",
         "Pruned by L1 and fine-tuned: T1 and T2 with `--pruned 0,0.7,0.75:depth`, T3 with `--pruned 0,0.5,0.7,0.9,0.5:depth,0.75:depth,0.9:depth`.",
         "Speedups in the second table come from a screening (best of three short stretches), not from paired rounds.",
         "",
