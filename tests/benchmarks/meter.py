@@ -116,10 +116,10 @@ def table(found: list[dict]) -> tuple[str, bool]:
         held_in_all += held
         narrow = state != "quiet" or np.median(half) <= WIDEST_PCT[runtime]
         ok &= bool(narrow) and all(f["valid"] for f in some)
-        lines.append(
-            f"| {state} | {model} | {runtime} | {held} of {len(some)} | {held_wall} of {len(some)} "
-            f"| {ratios[:, 0].min():.4f} to {ratios[:, 0].max():.4f} | {np.median(half):.2f} ({half.min():.2f} to {half.max():.2f}){'' if narrow else ' **too wide**'} | {sum(f['valid'] for f in some)} |"
-        )
+        width = f"{np.median(half):.2f} ({half.min():.2f} to {half.max():.2f}){'' if narrow else ' **too wide**'}"
+        seen = f"{ratios[:, 0].min():.4f} to {ratios[:, 0].max():.4f}"
+        valid = sum(f["valid"] for f in some)
+        lines.append(f"| {state} | {model} | {runtime} | {held} of {len(some)} | {held_wall} of {len(some)} | {seen} | {width} | {valid} |")
     ok &= held_in_all >= LEAST * len(nulls)
     planted = []
     for f in found:

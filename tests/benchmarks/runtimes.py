@@ -1,7 +1,7 @@
 """Every runtime and mode against dense fp32 eager PyTorch, and against what a user would pick instead. ``make bench-runtimes``.
 
-One process, one thread, CPU time. All artifacts are screened at batch 1 and 32; the fastest that loses at most one accuracy point on validation series
-is then measured in alternating rounds against the references. "One point" is against the control, the dense model with the same training in total:
+One process, one thread, CPU time. All artifacts are screened at batch 1 and 32; the fastest that loses at most one point on validation series is then
+measured in alternating rounds against the references. "One point" is against the control, the dense model with the same training in total:
 else what tuning brings could pay for what pruning loses. Test series are only reported. Writes docs/runtimes.md.
 """
 
