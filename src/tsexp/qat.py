@@ -86,8 +86,8 @@ def fake_quantize(model: Classifier, series: Tensor) -> None:
     model
         In eval mode.
     series
-        Raw series. The ranges of activations are what is seen on them in fp32, smallest to largest whatever ``quant.calibration``, and stay as they are:
-        five epochs at 1e-4 move them by less than 4 %, and ranges of batches with dropout would not be those that are deployed.
+        Raw series. The ranges of activations are what is seen on them in fp32, smallest to largest whatever ``quant.calibration``. They stay as they
+        are: five epochs at 1e-4 move them by less than 4 %, and ranges of batches with dropout would not be those that are deployed.
     """
     # With a class token, artifacts compute nothing else in the last block once its keys and values are there (`runtimes.rewrite`).
     last: Any = model.encoder.blocks[-1]
