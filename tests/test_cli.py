@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from omegaconf import OmegaConf
 
@@ -139,6 +141,19 @@ def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):
     assert len(runs(folder)) == before
 
 
+def test_parallel_jobs_in_every_runtime_that_needs_no_compiler_are_what_one_after_the_other_makes(sweep, tmp_path):
+    folder, _ = sweep
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    names = ("eager", "onnxruntime", "openvino")
+    done = tsexp(tmp_path, "-m", *parallel, f"runtime={','.join(names)}", "prune.ratio=0.3", "prune.scope=global", *ITALY)
+    assert "\n3 jobs" in done.stdout
+    accuracy = {r.info.run_name: r.data.metrics["test/accuracy"] for r in runs(tmp_path) if "tsexp.valid" in r.data.tags}
+    assert accuracy.keys() == {f"runtime={name}" for name in names}
+    (alone,) = runs(folder, "attributes.run_name = 'prune.ratio=0.3'")
+    assert accuracy["runtime=eager"] == alone.data.metrics["test/accuracy"]
+    assert list(accuracy.values()) == pytest.approx([accuracy["runtime=eager"]] * 3, abs=0.005)
+
+
 def test_a_sweep_in_the_folder_of_another_shows_its_own_jobs_only(sweep):
     folder, _ = sweep
     again = tsexp(folder, "-m", "prune.ratio=0.3", "prune.scope=global", f"hydra.sweep.dir={folder}/multirun/one", *ITALY)
@@ -179,6 +194,27 @@ def test_a_job_that_is_killed_does_not_take_its_sweep_along(tmp_path):
     assert [a.path for a in client(tmp_path).list_artifacts(dead.info.run_id) if "traceback" in a.path]
     (parent,) = runs(tmp_path, "tags.`tsexp.stage` = 'sweep'")
     assert parent.info.status == "FAILED"
+
+
+def test_ctrl_c_ends_the_job_and_its_sweep_and_leaves_no_process(tmp_path):
+    command = [sys.executable, "-m", "tsexp", "-m", "seed=0,1", *ITALY, "train.epochs=100000", "train.max_steps=0", "train.patience=0"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        notes = []
+        end = time.monotonic() + 120
+        while not notes and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+            notes = list(tmp_path.glob("multirun/*/*/0/pid"))
+        (note,) = notes
+        time.sleep(2)
+        job = int(note.read_text())
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on where it stopped" in said
+    assert "Traceback" not in said
+    assert not psutil.pid_exists(job)
+    assert {r.info.status for r in runs(tmp_path)} == {"FAILED"}
 
 
 def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):
