@@ -21,6 +21,8 @@ ITALY = [*TINY, "data=italy_power_demand"]
 
 
 METRICS = {
+    *("test/control_accuracy", "test/dense_accuracy", "val/accuracy", "val/series", "measure/pairs", "measure/processes"),
+    *("energy/reference_per_inference_j", "cost/load_ms", "cost/first_call_ms", "cost/train_s", "cost/compress_s"),
     *("test/accuracy", "test/balanced_accuracy", "test/macro_f1", "test/nll", "memory/peak_mb", "prune/requested_ratio", "prune/achieved_ratio"),
     *("energy/per_inference_j", "energy/per_inference_net_j", "energy/window_j", "power/mean_w", "throughput/series_per_s"),
     *("latency/p50_ms", "latency/p90_ms", "latency/p99_ms", "size/parameters", "size/macs", "size/bytes"),

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from conftest import compose
+from conftest import TINY, compose
+from tsexp.config import conf_dir
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,6 +68,64 @@ def test_commands_are_accepted(command):
     swept = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()] for o in overrides]
     for i in range(max(map(len, swept), default=1)):  # every value once
         compose(*(f"{o.key_or_group}={values[min(i, len(values) - 1)]}" for o, values in zip(overrides, swept, strict=True)))
+
+
+SMALLEST = {
+    "paper": {"prune.ratio": "0.5", "quant.mode": "none,static", "runtime": "onnxruntime", "seed": "0"},
+    "paper_pruning": {"prune.method": "l1,taylor", "prune.scope": "depth", "prune.ratio": "0.5", "model": "t3", "seed": "0"},
+    "quick": {"prune.ratio": "0,0.5", "quant.mode": "dynamic", "runtime": "eager,onnxruntime", "seed": "0"},
+    "pareto": {"hydra.sweeper.n_trials": "3", "quant.mode": "none,dynamic", "runtime": "eager,onnxruntime"},
+    "published": {"prune.ratio": "0,0.5"},
+}
+"""Experiment → the part of it that shows that it runs."""
+
+
+def shrunk(command):
+    """A documented command on small embedded data, with a tiny model, and of what it sweeps over the first and the last value."""
+    flags = [a for a in command.split()[1:] if a.startswith("-")]
+    given = dict(a.split("=", 1) for a in command.split()[1:] if not a.startswith("-"))
+    asked = SMALLEST.get(given.get("experiment", ""), {}) | given | {"data": "italy_power_demand"}
+    if "experiment" in asked:
+        asked.setdefault("model", "t3")
+    values = {key: value.split(",") for key, value in asked.items()}
+    return [*flags, *TINY, *(f"{key}={','.join(dict.fromkeys((v[0], v[-1])))}" for key, v in values.items())]
+
+
+@pytest.fixture(scope="module")
+def visitor(tmp_path_factory):
+    """A folder of somebody who tries every command of the documents, one after the other."""
+    return tmp_path_factory.mktemp("visitor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(c for c in commands() if c.split()[0] == "tsexp"))
+def test_commands_run_to_their_end(visitor, command):
+    done = subprocess.run([sys.executable, "-m", "tsexp", *shrunk(command)], cwd=visitor, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "compare: mlflow ui" in done.stdout or "--help" in command or "--cfg" in command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(c for c in commands() if c.split()[0] in ("tsexp.report", "tsexp.doctor") and "--" not in c))
+def test_commands_that_read_run_to_their_end(visitor, command):
+    first = subprocess.run([sys.executable, "-m", "tsexp", *shrunk("tsexp")], cwd=visitor, capture_output=True, text=True, timeout=600, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    if "freeze" not in command and len(command.split()) > 1:
+        subprocess.run([sys.executable, "-m", "tsexp.report", "freeze"], cwd=visitor, check=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=visitor, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+OPTIONS = [f"{p.parent.name}={p.stem}" for g in ("measure", "model", "runtime", "train") for p in sorted((conf_dir() / g).glob("*.yaml"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", [*OPTIONS, "data=basic_motions", "data=pickup_gesture", "hydra/launcher=basic"])
+def test_every_option_runs(visitor, option):
+    data = [] if option.startswith("data=") else ["data=italy_power_demand"]
+    flags = ["-m"] if option.startswith("hydra") else []
+    done = subprocess.run([sys.executable, "-m", "tsexp", *flags, *TINY, option, *data], cwd=visitor, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("target", sorted({f"make {t}" for page in PAGES for words in MAKE.findall(page.read_text()) for t in words.split()}))
