@@ -116,7 +116,6 @@ class Cache:
                 shutil.rmtree(partial, ignore_errors=True)
         return Entry(folder, signature, reused=False)
 
-
     def _metered(self, build: Callable[[Path], None], folder: Path) -> dict[str, Any]:
         counter = self.counter()
         wall, cpu = time.perf_counter(), _cpu_s()

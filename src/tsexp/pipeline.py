@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tsexp import data, energy, pruning, qat, runtimes, training
 from tsexp.cache import Cache
@@ -47,7 +48,7 @@ def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda sta
     artifacts = [runtimes.deploy(tuned, cfg.quant, one, dataset, cache) for one in runtimes.candidates(cfg.quant, cfg.runtime)]
     untuned, reference, exact = (_plain(model, cfg, dataset, cache) for model in (dense, control, tuned))
     enter("measure")
-    artifact, tried = artifacts[0], []
+    artifact, tried = artifacts[0], list[dict[str, Any]]()
     if cfg.runtime.name == runtimes.AUTO:
         artifact, tried = energy.choose(artifacts, exact, dataset, cfg.measure, cache)
     scores, reference_scores, untuned_scores = (

@@ -34,7 +34,6 @@ from tsexp.cache import Cache, Entry, sha256, write_json
 from tsexp.config import CALIBRATED as CALIBRATED
 from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, Unsupported, asked_of_quantization, look_up, own_digests, suggest
 from tsexp.data import Dataset, FloatArray
-from tsexp.locking import sharing_the_machine
 
 if TYPE_CHECKING:
     from tsexp.models import Classifier
@@ -268,12 +267,11 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
     compared = np.random.default_rng(1).permutation(dataset.fit)[:64]
 
     def build(folder: Path) -> None:
-        with sharing_the_machine():
-            model = fitted.load()
-            facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
-            predictor: Predictor = module.load(folder, quant.mode, runtime.device, 1)
-            sqnr_db = _compare(model, predictor, dataset.x_train[compared], f"{runtime.name} {quant.mode}", least_db(quant))
-            layers = predictor.layers()
+        model = fitted.load()
+        facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
+        predictor: Predictor = module.load(folder, quant.mode, runtime.device, 1)
+        sqnr_db = _compare(model, predictor, dataset.x_train[compared], f"{runtime.name} {quant.mode}", least_db(quant))
+        layers = predictor.layers()
         matmuls = Counter(layer.dtype for layer in layers if layer.matmul)
         if quant.mode != "none" and not set(matmuls) - set(FLOATS):
             raise RuntimeError(f"quant.mode={quant.mode} changed nothing in {runtime.name}: every product of the graph that runs is {dict(matmuls)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -82,11 +81,6 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         **own_digests(arch.tokenizer),
     }
     return Fitted(cache.stage("dense", STAGE_VERSION, key, build))
-
-
-def recipe(config: TrainConfig) -> dict[str, Any]:
-    """Return the part of a training configuration that the weights depend on."""
-    return asked_of_training(config)
 
 
 def save(model: Classifier, history: list[dict[str, float]], folder: Path) -> None:

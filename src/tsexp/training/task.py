@@ -20,7 +20,6 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tsexp.config import TrainConfig
 from tsexp.data import Dataset
-from tsexp.locking import sharing_the_machine
 from tsexp.models import Classifier
 from tsexp.progress import bar
 from tsexp.training import Teacher
@@ -32,7 +31,7 @@ VALIDATIONS = 25
 
 def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, title: str, teacher: Teacher | None = None) -> list[dict[str, float]]:
     """See `tsexp.training.fit`."""
-    with sharing_the_machine(), torch.random.fork_rng(), _threads(config.threads), _quiet():
+    with torch.random.fork_rng(), _threads(config.threads), _quiet():
         torch.manual_seed(seed)
         epochs = _epochs(config, len(dataset.fit))
         batches = Batches(model, config, dataset, teacher)
