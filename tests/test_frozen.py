@@ -251,3 +251,21 @@ def test_a_store_of_another_mlflow_is_told(empty_store, tmp_path):
         db.commit()
     with pytest.raises(ReportError, match="mlflow db upgrade"):
         connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_words_that_measuring_and_reports_share_are_the_same():
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from test_record import make
+    from tsexp import energy
+    from tsexp.energy.record import assemble
+    from tsexp.report import frozen, store
+
+    assert str(energy.PROTOCOL_VERSION) == frozen.PROTOCOL
+    scores = energy.Scores(np.full((4, 2), np.nan, np.float32), np.zeros((0, 2), np.float32))
+    manifest = {"parameters": 1, "macs": 1, "bytes": 1, "channels": 1, "device": "cpu"}
+    dataset = SimpleNamespace(y_test=np.array([0, 1, 0, 1]), y_train=np.array([0]), val=np.array([], int))
+    reasons = assemble(make() | {"source": "mains:plug"}, scores, scores, manifest, manifest, dataset, 0).invalid_reasons
+    assert any(store.NOT_FINITE in reason for reason in reasons)

@@ -133,7 +133,7 @@ COLUMNS = (
         "peak_gmacs",
         "float",
         "",
-        "10⁹ multiply-accumulates per second and thread of one large product in that format, seen in the same process",
+        "10⁹ multiply-accumulates per second and thread of one large product in that format, seen on this machine",
         True,
     ),
 )
