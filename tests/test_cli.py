@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import TINY
-from tsexp import jobs, tracking
+from tsexp import jobs, processes, tracking
 
 ITALY = [*TINY, "data=italy_power_demand"]
 
@@ -37,10 +37,15 @@ def rows_of(path):
         return list(csv.DictReader(f))
 
 
+def environment():
+    """As a user has it: without a server of warm processes that another test has left."""
+    return {k: v for k, v in os.environ.items() if k != processes.ADDRESS}
+
+
 def tsexp(folder, *arguments, check=True, **popen):
     """Run the command in a folder, to its end."""
     command = [sys.executable, "-m", "tsexp", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=os.environ | {"COLUMNS": "170"}, **popen)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment() | {"COLUMNS": "170"}, **popen)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -183,7 +188,7 @@ def test_a_job_that_is_killed_does_not_take_its_sweep_along(tmp_path):
         "        return real(model, config, *a, **k)\n"
         "    t.fit = fit\n"
     )
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "evil"), "COLUMNS": "170"}
+    env = environment() | {"PYTHONPATH": str(tmp_path / "evil"), "COLUMNS": "170"}
     command = [sys.executable, "-m", "tsexp", "-m", "train.lr=0.123,0.002", *ITALY, "train.epochs=1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=env)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -314,7 +319,7 @@ def test_windows_is_told_what_it_needs_before_any_work(monkeypatch):
 @pytest.mark.parametrize("stage", ["train", "prune", "deploy", "measure", "track"])
 def test_killed_in_any_stage_the_rerun_is_whole(tmp_path, stage):
     command = [sys.executable, "-m", "tsexp", *ITALY, "prune.ratio=0.5", "prune.finetune_epochs=2"]
-    env = os.environ | {"TSEXP_KILL": stage, "PYTHONPATH": str(tmp_path)}
+    env = environment() | {"TSEXP_KILL": stage, "PYTHONPATH": str(tmp_path)}
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if '-m' in sys.orig_argv and 'tsexp' in sys.orig_argv:\n"
@@ -358,7 +363,7 @@ def test_the_built_package_runs_elsewhere(tmp_path):
     target = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(pip, check=True, capture_output=True, timeout=300)
-    env = os.environ | {"PYTHONPATH": str(target)}
+    env = environment() | {"PYTHONPATH": str(target)}
     where = "import tsexp, tsexp.config as c; print(tsexp.__file__); print(c.conf_dir())"
     out = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
     assert out.count(str(target)) == 2

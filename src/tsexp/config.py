@@ -402,7 +402,8 @@ def flat(node: Any) -> dict[str, Any]:
 
 def redact(text: str) -> str:
     """Replace passwords in URLs by ``***``."""
-    return re.sub(r"(://[^:/@\s]+:)[^@\s]+@", r"\1***@", text)
+    text = re.sub(r"(://[^:/@\s]*:)[^\s/]+@", r"\1***@", text)
+    return re.sub(r"([?&](?:password|pwd|token)=)[^&\s]+", r"\1***", text)
 
 
 def digest(content: Any) -> str:

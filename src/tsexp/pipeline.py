@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tsexp import data, energy, pruning, qat, runtimes, training
+from tsexp import data, energy, processes, pruning, qat, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, RuntimeConfig, digest, identity, look_up, own_digests
 from tsexp.data import Dataset
@@ -33,6 +33,7 @@ class Result:
 
 def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda stage: None) -> Result:
     """Run one experiment; `enter` is told each stage as it begins."""
+    processes.start(energy.PRELOAD)  # imports while this trains; in a sweep it is there already
     cache = Cache(Path(cfg.paths.cache), lambda: meters.counter(cfg.train.device, cfg.measure.meter))
     enter("train")
     dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)

@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tsexp.config import redact
+
 ADDRESS = "TSEXP_SERVER"
 """Environment variable: the server's socket."""
 GRACE_S = 10.0
@@ -256,13 +258,13 @@ class _Server:
 def call(target: str, arguments: Sequence[str]) -> int:
     """Call ``module:function`` and return an exit status, whatever it raises."""
     try:
-        return pkgutil.resolve_name(target)(*arguments) or 0
+        return int(pkgutil.resolve_name(target)(*arguments) or 0)
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr)
         return 1
     finally:
         sys.stdout.flush()

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
@@ -83,23 +84,31 @@ def store(config: TrackingConfig) -> Any:
     The first use creates the tables and the experiment; a lock keeps parallel jobs from doing that at the same time (they die in
     the migration otherwise). Artifacts lie in ``mlartifacts`` beside a sqlite store.
     """
+    client = _ready(config.uri, config.experiment, os.getpid())
+    import mlflow
+
+    mlflow.set_tracking_uri(config.uri)
+    return client
+
+
+@lru_cache
+def _ready(uri: str, experiment: str, process: int) -> Any:
+    """Make it so once per process: connections do not survive a fork."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    file = Path(config.uri.removeprefix(SQLITE)) if config.uri.startswith(SQLITE) else None
+    file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     lock = f"{file}.lock" if file is not None else str(locking.for_everybody("store.lock"))
-    mlflow.set_tracking_uri(config.uri)
     with FileLock(lock):
-        client = mlflow.MlflowClient(config.uri)
-        if client.get_experiment_by_name(config.experiment) is None:
-            client.create_experiment(config.experiment, None if file is None else (file.parent / "mlartifacts").as_uri())
-        _dress(client, client.get_experiment_by_name(config.experiment))
-    mlflow.set_experiment(config.experiment)
+        client = mlflow.MlflowClient(uri)
+        if client.get_experiment_by_name(experiment) is None:
+            client.create_experiment(experiment, None if file is None else (file.parent / "mlartifacts").as_uri())
+        _dress(client, client.get_experiment_by_name(experiment))
     return client
 
 

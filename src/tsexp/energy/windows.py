@@ -34,7 +34,7 @@ IDLE_PROCESSES = 2
 """Only so many processes have an idle window: the idle power is that of the machine."""
 EMPTY_WINDOWS = 20
 """From which the meter's own overhead is taken."""
-JUNK, JUNK_BYTES = 2000, 1 << 16
+JUNK, JUNK_BYTES = 2000, 1 << 14
 
 
 @dataclass(frozen=True)
