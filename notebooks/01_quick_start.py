@@ -16,7 +16,7 @@
 #
 # Train a small transformer, prune it, deploy it, measure it against its dense self, look at the result.
 #
-# So that this takes less than a minute, the dataset is small and the measurement short (`measure.repeats`, `measure.window_s`): leave these two away for results.
+# So that this takes less than a minute, the dataset is small and the measurement short (`measure.repeats`): leave that away for results.
 #
 # All files go into a temporary folder, and `python` is the interpreter of this notebook.
 
@@ -47,7 +47,7 @@ Path.cwd()
 # `-m` and values with commas: one job per value. The dataset lies in aeon's wheel, so that no network is needed.
 
 # %% language="bash"
-# python -m tsexp -m data=italy_power_demand prune.ratio=0,0.5 measure.repeats=5 measure.window_s=0.1 train.progress=false
+# python -m tsexp -m data=italy_power_demand prune.ratio=0,0.5 measure.repeats=20 train.progress=false
 
 # %% [markdown]
 # The first line is the dense model measured against itself: what it shows is noise. ⚠ marks what to look at twice.
@@ -64,7 +64,7 @@ Image(picture)
 # The same command again measures nothing twice: it finds both jobs in the store.
 
 # %% language="bash"
-# python -m tsexp -m data=italy_power_demand prune.ratio=0,0.5 measure.repeats=5 measure.window_s=0.1 train.progress=false | grep "measured before"
+# python -m tsexp -m data=italy_power_demand prune.ratio=0,0.5 measure.repeats=20 train.progress=false | grep "measured before"
 
 # %% [markdown]
 # ## The artifact

@@ -29,7 +29,7 @@ os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 warnings.filterwarnings("ignore", "IProgress")
 
 # %% language="bash"
-# python -m tsexp data=italy_power_demand prune.ratio=0.5 measure.repeats=10 measure.window_s=0.1 train.progress=false
+# python -m tsexp data=italy_power_demand prune.ratio=0.5 measure.repeats=20 train.progress=false
 
 # %% [markdown]
 # ## Through MLflow

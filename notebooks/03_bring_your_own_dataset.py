@@ -54,7 +54,7 @@ print(Path("hum/Hum_TRAIN.ts").read_text()[:300])
 # ## The run
 
 # %% language="bash"
-# python -m tsexp data=ucr data.name=Hum data.path=hum data.scale=standard model.patch=8 prune.ratio=0.3 measure.repeats=5 measure.window_s=0.1 train.progress=false
+# python -m tsexp data=ucr data.name=Hum data.path=hum data.scale=standard model.patch=8 prune.ratio=0.3 measure.repeats=20 train.progress=false
 
 # %% [markdown]
 # `data.scale` says how raw values reach the model (`none`, `znorm`, `minmax`, `standard`), `data.unequal` what happens to unequal lengths, `data.missing` what to missing values:

@@ -213,7 +213,7 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
         "scope": seen[0]["scope"],
         "batch_size": config.batch_size,
         "processes": len(seen),
-        "repeats": sum(config.repeats * (i + 1) // config.processes - config.repeats * i // config.processes for i in range(len(seen))),
+        "repeats": sum(one["pairs"] for one in seen),
         "target_pct": config.target_pct,
     }
 

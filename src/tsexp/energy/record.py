@@ -292,15 +292,17 @@ def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if invalid:
         return tuple(invalid), ()
     for name in ("artifact", "reference"):
-        values = _per_inference(raw, name)["energy_j"]
-        variation = 100 * float(values.std(ddof=1) / values.mean())
+        each = _per_inference(raw, name)
+        values = each["energy_j"]
+        middles = np.array([np.median(values[each["process"] == p]) for p in np.unique(each["process"])])
+        variation = 100 * float(middles.std(ddof=1) / middles.mean()) if len(middles) > 1 else 0.0
         if variation > VARIATION_PCT:
-            warn.append(f"energy of the {name} varies by {variation:.0f} % between windows")
+            warn.append(f"energy of the {name} varies by {variation:.0f} % between processes")
         third = max(1, len(values) // 3)
         drift = 100 * abs(float(np.median(values[-third:]) / np.median(values[:third])) - 1)
         if drift > DRIFT_PCT:
             warn.append(f"energy of the {name} drifts by {drift:.0f} %")
-    foreign = sum(w["foreign_cpu_s"] for w in windows) / sum(w["wall_s"] for w in windows)
+    foreign = max(0.0, sum(w["foreign_cpu_s"] for w in windows)) / sum(w["wall_s"] for w in windows)
     if foreign > FOREIGN_CORES:
         warn.append(f"foreign load of {foreign:.1f} cores: trust vs_dense/cpu_speedup, not vs_dense/speedup")
     if raw.get("throttle_events"):
