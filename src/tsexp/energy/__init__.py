@@ -149,7 +149,7 @@ def measure(
     title, progress
         Of the bar.
     planted
-        Uncounted extra work of the artifact, as a share (for the self-test).
+        Extra work of the artifact that does nothing, as a share (for the self-test).
 
     Raises
     ------
