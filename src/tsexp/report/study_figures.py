@@ -440,7 +440,7 @@ def roofline(study: Study) -> Drawing:
         _log_ticks(axes.xaxis, means["share_pct"])
     handles = [Line2D([], [], color=study.colours[m], marker="o", ls="none", label=m) for m in models]
     handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned")] if (means["ratio"] > 0).any() else []
-    notes = [*_small_print(study), "Peak: one large product in the same number format, in the same process."]
+    notes = [*_small_print(study), "Peak: one large product in the same number format, seen on this machine."]
     _finish(figure, notes, handles, "share of the peak reached (%)")
     return Drawing(figure, [*notes, "MACs · series per second of wall time, over the peak of a thread · threads."])
 
