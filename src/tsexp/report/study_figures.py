@@ -175,7 +175,9 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
     if len(controls):
         handles += [Line2D([], [], color="0.6", marker="*", ms=7, mec="black", mew=0.5, ls="none", label="control: dense, tuned alike")]
     handles += [Line2D([], [], color="0.55", label="Pareto front")]
-    explained = [BARS] if shown.groupby("dataset").size().min() <= 12 else []
+    sizes = shown.groupby("dataset").size()
+    explained = [BARS] if sizes.min() <= 12 else []
+    explained += ["Panels of more than 12 points have no bars, which would hide them."] if sizes.max() > 12 else []
     notes = [*_small_print(study, side), *([WARNED] if shown["warned"].any() else []), *explained]
     notes += ["The front is of test accuracy: what is on it may have been lucky there."]
     _finish(figure, notes, handles, f"{side} energy per inference{_dagger(side)} ({unit})", "test accuracy (%)")
