@@ -470,6 +470,9 @@ def test_costs_and_when_they_have_paid() -> None:
     measured = replace(got, energy_source="zeus:rapl").with_costs({"wall_s": 10.0, "cpu_s": 20.0, "energy_j": {"zeus:rapl": 7.0}}, paid[1:], 5.0)
     assert (measured.metrics["cost/train_j"], measured.metrics["cost/compress_j"]) == (7, 99)
     assert "cost/compress_j" not in replace(got, energy_source="zeus:rapl").with_costs(paid[1], paid, 5.0).metrics
+    same = assembled(make(saving_pct=0.2, speedup=1.0, noise=0.05), scores, scores, labels).with_costs(paid[0], paid, 5.0).metrics
+    assert same["vs_dense/energy_saving_lo"] < 0
+    assert "cost/break_even_inferences" not in same
     worse = assembled(make(saving_pct=-10.0), scores, scores, labels).with_costs(paid[0], paid, 5.0).metrics
     assert "cost/break_even_inferences" not in worse
 

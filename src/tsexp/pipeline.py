@@ -47,11 +47,11 @@ def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda sta
     control = qat.tune(control, cfg.quant, cfg.train, cfg.seed, dataset, cache, fake=False)
     enter("deploy")
     artifacts = [runtimes.deploy(tuned, cfg.quant, one, dataset, cache) for one in runtimes.candidates(cfg.quant, cfg.runtime)]
-    untuned, reference, exact = (_plain(model, cfg, dataset, cache) for model in (dense, control, tuned))
+    untuned, reference = (_plain(model, cfg, dataset, cache) for model in (dense, control))
     enter("measure")
     artifact, tried = artifacts[0], list[dict[str, Any]]()
     if cfg.runtime.name == runtimes.AUTO:
-        artifact, tried = energy.choose(artifacts, exact, dataset, cfg.measure, cache)
+        artifact, tried = energy.choose(artifacts, _plain(tuned, cfg, dataset, cache), dataset, cfg.measure, cache)
     scores, reference_scores, untuned_scores = (
         energy.score(a, dataset, cfg.measure, cache, cfg.train.progress) for a in (artifact, reference, untuned)
     )

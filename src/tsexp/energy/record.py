@@ -80,7 +80,7 @@ class Record:
         compress_s, compress_j = sum(c["wall_s"] for c in compress), sum(self._joules(c, watts_per_core) for c in compress)
         costs = {"cost/train_s": train_s, "cost/train_j": train_j, "cost/compress_s": compress_s, "cost/compress_j": compress_j}
         gained_j = self.metrics.get("energy/reference_per_inference_j", 0.0) - self.metrics.get("energy/per_inference_j", 0.0)
-        if gained_j > 0:
+        if gained_j > 0 and self.metrics.get("vs_dense/energy_saving_lo", 0.0) > 0:  # of noise, nothing is paid back
             costs["cost/break_even_inferences"] = compress_j / gained_j
         return replace(self, metrics=self.metrics | {k: float(v) for k, v in costs.items() if np.isfinite(v)})
 
