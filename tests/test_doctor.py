@@ -37,18 +37,33 @@ NOTHING = SimpleNamespace(metrics={}, valid=False, invalid_reasons=("every windo
         ([seen(0.4)] * 12, seen(-2), False),  # each holds 0, but all lean to one side
         ([seen(0.1), seen(-0.1)] * 6, seen(-0.4), False),
         ([seen(0.1), seen(-0.1)] * 6, seen(-6), False),
-        ([seen(0.1), seen(-0.1)] * 6, seen(-2, half=9), False),
+        ([seen(0.1), seen(-0.1)] * 6, seen(-2, half=40), False),
         ([seen(0.1)] * 11 + [seen(0.1, valid=False)], seen(-2), False),
         ([seen(0.1)] * 11 + [NOTHING], seen(-2), False),
         ([seen(0.1), seen(-0.1)] * 6, NOTHING, False),
     ],
 )
 def test_selftest_passes_only_on_what_is_right_and_what_was_planted(monkeypatch, itself, planted, passes):
-    records = iter([*itself, planted])
+    records = iter([*itself, *[planted] * 12])
     monkeypatch.setattr(energy, "measure", lambda *_, **__: next(records))
     console = Console(file=io.StringIO(), width=200)
     assert doctor.selftest(console) is passes
     assert ("self-test passed" in console.file.getvalue()) is passes
+
+
+def test_selftest_plants_until_it_would_be_seen(monkeypatch):
+    asked = []
+
+    def measure(*_, planted, **__):
+        asked.append(planted)
+        return seen(-2, half=3) if planted else seen((-1) ** len(asked) * 0.1)
+
+    monkeypatch.setattr(energy, "measure", measure)
+    console = Console(file=io.StringIO(), width=200)
+    assert doctor.selftest(console)
+    assert asked[:12] == [0.0] * 12
+    assert 1 < len(asked[12:]) < 12
+    assert set(asked[12:]) == {doctor.PLANTED}
 
 
 def test_selftest_takes_a_meter_of_ones_own(monkeypatch, tmp_path, capsys):
