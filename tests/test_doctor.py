@@ -31,20 +31,20 @@ NOTHING = SimpleNamespace(metrics={}, valid=False, invalid_reasons=("every windo
 @pytest.mark.parametrize(
     ("itself", "planted", "passes"),
     [
-        ([seen(0.1), seen(-0.1)] * 6, seen(-2), True),
-        ([seen(0.1, half=1.0)] * 11 + [seen(0.6)], seen(-2), True),  # one of twelve just misses: chance
-        ([seen(0.6), seen(-0.6)] * 6, seen(-2), False),  # all just miss: the intervals are too narrow
-        ([seen(0.4)] * 12, seen(-2), False),  # each holds 0, but all lean to one side
-        ([seen(0.1), seen(-0.1)] * 6, seen(-0.4), False),
-        ([seen(0.1), seen(-0.1)] * 6, seen(-6), False),
-        ([seen(0.1), seen(-0.1)] * 6, seen(-2, half=40), False),
-        ([seen(0.1)] * 11 + [seen(0.1, valid=False)], seen(-2), False),
-        ([seen(0.1)] * 11 + [NOTHING], seen(-2), False),
-        ([seen(0.1), seen(-0.1)] * 6, NOTHING, False),
+        ([seen(0.1), seen(-0.1)] * 10, seen(-2), True),
+        ([seen(0.1, half=1.0)] * 19 + [seen(0.6)], seen(-2), True),  # one of twenty just misses: chance
+        ([seen(0.6), seen(-0.6)] * 10, seen(-2), False),  # all just miss: the intervals are too narrow
+        ([seen(0.4)] * 20, seen(-2), False),  # each holds 0, but all lean to one side
+        ([seen(0.1), seen(-0.1)] * 10, seen(-0.4), False),
+        ([seen(0.1), seen(-0.1)] * 10, seen(-6), False),
+        ([seen(0.1), seen(-0.1)] * 10, seen(-2, half=40), False),
+        ([seen(0.1)] * 19 + [seen(0.1, valid=False)], seen(-2), False),
+        ([seen(0.1)] * 19 + [NOTHING], seen(-2), False),
+        ([seen(0.1), seen(-0.1)] * 10, NOTHING, False),
     ],
 )
 def test_selftest_passes_only_on_what_is_right_and_what_was_planted(monkeypatch, itself, planted, passes):
-    records = iter([*itself, *[planted] * 12])
+    records = iter([*itself, *[planted] * 20])
     monkeypatch.setattr(energy, "measure", lambda *_, **__: next(records))
     console = Console(file=io.StringIO(), width=200)
     assert doctor.selftest(console) is passes
@@ -61,9 +61,9 @@ def test_selftest_plants_until_it_would_be_seen(monkeypatch):
     monkeypatch.setattr(energy, "measure", measure)
     console = Console(file=io.StringIO(), width=200)
     assert doctor.selftest(console)
-    assert asked[:12] == [0.0] * 12
-    assert 1 < len(asked[12:]) < 12
-    assert set(asked[12:]) == {doctor.PLANTED}
+    assert asked[:20] == [0.0] * 20
+    assert 1 < len(asked[20:]) < 20
+    assert set(asked[20:]) == {doctor.PLANTED}
 
 
 def test_selftest_takes_a_meter_of_ones_own(monkeypatch, tmp_path, capsys):

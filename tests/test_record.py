@@ -15,9 +15,9 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-from tsexp import energy
+from tsexp import doctor, energy
 from tsexp.energy import Scores, record
-from tsexp.energy.record import Record, assemble, doubts, drop, quality, reach_pct, scatter_p, summarize
+from tsexp.energy.record import Record, assemble, doubts, drop, pooled_saving, quality, reach_pct, scatter_p, summarize
 
 PAIRS, PROCESSES = 12, 4
 NAMES = ("artifact", "reference")
@@ -175,20 +175,43 @@ def test_interval_covers_nearly_what_it_says_when_it_stops_as_soon_as_it_is_narr
     assert stopped or target_pct < 100 * between
 
 
+def noise_that_changes(draw: np.random.Generator) -> float:
+    return 0.006 * math.exp(draw.normal(0, 0.7))
+
+
+def test_planted_work_pooled_over_rounds_is_covered_though_they_end_when_it_is_narrow() -> None:
+    draw = np.random.default_rng(0)
+    held, rounds = 0, []
+    for _ in range(400):
+        raws, width = [], math.inf
+        while width > 1.0 and len(raws) < 20:
+            raws.append(planted(draw, noise_that_changes(draw), 0.006, processes=8))
+            _, low, high = pooled_saving(raws)
+            width = high - low
+        held += low <= 0 <= high
+        rounds.append(len(raws))
+    assert 0.92 <= held / 400 <= 0.98
+    assert max(rounds) > 1
+
+
 def test_a_meter_that_scatters_more_than_its_intervals_say_is_found_out() -> None:
     draw = np.random.default_rng(0)
-    good = [scatter_p([planted(draw, 0.006, 0.006) for _ in range(12)]) for _ in range(200)]
-    assert np.mean(np.array(good) < 0.01) <= 0.03
-    # Whole rounds are shifted, which no process sees: as much as lets 95 % intervals hold the truth in about 75 %.
-    bad = []
-    for _ in range(200):
-        raws = [planted(draw, 0.006, 0.006) for _ in range(12)]
-        for raw in raws:
-            off = math.exp(draw.normal(0, 0.0055))
+
+    def rounds(shift: float) -> list[Raw]:
+        made = []
+        for _ in range(doctor.ROUNDS):
+            noise = noise_that_changes(draw)
+            raw = planted(draw, noise, noise, processes=8)
+            # The whole round is shifted, which no process sees.
+            off = math.exp(draw.normal(0, shift * noise))
             for w in of(raw, "artifact"):
                 w["energy_j"] *= off
-        bad.append(scatter_p(raws))
-    assert np.mean(np.array(bad) < 0.01) > 0.6
+            made.append(raw)
+        return made
+
+    assert np.mean([scatter_p(rounds(0.0)) < doctor.LEAST_P for _ in range(200)]) <= 0.03
+    # As much as lets 95 % intervals hold the truth in about 75 %.
+    assert np.mean([scatter_p(rounds(0.7)) < doctor.LEAST_P for _ in range(100)]) > 0.75
 
 
 def test_ratios_are_taken_within_pairs() -> None:

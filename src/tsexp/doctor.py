@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tsexp.training import Fitted
 
 PLANTED = 0.02
-ROUNDS = 12
+ROUNDS = 20
 """Of the artifact against itself; and, at most, against one with planted work: as many as it takes for an interval of half of what is planted."""
 LEAST_P = 0.01
 """Of a meter that is right, 1 in 100 self-tests fails for this; of one whose 95 % intervals hold the truth in 75 %, about 5 in 6 do."""
@@ -160,7 +160,7 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
         reach = max(records.reach_pct(r.raw) for r in nulls)
         said = (
             f"{sum(_holds(r, 0) for r in nulls)} of {rounds} intervals hold 0; the rounds scatter {'no ' if p >= LEAST_P else ''}more than their "
-            f"intervals say (F test, p = {p:.3f}; at least {LEAST_P:g} asked)\n"
+            f"intervals say (χ² test, p = {p:.3f}; at least {LEAST_P:g} asked)\n"
             f"{PLANTED:.0%} of planted work {'was' if found else 'was NOT'} found: saving {saving:.2f} [{low:.2f}, {high:.2f}] % "
             f"over {len(more)} round{'s' * (len(more) > 1)} (true: {-100 * PLANTED:g} %)\n"
             f"measure=quick resolves savings above about {reach:.1f} % here (the widest interval of the artifact against itself)"
