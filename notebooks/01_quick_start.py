@@ -75,7 +75,9 @@ Image(picture)
 import mlflow
 
 mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/mlflow.db")
-run = mlflow.search_runs(experiment_names=["tsexp"], filter_string="attributes.run_name = 'prune.ratio=0.5'").iloc[0]
+run = mlflow.search_runs(
+    experiment_names=["tsexp"], filter_string="attributes.run_name = 'prune.ratio=0.5'"
+).iloc[0]
 model = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
 
 # %%

@@ -42,13 +42,20 @@ import mlflow
 mlflow.set_tracking_uri(f"sqlite:///{Path.cwd()}/mlflow.db")
 client = mlflow.MlflowClient()
 (run,) = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
-{name: round(value, 4) for name, value in sorted(run.data.metrics.items()) if name.startswith(("test/", "vs_dense/"))}
+{
+    name: round(value, 4)
+    for name, value in sorted(run.data.metrics.items())
+    if name.startswith(("test/", "vs_dense/"))
+}
 
 # %% [markdown]
 # Where the energy comes from, whether the record may stand in a table, and what to look at twice:
 
 # %%
-{name: run.data.tags[name] for name in ("tsexp.energy_source", "tsexp.valid", "tsexp.invalid_reasons", "tsexp.warnings")}
+{
+    name: run.data.tags[name]
+    for name in ("tsexp.energy_source", "tsexp.valid", "tsexp.invalid_reasons", "tsexp.warnings")
+}
 
 # %% [markdown]
 # What else is kept with the run:
@@ -101,7 +108,9 @@ results.results[["energy_source", "measured_saving_pct", "estimated_saving_pct"]
 import numpy as np
 
 windows = results.windows.query("subject != 'idle' and not discarded")
-joules = windows.assign(j=windows.energy_j / windows.inferences).pivot(index=["process", "pair"], columns="subject", values="j")
+joules = windows.assign(j=windows.energy_j / windows.inferences).pivot(
+    index=["process", "pair"], columns="subject", values="j"
+)
 per_process = np.log(joules.reference / joules.artifact).groupby("process").median()
 saving_pct = 100 * (1 - np.exp(-per_process.mean()))
 assert abs(saving_pct - again["vs_dense/energy_saving_pct"]) < 1e-9
@@ -112,7 +121,11 @@ saving_pct
 
 # %%
 axis = (1000 * joules.droplevel("process")).plot(
-    marker="o", figsize=(7, 3), xlabel="pair", ylabel="mJ per series", title=run.data.tags["tsexp.energy_source"]
+    marker="o",
+    figsize=(7, 3),
+    xlabel="pair",
+    ylabel="mJ per series",
+    title=run.data.tags["tsexp.energy_source"],
 )
 top = axis.set_ylim(bottom=0)
 

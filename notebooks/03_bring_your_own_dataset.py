@@ -44,7 +44,14 @@ series.shape
 from aeon.datasets import save_to_ts_file
 
 for part, chosen in (("TRAIN", slice(0, 60)), ("TEST", slice(60, 120))):
-    save_to_ts_file(series[chosen], kind[chosen], label_type="classification", path="hum", problem_name="Hum", file_suffix=f"_{part}")
+    save_to_ts_file(
+        series[chosen],
+        kind[chosen],
+        label_type="classification",
+        path="hum",
+        problem_name="Hum",
+        file_suffix=f"_{part}",
+    )
 sorted(Path("hum").iterdir())
 
 # %%
@@ -80,7 +87,9 @@ print(Path("hum/Hum_TRAIN.ts").read_text()[:300])
 broken = Path("broken")
 broken.mkdir()
 for file in Path("hum").iterdir():
-    (broken / file.name).write_text(file.read_text().replace(":slow\n", "\n") if "TEST" in file.name else file.read_text())
+    (broken / file.name).write_text(
+        file.read_text().replace(":slow\n", "\n") if "TEST" in file.name else file.read_text()
+    )
 
 # %% magic_args="--no-raise-error" language="bash"
 # python -m tsexp data=ucr data.name=Hum data.path=broken

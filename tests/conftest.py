@@ -52,7 +52,15 @@ def load_data() -> Callable[..., Dataset]:
     """Load one of the datasets in aeon's wheel: load_data("ItalyPowerDemand", scale="minmax")."""
 
     def load(name: str, seed: int = 0, **changes: object) -> Dataset:
-        base = DataConfig(name=name, path=None, scale="znorm", unequal="pad", length=None, missing="interpolate", val_fraction=0.2)
+        base = DataConfig(
+            name=name,
+            path=None,
+            scale="znorm",
+            unequal="pad",
+            length=None,
+            missing="interpolate",
+            val_fraction=0.2,
+        )
         return data.load(replace(base, **changes), "data", seed)  # type: ignore[arg-type]
 
     return load
@@ -84,7 +92,12 @@ def tiny_model() -> Callable[..., models.Classifier]:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Config:
     """An experiment of seconds whose cache and store lie in a folder of this test."""
-    return compose(*TINY, "data=italy_power_demand", f"paths.cache={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    return compose(
+        *TINY,
+        "data=italy_power_demand",
+        f"paths.cache={tmp_path}/cache",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+    )
 
 
 def as_tensor(x: np.ndarray) -> torch.Tensor:

@@ -48,8 +48,9 @@ def frozen(
 ) -> Frozen:
     """Make results of `datasets` × `models` × ways to compress × `seeds`.
 
-    Of each dataset and model, one record has invalid energy (static in OpenVINO, the last seed), and one has a warning (l2, local, 0.5, the
-    first seed). The control of pruned models is the dense model, tuned: it is right 4 points more often.
+    Of each dataset and model, one record has invalid energy (static in OpenVINO, the last seed), and one has
+    a warning (l2, local, 0.5, the first seed). The control of pruned models is the dense model, tuned: it is
+    right 4 points more often.
 
     Parameters
     ----------
@@ -67,14 +68,23 @@ def frozen(
     made = [_run(*what, measured, series) for what in _asked(datasets, models, seeds)]
     results = pd.DataFrame([m[0] | columns for m in made], columns=[c.name for c in COLUMNS])
     windows, predictions, channels = (pd.concat([m[i] for m in made], ignore_index=True) for i in (1, 2, 3))
-    says = {"schema": SCHEMA_VERSION, "experiment": "tsexp", "experiment_id": "1", "where": "", "left_out": {}} | (about or {})
+    says = {
+        "schema": SCHEMA_VERSION,
+        "experiment": "tsexp",
+        "experiment_id": "1",
+        "where": "",
+        "left_out": {},
+    } | (about or {})
     return Frozen(schema().validate(results), windows, predictions, channels, says)
 
 
 def only(whole: Frozen, keep: pd.Series) -> Frozen:
     """The runs for which `keep` holds, with all that belongs to them: only(f, f.results["seed"] == 0)."""
     results = whole.results[keep].reset_index(drop=True)
-    rest = [t[t["run_id"].isin(results["run_id"])].reset_index(drop=True) for t in (whole.windows, whole.predictions, whole.channels)]
+    rest = [
+        t[t["run_id"].isin(results["run_id"])].reset_index(drop=True)
+        for t in (whole.windows, whole.predictions, whole.channels)
+    ]
     return Frozen(results, *rest, about=whole.about)
 
 
@@ -97,7 +107,9 @@ class Store:
         labels: tuple[str, ...] = ("a", "a", "b", "b"),
         **changes: Any,
     ) -> str:
-        """Log a run as tsexp does: prune.ratio=0.5 by l1; `changes` of params, metrics and tags (with __ for . or /); return its id.
+        """Log a run as tsexp does: prune.ratio=0.5 by l1.
+
+        `changes` of params, metrics and tags (with __ for . or /); return its id.
 
         Names in `without` are of metrics, tags or artifacts that are not logged.
         """
@@ -105,22 +117,80 @@ class Store:
 
         changes = {k.replace("__", "."): v for k, v in changes.items()}
         params: dict[str, Any] = {
-            **{"data.name": "ACSF1", "model.name": "t1", "model.heads": 2, "model.ffn": 3, "train.epochs": 2, "runtime.name": "eager"},
-            **{"prune.method": "l1", "prune.scope": "local", "prune.ratio": 0.5, "prune.finetune_epochs": 1, "quant.mode": "none"},
-            **{"quant.calibration": "minmax", "runtime.device": "cpu", "measure.batch_size": 1, "measure.threads": 1, "measure.repeats": 2},
+            **{
+                "data.name": "ACSF1",
+                "model.name": "t1",
+                "model.heads": 2,
+                "model.ffn": 3,
+                "train.epochs": 2,
+                "runtime.name": "eager",
+            },
+            **{
+                "prune.method": "l1",
+                "prune.scope": "local",
+                "prune.ratio": 0.5,
+                "prune.finetune_epochs": 1,
+                "quant.mode": "none",
+            },
+            **{
+                "quant.calibration": "minmax",
+                "runtime.device": "cpu",
+                "measure.batch_size": 1,
+                "measure.threads": 1,
+                "measure.repeats": 2,
+            },
             "measure.processes": 1,
-            **{"measure.window_s": 0.2, "seed": 0, "paths.cache": "cache", "tracking.uri": self.uri, "rerun": False},
+            **{
+                "measure.window_s": 0.2,
+                "seed": 0,
+                "paths.cache": "cache",
+                "tracking.uri": self.uri,
+                "rerun": False,
+            },
         }
         params |= {k: v for k, v in changes.items() if k in params}
         metrics = {
-            **{f"test/{k}": 0.75 for k in ("accuracy", "balanced_accuracy", "macro_f1", "control_accuracy", "dense_accuracy")},
-            **{"val/accuracy": 0.7, "val/accuracy_drop_pt": 0.5, "val/series": 40, "energy/reference_per_inference_j": 0.02},
-            **{f"cost/{k}": 2.0 for k in ("load_ms", "first_call_ms", "train_s", "compress_s", "break_even_inferences", "train_j")},
+            **{
+                f"test/{k}": 0.75
+                for k in ("accuracy", "balanced_accuracy", "macro_f1", "control_accuracy", "dense_accuracy")
+            },
+            **{
+                "val/accuracy": 0.7,
+                "val/accuracy_drop_pt": 0.5,
+                "val/series": 40,
+                "energy/reference_per_inference_j": 0.02,
+            },
+            **{
+                f"cost/{k}": 2.0
+                for k in (
+                    "load_ms",
+                    "first_call_ms",
+                    "train_s",
+                    "compress_s",
+                    "break_even_inferences",
+                    "train_j",
+                )
+            },
             **{f"vs_dense/accuracy_drop_{k}": v for k, v in (("pt", 0.0), ("lo", -1.0), ("hi", 1.0))},
-            **{f"vs_dense/{k}": 2.0 for k in ("speedup", "speedup_lo", "speedup_hi", "cpu_speedup", "cpu_speedup_lo", "cpu_speedup_hi")},
+            **{
+                f"vs_dense/{k}": 2.0
+                for k in (
+                    "speedup",
+                    "speedup_lo",
+                    "speedup_hi",
+                    "cpu_speedup",
+                    "cpu_speedup_lo",
+                    "cpu_speedup_hi",
+                )
+            },
             **{f"vs_dense/energy_saving_{k}": 50.0 for k in ("pct", "lo", "hi")},
             **{f"latency/p{k}_ms": 1.5 for k in (50, 90, 99)},
-            **{"throughput/series_per_s": 700.0, "memory/peak_mb": 512.0, "energy/per_inference_j": 0.01, "test/nll": 0.7},
+            **{
+                "throughput/series_per_s": 700.0,
+                "memory/peak_mb": 512.0,
+                "energy/per_inference_j": 0.01,
+                "test/nll": 0.7,
+            },
             **{f"size/{k}": 1000 for k in ("parameters", "macs", "bytes")},
             **{"vs_dense/size_ratio": 2.0, "prune/achieved_ratio": float(params["prune.ratio"])},
         }
@@ -130,24 +200,54 @@ class Store:
             "tsexp.signature": digest({k: str(v) for k, v in params.items()}),
             "tsexp.config": digest({k: str(v) for k, v in asked.items()}),
             "tsexp.protocol": "2",
-            **{"tsexp.energy_source": "estimated:cpu_time", "tsexp.valid": "true", "tsexp.invalid_reasons": "", "tsexp.warnings": ""},
-            **{"tsexp.data_checksum": "c" * 64, "tsexp.runtime": str(params["runtime.name"]), "tsexp.git_sha": "0" * 40, "tsexp.version": "0.1.0"},
+            **{
+                "tsexp.energy_source": "estimated:cpu_time",
+                "tsexp.valid": "true",
+                "tsexp.invalid_reasons": "",
+                "tsexp.warnings": "",
+            },
+            **{
+                "tsexp.data_checksum": "c" * 64,
+                "tsexp.runtime": str(params["runtime.name"]),
+                "tsexp.git_sha": "0" * 40,
+                "tsexp.version": "0.1.0",
+            },
             "tsexp.stage": "done",
         }
         tags |= {f"tsexp.{k}": v for k, v in changes.items() if f"tsexp.{k}" in tags}
-        run = self.client.create_run(self.experiment, run_name=name, tags={k: v for k, v in tags.items() if k not in without})
+        run = self.client.create_run(
+            self.experiment, run_name=name, tags={k: v for k, v in tags.items() if k not in without}
+        )
         self.client.log_batch(
             run.info.run_id,
             metrics=[Metric(k, v, 0, 0) for k, v in metrics.items() if k not in without],
             params=[Param(k, str(v)) for k, v in params.items()],
         )
         if tags["tsexp.valid"] == "false":
-            windows = ("energy/", "latency/", "throughput/", "memory/", "vs_dense/speedup", "vs_dense/cpu", "vs_dense/energy", "cost/break")
+            windows = (
+                "energy/",
+                "latency/",
+                "throughput/",
+                "memory/",
+                "vs_dense/speedup",
+                "vs_dense/cpu",
+                "vs_dense/energy",
+                "cost/break",
+            )
             metrics = {f"invalid/{k}" if k.startswith(windows) else k: v for k, v in metrics.items()}
-        window = {"process": 0, "wall_s": 1.0, "cpu_s": 1.0, "energy_j": 10.0, "inferences": 100, "discarded": False}
+        window = {
+            "process": 0,
+            "wall_s": 1.0,
+            "cpu_s": 1.0,
+            "energy_j": 10.0,
+            "inferences": 100,
+            "discarded": False,
+        }
         lines = "".join(f"{label},{label},{labels[0]}\n" for label in labels)
         files = {
-            "windows.json": json.dumps({"windows": [{"subject": s, "pair": 0} | window for s in ("reference", "artifact")]}),
+            "windows.json": json.dumps(
+                {"windows": [{"subject": s, "pair": 0} | window for s in ("reference", "artifact")]}
+            ),
             "hardware.json": json.dumps({"cpu": "A CPU", "cores": 2} | changes.get("hardware", {})),
             "manifest.json": json.dumps({"matmuls": {"float32": 27}}),
             "predictions.csv": f"label,predicted,dense_predicted\n{lines}",
@@ -163,12 +263,23 @@ class Store:
         return str(run.info.run_id)
 
 
-def _asked(datasets: tuple[str, ...], models: tuple[str, ...], seeds: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
+def _asked(
+    datasets: tuple[str, ...], models: tuple[str, ...], seeds: tuple[int, ...]
+) -> Iterator[tuple[Any, ...]]:
     for dataset in datasets:
         for model in models:
             ways = [("-", "-", 0.0, mode, runtime) for mode, runtime in CELLS]
-            ways += [(method, scope, ratio, "none", "eager") for method in METHODS for scope in SCOPES for ratio in RATIOS]
-            ways += [("l1", "global", ratio, mode, "onnxruntime") for ratio in RATIOS for mode in ("none", "dynamic", "static")]
+            ways += [
+                (method, scope, ratio, "none", "eager")
+                for method in METHODS
+                for scope in SCOPES
+                for ratio in RATIOS
+            ]
+            ways += [
+                ("l1", "global", ratio, mode, "onnxruntime")
+                for ratio in RATIOS
+                for mode in ("none", "dynamic", "static")
+            ]
             for way in ways:
                 for seed in seeds:
                     yield dataset, model, *way, seed, seed == seeds[0], seed == seeds[-1]
@@ -259,25 +370,44 @@ def _run(
         "latency_p90_ms": 1100 * dense_j / 10 / speedup,
         "latency_p99_ms": 1300 * dense_j / 10 / speedup,
         "series_per_s": 10 * speedup / dense_j,
-        **{f"{kind}speedup{end}": speedup * by for kind in ("", "cpu_") for end, by in (("", 1), ("_lo", 0.99), ("_hi", 1.01))},
+        **{
+            f"{kind}speedup{end}": speedup * by
+            for kind in ("", "cpu_")
+            for end, by in (("", 1), ("_lo", 0.99), ("_hi", 1.01))
+        },
         "parameters": round({"t1": 180041, "t2": 263625}.get(model, 178122) * (1 - ratio)),
         "macs": round({"t1": 4e6, "t2": 9e6}.get(model, 2e7) * (1 - ratio)),
         "bytes": round(720000 * (1 - ratio) / (3.2 if mode in ("dynamic", "static") else 1)),
         "size_ratio": (3.2 if mode in ("dynamic", "static") else 1) / (1 - ratio),
         "peak_mb": 700.0,
-        **{"cost_load_ms": 20.0, "cost_first_call_ms": 5.0, "cost_train_s": 60.0, "cost_compress_s": 10.0 * (ratio > 0), "cost_train_j": 600.0},
+        **{
+            "cost_load_ms": 20.0,
+            "cost_first_call_ms": 5.0,
+            "cost_train_s": 60.0,
+            "cost_compress_s": 10.0 * (ratio > 0),
+            "cost_train_j": 600.0,
+        },
         "matmuls": 27,
         "matmuls_int8": 25 if mode in ("dynamic", "static") else 0,
         "number_format": "int8" if mode in ("dynamic", "static") else "bf16" if mode == "bf16" else "fp32",
         "peak_gmacs": {"dynamic": 200.0, "static": 200.0, "bf16": 100.0}.get(mode, 50.0),
     }
     if (mode, runtime) == ("static", "openvino") and last:
-        result |= {"valid": False, "invalid_reasons": "outputs on the probe batch differ before and after"} | dict.fromkeys(FROM_WINDOWS)
+        result |= {
+            "valid": False,
+            "invalid_reasons": "outputs on the probe batch differ before and after",
+        } | dict.fromkeys(FROM_WINDOWS)
     if (method, scope, ratio) == ("l2", "local", 0.5) and first:
         result |= {"warnings": "energy of the artifact drifts by 7 %"}
     names = np.array(CLASSES)
     predictions = pd.DataFrame(
-        {"run_id": run_id, "series": np.arange(series), "label": names[labels], "predicted": names[predicted], "dense_predicted": names[control]}
+        {
+            "run_id": run_id,
+            "series": np.arange(series),
+            "label": names[labels],
+            "predicted": names[predicted],
+            "dense_predicted": names[control],
+        }
     )
     return result, _windows(run_id, dense_j, speedup, rng), predictions, _channels(run_id, ratio, rng)
 
@@ -305,7 +435,9 @@ def _windows(run_id: str, dense_j: float, speedup: float, rng: np.random.Generat
             joules = inferences * each * rng.uniform(0.98, 1.02)
             lines.append((subject, pair, joules / 10, joules / 10, joules, inferences, False))
     lines = [lines[0], *sorted(lines[1:], key=lambda w: w[1]), lines[0]]
-    table = pd.DataFrame(lines, columns=["subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"])
+    table = pd.DataFrame(
+        lines, columns=["subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"]
+    )
     table.insert(0, "process", table["pair"].clip(0) * PROCESSES // PAIRS)
     table.loc[table.index[-1], "process"] = PROCESSES - 1
     table.insert(0, "order", range(len(table)))

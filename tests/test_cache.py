@@ -80,7 +80,9 @@ def test_damaged_entry_is_rebuilt_with_a_warning(tmp_path, caplog, damage):
     assert again.folder == entry.folder
     assert (again.folder / "part" / "made.txt").read_text() == "made"
     assert not (again.folder / "stranger.txt").exists()
-    assert [str(entry.folder) in r.getMessage() and "damaged" in r.getMessage() for r in caplog.records] == [True]
+    assert [str(entry.folder) in r.getMessage() and "damaged" in r.getMessage() for r in caplog.records] == [
+        True
+    ]
     assert Cache(tmp_path).stage("dense", 1, KEY, refuse).reused
 
 
@@ -102,7 +104,8 @@ def test_leftover_of_a_killed_process_is_discarded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "key"), [("slim", 1, KEY), ("dense", 2, KEY), ("dense", 1, {"ratio": 0.25}), ("dense", 1, KEY | {"more": None})]
+    ("name", "version", "key"),
+    [("slim", 1, KEY), ("dense", 2, KEY), ("dense", 1, {"ratio": 0.25}), ("dense", 1, KEY | {"more": None})],
 )
 def test_other_stage_version_or_key_is_another_entry(tmp_path, name, version, key):
     first = Cache(tmp_path).stage("dense", 1, KEY, write)

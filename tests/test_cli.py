@@ -21,10 +21,37 @@ ITALY = [*TINY, "data=italy_power_demand"]
 
 
 METRICS = {
-    *("test/control_accuracy", "test/dense_accuracy", "val/accuracy", "val/series", "measure/pairs", "measure/processes"),
-    *("energy/reference_per_inference_j", "cost/load_ms", "cost/first_call_ms", "cost/train_s", "cost/compress_s"),
-    *("test/accuracy", "test/balanced_accuracy", "test/macro_f1", "test/nll", "memory/peak_mb", "prune/requested_ratio", "prune/achieved_ratio"),
-    *("energy/per_inference_j", "energy/per_inference_net_j", "energy/window_j", "power/mean_w", "throughput/series_per_s"),
+    *(
+        "test/control_accuracy",
+        "test/dense_accuracy",
+        "val/accuracy",
+        "val/series",
+        "measure/pairs",
+        "measure/processes",
+    ),
+    *(
+        "energy/reference_per_inference_j",
+        "cost/load_ms",
+        "cost/first_call_ms",
+        "cost/train_s",
+        "cost/compress_s",
+    ),
+    *(
+        "test/accuracy",
+        "test/balanced_accuracy",
+        "test/macro_f1",
+        "test/nll",
+        "memory/peak_mb",
+        "prune/requested_ratio",
+        "prune/achieved_ratio",
+    ),
+    *(
+        "energy/per_inference_j",
+        "energy/per_inference_net_j",
+        "energy/window_j",
+        "power/mean_w",
+        "throughput/series_per_s",
+    ),
     *("latency/p50_ms", "latency/p90_ms", "latency/p99_ms", "size/parameters", "size/macs", "size/bytes"),
     *(f"vs_dense/{k}" for k in ("speedup", "speedup_lo", "speedup_hi", "cpu_speedup", "size_ratio")),
     *(f"vs_dense/{k}" for k in ("energy_saving_pct", "energy_saving_lo", "energy_saving_hi")),
@@ -45,7 +72,15 @@ def environment():
 def tsexp(folder, *arguments, check=True, **popen):
     """Run the command in a folder, to its end."""
     command = [sys.executable, "-m", "tsexp", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment() | {"COLUMNS": "170"}, **popen)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment() | {"COLUMNS": "170"},
+        **popen,
+    )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -66,7 +101,14 @@ def runs(folder, condition=""):
 def sweep(tmp_path_factory):
     """A folder in which a sweep over three ratios has been run."""
     folder = tmp_path_factory.mktemp("sweep")
-    done = tsexp(folder, "-m", "prune.ratio=0,0.3,0.5", "prune.scope=global", f"hydra.sweep.dir={folder}/multirun/one", *ITALY)
+    done = tsexp(
+        folder,
+        "-m",
+        "prune.ratio=0,0.3,0.5",
+        "prune.scope=global",
+        f"hydra.sweep.dir={folder}/multirun/one",
+        *ITALY,
+    )
     return folder, done
 
 
@@ -84,14 +126,26 @@ def test_jobs_are_children_of_the_sweep_with_the_metrics_of_the_design(sweep):
     folder, _ = sweep
     (parent,) = runs(folder, "tags.`tsexp.stage` = 'sweep'")
     children = runs(folder, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert sorted(c.info.run_name for c in children) == ["prune.ratio=0", "prune.ratio=0.3", "prune.ratio=0.5"]
+    assert sorted(c.info.run_name for c in children) == [
+        "prune.ratio=0",
+        "prune.ratio=0.3",
+        "prune.ratio=0.5",
+    ]
     assert parent.info.status == "FINISHED"
     assert children
     for child in children:
         assert child.data.metrics.keys() >= METRICS
-        assert {"tsexp.signature", "tsexp.energy_source", "tsexp.valid", "tsexp.git_sha", "tsexp.stage"} <= child.data.tags.keys()
+        assert {
+            "tsexp.signature",
+            "tsexp.energy_source",
+            "tsexp.valid",
+            "tsexp.git_sha",
+            "tsexp.stage",
+        } <= child.data.tags.keys()
         assert child.data.params["prune.scope"] == "global"
-    parameters = {c.data.metrics["prune/requested_ratio"]: c.data.metrics["size/parameters"] for c in children}
+    parameters = {
+        c.data.metrics["prune/requested_ratio"]: c.data.metrics["size/parameters"] for c in children
+    }
     assert parameters[0.0] > parameters[0.3] > parameters[0.5]
 
 
@@ -100,20 +154,36 @@ def test_every_score_can_be_recomputed_from_the_predictions(sweep):
     c = client(folder)
     (run,) = runs(folder, "attributes.run_name = 'prune.ratio=0.5'")
     names = {a.path for a in c.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "windows.json", "predictions.csv", "training.png", "confusion.png", "manifest.json", "kept.json"} <= names
+    assert {
+        "config.yaml",
+        "windows.json",
+        "predictions.csv",
+        "training.png",
+        "confusion.png",
+        "manifest.json",
+        "kept.json",
+    } <= names
     rows = rows_of(c.download_artifacts(run.info.run_id, "predictions.csv"))
     assert len(rows) == 1029
-    assert np.mean([r["label"] == r["predicted"] for r in rows]) == pytest.approx(run.data.metrics["test/accuracy"])
+    assert np.mean([r["label"] == r["predicted"] for r in rows]) == pytest.approx(
+        run.data.metrics["test/accuracy"]
+    )
     raw = json.loads(Path(c.download_artifacts(run.info.run_id, "windows.json")).read_text())
     from tsexp.energy.record import summarize
 
     assert summarize(raw)["vs_dense/speedup"] == pytest.approx(run.data.metrics["vs_dense/speedup"])
 
 
-def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without_pickles(sweep, tmp_path, load_data):
+def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without_pickles(
+    sweep, tmp_path, load_data
+):
     folder, _ = sweep
     (run,) = runs(folder, "attributes.run_name = 'prune.ratio=0.3'")
-    assert not [p for p in (folder / "mlartifacts").rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".ckpt")]
+    assert not [
+        p
+        for p in (folder / "mlartifacts").rglob("*")
+        if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".ckpt")
+    ]
     code = (
         "import mlflow, numpy as np, sys\n"
         f"mlflow.set_tracking_uri('sqlite:///{folder}/mlflow.db')\n"
@@ -124,7 +194,14 @@ def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without
     )
     series = load_data("ItalyPowerDemand").x_test[:20]
     np.save(tmp_path / "x.npy", series)
-    done = subprocess.run([sys.executable, "-c", code, "x.npy"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "x.npy"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert "WARNING" not in done.stderr
     assert "/model/code/tsexp/" in done.stdout
     assert not any("tsexp" in p.read_text() for p in (folder / "mlartifacts").rglob("requirements.txt"))
@@ -135,9 +212,16 @@ def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without
 
 
 def test_a_logged_model_needs_the_libraries_of_its_artifact_and_no_others(monkeypatch):
-    monkeypatch.setattr(tracking, "REQUIREMENTS", ["torch<3,>=2", "onnxruntime<2; extra == 'onnxruntime'", "openvino<3; extra == 'openvino'"])
+    monkeypatch.setattr(
+        tracking,
+        "REQUIREMENTS",
+        ["torch<3,>=2", "onnxruntime<2; extra == 'onnxruntime'", "openvino<3; extra == 'openvino'"],
+    )
     assert tracking.requirements({"torch": "2.13"}) == ["torch<3,>=2"]
-    assert tracking.requirements({"torch": "2.13", "onnxruntime": "1.32"}) == ["torch<3,>=2", "onnxruntime==1.32"]
+    assert tracking.requirements({"torch": "2.13", "onnxruntime": "1.32"}) == [
+        "torch<3,>=2",
+        "onnxruntime==1.32",
+    ]
 
 
 def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):
@@ -148,13 +232,27 @@ def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):
     assert len(runs(folder)) == before
 
 
-def test_parallel_jobs_in_every_runtime_that_needs_no_compiler_are_what_one_after_the_other_makes(sweep, tmp_path):
+def test_parallel_jobs_in_every_runtime_that_needs_no_compiler_are_what_one_after_the_other_makes(
+    sweep, tmp_path
+):
     folder, _ = sweep
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     names = ("eager", "onnxruntime", "openvino")
-    done = tsexp(tmp_path, "-m", *parallel, f"runtime={','.join(names)}", "prune.ratio=0.3", "prune.scope=global", *ITALY)
+    done = tsexp(
+        tmp_path,
+        "-m",
+        *parallel,
+        f"runtime={','.join(names)}",
+        "prune.ratio=0.3",
+        "prune.scope=global",
+        *ITALY,
+    )
     assert "\n3 jobs" in done.stdout
-    accuracy = {r.info.run_name: r.data.metrics["test/accuracy"] for r in runs(tmp_path) if "tsexp.valid" in r.data.tags}
+    accuracy = {
+        r.info.run_name: r.data.metrics["test/accuracy"]
+        for r in runs(tmp_path)
+        if "tsexp.valid" in r.data.tags
+    }
     assert accuracy.keys() == {f"runtime={name}" for name in names}
     (alone,) = runs(folder, "attributes.run_name = 'prune.ratio=0.3'")
     assert accuracy["runtime=eager"] == alone.data.metrics["test/accuracy"]
@@ -163,7 +261,14 @@ def test_parallel_jobs_in_every_runtime_that_needs_no_compiler_are_what_one_afte
 
 def test_a_sweep_in_the_folder_of_another_shows_its_own_jobs_only(sweep):
     folder, _ = sweep
-    again = tsexp(folder, "-m", "prune.ratio=0.3", "prune.scope=global", f"hydra.sweep.dir={folder}/multirun/one", *ITALY)
+    again = tsexp(
+        folder,
+        "-m",
+        "prune.ratio=0.3",
+        "prune.scope=global",
+        f"hydra.sweep.dir={folder}/multirun/one",
+        *ITALY,
+    )
     assert "1 jobs, 1 of them measured before" in again.stdout
 
 
@@ -204,8 +309,20 @@ def test_a_job_that_is_killed_does_not_take_its_sweep_along(tmp_path):
 
 
 def test_ctrl_c_ends_the_job_and_its_sweep_and_leaves_no_process(tmp_path):
-    command = [sys.executable, "-m", "tsexp", "-m", "seed=0,1", *ITALY, "train.epochs=100000", "train.max_steps=0", "train.patience=0"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "tsexp",
+        "-m",
+        "seed=0,1",
+        *ITALY,
+        "train.epochs=100000",
+        "train.max_steps=0",
+        "train.patience=0",
+    ]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         notes = []
         end = time.monotonic() + 120
         while not notes and process.poll() is None:
@@ -238,10 +355,15 @@ def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):
 def test_a_sweep_skips_what_no_runtime_supports_and_succeeds(tmp_path):
     done = tsexp(tmp_path, "-m", "quant.mode=dynamic,bf16", "runtime=onnxruntime", "train.epochs=1", *ITALY)
     assert "1 jobs, 1 skipped" in done.stdout
-    assert "skipped, quant.mode=bf16: quant.mode=bf16 with runtime=onnxruntime on cpu is not supported" in done.stdout
+    assert (
+        "skipped, quant.mode=bf16: quant.mode=bf16 with runtime=onnxruntime on cpu is not supported"
+        in done.stdout
+    )
     (run,) = (r for r in runs(tmp_path) if "tsexp.valid" in r.data.tags)
     assert run.data.tags["tsexp.runtime"] == "onnxruntime"
-    manifest = json.loads(Path(client(tmp_path).download_artifacts(run.info.run_id, "manifest.json")).read_text())
+    manifest = json.loads(
+        Path(client(tmp_path).download_artifacts(run.info.run_id, "manifest.json")).read_text()
+    )
     assert manifest["matmuls"]["int8"] > 0
 
 
@@ -252,7 +374,11 @@ def test_automatic_choice_among_all_runtimes_in_a_sweep(tmp_path):
     assert set(made) == {"quant.mode=dynamic", "quant.mode=bf16"}
     assert made["quant.mode=bf16"].data.tags["tsexp.runtime"] in ("eager", "inductor", "openvino")
     windows = Path(client(tmp_path).download_artifacts(made["quant.mode=bf16"].info.run_id, "windows.json"))
-    assert {t["runtime"] for t in json.loads(windows.read_text())["tried"]} == {"eager", "inductor", "openvino"}
+    assert {t["runtime"] for t in json.loads(windows.read_text())["tried"]} == {
+        "eager",
+        "inductor",
+        "openvino",
+    }
 
 
 @pytest.mark.parametrize(
@@ -327,7 +453,8 @@ def test_killed_in_any_stage_the_rerun_is_whole(tmp_path, stage):
         "    real = t.Tracked.enter\n"
         "    def enter(self, stage):\n"
         "        real(self, stage)\n"
-        "        if stage == os.environ['TSEXP_KILL']: threading.Timer(0.15, lambda: os.kill(os.getpid(), 9)).start()\n"
+        "        if stage == os.environ['TSEXP_KILL']: threading.Timer(0.15, lambda: os.kill(os.getpid(), "
+        "9)).start()\n"
         "    t.Tracked.enter = enter\n"
     )
     killed = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
@@ -344,7 +471,13 @@ def test_killed_in_any_stage_the_rerun_is_whole(tmp_path, stage):
 def test_two_parallel_sweeps_on_a_fresh_store_lose_nothing(tmp_path):
     command = [sys.executable, "-m", "tsexp", "-m", *ITALY]
     both = [
-        subprocess.Popen([*command, f"prune.ratio={r}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            [*command, f"prune.ratio={r}"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for r in ("0,0.3", "0.3,0.5")
     ]
     for process in both:
@@ -358,14 +491,31 @@ def test_two_parallel_sweeps_on_a_fresh_store_lose_nothing(tmp_path):
 @pytest.mark.slow
 def test_the_built_package_runs_elsewhere(tmp_path):
     root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(root)], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(root)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     target = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
     subprocess.run(pip, check=True, capture_output=True, timeout=300)
     env = environment() | {"PYTHONPATH": str(target)}
     where = "import tsexp, tsexp.config as c; print(tsexp.__file__); print(c.conf_dir())"
-    out = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    ).stdout
     assert out.count(str(target)) == 2
     command = [sys.executable, "-m", "tsexp", *ITALY]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)

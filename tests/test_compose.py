@@ -31,7 +31,11 @@ def loaders():
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         short = compose.loader()
         hydras = ConfigLoaderImpl(short.get_search_path())
-        yield hydras, short, lambda *overrides: hydras.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+        yield (
+            hydras,
+            short,
+            lambda *overrides: hydras.load_configuration("config", list(overrides), RunMode.MULTIRUN),
+        )
 
 
 def same(a, b):
@@ -61,7 +65,9 @@ def test_every_job_of_a_grid_is_what_hydra_makes_of_it(loaders):
         expected = hydras.load_sweep_config(master, job)
         assert short._quick(master, job, hydra=True) is not None
         same(short.load_sweep_config(master, job), expected)
-        assert short.values(master, job) == OmegaConf.masked_copy(expected, [k for k in expected if k != "hydra"])
+        assert short.values(master, job) == OmegaConf.masked_copy(
+            expected, [k for k in expected if k != "hydra"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,9 @@ def test_unusual_overrides_make_what_hydra_makes_of_them(loaders, job):
 
 
 @pytest.mark.parametrize(
-    "job", [["prune.ration=1"], ["data=nope"], ["prune.ratio=abc"], ["prune.ratio=1,2"], ["prune.ratio="], ["a b"]], ids=" ".join
+    "job",
+    [["prune.ration=1"], ["data=nope"], ["prune.ratio=abc"], ["prune.ratio=1,2"], ["prune.ratio="], ["a b"]],
+    ids=" ".join,
 )
 def test_what_hydra_refuses_is_refused_in_its_words(loaders, job):
     hydras, short, master_of = loaders
@@ -105,7 +113,9 @@ def test_jobs_that_differ_in_values_alone_read_no_file_again(loaders, monkeypatc
     _, short, master_of = loaders
     master = master_of("data=acsf1")
     short.load_sweep_config(master, ["data=acsf1", "seed=1"])
-    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", lambda *_, **__: pytest.fail("it reads the files again"))
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "_load_configuration_impl", lambda *_, **__: pytest.fail("it reads the files again")
+    )
     assert short.load_sweep_config(master, ["data=acsf1", "seed=2"]).seed == 2
     start = time.process_time()
     for seed in range(100):

@@ -26,7 +26,9 @@ def test_every_shipped_config_composes_and_passes_the_checks(option):
 def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load_data):
     cfg = compose(f"model={model}", f"data={data}")
     dataset = load_data(cfg.data.name, scale=cfg.data.scale)
-    scores = models.Classifier(models.architecture(cfg.model, dataset)).eval()(__import__("torch").from_numpy(dataset.x_test[:3]))
+    scores = models.Classifier(models.architecture(cfg.model, dataset)).eval()(
+        __import__("torch").from_numpy(dataset.x_test[:3])
+    )
     assert scores.shape == (3, len(dataset.classes))
     assert scores.isfinite().all()
 
@@ -67,7 +69,10 @@ def test_all_problems_are_told_at_once():
     assert len(str(error.value).splitlines()) == 3
 
 
-@pytest.mark.parametrize(("override", "words"), [("prune.ration=1", "did you mean ratio"), ("data=acsf", "acsf1"), ("prune.ratio=abc", "Float")])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("prune.ration=1", "did you mean ratio"), ("data=acsf", "acsf1"), ("prune.ratio=abc", "Float")],
+)
 def test_hydras_own_errors_are_explained(override, words):
     with pytest.raises(HydraException) as error:
         compose(override)
@@ -97,34 +102,61 @@ def test_what_does_not_matter_makes_no_other_experiment(italy):
 
 @pytest.mark.parametrize("override", ["model.tokenizer=os:getcwd", "prune.method=os:sep"])
 def test_ones_own_code_of_the_wrong_kind_is_refused_before_any_work(override):
-    with pytest.raises(ConfigError, match=rf"^{override} is not a (class of torch.nn.Module|function); docs/extending.md has an example"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^{override} is not a (class of torch.nn.Module|function); docs/extending.md has an example",
+    ):
         pipeline.check(compose("data=italy_power_demand", override))
 
 
 def test_a_module_of_ones_own_that_fails_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_broken.py").write_text("def best(:\n")
-    with pytest.raises(ConfigError, match=r"^prune.method=my_broken:best cannot be imported \(SyntaxError: .*\)") as error:
+    with pytest.raises(
+        ConfigError, match=r"^prune.method=my_broken:best cannot be imported \(SyntaxError: .*\)"
+    ) as error:
         compose("prune.method=my_broken:best")
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_names_allowed_by_the_schema_are_the_ones_the_rooms_know():
-    allowed = {f"{g}.{k}": f.metadata.get("allowed") for g, c in _groups().items() for k, f in c.__dataclass_fields__.items()}
+    allowed = {
+        f"{g}.{k}": f.metadata.get("allowed")
+        for g, c in _groups().items()
+        for k, f in c.__dataclass_fields__.items()
+    }
     assert set(allowed["prune.method"]) == set(pruning.SCORES)
     assert set(allowed["model.tokenizer"]) == set(TOKENIZERS)
     assert set(allowed["model.activation"]) == set(ACTIVATIONS)
     supported = [__import__(path, fromlist=["SUPPORTED"]).SUPPORTED for path in runtimes.RUNTIMES.values()]
     assert {mode for modes in supported for mode in modes} <= set(allowed["quant.mode"])
-    assert {device for modes in supported for devices in modes.values() for device in devices} <= set(allowed["runtime.device"])
+    assert {device for modes in supported for devices in modes.values() for device in devices} <= set(
+        allowed["runtime.device"]
+    )
 
 
 def _groups():
-    return {n: getattr(configs, f"{n.capitalize()}Config") for n in ("data", "model", "train", "prune", "quant", "runtime", "measure")}
+    return {
+        n: getattr(configs, f"{n.capitalize()}Config")
+        for n in ("data", "model", "train", "prune", "quant", "runtime", "measure")
+    }
 
 
 def test_every_key_of_the_base_files_is_commented():
-    plain = ("#", " ", "defaults", "name", "d_model", "layers", "ffn", "epochs", "lr", "batch_size", "threads", "label_smoothing")
+    plain = (
+        "#",
+        " ",
+        "defaults",
+        "name",
+        "d_model",
+        "layers",
+        "ffn",
+        "epochs",
+        "lr",
+        "batch_size",
+        "threads",
+        "label_smoothing",
+    )
     for file in ("data/ucr", "model/t1", "train/default", "prune/default", "measure/quick"):
         for line in (conf_dir() / f"{file}.yaml").read_text().splitlines():
             if ":" in line and not line.startswith(plain):
@@ -156,7 +188,8 @@ def test_help_names_every_group_and_imports_nothing_heavy():
         "import runpy\n"
         "try: runpy.run_module('tsexp', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "print('HEAVY', sorted({'torch', 'lightning', 'mlflow', 'aeon', 'zeus', 'torchmetrics', 'sklearn'} & set(sys.modules)))"
+        "print('HEAVY', sorted({'torch', 'lightning', 'mlflow', 'aeon', 'zeus', 'torchmetrics', 'sklearn'} & "
+        "set(sys.modules)))"
     )
     start = time.perf_counter()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -168,7 +201,9 @@ def test_help_names_every_group_and_imports_nothing_heavy():
 
 def test_the_papers_models_bring_the_papers_recipe_unless_another_is_given():
     assert compose("model=t1").train == compose("model=t2").train == compose("train=paper").train
-    assert compose("model=t1", "train=default").train == compose("model=t3").train != compose("model=t1").train
+    assert (
+        compose("model=t1", "train=default").train == compose("model=t3").train != compose("model=t1").train
+    )
 
 
 def test_passwords_are_not_logged():

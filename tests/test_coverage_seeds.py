@@ -1,8 +1,11 @@
-"""How often the intervals over seeds hold the truth, simulated: they say 95 %, and 93 to 97 % is asked of them.
+"""How often the intervals over seeds hold the truth, simulated.
 
-A series is classified right if a latent score is above 0: the sum of what the model is good for, of the luck of its training (a draw per seed),
-of how hard the series is (a draw per series, the same for all trainings) and of noise. Of a pair of models, the second shares the luck of its
-seed, the series and most of the noise with the first (it was made from it), and has some luck of its own.
+They say 95 %, and 93 to 97 % is asked of them.
+
+A series is classified right if a latent score is above 0: the sum of what the model is good for, of the luck
+of its training (a draw per seed), of how hard the series is (a draw per series, the same for all trainings)
+and of noise. Of a pair of models, the second shares the luck of its seed, the series and most of the noise
+with the first (it was made from it), and has some luck of its own.
 """
 
 import numpy as np
@@ -24,11 +27,20 @@ def draw(rng, studies, seeds, series, sd_pt, drop_pt=1.0, same_noise=0.7, own=0.
     def normal(*shape):
         return rng.standard_normal(shape, dtype=np.float32)
 
-    shared = np.float32(luck) * normal(studies, seeds, 1) + np.float32(DIFFICULTY**0.5) * normal(studies, 1, series)
+    shared = np.float32(luck) * normal(studies, seeds, 1) + np.float32(DIFFICULTY**0.5) * normal(
+        studies, 1, series
+    )
     noise = np.float32((1 - DIFFICULTY) ** 0.5) * normal(studies, seeds, series)
     other = np.float32(((1 - DIFFICULTY) * (1 - same_noise**2)) ** 0.5) * normal(studies, seeds, series)
     first = better + shared + noise > 0
-    second = worse + shared + np.float32(own_luck) * normal(studies, seeds, 1) + np.float32(same_noise) * noise + other > 0
+    second = (
+        worse
+        + shared
+        + np.float32(own_luck) * normal(studies, seeds, 1)
+        + np.float32(same_noise) * noise
+        + other
+        > 0
+    )
     return first, second, ndtr(better / np.hypot(1, luck)), ndtr(worse / np.sqrt(1 + luck**2 + own_luck**2))
 
 
@@ -38,9 +50,13 @@ def held(intervals, truth):
 
 def coverage(studies, seeds, series, sd_pt, **pair):
     """How often the interval of the accuracy holds the truth, and that of the drop."""
-    first, second, better, worse = draw(np.random.default_rng([seeds, series, int(10 * sd_pt)]), studies, seeds, series, sd_pt, **pair)
+    first, second, better, worse = draw(
+        np.random.default_rng([seeds, series, int(10 * sd_pt)]), studies, seeds, series, sd_pt, **pair
+    )
     lost = first.astype(np.float32) - second
-    return held(map(st._accuracy_pct, first.astype(np.float32)), 100 * better), held(map(st.over_seeds_and_series, lost), better - worse)
+    return held(map(st._accuracy_pct, first.astype(np.float32)), 100 * better), held(
+        map(st.over_seeds_and_series, lost), better - worse
+    )
 
 
 def check(*setting):
@@ -56,8 +72,13 @@ def test_accuracy_and_drop_cover_another_training_on_other_series(seeds, sd_pt):
 
 
 def test_three_seeds_err_on_the_safe_side():
-    """The drop's interval is as good as with more; for the accuracy, the weighted quantile is a little too wide: 97.1 % on average."""
-    of_accuracy, of_drop = zip(*(coverage(2000, 3, series, sd_pt) for series in (100, 375) for sd_pt in (0.5, 1.5, 3.0)), strict=True)
+    """The drop's interval is as good as with more.
+
+    For the accuracy, the weighted quantile is a little too wide: 97.1 % on average.
+    """
+    of_accuracy, of_drop = zip(
+        *(coverage(2000, 3, series, sd_pt) for series in (100, 375) for sd_pt in (0.5, 1.5, 3.0)), strict=True
+    )
     assert min(*of_accuracy, *of_drop) >= 0.93
     assert max(of_drop) <= 0.97
     assert np.mean(of_accuracy) <= 0.975
@@ -77,13 +98,19 @@ def test_with_thousands_of_series_and_more_seeds(seeds, sd_pt):
 
 @pytest.mark.parametrize("series", [100, 375])
 def test_two_seeds_are_held_to_the_same(series):
-    """Their range, which pictures showed until now, holds the mean half of the time; the t interval of the seeds alone misses the test sample."""
+    """Their range, which pictures showed until now, holds the mean half of the time.
+
+    The t interval of the seeds alone misses the test sample.
+    """
     assert all(0.93 <= share <= 0.98 for share in coverage(1500, 2, series, 1.5))
 
 
 @pytest.mark.parametrize("series", [100, 375])
 def test_hardly_any_flip_is_no_reason_to_be_sure(series):
-    """An int8 artifact answers as its dense model does, but for one series in a hundred: then the interval holds the truth at least as often."""
+    """An int8 artifact answers as its dense model does, but for one series in a hundred.
+
+    Then the interval holds the truth at least as often.
+    """
     _, of_drop = coverage(1000, 3, series, 1.5, drop_pt=0.1, same_noise=0.999, own=0.03)
     assert of_drop >= 0.94
 
@@ -103,17 +130,29 @@ def test_of_one_training_the_series_are_drawn(series):
 def test_savings_and_speedups_cover_the_mean_over_all_seeds_on_the_scale_of_ratios(seeds):
     """Trainings differ by 3 % in what they take, measurements of one by .6 %."""
     rng = np.random.default_rng(seeds)
-    ratios = np.exp(np.log(1.63) + 0.03 * rng.standard_normal((3000, seeds)) + 0.006 * rng.standard_normal((3000, seeds)))
+    ratios = np.exp(
+        np.log(1.63) + 0.03 * rng.standard_normal((3000, seeds)) + 0.006 * rng.standard_normal((3000, seeds))
+    )
     speedup = next(m for m in st.METRICS if m.name == "speedup")
     saving = next(m for m in st.METRICS if m.name == "measured_saving_pct")
     assert 0.93 <= held((st.over_seeds(r, speedup) for r in ratios), 1.63) <= 0.97
-    assert 0.93 <= held((st.over_seeds(100 * (1 - 1 / r), saving) for r in ratios), 100 * (1 - 1 / 1.63)) <= 0.97
+    assert (
+        0.93 <= held((st.over_seeds(100 * (1 - 1 / r), saving) for r in ratios), 100 * (1 - 1 / 1.63)) <= 0.97
+    )
 
 
 if __name__ == "__main__":  # the table for the docs
-    print("| test series | seeds | accuracy, seed sd .5 / 1.5 / 3 | drop | drop, hardly any flip |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| test series | seeds | accuracy, seed sd .5 / 1.5 / 3 | drop | drop, hardly any flip |\n| --- | "
+        "--- | --- | --- | --- |"
+    )
     for series, studies in ((100, 6000), (375, 4000), (7711, 1000)):
         for seeds in (2, 3, 5, 10):
             of = [coverage(studies, seeds, series, sd) for sd in (0.5, 1.5, 3.0)]
             rare = coverage(studies, seeds, series, 1.5, drop_pt=0.1, same_noise=0.999, own=0.03)[1]
-            print(f"| {series} | {seeds} |", " | ".join(" / ".join(f"{o[k]:.3f}" for o in of) for k in (0, 1)), f"| {rare:.3f} |", flush=True)
+            print(
+                f"| {series} | {seeds} |",
+                " | ".join(" / ".join(f"{o[k]:.3f}" for o in of) for k in (0, 1)),
+                f"| {rare:.3f} |",
+                flush=True,
+            )

@@ -31,14 +31,18 @@ def write_ts(folder, name, split, rows):
         f"@classLabel true {classes}",
         "@data",
     ]
-    (folder / f"{name}_{split}.ts").write_text("\n".join(header + [f"{text}:{label}" for text, label in rows]) + "\n")
+    (folder / f"{name}_{split}.ts").write_text(
+        "\n".join(header + [f"{text}:{label}" for text, label in rows]) + "\n"
+    )
 
 
 def own(folder, train=TRAIN, test=TEST, seed=0, data_dir="nowhere", **changes):
     """Write both files into a folder and load it by data.path."""
     write_ts(folder, "Mine", "TRAIN", train)
     write_ts(folder, "Mine", "TEST", test)
-    config = replace(compose("data=acsf1").data, name="Mine", path=str(folder), val_fraction=0.0, scale="none")
+    config = replace(
+        compose("data=acsf1").data, name="Mine", path=str(folder), val_fraction=0.0, scale="none"
+    )
     return data.load(replace(config, **changes), data_dir, seed)
 
 
@@ -58,7 +62,10 @@ def test_default_split_is_the_archives(load_data, name, train, test, classes):
     assert dataset.channels == train[1]
     assert not dataset.preprocessing.masked
     assert dataset.preprocessing.length == train[2]
-    for x, y, split in [(dataset.x_train, dataset.y_train, "train"), (dataset.x_test, dataset.y_test, "test")]:
+    for x, y, split in [
+        (dataset.x_train, dataset.y_train, "train"),
+        (dataset.x_test, dataset.y_test, "test"),
+    ]:
         raw, labels = aeon.datasets.load_classification(name, split=split)
         np.testing.assert_array_equal(x, raw.astype(np.float32))
         assert [dataset.classes[i] for i in y] == labels.tolist()
@@ -97,7 +104,9 @@ def test_numeric_labels_sort_by_number(tmp_path):
 def test_validation_split_is_disjoint_covering_and_stratified(load_data, name, fraction):
     dataset = load_data(name, val_fraction=fraction)
     assert sorted([*dataset.fit, *dataset.val]) == list(range(len(dataset.y_train)))
-    counts = [np.bincount(dataset.y_train[i], minlength=len(dataset.classes)) for i in (dataset.fit, dataset.val)]
+    counts = [
+        np.bincount(dataset.y_train[i], minlength=len(dataset.classes)) for i in (dataset.fit, dataset.val)
+    ]
     assert min(map(min, counts)) >= 1
     assert np.abs(counts[1] - fraction * (counts[0] + counts[1])).max() <= 1
 
@@ -153,7 +162,10 @@ def test_missing_values_are_interpolated(tmp_path):
     np.testing.assert_allclose(dataset.x_test[:, 0], [[0, 1, 2, 3, 4]])
 
 
-@pytest.mark.parametrize(("train", "test", "which"), [(["1,?,3,4", "a"], ["1,2,3,4", "a"], "TRAIN"), (["1,2,3,4", "a"], ["1,?,3,4", "a"], "TEST")])
+@pytest.mark.parametrize(
+    ("train", "test", "which"),
+    [(["1,?,3,4", "a"], ["1,2,3,4", "a"], "TRAIN"), (["1,2,3,4", "a"], ["1,?,3,4", "a"], "TEST")],
+)
 def test_missing_values_are_refused_if_asked(tmp_path, train, test, which):
     with pytest.raises(ConfigError, match=f"Mine_{which}.ts, series 4: 1 missing.*data.missing"):
         own(tmp_path, [*TRAIN, train], [*TRAIN, test], missing="error")
@@ -175,7 +187,12 @@ def test_labels_unseen_in_train_are_refused(tmp_path):
     [
         (lambda text: text[: text.index("@data")] + "@data\n", "holds no series"),
         (lambda text: "", "holds no series"),
-        (lambda text: text.replace("@classLabel true a b", "@classLabel false").replace(":a", "").replace(":b", ""), "no class labels"),
+        (
+            lambda text: (
+                text.replace("@classLabel true a b", "@classLabel false").replace(":a", "").replace(":b", "")
+            ),
+            "no class labels",
+        ),
         (lambda text: text.replace(":b", ":?"), r"series \d: no label"),
         (lambda text: text.replace(":b", ":"), r"series \d: no label"),
         (lambda text: text.replace("2,3,4,5", "2,3,4,five"), "not a .ts file that aeon can read"),
@@ -193,7 +210,24 @@ def test_a_file_without_what_it_should_hold_is_refused_by_name(tmp_path, split, 
 
 
 WHOLE = b"@missing false\n@univariate true\n@equalLength true\n@classLabel true a b\n@data\n1,2,3,4:a\n2,3,4,5:b\n1,2,3,5:a\n2,4,4,5:b\n"
-PARTS = [b"", b",", b":", b"?", b"nan", b"inf", b"\n", b"@data\n", b"#", b"1e39", b"\x00", b"\xff", b"(1,2)", b"-", b"false", b"1,2,3:a\n"]
+PARTS = [
+    b"",
+    b",",
+    b":",
+    b"?",
+    b"nan",
+    b"inf",
+    b"\n",
+    b"@data\n",
+    b"#",
+    b"1e39",
+    b"\x00",
+    b"\xff",
+    b"(1,2)",
+    b"-",
+    b"false",
+    b"1,2,3:a\n",
+]
 
 
 @st.composite
@@ -207,13 +241,20 @@ def damaged(draw):
     return text
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(damaged(), damaged(), st.sampled_from(["none", "standard"]), st.sampled_from([0.0, 0.5]))
 @example(WHOLE, WHOLE[: WHOLE.index(b"1,2")], "none", 0.0)
 def test_any_bytes_make_a_dataset_or_one_clear_error(tmp_path, train, test, scale, fraction):
     for split, content in (("TRAIN", train), ("TEST", test)):
         (tmp_path / f"Mine_{split}.ts").write_bytes(content)
-    config = DataConfig("Mine", str(tmp_path), scale, unequal="pad", length=None, missing="interpolate", val_fraction=fraction)
+    config = DataConfig(
+        "Mine", str(tmp_path), scale, unequal="pad", length=None, missing="interpolate", val_fraction=fraction
+    )
     try:
         dataset = data.load(config, "nowhere", 0)
     except ConfigError as error:
@@ -233,7 +274,11 @@ def test_one_class_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("remove", "message"), [(["Mine_TEST.ts"], "holds Mine_TRAIN.ts but not Mine_TEST.ts"), (["Mine_TRAIN.ts", "Mine_TEST.ts"], "found: none")]
+    ("remove", "message"),
+    [
+        (["Mine_TEST.ts"], "holds Mine_TRAIN.ts but not Mine_TEST.ts"),
+        (["Mine_TRAIN.ts", "Mine_TEST.ts"], "found: none"),
+    ],
 )
 def test_own_folder_without_a_file_is_refused(tmp_path, remove, message):
     own(tmp_path)

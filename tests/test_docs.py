@@ -26,14 +26,26 @@ def examples():
     """The commands of docs/extending.md by heading, in order."""
     found = {}
     for section in (ROOT / "docs" / "extending.md").read_text().split("\n## ")[1:]:
-        found[section.splitlines()[0]] = [text.strip() for kind, text in BLOCK.findall(section) if kind == "sh"]
+        found[section.splitlines()[0]] = [
+            text.strip() for kind, text in BLOCK.findall(section) if kind == "sh"
+        ]
     return found
 
 
 def run(command, folder):
-    """Run one command of a document in a folder, with this interpreter as ``python``; return what it printed."""
+    """Run one command of a document in a folder, with this interpreter as ``python``.
+
+    Return what it printed.
+    """
     arguments = [sys.executable, *shlex.split(command)[1:]]
-    done = subprocess.run([*arguments, "train.progress=false"], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [*arguments, "train.progress=false"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -41,12 +53,18 @@ def run(command, folder):
 def commands():
     """Every command line of the program that a page shows, but those that are run anyway."""
     pages = (page for page in PAGES if page.name not in ("extending.md", "log.md"))
-    return {f"{module}{arguments}" for page in pages for module, arguments in COMMAND.findall(page.read_text())}
+    return {
+        f"{module}{arguments}" for page in pages for module, arguments in COMMAND.findall(page.read_text())
+    }
 
 
 def headings(page):
     """Anchors as GitHub makes them."""
-    return {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in page.read_text().splitlines() if line.startswith("#")}
+    return {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
+        for line in page.read_text().splitlines()
+        if line.startswith("#")
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -65,14 +83,28 @@ def test_commands_are_accepted(command):
         assert spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__")
         return
     overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
-    swept = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()] for o in overrides]
+    swept = [
+        list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_element_as_str()]
+        for o in overrides
+    ]
     for i in range(max(map(len, swept), default=1)):  # every value once
-        compose(*(f"{o.key_or_group}={values[min(i, len(values) - 1)]}" for o, values in zip(overrides, swept, strict=True)))
+        compose(
+            *(
+                f"{o.key_or_group}={values[min(i, len(values) - 1)]}"
+                for o, values in zip(overrides, swept, strict=True)
+            )
+        )
 
 
 SMALLEST = {
     "paper": {"prune.ratio": "0.5", "quant.mode": "none,static", "runtime": "onnxruntime", "seed": "0"},
-    "paper_pruning": {"prune.method": "l1,taylor", "prune.scope": "depth", "prune.ratio": "0.5", "model": "t3", "seed": "0"},
+    "paper_pruning": {
+        "prune.method": "l1,taylor",
+        "prune.scope": "depth",
+        "prune.ratio": "0.5",
+        "model": "t3",
+        "seed": "0",
+    },
     "quick": {"prune.ratio": "0,0.5", "quant.mode": "dynamic", "runtime": "eager,onnxruntime", "seed": "0"},
     "pareto": {"hydra.sweeper.n_trials": "3", "quant.mode": "none,dynamic", "runtime": "eager,onnxruntime"},
     "published": {"prune.ratio": "0,0.5"},
@@ -100,42 +132,86 @@ def visitor(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(c for c in commands() if c.split()[0] == "tsexp"))
 def test_commands_run_to_their_end(visitor, command):
-    done = subprocess.run([sys.executable, "-m", "tsexp", *shrunk(command)], cwd=visitor, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tsexp", *shrunk(command)],
+        cwd=visitor,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "compare: mlflow ui" in done.stdout or "--help" in command or "--cfg" in command
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", sorted(c for c in commands() if c.split()[0] in ("tsexp.report", "tsexp.doctor") and "--" not in c))
+@pytest.mark.parametrize(
+    "command",
+    sorted(c for c in commands() if c.split()[0] in ("tsexp.report", "tsexp.doctor") and "--" not in c),
+)
 def test_commands_that_read_run_to_their_end(visitor, command):
-    first = subprocess.run([sys.executable, "-m", "tsexp", *shrunk("tsexp")], cwd=visitor, capture_output=True, text=True, timeout=600, check=False)
+    first = subprocess.run(
+        [sys.executable, "-m", "tsexp", *shrunk("tsexp")],
+        cwd=visitor,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert first.returncode == 0, first.stdout + first.stderr
     if "freeze" not in command and len(command.split()) > 1:
         subprocess.run([sys.executable, "-m", "tsexp.report", "freeze"], cwd=visitor, check=True, timeout=300)
-    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=visitor, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        cwd=visitor,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-OPTIONS = [f"{p.parent.name}={p.stem}" for g in ("measure", "model", "runtime", "train") for p in sorted((conf_dir() / g).glob("*.yaml"))]
+OPTIONS = [
+    f"{p.parent.name}={p.stem}"
+    for g in ("measure", "model", "runtime", "train")
+    for p in sorted((conf_dir() / g).glob("*.yaml"))
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", [*OPTIONS, "data=basic_motions", "data=pickup_gesture", "hydra/launcher=basic"])
+@pytest.mark.parametrize(
+    "option", [*OPTIONS, "data=basic_motions", "data=pickup_gesture", "hydra/launcher=basic"]
+)
 def test_every_option_runs(visitor, option):
     data = [] if option.startswith("data=") else ["data=italy_power_demand"]
     flags = ["-m"] if option.startswith("hydra") else []
-    done = subprocess.run([sys.executable, "-m", "tsexp", *flags, *TINY, option, *data], cwd=visitor, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "tsexp", *flags, *TINY, option, *data],
+        cwd=visitor,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("target", sorted({f"make {t}" for page in PAGES for words in MAKE.findall(page.read_text()) for t in words.split()}))
+@pytest.mark.parametrize(
+    "target",
+    sorted(
+        {f"make {t}" for page in PAGES for words in MAKE.findall(page.read_text()) for t in words.split()}
+    ),
+)
 def test_targets_of_make_are_there(target):
     assert re.search(f"^{target.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.M)
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """A folder of somebody who followed docs/extending.md: every file is written, everything without a file name was run."""
+    """A folder of somebody who followed docs/extending.md.
+
+    Every file is written, everything without a file name was run.
+    """
     folder = tmp_path_factory.mktemp("reader")
     for kind, text in BLOCK.findall((ROOT / "docs" / "extending.md").read_text()):
         name = re.match(r"# (\S+\.(?:py|yaml))\n", text)

@@ -15,17 +15,41 @@ from tsexp.energy import meters
 
 def seen(saving: float, half: float = 0.5, valid: bool = True, scatter: float = 0.0) -> SimpleNamespace:
     metrics = {}
-    for key, bounds, value in (("energy_saving_pct", "energy_saving", saving), ("speedup", "speedup", 1.0), ("cpu_speedup", "cpu_speedup", 1.0)):
-        metrics |= {f"vs_dense/{key}": value, f"vs_dense/{bounds}_lo": value - half, f"vs_dense/{bounds}_hi": value + half}
+    for key, bounds, value in (
+        ("energy_saving_pct", "energy_saving", saving),
+        ("speedup", "speedup", 1.0),
+        ("cpu_speedup", "cpu_speedup", 1.0),
+    ):
+        metrics |= {
+            f"vs_dense/{key}": value,
+            f"vs_dense/{bounds}_lo": value - half,
+            f"vs_dense/{bounds}_hi": value + half,
+        }
     windows = [
-        {"process": p, "pair": p, "subject": s, "discarded": False, "inferences": 1, "wall_s": 1.0, "cpu_s": 1.0, "energy_j": joules}
+        {
+            "process": p,
+            "pair": p,
+            "subject": s,
+            "discarded": False,
+            "inferences": 1,
+            "wall_s": 1.0,
+            "cpu_s": 1.0,
+            "energy_j": joules,
+        }
         for p, wobble in enumerate((-1, 0, 1))
-        for s, joules in (("reference", 1.0), ("artifact", (1 - saving / 100) * math.exp(wobble * half / 250)))
+        for s, joules in (
+            ("reference", 1.0),
+            ("artifact", (1 - saving / 100) * math.exp(wobble * half / 250)),
+        )
     ]
-    return SimpleNamespace(metrics=metrics, valid=valid, invalid_reasons=(), warnings=(), raw={"windows": windows})
+    return SimpleNamespace(
+        metrics=metrics, valid=valid, invalid_reasons=(), warnings=(), raw={"windows": windows}
+    )
 
 
-NOTHING = SimpleNamespace(metrics={}, valid=False, invalid_reasons=("every window was discarded",), warnings=(), raw={"windows": []})
+NOTHING = SimpleNamespace(
+    metrics={}, valid=False, invalid_reasons=("every window was discarded",), warnings=(), raw={"windows": []}
+)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +103,11 @@ def test_selftest_takes_a_meter_of_ones_own(monkeypatch, tmp_path, capsys):
 
 
 def test_why_a_meter_does_not_answer_is_shown_letter_by_letter(monkeypatch):
-    monkeypatch.setattr(meters, "available", lambda device: {"nvml" if device == "cuda" else "rapl": "Error: [library] not found in [/usr/lib]"})
+    monkeypatch.setattr(
+        meters,
+        "available",
+        lambda device: {"nvml" if device == "cuda" else "rapl": "Error: [library] not found in [/usr/lib]"},
+    )
     console = Console(file=io.StringIO(), width=250)
     console.print(doctor.findings())
     assert console.file.getvalue().count("[library] not found in [/usr/lib]") == 2

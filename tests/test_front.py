@@ -26,8 +26,18 @@ def test_the_front_is_what_no_point_dominates_by_rising_cost(points):
 def point(name, accuracy, energy, test=0.6, control=0.0, control_j=9.0, **tags):
     """A job with this accuracy on validation series; its control is out of the way."""
     made = row(name, **tags)
-    of = {"val/accuracy": accuracy, "test/accuracy": test, "val/accuracy_drop_pt": 100 * (control - accuracy), "test/control_accuracy": control}
-    return replace(made, metrics=made.metrics | of | {"energy/per_inference_j": energy, "energy/reference_per_inference_j": control_j})
+    of = {
+        "val/accuracy": accuracy,
+        "test/accuracy": test,
+        "val/accuracy_drop_pt": 100 * (control - accuracy),
+        "test/control_accuracy": control,
+    }
+    return replace(
+        made,
+        metrics=made.metrics
+        | of
+        | {"energy/per_inference_j": energy, "energy/reference_per_inference_j": control_j},
+    )
 
 
 def test_each_source_of_energy_has_its_own_front_and_invalid_records_have_none(tmp_path):
@@ -46,13 +56,19 @@ def test_each_source_of_energy_has_its_own_front_and_invalid_records_have_none(t
 def test_the_front_is_chosen_on_validation_series_and_without_them_on_test_series():
     lucky, good = point("lucky", 0.6, 2e-3, test=0.9), point("good", 0.7, 2e-3, test=0.5)
     assert energy_front([lucky, good]) == {"good"}
-    blind = [replace(r, metrics={k: v for k, v in r.metrics.items() if not k.startswith("val/")}) for r in (lucky, good)]
+    blind = [
+        replace(r, metrics={k: v for k, v in r.metrics.items() if not k.startswith("val/")})
+        for r in (lucky, good)
+    ]
     assert energy_front(blind) == {"lucky"}
 
 
 def test_the_control_takes_part_in_the_front(tmp_path, monkeypatch):
     """Pruned and better than the untuned dense model is no merit where the dense model, tuned alike, is as good for the same energy."""
-    pruned, small = (point(name, a, j, control=0.8, control_j=2e-3) for name, a, j in (("pruned", 0.75, 2.1e-3), ("small", 0.7, 1e-3)))
+    pruned, small = (
+        point(name, a, j, control=0.8, control_j=2e-3)
+        for name, a, j in (("pruned", 0.75, 2.1e-3), ("small", 0.7, 1e-3))
+    )
     assert energy_front([pruned, small]) == {"small"}
     drawn = []
     monkeypatch.setattr(fronts, "save", lambda figure, path: drawn.append(figure))
@@ -62,5 +78,8 @@ def test_the_control_takes_part_in_the_front(tmp_path, monkeypatch):
     assert (list(star.get_xdata()), list(star.get_ydata())) == ([2.0], [80.0])
     assert "control" in [t.get_text() for t in axes.texts]
     open_marks = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
-    assert sorted(y for line in open_marks for y in line.get_ydata()) == [60.0, 80.0]  # on test series, of the front's two
+    assert sorted(y for line in open_marks for y in line.get_ydata()) == [
+        60.0,
+        80.0,
+    ]  # on test series, of the front's two
     assert axes.get_ylabel() == "accuracy on validation series (%)"

@@ -1,4 +1,7 @@
-"""Freezing a real MLflow store: what is taken, what is left out and why, and that it is the same every time."""
+"""Freezing a real MLflow store.
+
+What is taken, what is left out and why, and that it is the same every time.
+"""
 
 import json
 import shutil
@@ -34,8 +37,31 @@ def test_a_run_becomes_a_row_with_everything_that_it_is_made_of(store, tmp_path)
     read = frozen.load(tmp_path / "frozen")
     (row,) = read.results.to_dict("records")
     assert list(read.results) == [c.name for c in frozen.COLUMNS]
-    assert {k: row[k] for k in ("run_id", "run_name", "dataset", "model", "ratio", "seed", "valid", "cpu", "matmuls", "number_format")} == {
-        **{"run_id": run_id, "run_name": "one", "dataset": "ACSF1", "model": "t1", "ratio": 0.5, "seed": 0, "valid": True, "cpu": "A CPU"},
+    assert {
+        k: row[k]
+        for k in (
+            "run_id",
+            "run_name",
+            "dataset",
+            "model",
+            "ratio",
+            "seed",
+            "valid",
+            "cpu",
+            "matmuls",
+            "number_format",
+        )
+    } == {
+        **{
+            "run_id": run_id,
+            "run_name": "one",
+            "dataset": "ACSF1",
+            "model": "t1",
+            "ratio": 0.5,
+            "seed": 0,
+            "valid": True,
+            "cpu": "A CPU",
+        },
         **{"matmuls": 27, "number_format": "fp32"},
     }
     assert row["estimated_j"] == 0.01
@@ -46,7 +72,11 @@ def test_a_run_becomes_a_row_with_everything_that_it_is_made_of(store, tmp_path)
         (run_id, 0, "head", 0, True),
         (run_id, 0, "head", 1, False),
         *((run_id, 0, "ffn", unit, unit != 1) for unit in range(3)),
-        *((run_id, 1, kind, unit, False) for kind, count in (("head", 2), ("ffn", 3)) for unit in range(count)),
+        *(
+            (run_id, 1, kind, unit, False)
+            for kind, count in (("head", 2), ("ffn", 3))
+            for unit in range(count)
+        ),
     ]
     pd.testing.assert_frame_equal(made.results, read.results, check_dtype=False)
 
@@ -82,7 +112,12 @@ def test_repetitions_share_the_one_identity_that_the_run_was_tagged_with(store, 
     store.run(seed=2, config="two", train__epochs=9)
     store.run(seed=0, config="dense", prune__ratio=0, prune__method="taylor")
     results = freeze(store, tmp_path / "frozen").results
-    assert {(r.ratio, r.seed): r.config for r in results.itertuples()} == {(0, 0): "dense", (0.5, 0): "one", (0.5, 1): "one", (0.5, 2): "two"}
+    assert {(r.ratio, r.seed): r.config for r in results.itertuples()} == {
+        (0, 0): "dense",
+        (0.5, 0): "one",
+        (0.5, 1): "one",
+        (0.5, 2): "two",
+    }
     assert set(results.loc[results["ratio"] == 0, "method"]) == {"-"}
     recipes = results.set_index("config")["recipe"]
     assert recipes["two"] != recipes["dense"]
@@ -105,12 +140,20 @@ def test_every_row_has_its_control_its_validation_numbers_and_its_costs(store, t
     store.run("no control", seed=2, without=("test/control_accuracy",))
     made = freeze(store, tmp_path / "frozen")
     every, blind = made.results.to_dict("records")
-    assert [every[k] for k in ("control_accuracy", "dense_accuracy", "val_series", "val_accuracy", "val_drop_pt")] == [0.75, 0.75, 40, 0.7, 0.5]
-    assert [every[k] for k in ("estimated_reference_j", "cost_load_ms", "cost_train_j", "cost_break_even_inferences")] == [0.02, 2, 2, 2]
+    assert [
+        every[k] for k in ("control_accuracy", "dense_accuracy", "val_series", "val_accuracy", "val_drop_pt")
+    ] == [0.75, 0.75, 40, 0.7, 0.5]
+    assert [
+        every[k]
+        for k in ("estimated_reference_j", "cost_load_ms", "cost_train_j", "cost_break_even_inferences")
+    ] == [0.02, 2, 2, 2]
     assert pd.isna(every["cost_load_j"])
     assert blind["val_series"] == 0
     assert pd.isna(blind["val_accuracy"])
-    assert "no control: it has no 'test/control_accuracy'" in made.about["left_out"]["stored by another version of tsexp, or damaged"]
+    assert (
+        "no control: it has no 'test/control_accuracy'"
+        in made.about["left_out"]["stored by another version of tsexp, or damaged"]
+    )
 
 
 def test_runs_of_an_older_protocol_are_left_out_with_that_reason(store, tmp_path):
@@ -124,9 +167,19 @@ def test_runs_of_an_older_protocol_are_left_out_with_that_reason(store, tmp_path
 
 def test_an_invalid_record_has_its_accuracy_and_nothing_of_its_windows(store, tmp_path):
     store.run("energy", valid="false", invalid_reasons="a window with zero energy")
-    store.run("scores", seed=1, valid="false", invalid_reasons="the artifact answers series with scores that are not finite")
+    store.run(
+        "scores",
+        seed=1,
+        valid="false",
+        invalid_reasons="the artifact answers series with scores that are not finite",
+    )
     energy, scores = freeze(store, tmp_path / "frozen").results.to_dict("records")
-    assert (energy["valid"], energy["scored"], energy["accuracy"], energy["parameters"]) == (False, True, 0.75, 1000)
+    assert (energy["valid"], energy["scored"], energy["accuracy"], energy["parameters"]) == (
+        False,
+        True,
+        0.75,
+        1000,
+    )
     assert all(pd.isna(energy[name]) for name in frozen.FROM_WINDOWS)
     assert (scores["valid"], scores["scored"]) == (False, False)
     results = frozen.load(tmp_path / "frozen").results
@@ -146,7 +199,12 @@ def test_runs_without_a_whole_record_are_left_out_with_a_reason(store, tmp_path)
     store.client.create_run(store.experiment, run_name="sweep", tags={"tsexp.stage": "sweep"})
     made = freeze(store, tmp_path / "frozen")
     assert list(made.results["run_name"]) == ["good"]
-    assert set(made.predictions["run_id"]) == set(made.windows["run_id"]) == set(made.channels["run_id"]) == set(made.results["run_id"])
+    assert (
+        set(made.predictions["run_id"])
+        == set(made.windows["run_id"])
+        == set(made.channels["run_id"])
+        == set(made.results["run_id"])
+    )
     left_out = made.about["left_out"]
     assert {k: [n.split(":")[0] for n in names] for k, names in left_out.items()} == {
         "measured again since": ["died first"],
@@ -164,7 +222,9 @@ def test_of_repetitions_the_newest_valid_one_counts(store, tmp_path):
     store.run("first")
     second = store.run("second")
     store.run("invalid", valid="false", invalid_reasons="why")
-    store.run("invalid alone", seed=1, valid="false", invalid_reasons="why", without=("energy/per_inference_j",))
+    store.run(
+        "invalid alone", seed=1, valid="false", invalid_reasons="why", without=("energy/per_inference_j",)
+    )
     store.run("other libraries", seed=2, signature="before")
     newest = store.run("other libraries", seed=2, signature="after")
     results = freeze(store, tmp_path / "frozen").results
@@ -229,7 +289,10 @@ def test_what_another_version_froze_or_what_is_damaged_is_refused(store, tmp_pat
     with pytest.raises(ReportError, match="is damaged"):
         frozen.load(folder)
     (folder / "about.json").write_text(json.dumps({"schema": 1}))
-    with pytest.raises(ReportError, match=r"frozen with schema 1.* the reference that accuracy is compared with is another one since"):
+    with pytest.raises(
+        ReportError,
+        match=r"frozen with schema 1.* the reference that accuracy is compared with is another one since",
+    ):
         frozen.load(folder)
 
 
@@ -267,5 +330,7 @@ def test_words_that_measuring_and_reports_share_are_the_same():
     scores = energy.Scores(np.full((4, 2), np.nan, np.float32), np.zeros((0, 2), np.float32))
     manifest = {"parameters": 1, "macs": 1, "bytes": 1, "channels": 1, "device": "cpu"}
     dataset = SimpleNamespace(y_test=np.array([0, 1, 0, 1]), y_train=np.array([0]), val=np.array([], int))
-    reasons = assemble(make() | {"source": "mains:plug"}, scores, scores, manifest, manifest, dataset, 0).invalid_reasons
+    reasons = assemble(
+        make() | {"source": "mains:plug"}, scores, scores, manifest, manifest, dataset, 0
+    ).invalid_reasons
     assert any(store.NOT_FINITE in reason for reason in reasons)

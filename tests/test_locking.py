@@ -92,7 +92,9 @@ def start(tmp_path: Path) -> Iterator[object]:
                 stream.close()
 
 
-@pytest.mark.parametrize(("first", "second"), [("owning", "sharing"), ("sharing", "owning"), ("owning", "owning")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("owning", "sharing"), ("sharing", "owning"), ("owning", "owning")]
+)
 def test_second_waits_until_the_first_leaves(start, first: str, second: str) -> None:
     a = start(first)
     a.expect("in")
@@ -123,7 +125,9 @@ def test_owner_waits_for_the_last_of_two_sharers(start) -> None:
     owner.expect("in")
 
 
-@pytest.mark.parametrize(("first", "second"), [("owning", "sharing"), ("owning", "owning"), ("sharing", "owning")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("owning", "sharing"), ("owning", "owning"), ("sharing", "owning")]
+)
 def test_lock_of_a_killed_process_is_free(start, first: str, second: str) -> None:
     a = start(first)
     a.expect("in")
@@ -159,7 +163,10 @@ def tmp(tmp_path, monkeypatch):
 
 
 def test_every_user_of_the_machine_may_take_it(tmp):
-    """Whatever the umask of the first; and not in a sticky folder, where a file of somebody else may not be opened for writing."""
+    """Whatever the umask of the first.
+
+    And not in a sticky folder, where a file of somebody else may not be opened for writing.
+    """
     before = os.umask(0o077)
     try:
         with locking.owning_the_machine():
@@ -184,7 +191,10 @@ def test_a_link_is_refused_and_its_target_left_alone(tmp, what):
     else:
         folder.mkdir()
         (folder / "machine.lock").symlink_to(target / "machine.lock")
-    with pytest.raises(RuntimeError, match=r"cannot be opened .* should remove it"), locking.owning_the_machine():
+    with (
+        pytest.raises(RuntimeError, match=r"cannot be opened .* should remove it"),
+        locking.owning_the_machine(),
+    ):
         pass
     assert stat.S_IMODE(target.stat().st_mode) == 0o700
     assert stat.S_IMODE((target / "machine.lock").stat().st_mode) == 0o600

@@ -1,4 +1,7 @@
-"""Measuring end to end, in the worker process: what is scored and counted is the artifact, and every failure says why."""
+"""Measuring end to end, in the worker process.
+
+What is scored and counted is the artifact, and every failure says why.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,19 @@ class Bench:
 
     def measure(self, artifact: Artifact | None = None, **changes: object) -> Record:
         config: MeasureConfig = replace(self.cfg.measure, **changes)  # type: ignore[arg-type]
-        scores, reference_scores = (energy.score(a, self.dataset, self.cfg.measure, self.cache) for a in (self.slim, self.dense))
-        return energy.measure(artifact or self.slim, self.dense, scores, reference_scores, self.dataset, config, 0, progress=False)
+        scores, reference_scores = (
+            energy.score(a, self.dataset, self.cfg.measure, self.cache) for a in (self.slim, self.dense)
+        )
+        return energy.measure(
+            artifact or self.slim,
+            self.dense,
+            scores,
+            reference_scores,
+            self.dataset,
+            config,
+            0,
+            progress=False,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +80,9 @@ def in_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     """Run code in each measuring process (and in no other) before it does anything."""
 
     def plant(code: str) -> None:
-        (tmp_path / "planted.py").write_text(f"{code}\nfrom tsexp.energy.worker import compare, measure, peaks, score\n")
+        (tmp_path / "planted.py").write_text(
+            f"{code}\nfrom tsexp.energy.worker import compare, measure, peaks, score\n"
+        )
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(energy, "WORKER", "planted")
 
@@ -98,48 +114,75 @@ def test_estimate_is_cpu_time_times_watts_in_every_window(bench: Bench, record: 
 
 
 def test_scores_are_those_of_the_loaded_artifacts(bench: Bench, record: Record) -> None:
-    np.testing.assert_allclose(record.scores, answers(bench.slim, bench.dataset.x_test, 1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(record.reference_scores, answers(bench.dense, bench.dataset.x_test, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        record.scores, answers(bench.slim, bench.dataset.x_test, 1), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        record.reference_scores, answers(bench.dense, bench.dataset.x_test, 1), rtol=1e-4, atol=1e-5
+    )
     assert not np.allclose(record.scores, record.reference_scores, rtol=1e-2)
     val = energy.score(bench.slim, bench.dataset, bench.cfg.measure, bench.cache).val
-    np.testing.assert_allclose(val, answers(bench.slim, bench.dataset.x_train[bench.dataset.val], 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        val, answers(bench.slim, bench.dataset.x_train[bench.dataset.val], 1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_series_are_scored_in_batches_as_they_are_measured(bench: Bench) -> None:
-    # The ranges of ONNX Runtime's dynamic mode depend on the whole batch, so that answers in batches of 64 are those of another classifier.
-    dynamic = runtimes.deploy(bench.slim_model, QuantConfig("dynamic"), RuntimeConfig("onnxruntime", "cpu"), bench.dataset, bench.cache)
+    # The ranges of ONNX Runtime's dynamic mode depend on the whole batch, so that answers in batches of 64
+    # are those of another classifier.
+    dynamic = runtimes.deploy(
+        bench.slim_model,
+        QuantConfig("dynamic"),
+        RuntimeConfig("onnxruntime", "cpu"),
+        bench.dataset,
+        bench.cache,
+    )
     made = {}
     for batch_size in (1, 16):
-        made[batch_size] = energy.score(dynamic, bench.dataset, replace(bench.cfg.measure, batch_size=batch_size), bench.cache).test
-        np.testing.assert_allclose(made[batch_size], answers(dynamic, bench.dataset.x_test, batch_size), rtol=1e-4, atol=1e-5)
+        made[batch_size] = energy.score(
+            dynamic, bench.dataset, replace(bench.cfg.measure, batch_size=batch_size), bench.cache
+        ).test
+        np.testing.assert_allclose(
+            made[batch_size], answers(dynamic, bench.dataset.x_test, batch_size), rtol=1e-4, atol=1e-5
+        )
     assert np.abs(made[1] - made[16]).max() > 1e-3
     scores = energy.score(dynamic, bench.dataset, bench.cfg.measure, bench.cache)
-    record = energy.measure(dynamic, bench.dense, scores, scores, bench.dataset, bench.cfg.measure, 0, progress=False)
+    record = energy.measure(
+        dynamic, bench.dense, scores, scores, bench.dataset, bench.cfg.measure, 0, progress=False
+    )
     assert record.invalid_reasons == ("the reference answers otherwise than when it was scored",)
 
 
 def test_artifact_that_answers_otherwise_than_it_was_scored_is_invalid(bench: Bench) -> None:
     scores = energy.score(bench.slim, bench.dataset, bench.cfg.measure, bench.cache)
     wrong = replace(scores, test=scores.test + 0.1)
-    record = energy.measure(bench.slim, bench.slim, wrong, scores, bench.dataset, bench.cfg.measure, 0, progress=False)
+    record = energy.measure(
+        bench.slim, bench.slim, wrong, scores, bench.dataset, bench.cfg.measure, 0, progress=False
+    )
     assert record.invalid_reasons == ("the artifact answers otherwise than when it was scored",)
 
 
 def test_accuracy_and_drop_follow_from_the_scores(bench: Bench, record: Record) -> None:
-    accuracy, dense = (float((s.argmax(1) == bench.dataset.y_test).mean()) for s in (record.scores, record.reference_scores))
+    accuracy, dense = (
+        float((s.argmax(1) == bench.dataset.y_test).mean()) for s in (record.scores, record.reference_scores)
+    )
     assert record.metrics["test/accuracy"] == pytest.approx(accuracy)
     assert record.metrics["test/control_accuracy"] == pytest.approx(dense)
     assert record.metrics["vs_dense/accuracy_drop_pt"] == pytest.approx(100 * (dense - accuracy))
     np.testing.assert_array_equal(record.labels, bench.dataset.y_test)
 
 
-def test_windows_and_latencies_are_as_many_as_asked_shared_among_processes(bench: Bench, record: Record) -> None:
+def test_windows_and_latencies_are_as_many_as_asked_shared_among_processes(
+    bench: Bench, record: Record
+) -> None:
     config = bench.cfg.measure
     kept = [w for w in record.raw["windows"] if not w["discarded"]]
     for name in ("artifact", "reference"):
         mine = [w for w in kept if w["subject"] == name]
         assert [w["pair"] for w in mine] == list(range(config.repeats))
-        assert [w["process"] for w in mine] == [p for p in range(config.processes) for _ in range(config.repeats // config.processes)]
+        assert [w["process"] for w in mine] == [
+            p for p in range(config.processes) for _ in range(config.repeats // config.processes)
+        ]
     assert len(record.raw["latencies_ms"]) == config.latency_calls
     assert record.raw["threads"] == config.threads
     assert record.metrics["memory/peak_mb"] > 10
@@ -172,11 +215,15 @@ def test_sizes_are_counted_on_the_artifact(bench: Bench, record: Record) -> None
         assert bench.slim.manifest[k] < bench.dense.manifest[k]
     for k in ("parameters", "macs", "bytes"):
         assert record.metrics[f"size/{k}"] == bench.slim.manifest[k]
-    assert record.metrics["vs_dense/size_ratio"] == pytest.approx(bench.dense.manifest["bytes"] / bench.slim.manifest["bytes"])
+    assert record.metrics["vs_dense/size_ratio"] == pytest.approx(
+        bench.dense.manifest["bytes"] / bench.slim.manifest["bytes"]
+    )
     assert record.metrics["prune/achieved_ratio"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_copied_artifact_answers_bit_equal_without_the_original(bench: Bench, copied: Artifact, tmp_path: Path) -> None:
+def test_copied_artifact_answers_bit_equal_without_the_original(
+    bench: Bench, copied: Artifact, tmp_path: Path
+) -> None:
     expected = answers(bench.slim, bench.dataset.x_test[:64], 64)
     moved = copied.folder.rename(tmp_path / "once more")
     predictor = runtimes.load(moved)
@@ -204,7 +251,9 @@ def test_damaged_artifact_is_refused_with_the_file(copied: Artifact, bench: Benc
     weights.write_bytes(content)
     with pytest.raises(ValueError, match=r"weights\.safetensors is not what the manifest lists"):
         runtimes.load(copied.folder)
-    with pytest.raises(MeasuringFailed, match=r"ValueError: .*weights\.safetensors is not what the manifest lists") as caught:
+    with pytest.raises(
+        MeasuringFailed, match=r"ValueError: .*weights\.safetensors is not what the manifest lists"
+    ) as caught:
         bench.measure(copied)
     assert "Traceback" in caught.value.details
 
@@ -215,7 +264,9 @@ def test_killed_worker_is_told_with_its_signal(bench: Bench, in_the_worker: Call
         bench.measure()
 
 
-def test_worker_that_ends_without_a_result_is_told_with_its_status(bench: Bench, in_the_worker: Callable[[str], None]) -> None:
+def test_worker_that_ends_without_a_result_is_told_with_its_status(
+    bench: Bench, in_the_worker: Callable[[str], None]
+) -> None:
     in_the_worker("import os\nos._exit(7)")
     with pytest.raises(MeasuringFailed, match="ended with status 7 and no result"):
         bench.measure()
@@ -231,14 +282,18 @@ def test_measuring_too_long_is_stopped_and_the_lock_is_free(bench: Bench) -> Non
         pass
 
 
-def test_requiring_a_counter_where_none_answers_fails(bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path) -> None:
+def test_requiring_a_counter_where_none_answers_fails(
+    bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path
+) -> None:
     nowhere = str(tmp_path / "nowhere")
     in_the_worker(f"import zeus.device.cpu.rapl as r\nr.RAPL_DIR = r.CONTAINER_RAPL_DIR = {nowhere!r}")
     with pytest.raises((MeasuringFailed, ConfigError), match=r"measure\.require=measured"):
         bench.measure(require="measured")
 
 
-def test_worker_reads_the_machines_counters(bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path) -> None:
+def test_worker_reads_the_machines_counters(
+    bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path
+) -> None:
     root = tmp_path / "intel-rapl"
     package = add_zone(root / "intel-rapl:0", "package-0", 1e6)
     in_the_worker(f"import zeus.device.cpu.rapl as r\nr.RAPL_DIR = {str(root)!r}")
@@ -247,7 +302,9 @@ def test_worker_reads_the_machines_counters(bench: Bench, in_the_worker: Callabl
     assert record.energy_source == "zeus:rapl"
     assert record.metrics["power/mean_w"] == pytest.approx(50, rel=0.15)
     assert record.metrics["power/idle_w"] == pytest.approx(50, rel=0.15)
-    assert record.metrics["energy/per_inference_j"] == pytest.approx(50 / record.metrics["throughput/series_per_s"], rel=0.15)
+    assert record.metrics["energy/per_inference_j"] == pytest.approx(
+        50 / record.metrics["throughput/series_per_s"], rel=0.15
+    )
     assert "1 whole CPU package" in record.raw["scope"]
 
 
@@ -258,16 +315,22 @@ def test_worker_reads_the_machines_counters(bench: Bench, in_the_worker: Callabl
         ("none", "eager", "tpu", r"on tpu is not supported"),
     ],
 )
-def test_unsupported_combination_is_refused_with_what_is_supported(bench: Bench, mode: str, name: str, device: str, message: str) -> None:
+def test_unsupported_combination_is_refused_with_what_is_supported(
+    bench: Bench, mode: str, name: str, device: str, message: str
+) -> None:
     with pytest.raises(Unsupported, match=message) as caught:
-        runtimes.deploy(bench.slim_model, QuantConfig(mode), RuntimeConfig(name, device), bench.dataset, bench.cache)
+        runtimes.deploy(
+            bench.slim_model, QuantConfig(mode), RuntimeConfig(name, device), bench.dataset, bench.cache
+        )
     table = str(caught.value).splitlines()[1:]
     assert list(dict.fromkeys(line.split()[0] for line in table)) == list(runtimes.RUNTIMES)
     assert all(line.split()[1] in ("cpu", "cuda") and "none" in line for line in table)
 
 
 def test_unknown_runtime_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match=r"runtime\.name=eagr is not known; allowed: .*eager.*did you mean eager"):
+    with pytest.raises(
+        ConfigError, match=r"runtime\.name=eagr is not known; allowed: .*eager.*did you mean eager"
+    ):
         runtimes.check(QuantConfig("none"), RuntimeConfig("eagr", "cpu"))
 
 
@@ -284,7 +347,10 @@ def without_inductor(quant: QuantConfig) -> list[RuntimeConfig]:
 
 def test_automatic_choice_takes_the_fastest_that_keeps_the_accuracy(bench: Bench) -> None:
     quant = replace(bench.cfg.quant, mode="none")
-    artifacts = [runtimes.deploy(bench.slim_model, quant, one, bench.dataset, bench.cache) for one in without_inductor(quant)]
+    artifacts = [
+        runtimes.deploy(bench.slim_model, quant, one, bench.dataset, bench.cache)
+        for one in without_inductor(quant)
+    ]
     chosen, tried = energy.choose(artifacts, artifacts[0], bench.dataset, bench.cfg.measure, bench.cache)
     assert [t["runtime"] for t in tried] == [a.manifest["runtime"] for a in artifacts]
     assert {"eager", "onnxruntime"} <= {t["runtime"] for t in tried}
@@ -298,20 +364,26 @@ def test_automatic_choice_goes_by_wall_time_where_several_threads_share_the_work
     assert set(tried[0]) == {"runtime", "accuracy_drop_pt", "val_series", "wall_ms"}
 
 
-def test_automatic_choice_judges_on_series_that_the_model_was_not_fitted_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_choice_judges_on_series_that_the_model_was_not_fitted_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The dense model is better on train series, the other one on validation series: that decides.
     val = bench.dataset.val
     right = np.eye(len(bench.dataset.classes), dtype=np.float32)[bench.dataset.y_train]
     answers = {bench.slim.signature: right[val], bench.dense.signature: 1 - right[val]}
     monkeypatch.setattr(energy, "score", lambda a, *_: energy.Scores(right[:0], answers[a.signature]))
-    chosen, tried = energy.choose([bench.dense, bench.slim], bench.slim, bench.dataset, bench.cfg.measure, bench.cache)
+    chosen, tried = energy.choose(
+        [bench.dense, bench.slim], bench.slim, bench.dataset, bench.cfg.measure, bench.cache
+    )
     assert chosen is bench.slim
     assert [t["accuracy_drop_pt"] for t in tried] == [100, 0]
 
 
 def test_automatic_choice_leaves_out_what_does_not_load(bench: Bench, copied: Artifact) -> None:
     (copied.folder / "weights.safetensors").write_bytes(b"")
-    chosen, tried = energy.choose([copied, bench.slim], bench.slim, bench.dataset, bench.cfg.measure, bench.cache)
+    chosen, tried = energy.choose(
+        [copied, bench.slim], bench.slim, bench.dataset, bench.cfg.measure, bench.cache
+    )
     assert chosen is bench.slim
     assert "damaged" in tried[0]["error"]
     with pytest.raises(MeasuringFailed, match="none of the runtimes works"):

@@ -96,7 +96,10 @@ def one_window(meter: ZeusMeter, seconds: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize("dram_w", [0.0, 8.0], ids=["without dram", "with dram"])
 def test_rapl_window_reads_package_and_dram_but_not_psys(tree: Path, dram_w: float) -> None:
-    watts = {add_zone(tree / "intel-rapl:0", "package-0"): 50.0, add_zone(tree / "intel-rapl:1", "psys"): 90.0}
+    watts = {
+        add_zone(tree / "intel-rapl:0", "package-0"): 50.0,
+        add_zone(tree / "intel-rapl:1", "psys"): 90.0,
+    }
     watts[add_zone(tree / "intel-rapl:0" / "intel-rapl:0:0", "core")] = 30.0
     if dram_w:
         watts[add_zone(tree / "intel-rapl:0" / "intel-rapl:0:1", "dram")] = dram_w
@@ -131,8 +134,12 @@ def test_window_with_a_counter_wrap_is_discarded_or_right(tree: Path) -> None:
     wait_until_it_looks(tracker, package)
     seen = tracker.get_num_wraparounds()
 
-    wrapped = windows._read(meter, lambda: set_counter(package, 5e6))  # 10 J up to the end of the range and 5 J more
-    noticed = windows._read(meter, lambda: wait_for(lambda: tracker.get_num_wraparounds() > seen, "Zeus to notice the wrap"))
+    wrapped = windows._read(
+        meter, lambda: set_counter(package, 5e6)
+    )  # 10 J up to the end of the range and 5 J more
+    noticed = windows._read(
+        meter, lambda: wait_for(lambda: tracker.get_num_wraparounds() > seen, "Zeus to notice the wrap")
+    )
     after = windows._read(meter, lambda: (set_counter(package, 8e6), time.sleep(0.02)))
 
     assert wrapped["discarded"] or wrapped["energy_j"] == pytest.approx(15, abs=0.01)
@@ -157,13 +164,18 @@ def wait_until_it_looks(tracker: zeus_rapl.RaplWraparoundTracker, package: Path)
     time.sleep(0.3)
 
 
-@pytest.mark.parametrize(("joules", "discarded"), [(-0.001, True), (0.0, False), (40.0, False), (1e6, True), (RANGE_UJ / 1e6, True)])
+@pytest.mark.parametrize(
+    ("joules", "discarded"),
+    [(-0.001, True), (0.0, False), (40.0, False), (1e6, True), (RANGE_UJ / 1e6, True)],
+)
 def test_window_of_negative_or_impossible_power_is_discarded(joules: float, discarded: bool) -> None:
     meter = SimpleNamespace(begin=lambda: None, end=lambda: joules)
     assert windows._read(meter, lambda: time.sleep(0.02))["discarded"] is discarded
 
 
-def test_unreadable_counters_are_told_and_fall_back_to_the_estimate(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_counters_are_told_and_fall_back_to_the_estimate(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_zone(tree / "intel-rapl:0", "package-0")
 
     def refuse(path: str, *args: object) -> object:
@@ -195,7 +207,11 @@ def test_a_meter_of_ones_own_is_taken_instead_and_an_estimate_is_refused_where_n
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_counter.py").write_text(MINE.format("mains:plug"))
     (tmp_path / "my_guess.py").write_text(MINE.format("estimated:weather"))
-    assert meters.choose("cpu", "measured", 10.0, "my_counter:Mine").source == meters.source("cpu", "my_counter:Mine") == "mains:plug"
+    assert (
+        meters.choose("cpu", "measured", 10.0, "my_counter:Mine").source
+        == meters.source("cpu", "my_counter:Mine")
+        == "mains:plug"
+    )
     assert meters.choose("cpu", "any", 10.0, "my_guess:Mine").source == "estimated:weather"
     with pytest.raises(ConfigError, match=r"measure\.meter=my_guess:Mine estimates"):
         meters.choose("cpu", "measured", 10.0, "my_guess:Mine")
@@ -218,7 +234,10 @@ def test_machine_without_rapl_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 class Machine:
-    """Two GPUs, as NVML numbers them, of 100 W and 300 W on a clock that the test moves; PyTorch computes on `computing`."""
+    """Two GPUs, as NVML numbers them, of 100 W and 300 W on a clock that the test moves.
+
+    PyTorch computes on `computing`.
+    """
 
     uuids = ("GPU-aaaa", "GPU-bbbb")
 
@@ -253,13 +272,19 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         "nvmlDeviceGetArchitecture": lambda handle: pynvml.NVML_DEVICE_ARCH_AMPERE,
         "nvmlDeviceGetHandleByUUID": lambda uuid: fake.uuids.index(uuid),
         "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: answer_or_raise(fake.reasons[handle]),
-        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [SimpleNamespace(pid=p) for p in answer_or_raise(fake.processes[handle])],
-        "nvmlDeviceGetTotalEnergyConsumption": lambda handle: round(1000 * (5e6 + (100.0, 300.0)[handle] * fake.now)),
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
+            SimpleNamespace(pid=p) for p in answer_or_raise(fake.processes[handle])
+        ],
+        "nvmlDeviceGetTotalEnergyConsumption": lambda handle: round(
+            1000 * (5e6 + (100.0, 300.0)[handle] * fake.now)
+        ),
     }.items():
         monkeypatch.setattr(pynvml, name, answer)
     monkeypatch.setattr(zeus.device.gpu, "_gpus", None)
     monkeypatch.setattr(zeus.device.gpu, "nvml_is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=fake.computing))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=fake.computing)
+    )
     monkeypatch.setattr(torch.cuda, "synchronize", fake.wait)
     for variable in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.delenv(variable, raising=False)
@@ -268,7 +293,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.mark.parametrize(
     ("computing", "visible", "watts"),
-    [("aaaa", None, 100.0), ("bbbb", None, 300.0), ("bbbb", "1", 300.0), ("bbbb", "1,0", 300.0), ("aaaa", "1,0", 100.0)],
+    [
+        ("aaaa", None, 100.0),
+        ("bbbb", None, 300.0),
+        ("bbbb", "1", 300.0),
+        ("bbbb", "1,0", 300.0),
+        ("aaaa", "1,0", 100.0),
+    ],
 )
 def test_nvml_meter_reads_the_gpu_that_computes_whatever_its_number(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, computing: str, visible: str | None, watts: float
@@ -292,11 +323,15 @@ def test_gpu_that_zeus_does_not_see_is_refused_with_what_to_set(
     machine.computing = computing
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with pytest.raises(ConfigError, match=f"does not see the GPU .*GPU-{computing}.*CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+    with pytest.raises(
+        ConfigError, match=f"does not see the GPU .*GPU-{computing}.*CUDA_DEVICE_ORDER=PCI_BUS_ID"
+    ):
         meters.choose("cuda", "any", 10.0)
 
 
-def test_gpu_without_a_meter_is_refused_whatever_is_required(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_a_meter_is_refused_whatever_is_required(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(zeus.device.gpu, "nvml_is_available", lambda: False)
     monkeypatch.setattr(zeus.device.gpu, "amdsmi_is_available", lambda: False)
     assert meters.available("cuda")["nvml"].startswith("ZeusGPUInitError: NVML")
@@ -309,15 +344,23 @@ def test_gpu_without_a_meter_is_refused_whatever_is_required(machine: Machine, m
     ("reasons", "slowed_by"),
     [
         (pynvml.nvmlClocksThrottleReasonNone, []),
-        (pynvml.nvmlClocksThrottleReasonGpuIdle | pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting, []),
+        (
+            pynvml.nvmlClocksThrottleReasonGpuIdle | pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting,
+            [],
+        ),
         (pynvml.nvmlClocksThrottleReasonSwPowerCap, ["its power limit"]),
         (pynvml.nvmlClocksThrottleReasonSwThermalSlowdown, ["heat"]),
-        (pynvml.nvmlClocksThrottleReasonHwSlowdown | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown, ["the hardware", "heat"]),
+        (
+            pynvml.nvmlClocksThrottleReasonHwSlowdown | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+            ["the hardware", "heat"],
+        ),
         (pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown, ["the power supply"]),
         (pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), None),
     ],
 )
-def test_gpu_that_is_held_down_says_by_what(machine: Machine, reasons: object, slowed_by: list[str] | None) -> None:
+def test_gpu_that_is_held_down_says_by_what(
+    machine: Machine, reasons: object, slowed_by: list[str] | None
+) -> None:
     machine.reasons[0] = reasons
     assert hardware.gpu_disturbances()["gpu_slowed_by"] == slowed_by
 
@@ -335,7 +378,9 @@ ME, WHO_WAITS_FOR_ME, STRANGER = os.getpid(), os.getppid(), 2**22 + 1
         (pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), None),
     ],
 )
-def test_foreign_processes_on_the_gpu_are_counted(machine: Machine, there: object, foreign: int | None) -> None:
+def test_foreign_processes_on_the_gpu_are_counted(
+    machine: Machine, there: object, foreign: int | None
+) -> None:
     machine.processes[0] = there
     assert hardware.gpu_disturbances()["gpu_foreign"] == foreign
 
@@ -344,10 +389,21 @@ def test_joules_of_a_system_on_chip_add_up_without_counting_twice() -> None:
     from zeus.device.soc.apple import AppleSiliconMeasurement
     from zeus.device.soc.jetson import JetsonMeasurement
 
-    whole = {"cpu_total_mj": 4000, "efficiency_cores_mj": [500, 500], "performance_cores_mj": [3000], "dram_mj": 300, "gpu_mj": 200, "ane_mj": None}
+    whole = {
+        "cpu_total_mj": 4000,
+        "efficiency_cores_mj": [500, 500],
+        "performance_cores_mj": [3000],
+        "dram_mj": 300,
+        "gpu_mj": 200,
+        "ane_mj": None,
+    }
     assert meters._soc_joules(AppleSiliconMeasurement(**whole)) == pytest.approx(4.5)
-    assert meters._soc_joules(JetsonMeasurement(cpu_energy_mj=900.0, gpu_energy_mj=600.0, total_energy_mj=2000.0)) == pytest.approx(2.0)
-    assert meters._soc_joules(JetsonMeasurement(cpu_energy_mj=900.0, gpu_energy_mj=600.0)) == pytest.approx(1.5)
+    assert meters._soc_joules(
+        JetsonMeasurement(cpu_energy_mj=900.0, gpu_energy_mj=600.0, total_energy_mj=2000.0)
+    ) == pytest.approx(2.0)
+    assert meters._soc_joules(JetsonMeasurement(cpu_energy_mj=900.0, gpu_energy_mj=600.0)) == pytest.approx(
+        1.5
+    )
 
 
 def test_estimate_counts_cpu_time_and_not_time_asleep() -> None:

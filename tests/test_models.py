@@ -48,7 +48,12 @@ def test_published_models_have_the_published_size(italy, name, parameters):
 @pytest.mark.parametrize(("name", "macs"), [("t1", 19_181_312), ("t2", 69_675_008), ("t3", 8_697_792)])
 def test_macs_on_720_steps(italy, name, macs):
     """Counted by hand; `test_runtimes` spells the formula out."""
-    long = replace(italy, x_train=np.zeros((1, 1, 720), np.float32), classes=("a", "b", "c"), preprocessing=replace(italy.preprocessing, length=720))
+    long = replace(
+        italy,
+        x_train=np.zeros((1, 1, 720), np.float32),
+        classes=("a", "b", "c"),
+        preprocessing=replace(italy.preprocessing, length=720),
+    )
     assert models.count_macs(Classifier(models.architecture(compose(f"model={name}").model, long))) == macs
 
 
@@ -92,7 +97,9 @@ def test_saved_model_comes_back_bit_equal(tiny_model, load_data, tmp_path, name,
 @pytest.mark.parametrize("scale", ["none", "znorm", "minmax", "standard"])
 def test_arch_survives_json(load_data, scale):
     dataset = load_data("BasicMotions", scale=scale)
-    arch = replace(models.architecture(compose("model=t3").model, dataset), blocks=(Block(1, 7), Block(4, 128)))
+    arch = replace(
+        models.architecture(compose("model=t3").model, dataset), blocks=(Block(1, 7), Block(4, 128))
+    )
     again = Arch.from_json(arch.to_json())
     assert again == arch
     assert hash(again) == hash(arch)
@@ -122,12 +129,16 @@ def test_padding_does_not_change_scores(tiny_model, load_data, tokenizer, poolin
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_padding_inside_the_model_does_not_change_scores(tiny_model, pickup, tokenizer, pooling):
     """A model of the same weights that takes longer series, so pads more, gives the same scores."""
-    model = tiny_model(pickup, f"model.tokenizer={tokenizer}", f"model.pooling={pooling}", "model.position=sinusoidal")
+    model = tiny_model(
+        pickup, f"model.tokenizer={tokenizer}", f"model.pooling={pooling}", "model.position=sinusoidal"
+    )
     torch.manual_seed(0)
     for p in model.parameters():
         p.data.normal_(std=0.3)
     length = model.arch.preprocessing.length
-    longer = Classifier(replace(model.arch, preprocessing=replace(model.arch.preprocessing, length=length + 200))).eval()
+    longer = Classifier(
+        replace(model.arch, preprocessing=replace(model.arch.preprocessing, length=length + 200))
+    ).eval()
     longer.load_state_dict(model.state_dict())
     # The stem sees two patches past the end of a series.
     x = pickup.x_test[(~np.isnan(pickup.x_test[:, 0])).sum(1) < length - 16]
@@ -173,7 +184,11 @@ def scaled(series, scale, mean, std):
 def test_scaling_is_numpys(scale, lengths):
     statistics = {"mean": (1.0, 2.0), "std": (0.5, 3.0)}
     unequal = len(set(lengths)) > 1
-    preprocess = Preprocess(Preprocessing(scale, 20, resample=False, masked=unequal, **(statistics if scale == "standard" else {})))
+    preprocess = Preprocess(
+        Preprocessing(
+            scale, 20, resample=False, masked=unequal, **(statistics if scale == "standard" else {})
+        )
+    )
     x = ragged(lengths)
     out, mask = preprocess(as_tensor(x))
     if unequal:
@@ -200,14 +215,19 @@ def test_resampling_is_numpys(length, scale):
     out, mask = Preprocess(Preprocessing(scale, length, resample=True, masked=False))(as_tensor(x))
     assert mask is None
     for row, series, n in zip(out.numpy(), x, lengths, strict=True):
-        expected = [np.interp(np.linspace(0, n - 1, length), np.arange(n), c) for c in scaled(series[:, :n], scale, None, None)]
+        expected = [
+            np.interp(np.linspace(0, n - 1, length), np.arange(n), c)
+            for c in scaled(series[:, :n], scale, None, None)
+        ]
         np.testing.assert_allclose(row, expected, atol=1e-4)
 
 
 def test_resampled_model_takes_any_length(tiny_model, load_data):
     dataset = load_data("ItalyPowerDemand", length=48, scale="none")
     model = tiny_model(dataset)
-    doubled = np.stack([np.interp(np.linspace(0, 23, 47), np.arange(24), s) for s in dataset.x_test[:5, 0]]).astype(np.float32)[:, None]
+    doubled = np.stack(
+        [np.interp(np.linspace(0, 23, 47), np.arange(24), s) for s in dataset.x_test[:5, 0]]
+    ).astype(np.float32)[:, None]
     assert scores(model, doubled).shape == (5, 2)
     same = np.concatenate([dataset.x_test[:5], np.full((5, 1, 9), np.nan, np.float32)], -1)
     np.testing.assert_allclose(scores(model, same), scores(model, dataset.x_test[:5]), atol=1e-5)
@@ -285,7 +305,9 @@ def test_dropout_only_in_training(tiny_model, italy, dropout):
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_reach_every_parameter(italy, name):
     torch.manual_seed(0)
-    model = Classifier(models.architecture(compose(*TINY, f"model={name}", "model.dropout=0").model, italy)).train()
+    model = Classifier(
+        models.architecture(compose(*TINY, f"model={name}", "model.dropout=0").model, italy)
+    ).train()
     torch.nn.functional.cross_entropy(model(as_tensor(italy.x_train)), as_tensor(italy.y_train)).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 

@@ -19,7 +19,11 @@ def files():
 @each
 def test_notebooks_are_thin(path):
     tree = ast.parse(path.read_text())
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.While)]
+    assert not [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.While)
+    ]
     assert len(ast.unparse(tree).splitlines()) < 50
 
 
@@ -30,13 +34,23 @@ def test_notebook_runs_in_this_environment_and_leaves_nothing_behind(path, tmp_p
     import nbformat
     from nbclient import NotebookClient
 
-    # The kernel of this environment, whatever kernels are installed for this user; jupyter_client runs it with this interpreter.
+    # The kernel of this environment, whatever kernels are installed for this user; jupyter_client runs it
+    # with this interpreter.
     monkeypatch.setenv("JUPYTER_PATH", f"{sys.prefix}/share/jupyter")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = files()
     notebook = jupytext.read(path)
     notebook.cells.append(nbformat.v4.new_code_cell("print(sys.executable)"))
-    NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     assert notebook.cells[-1].outputs[0].text.strip() == sys.executable
-    assert any(output.get("data", {}).get("image/png") for cell in notebook.cells for output in cell.get("outputs", ())) or "own_dataset" in path.stem
+    assert (
+        any(
+            output.get("data", {}).get("image/png")
+            for cell in notebook.cells
+            for output in cell.get("outputs", ())
+        )
+        or "own_dataset" in path.stem
+    )
     assert files() == before

@@ -27,7 +27,9 @@ def with_values(results, rows, **values):
 
 def evil():
     results = small(seeds=(0,))
-    return with_values(results, results.results.index[0], run_name=EVIL, warnings=EVIL, dataset="<b>PLAID & co</b>")
+    return with_values(
+        results, results.results.index[0], run_name=EVIL, warnings=EVIL, dataset="<b>PLAID & co</b>"
+    )
 
 
 def library():
@@ -37,7 +39,9 @@ def library():
 
 
 def data(file):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.DOTALL)[1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,9 @@ def test_equal_results_give_equal_bytes(written, tmp_path):
 def test_every_run_is_there_with_its_link_and_invalid_energy_is_left_out_and_counted(written):
     results = small().results
     shown = data(written)
-    assert [run["url"] for run in shown["runs"]] == [f"{UI}/#/experiments/1/runs/{i}" for i in results["run_id"]]
+    assert [run["url"] for run in shown["runs"]] == [
+        f"{UI}/#/experiments/1/runs/{i}" for i in results["run_id"]
+    ]
     for name in ("accuracy", "control_accuracy", "dense_accuracy", "val_accuracy"):
         assert [run[f"{name}_pct"] for run in shown["runs"]] == pytest.approx(list(100 * results[name]))
     assert [run["estimated_j"] is None for run in shown["runs"]] == list(~results["valid"])
@@ -81,10 +87,15 @@ def test_records_without_finite_scores_are_left_out_and_counted(tmp_path):
 
 
 def test_only_the_kind_of_energy_that_there_is_has_columns_and_estimates_carry_a_dagger(written, tmp_path):
-    for file, side, mark in ((written, "estimated", "†"), (page.write(small(measured=True), tmp_path / "page.html", UI), "measured", "")):
+    for file, side, mark in (
+        (written, "estimated", "†"),
+        (page.write(small(measured=True), tmp_path / "page.html", UI), "measured", ""),
+    ):
         shown = data(file)
         assert shown["sides"] == {side: mark}
-        labels = [axis["label"] for name, axis in shown["axes"].items() if "saving" in name or name.endswith("_j")]
+        labels = [
+            axis["label"] for name, axis in shown["axes"].items() if "saving" in name or name.endswith("_j")
+        ]
         assert labels == [f"{side} energy saving{mark} (%)", f"{side} energy per inference{mark} (J)"]
         other = {"estimated": "measured", "measured": "estimated"}[side]
         assert not any(key.startswith(other) for run in shown["runs"] for key in run)
@@ -98,7 +109,11 @@ def test_setups_are_told_apart_and_the_commonest_is_first_choice(tmp_path):
     shown = data(page.write(results, tmp_path / "page.html", UI))
     by = "energy by estimated:cpu_time"
     first = f"A CPU, 1 thread, batch 1, {by}"
-    assert set(shown["setups"]) == {f"{first} (aaaaaa)", f"{first} (bbbbbb)", f"A CPU, 1 thread, batch 32, {by}"}
+    assert set(shown["setups"]) == {
+        f"{first} (aaaaaa)",
+        f"{first} (bbbbbb)",
+        f"A CPU, 1 thread, batch 32, {by}",
+    }
     assert shown["commonest"] == f"{first} (bbbbbb)"
 
 
@@ -106,7 +121,9 @@ def test_two_meters_are_two_setups(tmp_path):
     results = small(measured=True, seeds=(0, 1, 2))
     results = with_values(results, results.results["seed"] == 1, energy_source="mains:plug")
     shown = data(page.write(results, tmp_path / "page.html", UI))
-    assert set(shown["setups"]) == {f"A CPU, 1 thread, batch 1, energy by {source}" for source in ("zeus:rapl", "mains:plug")}
+    assert set(shown["setups"]) == {
+        f"A CPU, 1 thread, batch 1, energy by {source}" for source in ("zeus:rapl", "mains:plug")
+    }
     assert shown["commonest"].endswith("zeus:rapl")
 
 
@@ -119,7 +136,9 @@ def test_text_of_the_store_cannot_become_markup_of_the_page(tmp_path):
 
 def test_a_store_without_a_valid_run_makes_a_page_that_says_so(tmp_path):
     results = small()
-    shown = data(page.write(with_values(results, results.results["scored"], scored=False), tmp_path / "page.html", UI))
+    shown = data(
+        page.write(with_values(results, results.results["scored"], scored=False), tmp_path / "page.html", UI)
+    )
     assert shown["runs"] == []
     assert shown["invalid"] == len(results.results)
 
@@ -144,7 +163,10 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Open a file without a network: visit(file, width) gives the tab; whatever it complained of or asked for fails the test."""
+    """Open a file without a network: visit(file, width) gives the tab.
+
+    Whatever it complained of or asked for fails the test.
+    """
     contexts, troubles = [], []
 
     def opened(file, width=1280):
@@ -160,7 +182,10 @@ def visit(browser):
 
         context.route("**/*", no_network)
         tab = context.new_page()
-        tab.on("console", lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on(
+            "console",
+            lambda message: troubles.append(message.text) if message.type in ("error", "warning") else None,
+        )
         tab.on("pageerror", lambda error: troubles.append(str(error)))
         tab.goto(file.as_uri())
         tab.wait_for_selector("#plot .main-svg")
@@ -186,7 +211,8 @@ def test_filters_choose_the_points_and_the_rows(visit, written):
     tab = visit(written)
     assert (points(tab), rows(tab)) == (every["valid"].sum(), len(every))
     assert tab.inner_text("#status") == (
-        f"{len(every)} of {len(every)} runs are shown; 4 of them have no value on these axes and are in the table only."
+        f"{len(every)} of {len(every)} runs are shown; 4 of them have no value on these axes and are in the "
+        f"table only."
     )
     assert "With invalid energy, which is left out: 4." in tab.inner_text("#about")
     assert tab.locator("#runs td", has_text="energy invalid: outputs on the probe batch differ").count() == 4
@@ -231,9 +257,9 @@ def test_hovering_tells_the_run_and_a_click_opens_it(visit, written):
     at = tab.evaluate(
         """url => {
           const plot = document.getElementById("plot"), box = plot.getBoundingClientRect();
-          const trace = plot._fullData.find(t => t.customdata && t.customdata.includes(url)), i = trace.customdata.indexOf(url);
-          const {xaxis, yaxis} = plot._fullLayout;
-          return [box.left + xaxis._offset + xaxis.d2p(trace.x[i]), box.top + yaxis._offset + yaxis.d2p(trace.y[i])];
+          const trace = plot._fullData.find(t => t.customdata && t.customdata.includes(url)), i =
+          trace.customdata.indexOf(url); const {xaxis, yaxis} = plot._fullLayout; return [box.left +
+          xaxis._offset + xaxis.d2p(trace.x[i]), box.top + yaxis._offset + yaxis.d2p(trace.y[i])];
         }""",
         f"{UI}/#/experiments/1/runs/{warned['run_id']}",
     )
@@ -252,7 +278,10 @@ def test_hovering_tells_the_run_and_a_click_opens_it(visit, written):
 @pytest.mark.browser
 def test_the_table_links_sorts_and_is_reached_by_keyboard(visit, written):
     tab = visit(written)
-    assert tab.locator("#runs tbody a").first.get_attribute("href") == f"{UI}/#/experiments/1/runs/{small().results['run_id'].iloc[0]}"
+    assert (
+        tab.locator("#runs tbody a").first.get_attribute("href")
+        == f"{UI}/#/experiments/1/runs/{small().results['run_id'].iloc[0]}"
+    )
     heading = tab.locator("#runs th button", has_text="p50 ms")
     heading.focus()
     tab.keyboard.press("Enter")
@@ -282,7 +311,10 @@ def test_nothing_is_wider_than_a_phone(visit, written):
 def test_text_of_the_store_is_shown_as_text(visit, tmp_path):
     tab = visit(page.write(evil(), tmp_path / "page.html", UI))
     assert tab.locator("#runs tbody a").first.text_content() == EVIL
-    tab.evaluate("document.querySelectorAll('input[name=dataset]').forEach(b => { if (b.value !== '<b>PLAID & co</b>') b.click(); })")
+    tab.evaluate(
+        "document.querySelectorAll('input[name=dataset]').forEach(b => { if (b.value !== '<b>PLAID & "
+        "co</b>') b.click(); })"
+    )
     assert points(tab) == 1
     box = tab.locator("#plot .point").bounding_box()
     tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -295,6 +327,8 @@ def test_text_of_the_store_is_shown_as_text(visit, tmp_path):
 @pytest.mark.browser
 def test_a_page_without_runs_stands(visit, tmp_path):
     results = small()
-    tab = visit(page.write(with_values(results, results.results["scored"], scored=False), tmp_path / "page.html", UI))
+    tab = visit(
+        page.write(with_values(results, results.results["scored"], scored=False), tmp_path / "page.html", UI)
+    )
     assert tab.inner_text("#status") == "0 of 0 runs are shown."
     assert f"Invalid records left out: {len(results.results)}." in tab.inner_text("#about")

@@ -22,8 +22,9 @@ import os, signal, sys, time
 def note(path):
     import threading
     warm = "torch" in sys.modules
-    tasks = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
-    open(path, "w").write(f"{os.getpid()} {warm} {tasks} {os.environ.get('COLOUR')} {os.getcwd()}")
+    tasks = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else
+    threading.active_count() open(path, "w").write(f"{os.getpid()} {warm} {tasks} {os.environ.get('COLOUR')}
+    {os.getcwd()}")
 
 def seven(): return 7
 def leave(): sys.exit(9)
@@ -84,13 +85,17 @@ def gone(pids: list[int], within_s: float) -> bool:
 
 
 @pytest.mark.parametrize("fork", [True, False])
-@pytest.mark.parametrize(("what", "status"), [("seven", 7), ("leave", 9), ("fail", 1), ("die", -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("what", "status"), [("seven", 7), ("leave", 9), ("fail", 1), ("die", -signal.SIGKILL)]
+)
 def test_status_tells_how_it_ended(jobs: Path, what: str, status: int, fork: bool) -> None:
     assert processes.run(f"jobs:{what}", fork=fork) == status
 
 
 @pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
-def test_each_is_a_process_of_its_own_warm_with_one_thread_and_the_callers_environment(jobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_is_a_process_of_its_own_warm_with_one_thread_and_the_callers_environment(
+    jobs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLOUR", "blue")
     monkeypatch.chdir(jobs)
     seen = []
@@ -104,7 +109,9 @@ def test_each_is_a_process_of_its_own_warm_with_one_thread_and_the_callers_envir
 
 
 @pytest.mark.parametrize("fork", [True, False])
-def test_what_it_says_goes_where_the_caller_says_it(jobs: Path, fork: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_it_says_goes_where_the_caller_says_it(
+    jobs: Path, fork: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
     processes.run("jobs:say", "hello there", fork=fork)
     processes.run("jobs:fail", fork=fork)
     out, error = capfd.readouterr()
@@ -124,7 +131,9 @@ def test_two_threads_after_a_fork(jobs: Path) -> None:
 def caller(jobs: Path, code: str) -> subprocess.Popen[str]:
     """A process that asks for others, and has a server of its own."""
     env = {k: v for k, v in os.environ.items() if k != processes.ADDRESS} | {"PYTHONPATH": str(jobs)}
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=env, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], env=env, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

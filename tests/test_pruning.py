@@ -18,7 +18,9 @@ from tsexp.config import ConfigError
 from tsexp.pruning import Scores
 
 PRUNE = compose(*TINY).prune
-PROPERTY = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 CONFIGS = st.builds(
     lambda **changes: replace(PRUNE, **changes),
     method=st.sampled_from(["l1", "l2", "random", "taylor"]),
@@ -51,14 +53,20 @@ def removed(kept, model):
     for k, block in zip(kept, model.encoder.blocks, strict=True):
         heads, dim = block.attention.heads, block.attention.head_dim
         gone = [h for h in range(heads) if h not in k.heads]
-        yield block, [h * dim + i for h in gone for i in range(dim)], [u for u in range(block.fc1.out_features) if u not in k.ffn]
+        yield (
+            block,
+            [h * dim + i for h in gone for i in range(dim)],
+            [u for u in range(block.fc1.out_features) if u not in k.ffn],
+        )
 
 
 @torch.no_grad()
 def masked(model, kept):
     """The dense model without what these heads and units contribute, and without the blocks that have neither."""
     model = copy.deepcopy(model)
-    model.encoder.blocks = torch.nn.ModuleList(b for b, k in zip(model.encoder.blocks, kept, strict=True) if k.ffn)
+    model.encoder.blocks = torch.nn.ModuleList(
+        b for b, k in zip(model.encoder.blocks, kept, strict=True) if k.ffn
+    )
     kept = [k for k in kept if k.ffn]
     for block, columns, units in removed(kept, model):
         block.attention.o.weight[:, columns] = 0
@@ -99,7 +107,9 @@ def test_higher_ratio_keeps_a_subset(problem, config, other):
     for less, more in zip(high, low, strict=True):
         assert set(less.heads) <= set(more.heads)
         assert set(less.ffn) <= set(more.ffn)
-    assert models.count_parameters(pruning.shrink(model, high)) <= models.count_parameters(pruning.shrink(model, low))
+    assert models.count_parameters(pruning.shrink(model, high)) <= models.count_parameters(
+        pruning.shrink(model, low)
+    )
 
 
 def values():
@@ -126,7 +136,9 @@ def test_no_block_is_emptied_and_indices_ascend(scores, config, head_dim):
 @PROPERTY
 @given(scores=SCORES, ratio=st.floats(0, 1, exclude_max=True))
 def test_local_removes_the_same_share_of_every_block(scores, ratio):
-    for s, k in zip(scores, pruning.select(scores, replace(PRUNE, ratio=ratio, scope="local"), 4), strict=True):
+    for s, k in zip(
+        scores, pruning.select(scores, replace(PRUNE, ratio=ratio, scope="local"), 4), strict=True
+    ):
         for value, indices in [(s.heads, k.heads), (s.ffn, k.ffn)]:
             assert len(indices) == 1 or abs(1 - len(indices) / len(value) - ratio) <= 0.5 / len(value) + 1e-9
             gone = [float(v) for i, v in enumerate(value) if i not in indices]
@@ -137,11 +149,21 @@ def test_local_removes_the_same_share_of_every_block(scores, ratio):
 @given(scores=SCORES, ratio=st.floats(0, 1, exclude_max=True))
 def test_global_removes_the_lowest_of_all_blocks(scores, ratio):
     kept = pruning.select(scores, replace(PRUNE, ratio=ratio, scope="global"), 4)
-    for values, indices in [([s.heads for s in scores], [k.heads for k in kept]), ([s.ffn for s in scores], [k.ffn for k in kept])]:
+    for values, indices in [
+        ([s.heads for s in scores], [k.heads for k in kept]),
+        ([s.ffn for s in scores], [k.ffn for k in kept]),
+    ]:
         total = sum(map(len, values))
-        gone = [float(v) for value, stay in zip(values, indices, strict=True) for i, v in enumerate(value) if i not in stay]
+        gone = [
+            float(v)
+            for value, stay in zip(values, indices, strict=True)
+            for i, v in enumerate(value)
+            if i not in stay
+        ]
         # The best of a block may stay although it is low; what else stays is not lower than what went.
-        stay = [v for value, i in zip(values, indices, strict=True) for v in sorted(value[list(i)].tolist())[:-1]]
+        stay = [
+            v for value, i in zip(values, indices, strict=True) for v in sorted(value[list(i)].tolist())[:-1]
+        ]
         assert max(gone, default=-math.inf) <= min(stay, default=math.inf)
         assert len(gone) == min(round(ratio * total), total - len(values))
 
@@ -177,14 +199,22 @@ def test_depth_ranks_blocks_by_both_kinds_on_the_same_footing():
 
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
 def test_depth_refuses_scores_that_cannot_be_added_up(wrong):
-    scores = [Scores(torch.tensor([1.0]), torch.tensor([1.0, wrong])), Scores(torch.tensor([1.0]), torch.tensor([2.0, 3.0]))]
+    scores = [
+        Scores(torch.tensor([1.0]), torch.tensor([1.0, wrong])),
+        Scores(torch.tensor([1.0]), torch.tensor([2.0, 3.0])),
+    ]
     with pytest.raises(ConfigError, match=r"depth adds scores up.* use local or global"):
         pruning.select(scores, replace(PRUNE, ratio=0.5, scope="depth"), 4)
 
 
 def test_global_may_take_more_from_one_block():
-    scores = [Scores(torch.tensor([1.0, 2.0]), torch.arange(8.0)), Scores(torch.tensor([3.0, 4.0]), torch.arange(8.0) + 100)]
-    local, everywhere = (pruning.select(scores, replace(PRUNE, ratio=0.25, scope=scope), 4) for scope in ("local", "global"))
+    scores = [
+        Scores(torch.tensor([1.0, 2.0]), torch.arange(8.0)),
+        Scores(torch.tensor([3.0, 4.0]), torch.arange(8.0) + 100),
+    ]
+    local, everywhere = (
+        pruning.select(scores, replace(PRUNE, ratio=0.25, scope=scope), 4) for scope in ("local", "global")
+    )
     assert [k.ffn for k in local] == [tuple(range(2, 8))] * 2
     assert [k.ffn for k in everywhere] == [tuple(range(4, 8)), tuple(range(8))]
     assert [k.heads for k in everywhere] == [(1,), (0, 1)]
@@ -213,7 +243,9 @@ def test_round_to_keeps_multiples_for_a_head_width_that_does_not_divide():
 @pytest.mark.parametrize(("method", "power"), [("l1", 1), ("l2", 2)])
 def test_magnitude_scores_are_means_over_the_weights_of_a_unit(problem, method, power):
     model, dataset = problem
-    for found, block in zip(pruning.score(model, replace(PRUNE, method=method), dataset, 0), model.encoder.blocks, strict=True):
+    for found, block in zip(
+        pruning.score(model, replace(PRUNE, method=method), dataset, 0), model.encoder.blocks, strict=True
+    ):
         a = block.attention
         for h in range(a.heads):
             rows = slice(h * a.head_dim, (h + 1) * a.head_dim)
@@ -229,7 +261,9 @@ def test_taylor_is_the_slope_of_the_loss_by_a_gate(problem):
     model, dataset = problem
     config = replace(PRUNE, method="taylor", calibration_series=16)
     found = pruning.score(model, config, dataset, 0)
-    order = dataset.fit[torch.randperm(len(dataset.fit), generator=torch.Generator().manual_seed(0)).numpy()][:16]
+    order = dataset.fit[torch.randperm(len(dataset.fit), generator=torch.Generator().manual_seed(0)).numpy()][
+        :16
+    ]
     x, y = as_tensor(dataset.x_train[order]).double(), as_tensor(dataset.y_train[order])
 
     def loss(block, columns, linear, gate):
@@ -245,7 +279,9 @@ def test_taylor_is_the_slope_of_the_loss_by_a_gate(problem):
                 ("fc2", [unit], found[block].ffn[unit]),
                 ("o", list(range(unit * 4, unit * 4 + 4)), found[block].heads[unit]),
             ]:
-                slope = (loss(block, columns, linear, 1 + 1e-5) - loss(block, columns, linear, 1 - 1e-5)) / 2e-5
+                slope = (
+                    loss(block, columns, linear, 1 + 1e-5) - loss(block, columns, linear, 1 - 1e-5)
+                ) / 2e-5
                 assert float(value) == pytest.approx(slope**2, rel=1e-3, abs=1e-8)
 
 
@@ -283,7 +319,9 @@ def test_torch_pruning_makes_the_same_model(problem, ratio):
             tp.prune_linear_in_channels(attention.o, columns)
             attention.heads -= len(columns) // attention.head_dim
     slim = pruning.shrink(model, kept)
-    assert {k: v.shape for k, v in slim.state_dict().items()} == {k: v.shape for k, v in other.state_dict().items()}
+    assert {k: v.shape for k, v in slim.state_dict().items()} == {
+        k: v.shape for k, v in other.state_dict().items()
+    }
     torch.testing.assert_close(scores(slim, dataset), scores(other, dataset), atol=1e-6, rtol=0)
     assert models.count_parameters(slim) < models.count_parameters(model)
 
@@ -313,7 +351,11 @@ def test_pruned_model_is_smaller_fine_tuned_and_cached(home, italy, distill, mon
     slim = prune(home, italy, distill=distill)
     kept = pruning.kept(slim)
     assert kept == select(dense.load(), italy, home[0].prune)[1]
-    assert [(b.heads, b.ffn) for b in slim.load().arch.blocks] == [(len(k.heads), len(k.ffn)) for k in kept] == [(2, 12)] * 2
+    assert (
+        [(b.heads, b.ffn) for b in slim.load().arch.blocks]
+        == [(len(k.heads), len(k.ffn)) for k in kept]
+        == [(2, 12)] * 2
+    )
     sizes = [(f.entry.folder / "weights.safetensors").stat().st_size for f in (dense, slim)]
     assert sizes[1] < sizes[0]
     assert len(slim.history()) == home[0].prune.finetune_epochs == 1
@@ -331,13 +373,20 @@ def tune_alike(home, italy, **changes):
     return pruning.tune_alike(dense, replace(config.prune, **changes), config.train, 0, italy, cache)
 
 
-def test_the_control_is_tuned_likewise_with_nothing_removed_once_for_all_ways_of_pruning(home, italy, monkeypatch):
+def test_the_control_is_tuned_likewise_with_nothing_removed_once_for_all_ways_of_pruning(
+    home, italy, monkeypatch
+):
     control = tune_alike(home, italy)
     assert control.load().arch == home[2].load().arch
     assert not torch.equal(scores(control.load(), italy), scores(home[2].load(), italy))
     assert len(control.history()) == len(prune(home, italy).history()) == home[0].prune.finetune_epochs
     monkeypatch.setattr(training, "fit", None)
-    for change in ({"ratio": 0.75}, {"scope": "depth"}, {"method": "taylor", "calibration_series": 7}, {"round_to": 8}):
+    for change in (
+        {"ratio": 0.75},
+        {"scope": "depth"},
+        {"method": "taylor", "calibration_series": 7},
+        {"round_to": 8},
+    ):
         assert tune_alike(home, italy, **change).signature == control.signature
 
 
@@ -354,7 +403,11 @@ def test_without_tuning_the_control_is_the_dense_model_itself(home, italy, chang
 def test_the_control_is_what_pruning_nothing_would_leave(home, italy, monkeypatch):
     # The same fit, of the same model, by the same teacher, along the same recipe: only `shrink` is missing.
     asked = []
-    monkeypatch.setattr(training, "fit", lambda model, *args: asked.append((len(model.state_dict()), args[0], args[2], args[4])) or [])
+    monkeypatch.setattr(
+        training,
+        "fit",
+        lambda model, *args: asked.append((len(model.state_dict()), args[0], args[2], args[4])) or [],
+    )
     tune_alike(home, italy, finetune_lr=0.0123)
     prune(home, italy, finetune_lr=0.0123, ratio=1e-9)
     (control, recipe, seed, teacher), pruned = asked
@@ -370,20 +423,36 @@ def same_weights(a, b):
 def test_without_fine_tuning_the_model_is_the_shrunk_one(home, italy):
     slim = prune(home, italy, finetune_epochs=0)
     assert slim.history() == []
-    assert torch.equal(scores(slim.load(), italy), scores(pruning.shrink(home[2].load(), pruning.kept(slim)), italy))
+    assert torch.equal(
+        scores(slim.load(), italy), scores(pruning.shrink(home[2].load(), pruning.kept(slim)), italy)
+    )
 
 
-@pytest.mark.parametrize("change", [{"ratio": 0.25}, {"scope": "global"}, {"method": "random"}, {"finetune_lr": 0.1}, {"distill": 0.25}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ratio": 0.25},
+        {"scope": "global"},
+        {"method": "random"},
+        {"finetune_lr": 0.1},
+        {"distill": 0.25},
+        {"seed": 1},
+    ],
+)
 def test_other_pruning_is_another_entry(home, italy, change):
     base, other = prune(home, italy, ratio=0.75), prune(home, italy, **{"ratio": 0.75} | change)
     assert base.signature != other.signature
-    assert base.load().arch != other.load().arch or not torch.equal(scores(base.load(), italy), scores(other.load(), italy))
+    assert base.load().arch != other.load().arch or not torch.equal(
+        scores(base.load(), italy), scores(other.load(), italy)
+    )
 
 
 def test_fine_tuning_follows_the_recipe_but_for_epochs_and_rate(home, italy):
     config, cache, dense = home
     recipe = replace(config.train, schedule="none", warmup=0.0, epochs=9)
-    slim = pruning.prune(dense, replace(config.prune, finetune_epochs=3, finetune_lr=0.007), recipe, 0, italy, cache)
+    slim = pruning.prune(
+        dense, replace(config.prune, finetune_epochs=3, finetune_lr=0.007), recipe, 0, italy, cache
+    )
     assert [line["lr"] for line in slim.history()] == [0.007] * 3
 
 

@@ -20,7 +20,15 @@ RECIPE = "train=default"  # T1's own does not average
 @pytest.fixture(scope="module", params=["t1", "t3"])
 def home(tmp_path_factory, italy, request):
     """A trained model: post-norm with a class token, or pre-norm with the mean of all tokens."""
-    cfg = compose(*TINY, f"model={request.param}", RECIPE, "train.epochs=10", "train.max_steps=0", "quant.calibration_series=16", "quant.mode=qat")
+    cfg = compose(
+        *TINY,
+        f"model={request.param}",
+        RECIPE,
+        "train.epochs=10",
+        "train.max_steps=0",
+        "quant.calibration_series=16",
+        "quant.mode=qat",
+    )
     cache = Cache(tmp_path_factory.mktemp("cache"))
     return cfg, cache, training.train(cfg.model, cfg.train, 0, italy, cache), italy
 
@@ -47,7 +55,9 @@ def noise_db(exact, other):
 def test_what_is_faked_is_what_is_deployed(home):
     cfg, cache, fitted, italy = home
     x = italy.x_test[:200]
-    artifact = runtimes.deploy(fitted, replace(cfg.quant, mode="static"), RuntimeConfig("onnxruntime", "cpu"), italy, cache)
+    artifact = runtimes.deploy(
+        fitted, replace(cfg.quant, mode="static"), RuntimeConfig("onnxruntime", "cpu"), italy, cache
+    )
     deployed = runtimes.load(artifact.folder)(x)
     plain, rounded = (m(torch.from_numpy(x)).numpy() for m in (fitted.load(), faked(home, fitted)))
     assert artifact.manifest["calibration"] == qat.calibration(cfg.quant, italy).tolist()
@@ -64,7 +74,9 @@ def test_all_linear_layers_but_the_tokenizers_round(home, tiny_model, italy):
 
 def distance(a, b):
     a, b = a.load().state_dict(), b.load().state_dict()
-    return float(sum((a[k] - b[k]).square().sum() for k in a).sqrt() / sum(a[k].square().sum() for k in a).sqrt())
+    return float(
+        sum((a[k] - b[k]).square().sum() for k in a).sqrt() / sum(a[k].square().sum() for k in a).sqrt()
+    )
 
 
 def test_weights_move_as_far_as_in_the_same_tuning_without_rounding(home):

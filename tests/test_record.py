@@ -17,7 +17,17 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from tsexp import doctor, energy
 from tsexp.energy import Scores, record
-from tsexp.energy.record import Record, assemble, doubts, drop, pooled_saving, quality, reach_pct, scatter_p, summarize
+from tsexp.energy.record import (
+    Record,
+    assemble,
+    doubts,
+    drop,
+    pooled_saving,
+    quality,
+    reach_pct,
+    scatter_p,
+    summarize,
+)
 
 PAIRS, PROCESSES = 12, 4
 NAMES = ("artifact", "reference")
@@ -53,7 +63,13 @@ def make(saving_pct: float = 40.0, speedup: float = 2.0, noise: float = 0.01, se
     return {
         "windows": windows,
         "latencies_ms": list(range(1, 102)),
-        "started": {n: [{"load_s": 0.1 * k, "load_j": k, "first_call_s": 0.01 * k, "first_call_j": 2.0 * k} for k in (1, 2, 9)] for n in NAMES},
+        "started": {
+            n: [
+                {"load_s": 0.1 * k, "load_j": k, "first_call_s": 0.01 * k, "first_call_j": 2.0 * k}
+                for k in (1, 2, 9)
+            ]
+            for n in NAMES
+        },
         "meter_overhead_s": [0.001, 0.002, 0.009],
         "repeats": PAIRS,
         "processes": PROCESSES,
@@ -88,8 +104,17 @@ def test_known_ratios_come_back() -> None:
     assert m["memory/peak_mb"] == 123.0
     assert [m[f"latency/p{p}_ms"] for p in (50, 90, 99)] == [51, 91, 100]
     assert m["energy/reference_per_inference_j"] == pytest.approx(0.1)
-    assert (m["measure/pairs"], m["measure/processes"], m["measure/meter_overhead_ms"]) == (PAIRS, PROCESSES, pytest.approx(2.0))
-    assert (m["cost/load_ms"], m["cost/load_j"], m["cost/first_call_ms"], m["cost/first_call_j"]) == pytest.approx((200, 2, 20, 4))
+    assert (m["measure/pairs"], m["measure/processes"], m["measure/meter_overhead_ms"]) == (
+        PAIRS,
+        PROCESSES,
+        pytest.approx(2.0),
+    )
+    assert (
+        m["cost/load_ms"],
+        m["cost/load_j"],
+        m["cost/first_call_ms"],
+        m["cost/first_call_j"],
+    ) == pytest.approx((200, 2, 20, 4))
 
 
 def test_net_energy_is_gross_minus_mean_idle_power() -> None:
@@ -132,8 +157,18 @@ def test_interval_is_a_t_interval_over_the_processes_medians() -> None:
     assert reach_pct(raw) == pytest.approx(50 * (math.exp(high) - math.exp(low)) / math.exp((low + high) / 2))
 
 
-def planted(draw: np.random.Generator, between: float, within: float, processes: int = 5, pairs: int = 4, target_pct: float | None = None) -> Raw:
-    """Measurements of a thing against itself: a process shifts all its pairs, and each pair is off by itself."""
+def planted(
+    draw: np.random.Generator,
+    between: float,
+    within: float,
+    processes: int = 5,
+    pairs: int = 4,
+    target_pct: float | None = None,
+) -> Raw:
+    """Measurements of a thing against itself.
+
+    A process shifts all its pairs, and each pair is off by itself.
+    """
     raw = make(0.0, 1.0, noise=0.0)
     example = {name: of(raw, name)[0] for name in NAMES}
     raw["windows"] = []
@@ -142,7 +177,11 @@ def planted(draw: np.random.Generator, between: float, within: float, processes:
         for i in range(pairs):
             off = math.exp(shift + draw.normal(0, within))
             for name in NAMES:
-                changed = {"process": process, "pair": pairs * process + i, "energy_j": 10.0 * (off if name == "artifact" else 1)}
+                changed = {
+                    "process": process,
+                    "pair": pairs * process + i,
+                    "energy_j": 10.0 * (off if name == "artifact" else 1),
+                }
                 raw["windows"].append(example[name] | changed)
         if target_pct is not None and process + 1 >= energy.LEAST_PROCESSES and reach_pct(raw) <= target_pct:
             break
@@ -150,7 +189,8 @@ def planted(draw: np.random.Generator, between: float, within: float, processes:
 
 
 @pytest.mark.parametrize(
-    ("between", "within", "processes", "pairs"), [(0.006, 0.006, 5, 4), (0.012, 0.03, 5, 4), (0.006, 0.002, 3, 4), (0.006, 0.006, 10, 2)]
+    ("between", "within", "processes", "pairs"),
+    [(0.006, 0.006, 5, 4), (0.012, 0.03, 5, 4), (0.006, 0.002, 3, 4), (0.006, 0.006, 10, 2)],
 )
 def test_interval_covers_what_it_says(between: float, within: float, processes: int, pairs: int) -> None:
     draw = np.random.default_rng(0)
@@ -163,7 +203,9 @@ def test_interval_covers_what_it_says(between: float, within: float, processes: 
 
 @pytest.mark.parametrize("between", [0.006, 0.01, 0.02])
 @pytest.mark.parametrize("target_pct", [0.5, 1.0, 2.0])
-def test_interval_covers_nearly_what_it_says_when_it_stops_as_soon_as_it_is_narrow(between: float, target_pct: float) -> None:
+def test_interval_covers_nearly_what_it_says_when_it_stops_as_soon_as_it_is_narrow(
+    between: float, target_pct: float
+) -> None:
     draw = np.random.default_rng(0)
     held, stopped = 0, 0
     for _ in range(600):
@@ -278,11 +320,20 @@ def plant_missing_pair(raw: Raw) -> None:
 INVALID = [
     (plant_zero_energy, ["a window with zero or negative energy"]),
     (plant_negative_energy, ["a window with zero or negative energy"]),
-    (plant_short_window, ["1 windows of the artifact shorter than 1 s: the clock was changed; measure again"]),
+    (
+        plant_short_window,
+        ["1 windows of the artifact shorter than 1 s: the clock was changed; measure again"],
+    ),
     (plant_other_answers, ["the artifact answers the probe batch differently after the windows"]),
     (plant_other_weights, ["the weights of the reference changed while it was measured"]),
     (plant_otherwise_than_scored, ["the artifact answers otherwise than when it was scored"]),
-    (plant_missing_pair, [f"only {PAIRS - 1} of {PAIRS} windows of the {name}: the others were discarded (counter wrap)" for name in NAMES]),
+    (
+        plant_missing_pair,
+        [
+            f"only {PAIRS - 1} of {PAIRS} windows of the {name}: the others were discarded (counter wrap)"
+            for name in NAMES
+        ],
+    ),
 ]
 
 
@@ -350,7 +401,13 @@ def plant_wide_interval(raw: Raw) -> None:
 
 
 WARNINGS = [
-    (plant_variation, [r"energy of the artifact varies by 1\d % between processes", r"energy of the reference varies by 1\d %"]),
+    (
+        plant_variation,
+        [
+            r"energy of the artifact varies by 1\d % between processes",
+            r"energy of the reference varies by 1\d %",
+        ],
+    ),
     (plant_drift, ["energy of the artifact drifts by"]),
     (plant_foreign_load, [r"foreign load of 0\.5 cores"]),
     (plant_throttling, ["3 thermal throttling events"]),
@@ -386,7 +443,9 @@ def test_gpu_at_ease_and_alone_is_no_warning() -> None:
     assert doubts(raw) == ((), ())
 
 
-def predictions(accuracy: float, series: int = 400, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def predictions(
+    accuracy: float, series: int = 400, classes: int = 4, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
     labels = np.r_[np.arange(classes), draw.choice(classes, series - classes, p=[0.55, 0.25, 0.15, 0.05])]
     scores = draw.normal(size=(series, classes)).astype(np.float32)
@@ -404,7 +463,9 @@ def test_scores_agree_with_sklearn_and_torchmetrics() -> None:
     assert m["test/macro_f1"] == pytest.approx(f1_score(labels, guess, average="macro"))
     s, y = torch.from_numpy(scores), torch.from_numpy(labels)
     assert m["test/accuracy"] == pytest.approx(float(multiclass_accuracy(s, y, 4, average="micro")), abs=1e-6)
-    assert m["test/balanced_accuracy"] == pytest.approx(float(multiclass_accuracy(s, y, 4, average="macro")), abs=1e-6)
+    assert m["test/balanced_accuracy"] == pytest.approx(
+        float(multiclass_accuracy(s, y, 4, average="macro")), abs=1e-6
+    )
     assert m["test/macro_f1"] == pytest.approx(float(multiclass_f1_score(s, y, 4, average="macro")), abs=1e-6)
     assert m["test/nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(s.double(), y)), abs=1e-6)
 
@@ -424,7 +485,10 @@ def test_other_scores_without_a_flip_are_no_proof_that_there_is_no_drop() -> Non
 
 def test_drop_agrees_with_a_brute_force_bootstrap() -> None:
     (reference, labels), (other, _) = predictions(0.9), predictions(0.8, seed=1)
-    scores = np.where((np.arange(len(labels)) % 3 == 0)[:, None], np.roll(reference, 1, axis=1), reference) + 0 * other
+    scores = (
+        np.where((np.arange(len(labels)) % 3 == 0)[:, None], np.roll(reference, 1, axis=1), reference)
+        + 0 * other
+    )
     m = drop(scores, reference, labels)
     lost = (reference.argmax(1) == labels).astype(float) - (scores.argmax(1) == labels)
     draw = np.random.default_rng(5)
@@ -461,7 +525,9 @@ def test_seed_makes_the_intervals_reproducible() -> None:
     assert len({drop(scores, reference, labels, seed)["vs_dense/accuracy_drop_lo"] for seed in range(20)}) > 1
 
 
-def assembled(raw: Raw, scores: np.ndarray, reference: np.ndarray, labels: np.ndarray, val: int = 0) -> Record:
+def assembled(
+    raw: Raw, scores: np.ndarray, reference: np.ndarray, labels: np.ndarray, val: int = 0
+) -> Record:
     manifest = {"parameters": 5, "macs": 7, "bytes": 100, "channels": 6, "device": "cpu"}
     dense = {"parameters": 10, "macs": 14, "bytes": 300, "channels": 8, "device": "cpu"}
     dataset = SimpleNamespace(y_test=labels, y_train=labels, val=np.arange(val))
@@ -485,15 +551,29 @@ def test_validation_series_are_scored_beside_and_counted() -> None:
 
 def test_costs_and_when_they_have_paid() -> None:
     scores, labels = predictions(0.9)
-    got = assembled(make(saving_pct=40.0, noise=0.0), scores, scores, labels)  # 0.1 J per series become 0.06 J
-    paid = [{"wall_s": 2.0, "cpu_s": 3.0, "energy_j": {}}, {"wall_s": 1.0, "cpu_s": 1.0, "energy_j": {"zeus:rapl": 99.0}}]
+    got = assembled(
+        make(saving_pct=40.0, noise=0.0), scores, scores, labels
+    )  # 0.1 J per series become 0.06 J
+    paid = [
+        {"wall_s": 2.0, "cpu_s": 3.0, "energy_j": {}},
+        {"wall_s": 1.0, "cpu_s": 1.0, "energy_j": {"zeus:rapl": 99.0}},
+    ]
     m = got.with_costs({"wall_s": 10.0, "cpu_s": 20.0, "energy_j": {}}, paid, 5.0).metrics
     assert [m[f"cost/{k}"] for k in ("train_s", "train_j", "compress_s", "compress_j")] == [10, 100, 3, 20]
     assert m["cost/break_even_inferences"] == pytest.approx(20 / 0.04)
-    measured = replace(got, energy_source="zeus:rapl").with_costs({"wall_s": 10.0, "cpu_s": 20.0, "energy_j": {"zeus:rapl": 7.0}}, paid[1:], 5.0)
+    measured = replace(got, energy_source="zeus:rapl").with_costs(
+        {"wall_s": 10.0, "cpu_s": 20.0, "energy_j": {"zeus:rapl": 7.0}}, paid[1:], 5.0
+    )
     assert (measured.metrics["cost/train_j"], measured.metrics["cost/compress_j"]) == (7, 99)
-    assert "cost/compress_j" not in replace(got, energy_source="zeus:rapl").with_costs(paid[1], paid, 5.0).metrics
-    same = assembled(make(saving_pct=0.2, speedup=1.0, noise=0.05), scores, scores, labels).with_costs(paid[0], paid, 5.0).metrics
+    assert (
+        "cost/compress_j"
+        not in replace(got, energy_source="zeus:rapl").with_costs(paid[1], paid, 5.0).metrics
+    )
+    same = (
+        assembled(make(saving_pct=0.2, speedup=1.0, noise=0.05), scores, scores, labels)
+        .with_costs(paid[0], paid, 5.0)
+        .metrics
+    )
     assert same["vs_dense/energy_saving_lo"] < 0
     assert "cost/break_even_inferences" not in same
     worse = assembled(make(saving_pct=-10.0), scores, scores, labels).with_costs(paid[0], paid, 5.0).metrics
@@ -547,5 +627,7 @@ def test_net_energy_without_idle_windows_is_not_gross_energy() -> None:
 def test_one_class_for_everything_is_warned_of() -> None:
     scores, labels = predictions(0.9)
     constant = np.zeros_like(scores)
-    assert any("same class for every test series" in w for w in assembled(make(), constant, scores, labels).warnings)
+    assert any(
+        "same class for every test series" in w for w in assembled(make(), constant, scores, labels).warnings
+    )
     assert not any("same class" in w for w in assembled(make(), scores, constant, labels).warnings)

@@ -11,18 +11,49 @@ from tsexp.report.store import Row
 def row(name="job", source="estimated:cpu_time", valid=True, ratio=0.3, warnings="", **params):
     metrics = {
         **{f"test/{k}": 0.8 for k in ("accuracy", "macro_f1")},
-        **{"test/control_accuracy": 0.81, "test/dense_accuracy": 0.75, "val/accuracy": 0.7, "val/accuracy_drop_pt": 2.0, "val/series": 40.0},
-        **{"cost/load_ms": 21.0, "cost/load_j": 0.5, "cost/first_call_ms": 3.0, "cost/train_s": 61.0, "cost/train_j": 610.0, "cost/compress_s": 12.0},
+        **{
+            "test/control_accuracy": 0.81,
+            "test/dense_accuracy": 0.75,
+            "val/accuracy": 0.7,
+            "val/accuracy_drop_pt": 2.0,
+            "val/series": 40.0,
+        },
+        **{
+            "cost/load_ms": 21.0,
+            "cost/load_j": 0.5,
+            "cost/first_call_ms": 3.0,
+            "cost/train_s": 61.0,
+            "cost/train_j": 610.0,
+            "cost/compress_s": 12.0,
+        },
         **{"cost/break_even_inferences": 123456.0, "energy/reference_per_inference_j": 0.0176},
         **{f"size/{k}": 1234.0 for k in ("parameters", "macs", "bytes")},
-        **{f"vs_dense/{k}": 1.5 for k in ("speedup", "speedup_lo", "speedup_hi", "cpu_speedup", "cpu_speedup_lo", "cpu_speedup_hi", "size_ratio")},
+        **{
+            f"vs_dense/{k}": 1.5
+            for k in (
+                "speedup",
+                "speedup_lo",
+                "speedup_hi",
+                "cpu_speedup",
+                "cpu_speedup_lo",
+                "cpu_speedup_hi",
+                "size_ratio",
+            )
+        },
         **{f"vs_dense/energy_saving_{k}": 30.0 for k in ("pct", "lo", "hi")},
         **{f"vs_dense/accuracy_drop_{k}": 1.0 for k in ("pt", "lo", "hi")},
         "energy/per_inference_j": 0.0123,
         "latency/p50_ms": 1.2,
         "prune/achieved_ratio": ratio,
     }
-    base = {"data.name": "ACSF1", "model.name": "t3", "runtime.name": "eager", "quant.mode": "none", "prune.method": "l1", "prune.ratio": str(ratio)}
+    base = {
+        "data.name": "ACSF1",
+        "model.name": "t3",
+        "runtime.name": "eager",
+        "quant.mode": "none",
+        "prune.method": "l1",
+        "prune.ratio": str(ratio),
+    }
     tags = {
         "tsexp.energy_source": source,
         "tsexp.valid": str(valid).lower(),
@@ -49,7 +80,16 @@ def test_estimates_are_marked_and_measurements_are_not():
     assert "energy: zeus:rapl" in text(sweep_table([row(source="zeus:rapl")], {}, "sweep"))
 
 
-WINDOWS = ("energy/", "latency/", "vs_dense/speedup", "vs_dense/cpu_speedup", "vs_dense/energy", "cost/load", "cost/first", "cost/break")
+WINDOWS = (
+    "energy/",
+    "latency/",
+    "vs_dense/speedup",
+    "vs_dense/cpu_speedup",
+    "vs_dense/energy",
+    "cost/load",
+    "cost/first",
+    "cost/break",
+)
 
 
 def invalid(reason="why", **changes):
@@ -69,28 +109,43 @@ def test_a_record_with_invalid_energy_shows_its_accuracy_and_the_reason():
 
 
 def test_scores_that_are_not_finite_have_no_accuracy():
-    shown = text(sweep_table([invalid("the artifact answers series with scores that are not finite")], {}, "sweep"))
+    shown = text(
+        sweep_table([invalid("the artifact answers series with scores that are not finite")], {}, "sweep")
+    )
     assert "80.0" not in shown
     assert "not finite" in shown
 
 
 def test_one_run_tells_what_it_is_held_against_and_what_it_cost():
     shown = text(table(row()))
-    for said in ("control, dense fp32 eager: 81.0 %, 75.0 % before tuning", "on 40 validation series", "70.0 %", "drop +2.0 points"):
+    for said in (
+        "control, dense fp32 eager: 81.0 %, 75.0 % before tuning",
+        "on 40 validation series",
+        "70.0 %",
+        "drop +2.0 points",
+    ):
         assert said in shown
     for said in ("21 ms", "500 mJ†", "3 ms", "61 s", "610 J†", "12 s", "after 123,456 series"):
         assert said in shown
     untuned = row()
-    assert "before tuning" not in text(table(replace(untuned, metrics=untuned.metrics | {"test/dense_accuracy": 0.81})))
+    assert "before tuning" not in text(
+        table(replace(untuned, metrics=untuned.metrics | {"test/dense_accuracy": 0.81}))
+    )
 
 
 @pytest.mark.parametrize(
     ("series", "said"),
-    [(40, "chosen by the accuracy on 40 validation series"), (9, "so few hardly choose better than chance"), (0, "chosen on the test split itself")],
+    [
+        (40, "chosen by the accuracy on 40 validation series"),
+        (9, "so few hardly choose better than chance"),
+        (0, "chosen on the test split itself"),
+    ],
 )
 def test_a_search_says_what_its_front_was_chosen_on(series, said):
     made = row()
-    metrics = {k: v for k, v in made.metrics.items() if series or not k.startswith("val/")} | {"val/series": float(series)}
+    metrics = {k: v for k, v in made.metrics.items() if series or not k.startswith("val/")} | {
+        "val/series": float(series)
+    }
     shown = " ".join(text(sweep_table([replace(made, metrics=metrics)], {}, "search", front={"job"})).split())
     assert said in shown
     assert ("val. acc. %" in shown) == (series > 0)
@@ -104,7 +159,9 @@ def test_failed_jobs_and_warnings_are_shown():
     assert "it drifts" in shown
 
 
-def test_the_picture_has_the_accuracy_of_records_with_invalid_energy_and_is_not_drawn_without_rows(tmp_path, monkeypatch):
+def test_the_picture_has_the_accuracy_of_records_with_invalid_energy_and_is_not_drawn_without_rows(
+    tmp_path, monkeypatch
+):
     assert sweep_figure([], tmp_path / "a.png") is None
     assert sweep_figure([invalid("scores that are not finite")], tmp_path / "a.png") is None
     assert sweep_figure([row(), row(ratio=0.5)], tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
@@ -119,7 +176,11 @@ def test_the_picture_has_the_accuracy_of_records_with_invalid_energy_and_is_not_
 
 
 def test_lines_are_named_by_what_varies_and_not_by_what_follows_from_it():
-    rows = [row(**{"model.name": m, "train.epochs": e, "data.name": d}) for m, e in (("t1", "20"), ("t3", "200")) for d in ("ACSF1", "PLAID")]
+    rows = [
+        row(**{"model.name": m, "train.epochs": e, "data.name": d})
+        for m, e in (("t1", "20"), ("t3", "200"))
+        for d in ("ACSF1", "PLAID")
+    ]
     assert {_label(r, rows) for r in rows} == {"ACSF1 t1", "ACSF1 t3", "PLAID t1", "PLAID t3"}
     assert _label(row(), [row(), row(ratio=0.5)]) == "t3"
     rows = [row(**{"prune.method": m}) for m in ("l1", "l2")]
@@ -128,13 +189,22 @@ def test_lines_are_named_by_what_varies_and_not_by_what_follows_from_it():
 
 def test_a_dense_job_is_on_every_line_that_starts_from_it():
     def pruned(method, model="t3", ratio=0.5):
-        return row(f"{method} {model}", ratio=ratio, **{"prune.method": method, "prune.finetune_epochs": "30", "model.name": model})
+        return row(
+            f"{method} {model}",
+            ratio=ratio,
+            **{"prune.method": method, "prune.finetune_epochs": "30", "model.name": model},
+        )
 
-    # The one dense t3 was measured in a sweep over taylor, and stands in this one for both its jobs at ratio 0.
+    # The one dense t3 was measured in a sweep over taylor, and stands in this one for both its jobs at ratio
+    # 0.
     dense = row("dense t3", ratio=0, **{"prune.method": "taylor", "prune.finetune_epochs": "5"})
     other = row("dense t1", ratio=0, **{"prune.method": "l1", "model.name": "t1"})
-    lines = _lines([dense, pruned("l1"), dense, pruned("l2"), pruned("l1", ratio=0.3), other, pruned("l1", "t1")])
-    assert {label: [(r.name, float(r.params["prune.ratio"])) for r in members] for label, members in lines.items()} == {
+    lines = _lines(
+        [dense, pruned("l1"), dense, pruned("l2"), pruned("l1", ratio=0.3), other, pruned("l1", "t1")]
+    )
+    assert {
+        label: [(r.name, float(r.params["prune.ratio"])) for r in members] for label, members in lines.items()
+    } == {
         "t3 method=l1": [("dense t3", 0), ("l1 t3", 0.3), ("l1 t3", 0.5)],
         "t3 method=l2": [("dense t3", 0), ("l2 t3", 0.5)],
         "t1 method=l1": [("dense t1", 0), ("l1 t1", 0.5)],
@@ -145,6 +215,9 @@ def test_a_dense_job_alone_has_a_line_of_its_own():
     assert list(map(len, _lines([row("dense", ratio=0), row("dense", ratio=0)]).values())) == [1]
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.0123, "12.3 mJ"), (1.5e-6, "1.5 µJ"), (1234.0, "1.23 kJ"), (2.5e6, "2.5 MJ"), (0.0, "0 J")])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0123, "12.3 mJ"), (1.5e-6, "1.5 µJ"), (1234.0, "1.23 kJ"), (2.5e6, "2.5 MJ"), (0.0, "0 J")],
+)
 def test_numbers_have_three_digits_and_a_prefix(value, shown):
     assert _si(value, "J") == shown

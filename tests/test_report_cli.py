@@ -47,7 +47,13 @@ def test_from_the_store_to_tables_and_again_the_same_bytes(store, folder, capsys
     assert "4 records" in out
     assert "no table hybrids" in out
     first = files(folder / "report")
-    assert {"frozen/results.parquet", "frozen/results.csv", "tables/claims.tex", "tables/pruning.md", "tables/dense.csv"} <= set(first)
+    assert {
+        "frozen/results.parquet",
+        "frozen/results.csv",
+        "tables/claims.tex",
+        "tables/pruning.md",
+        "tables/dense.csv",
+    } <= set(first)
     main(["freeze", "tables"])
     assert files(folder / "report") == first
 
@@ -82,11 +88,17 @@ def test_without_a_part_everything_is_made(store, folder, monkeypatch, capsys):
         asked.append((len(frozen.results), path, ui))
         return path
 
-    for name, module in (("study_figures", types.SimpleNamespace(draw=draw)), ("page", types.SimpleNamespace(write=write))):
+    for name, module in (
+        ("study_figures", types.SimpleNamespace(draw=draw)),
+        ("page", types.SimpleNamespace(write=write)),
+    ):
         monkeypatch.setitem(sys.modules, f"tsexp.report.{name}", module)
         monkeypatch.setattr(report, name, module, raising=False)
     main([])
-    assert asked == [(4, folder / "report" / "figures"), (4, folder / "report" / "index.html", "http://127.0.0.1:5000")]
+    assert asked == [
+        (4, folder / "report" / "figures"),
+        (4, folder / "report" / "index.html", "http://127.0.0.1:5000"),
+    ]
     assert (folder / "report" / "tables" / "claims.md").exists()
     assert "index.html" in capsys.readouterr().out
 

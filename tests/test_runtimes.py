@@ -47,7 +47,13 @@ FORMAT = {
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, italy):
     """A trained model, and what deploys it."""
-    cfg = compose(*TINY, "data=italy_power_demand", "model.pooling=cls", "quant.calibration_series=16", "quant.qat_epochs=1")
+    cfg = compose(
+        *TINY,
+        "data=italy_power_demand",
+        "model.pooling=cls",
+        "quant.calibration_series=16",
+        "quant.qat_epochs=1",
+    )
     cache = Cache(tmp_path_factory.mktemp("cache"))
     return cfg, cache, training.train(cfg.model, cfg.train, 0, italy, cache), italy
 
@@ -77,8 +83,13 @@ def macs(arch, name, mode):
         total = tokens * second * (2 * first + 1) * channels * d + tokens * (2 * second + 1) * d * d
     tokens += arch.pooling == "cls"
     bias_unit = (name, mode) == ("onnxruntime", "none")  # see `rewrite.FlatBlock`
-    # With a class token nothing else is asked for in the last block; not in eager mode, and in inductor's int8 it comes out wrong.
-    alone = arch.pooling == "cls" and name != "eager" and (name, mode) not in [("inductor", m) for m in ("dynamic", "static", "qat")]
+    # With a class token nothing else is asked for in the last block; not in eager mode, and in inductor's
+    # int8 it comes out wrong.
+    alone = (
+        arch.pooling == "cls"
+        and name != "eager"
+        and (name, mode) not in [("inductor", m) for m in ("dynamic", "static", "qat")]
+    )
     for i, block in enumerate(arch.blocks):
         width, asking = block.heads * arch.head_dim, 1 if alone and i == len(arch.blocks) - 1 else tokens
         total += asking * d * width + 2 * tokens * d * width  # q, k and v
@@ -86,26 +97,45 @@ def macs(arch, name, mode):
         total += asking * width * d  # o
         total += 2 * asking * d * (block.ffn + bias_unit)
     classes = len(arch.classes)
-    return total + (d * arch.head_width + arch.head_width * classes if arch.head == "bottleneck" else d * classes)
+    return total + (
+        d * arch.head_width + arch.head_width * classes if arch.head == "bottleneck" else d * classes
+    )
 
 
 def test_the_formula_gives_what_was_counted_on_paper():
     refrigeration = {name: shaped(name) for name in ("t1", "t2", "t3")}
-    assert [macs(arch, "eager", "none") for arch in refrigeration.values()] == [19_181_312, 69_675_008, 8_697_792]
-    assert [macs(arch, "openvino", "none") for arch in refrigeration.values()] == [16_998_272, 64_272_128, 8_697_792]
+    assert [macs(arch, "eager", "none") for arch in refrigeration.values()] == [
+        19_181_312,
+        69_675_008,
+        8_697_792,
+    ]
+    assert [macs(arch, "openvino", "none") for arch in refrigeration.values()] == [
+        16_998_272,
+        64_272_128,
+        8_697_792,
+    ]
 
 
 def shaped(model, channels=1, length=720, classes="abc", blocks=None, **changes):
     """A model of full size; by default for RefrigerationDevices."""
     pre = Preprocessing(**{"scale": "znorm", "length": length, "resample": False, "masked": False} | changes)
-    arch = models.architecture(compose(f"model={model}").model, SimpleNamespace(channels=channels, classes=tuple(classes), preprocessing=pre))
+    arch = models.architecture(
+        compose(f"model={model}").model,
+        SimpleNamespace(channels=channels, classes=tuple(classes), preprocessing=pre),
+    )
     return replace(arch, blocks=blocks or arch.blocks)
 
 
 @pytest.mark.parametrize("model", ["t1", "t2", "t3"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"channels": 5, "length": 101}, {"length": 333, "masked": True}, {"resample": True, "length": 96}, {"blocks": (Block(1, 3), Block(3, 17))}],
+    [
+        {},
+        {"channels": 5, "length": 101},
+        {"length": 333, "masked": True},
+        {"resample": True, "length": 96},
+        {"blocks": (Block(1, 3), Block(3, 17))},
+    ],
     ids=["refrigeration", "channels", "masked", "resampled", "pruned"],
 )
 def test_macs_are_those_of_a_hand_formula(model, changes):
@@ -131,7 +161,9 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
     assert sqnr_db(exact, scores) > (100 if mode == EXACT else 20)
     assert np.array_equal(scores, predictor(italy.x_test[:64]))
     for size in (1, 3):
-        again = np.concatenate([predictor(np.ascontiguousarray(b)) for b in np.array_split(italy.x_test[:12], 12 // size)])
+        again = np.concatenate(
+            [predictor(np.ascontiguousarray(b)) for b in np.array_split(italy.x_test[:12], 12 // size)]
+        )
         # Ranges of activations found at run time may be those of the batch.
         assert sqnr_db(again, scores[:12]) > (100 if mode == EXACT else 20)
     assert np.array_equal(scores, predictor(italy.x_test[:64])), "batch 1 left a trace"
@@ -144,29 +176,41 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
     assert set(m["matmuls"]) & FORMAT[mode]
     assert sum(m["matmuls"].values()) == sum(layer["matmul"] for layer in m["layers"]) >= 2 * 6
     source = tuned.load()
-    units = len(source.arch.blocks) if (name, mode) == ("onnxruntime", "none") else 0  # see `rewrite.FlatBlock`
+    units = (
+        len(source.arch.blocks) if (name, mode) == ("onnxruntime", "none") else 0
+    )  # see `rewrite.FlatBlock`
     assert m["parameters"] == models.count_parameters(source) + units * (source.arch.d_model + 1)
     assert m["macs"] == macs(source.arch, name, mode)
     assert m["bytes"] == sum((artifact.folder / f).stat().st_size for f in m["files"])
     assert len(m["calibration"]) == (16 if mode in ("static", "qat") else 0)
     assert set(m["calibration"]) <= set(italy.fit.tolist())
-    assert mode not in CALIBRATED or len(set(italy.y_train[m["calibration"]])) == 2, "the files are sorted by class"
+    assert mode not in CALIBRATED or len(set(italy.y_train[m["calibration"]])) == 2, (
+        "the files are sorted by class"
+    )
 
     code = "import sys, numpy as np; from pathlib import Path; from tsexp import runtimes; x = np.load(sys.argv[2]); "
     code += "np.save(sys.argv[3], runtimes.load(Path(sys.argv[1]))(x))"
     np.save(tmp_path / "x.npy", italy.x_test[:64])
-    subprocess.run([sys.executable, "-c", code, artifact.folder, tmp_path / "x.npy", tmp_path / "y.npy"], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-c", code, artifact.folder, tmp_path / "x.npy", tmp_path / "y.npy"],
+        check=True,
+        timeout=300,
+    )
     assert np.array_equal(np.load(tmp_path / "y.npy"), scores)
 
 
-@pytest.mark.parametrize("name", [pytest.param(r, marks=pytest.mark.slow if r == "inductor" else ()) for r in runtimes.RUNTIMES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(r, marks=pytest.mark.slow if r == "inductor" else ()) for r in runtimes.RUNTIMES]
+)
 @pytest.mark.parametrize("change", [{}, {"unequal": "resample", "length": 64}], ids=["padded", "resampled"])
 def test_series_of_unequal_length(tmp_path, load_data, name, change):
     pickup = load_data("PickupGestureWiimoteZ", **change)
     cfg = compose(*TINY, "train.epochs=1")
     cache = Cache(tmp_path)
     fitted = training.train(cfg.model, cfg.train, 0, pickup, cache)
-    predictor = runtimes.load(runtimes.deploy(fitted, cfg.quant, RuntimeConfig(name, "cpu"), pickup, cache).folder)
+    predictor = runtimes.load(
+        runtimes.deploy(fitted, cfg.quant, RuntimeConfig(name, "cpu"), pickup, cache).folder
+    )
     exact = fitted.load()(torch.from_numpy(pickup.x_test)).detach().numpy()
     for size in (50, 7):
         assert np.abs(predictor(pickup.x_test[:size]) - exact[:size]).max() < 1e-4
@@ -200,7 +244,10 @@ class Statistics(nn.Module):
         super().__init__()
         self.patch = arch.patch
         self.tokens = arch.preprocessing.length // self.patch
-        self.project, self.more = nn.Linear(2 * arch.channels, arch.d_model), nn.Linear(arch.d_model, arch.d_model)
+        self.project, self.more = (
+            nn.Linear(2 * arch.channels, arch.d_model),
+            nn.Linear(arch.d_model, arch.d_model),
+        )
 
     def forward(self, x, mask):
         patches = x.unflatten(-1, (self.tokens, self.patch))
@@ -245,13 +292,21 @@ def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, to
     cfg = compose(*TINY, f"model.tokenizer={tokenizer}", "quant.calibration_series=16")
     cache = Cache(tmp_path)
     fitted = training.train(cfg.model, cfg.train, 0, italy, cache)
-    for name, mode, per_block in [("eager", "dynamic", 6), ("onnxruntime", "static", 4), ("openvino", "static", 4)]:
-        made = runtimes.deploy(fitted, replace(cfg.quant, mode=mode), RuntimeConfig(name, "cpu"), italy, cache)
+    for name, mode, per_block in [
+        ("eager", "dynamic", 6),
+        ("onnxruntime", "static", 4),
+        ("openvino", "static", 4),
+    ]:
+        made = runtimes.deploy(
+            fitted, replace(cfg.quant, mode=mode), RuntimeConfig(name, "cpu"), italy, cache
+        )
         assert made.manifest["matmuls"]["int8"] == 2 * per_block + 1, (name, mode)
     # Inductor's, before it is compiled.
     job = Job(replace(cfg.quant, mode="static"), "cpu", italy.x_train[:16])
     x = torch.from_numpy(job.calibration)
-    graph = inductor._quantized(torch.export.export(inductor.rewritten(fitted.load(), "static"), (x,)).module(), x, job)
+    graph = inductor._quantized(
+        torch.export.export(inductor.rewritten(fitted.load(), "static"), (x,)).module(), x, job
+    )
     weights = [n for n in graph.graph.nodes if "dequantize_per_channel" in str(n.target)]
     assert len(weights) == 2 * 4 + 1
 
@@ -278,15 +333,25 @@ def test_what_does_not_matter_for_a_mode_makes_no_other_artifact(home):
 
 
 def test_a_mode_that_changed_nothing_is_an_error(home, monkeypatch, tmp_path):
-    monkeypatch.setattr(onnxruntime, "_quantize", lambda source, stem, job, target: target.write_bytes(source.read_bytes()))
+    monkeypatch.setattr(
+        onnxruntime, "_quantize", lambda source, stem, job, target: target.write_bytes(source.read_bytes())
+    )
     cfg, _, fitted, italy = home
     with pytest.raises(RuntimeError, match=r"quant\.mode=dynamic changed nothing in onnxruntime"):
-        runtimes.deploy(fitted, replace(cfg.quant, mode="dynamic"), RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
+        runtimes.deploy(
+            fitted,
+            replace(cfg.quant, mode="dynamic"),
+            RuntimeConfig("onnxruntime", "cpu"),
+            italy,
+            Cache(tmp_path),
+        )
 
 
 def test_an_artifact_that_answers_otherwise_than_its_model_is_an_error(home, monkeypatch, tmp_path):
     call = onnxruntime.OnnxPredictor.__call__
-    monkeypatch.setattr(onnxruntime.OnnxPredictor, "__call__", lambda self, series: np.roll(call(self, series), 1, axis=0))
+    monkeypatch.setattr(
+        onnxruntime.OnnxPredictor, "__call__", lambda self, series: np.roll(call(self, series), 1, axis=0)
+    )
     cfg, _, fitted, italy = home
     with pytest.raises(RuntimeError, match=r"answers batches of \d\d with other scores than the model"):
         runtimes.deploy(fitted, cfg.quant, RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
@@ -306,7 +371,9 @@ def without_one_value_of_a_bias(model):
 
 def first_token_alone(model):
     wrong = rewrite.deployed(model, fused=True)
-    wrong.encoder.blocks[-1].attention = rewrite.PackedAttention(model.encoder.blocks[-1].attention, fused=True, first_only=True)
+    wrong.encoder.blocks[-1].attention = rewrite.PackedAttention(
+        model.encoder.blocks[-1].attention, fused=True, first_only=True
+    )
     wrong.encoder.blocks[-1] = rewrite.FirstTokenBlock(wrong.encoder.blocks[-1])
     return wrong.requires_grad_(False)
 
@@ -322,8 +389,14 @@ def test_an_fp32_export_that_is_slightly_wrong_is_an_error(home, monkeypatch, tm
 
 def test_every_mode_has_its_limit(tiny):
     modes = {mode for name in runtimes.RUNTIMES for mode in runtimes._module(name).SUPPORTED}
-    limits = {(m, bits): runtimes.least_db(replace(tiny.quant, mode=m, weight_bits=bits)) for m in modes for bits in (4, 8)}
-    assert limits["none", 8] == limits["none", 4] == 60 > max(v for (m, _), v in limits.items() if m != "none")
+    limits = {
+        (m, bits): runtimes.least_db(replace(tiny.quant, mode=m, weight_bits=bits))
+        for m in modes
+        for bits in (4, 8)
+    }
+    assert (
+        limits["none", 8] == limits["none", 4] == 60 > max(v for (m, _), v in limits.items() if m != "none")
+    )
     assert limits["weight_only", 4] < limits["weight_only", 8]
 
 

@@ -21,7 +21,9 @@ def leaks(folder, done):
     """The files below the folder, and the streams, that have the password."""
     files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".db"]
     found = [str(p.relative_to(folder)) for p in files if PASSWORD.encode() in p.read_bytes()]
-    return found + [name for name, text in (("stdout", done.stdout), ("stderr", done.stderr)) if PASSWORD in text]
+    return found + [
+        name for name, text in (("stdout", done.stdout), ("stderr", done.stderr)) if PASSWORD in text
+    ]
 
 
 def own_conf(folder, uri):
@@ -51,7 +53,9 @@ def test_what_fails_or_only_shows_leaves_no_password(tmp_path, arguments, status
 
 
 def test_a_configuration_that_has_the_password_in_a_file_is_shown_without(tmp_path):
-    done = tsexp(tmp_path, "--config-dir", str(own_conf(tmp_path / "mine", NOBODY)), "--cfg=job", "tracking=mine")
+    done = tsexp(
+        tmp_path, "--config-dir", str(own_conf(tmp_path / "mine", NOBODY)), "--cfg=job", "tracking=mine"
+    )
     assert "uri: postgresql://me:***@127.0.0.1:1/db" in done.stdout
     assert PASSWORD not in done.stdout + done.stderr
 
@@ -60,7 +64,9 @@ def test_a_run_whose_configuration_has_the_password_in_a_file_leaves_none(tmp_pa
     conf = own_conf(tmp_path / "mine", NOBODY)
     work = tmp_path / "work"
     work.mkdir()
-    done = tsexp(work, "--config-dir", str(conf), "tracking=mine", *TINY, "data=italy_power_demand", check=False)
+    done = tsexp(
+        work, "--config-dir", str(conf), "tracking=mine", *TINY, "data=italy_power_demand", check=False
+    )
     assert done.returncode == 1
     assert not leaks(work, done), done.stdout + done.stderr
     (written,) = work.rglob(".hydra/config.yaml")
@@ -70,7 +76,9 @@ def test_a_run_whose_configuration_has_the_password_in_a_file_leaves_none(tmp_pa
 def test_a_study_whose_parameters_have_the_store_is_refused_without_its_password(tmp_path):
     conf = tmp_path / "mine" / "experiment"
     conf.mkdir(parents=True)
-    (conf / "mine.yaml").write_text(f"# @package _global_\nhydra: {{sweeper: {{params: {{tracking.uri: '{NOBODY}', seed: '0,1'}}}}}}\n")
+    (conf / "mine.yaml").write_text(
+        f"# @package _global_\nhydra: {{sweeper: {{params: {{tracking.uri: '{NOBODY}', seed: '0,1'}}}}}}\n"
+    )
     work = tmp_path / "work"
     work.mkdir()
     done = tsexp(work, "-m", "--config-dir", str(conf.parent), "experiment=mine", check=False)
@@ -80,7 +88,9 @@ def test_a_study_whose_parameters_have_the_store_is_refused_without_its_password
 
 
 def test_the_ui_on_a_store_that_does_not_answer_says_so_without_the_password(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "tsexp.ui", NOBODY], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "tsexp.ui", NOBODY], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     assert "me:***@127.0.0.1:1/db cannot be read" in done.stderr
     assert "Traceback" not in done.stderr
@@ -94,9 +104,27 @@ def server(tmp_path_factory):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         try:
             end = time.monotonic() + 90
             while time.monotonic() < end:
@@ -112,12 +140,18 @@ def server(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sweep", [[], ["-m", "prune.ratio=0,0.5"], ["-m", "prune.ratio=0,0.5", "hydra/launcher=joblib"]], ids=["run", "sweep", "joblib"]
+    "sweep",
+    [[], ["-m", "prune.ratio=0,0.5"], ["-m", "prune.ratio=0,0.5", "hydra/launcher=joblib"]],
+    ids=["run", "sweep", "joblib"],
 )
 def test_what_succeeds_leaves_no_password(tmp_path, server, sweep):
-    done = tsexp(tmp_path, *sweep, f"tracking.uri={server}", "train.epochs=1", *TINY, "data=italy_power_demand")
+    done = tsexp(
+        tmp_path, *sweep, f"tracking.uri={server}", "train.epochs=1", *TINY, "data=italy_power_demand"
+    )
     assert not leaks(tmp_path, done), done.stdout + done.stderr
-    again = tsexp(tmp_path, *sweep, f"tracking.uri={server}", "train.epochs=1", *TINY, "data=italy_power_demand")
+    again = tsexp(
+        tmp_path, *sweep, f"tracking.uri={server}", "train.epochs=1", *TINY, "data=italy_power_demand"
+    )
     assert "measured before" in again.stdout
     assert not leaks(tmp_path, again)
 
@@ -128,7 +162,16 @@ def test_a_sweep_whose_store_is_named_in_a_file_leaves_no_password_when_its_jobs
     work = tmp_path / "work"
     work.mkdir()
     done = tsexp(
-        work, "-m", "--config-dir", str(conf), "tracking=mine", "train.lr=1e30", "train.clip=0", *TINY, "data=italy_power_demand", check=False
+        work,
+        "-m",
+        "--config-dir",
+        str(conf),
+        "tracking=mine",
+        "train.lr=1e30",
+        "train.clip=0",
+        *TINY,
+        "data=italy_power_demand",
+        check=False,
     )
     assert done.returncode == 1
     assert "1 failed" in done.stdout

@@ -22,17 +22,25 @@ def rows(whole):
 
 
 def both(a, b):
-    parts = [pd.concat([getattr(f, name) for f in (a, b)], ignore_index=True) for name in ("results", "windows", "predictions", "channels")]
+    parts = [
+        pd.concat([getattr(f, name) for f in (a, b)], ignore_index=True)
+        for name in ("results", "windows", "predictions", "channels")
+    ]
     return replace(a, **dict(zip(("results", "windows", "predictions", "channels"), parts, strict=True)))
 
 
-@pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1.0), (5, 0, 2 / 2**5), (0, 5, 2 / 2**5), (3, 3, 1.0), (1, 7, 2 * 9 / 2**8)])
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [(0, 0, 1.0), (5, 0, 2 / 2**5), (0, 5, 2 / 2**5), (3, 3, 1.0), (1, 7, 2 * 9 / 2**8)],
+)
 def test_mcnemar_is_exact(lost, gained, p):
     assert st.mcnemar_p(lost, gained) == pytest.approx(p)
 
 
 def test_no_flip_is_no_proof_and_more_series_and_seeds_say_more():
-    few, many, seeds = (st.over_seeds_and_series(np.zeros(shape)) for shape in ((1, 100), (1, 10_000), (3, 100)))
+    few, many, seeds = (
+        st.over_seeds_and_series(np.zeros(shape)) for shape in ((1, 100), (1, 10_000), (3, 100))
+    )
     assert few.value == many.value == 0
     assert few.high > 0.01 > many.high > 0
     assert few.high > seeds.high > 0
@@ -48,14 +56,19 @@ def test_all_right_is_no_proof_either():
 
 def test_the_variance_is_that_of_seeds_and_series_together():
     """By hand: mean squares of a two-way table, t quantiles weighted by their variances."""
-    outcomes = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=(4, 50)) + np.array([[0.4], [0.0], [-0.4], [0.1]])
+    outcomes = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=(4, 50)) + np.array(
+        [[0.4], [0.0], [-0.4], [0.1]]
+    )
     seeds, series = outcomes.shape
     of_seeds = series * outcomes.mean(1).var(ddof=1)
     rest = outcomes - outcomes.mean(1, keepdims=True) - outcomes.mean(0) + outcomes.mean()
     residual = (rest**2).sum() / ((seeds - 1) * (series - 1))
     n, means = series + 2, np.append(outcomes.mean(0), [1 / seeds, -1 / seeds])
     of_series = seeds * ((means**2).sum() - n * (means.sum() / n) ** 2) / (n - 1)
-    a, b = of_seeds / (seeds * series), max(2 / seeds**2 / (n - 1) / n, of_series / (seeds * n) - residual / (seeds * series))
+    a, b = (
+        of_seeds / (seeds * series),
+        max(2 / seeds**2 / (n - 1) / n, of_series / (seeds * n) - residual / (seeds * series)),
+    )
     reach = (stats.t.ppf(0.975, seeds - 1) * a + stats.t.ppf(0.975, n - 1) * b) / (a + b) * np.sqrt(a + b)
     value, low, high = st.over_seeds_and_series(outcomes)
     assert value == pytest.approx(outcomes.mean())
@@ -64,7 +77,9 @@ def test_the_variance_is_that_of_seeds_and_series_together():
 
 def test_seeds_are_averaged_with_a_t_interval():
     values = np.array([1.0, 2.0, 4.0])
-    assert st.over_seeds(values)[1:] == pytest.approx(stats.t.interval(0.95, 2, values.mean(), stats.sem(values)))
+    assert st.over_seeds(values)[1:] == pytest.approx(
+        stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    )
     assert st.over_seeds(np.array([3.0, 3.0])) == (3.0, 3.0, 3.0)
     assert np.isnan(st.over_seeds(np.array([3.0])).low)
 
@@ -77,12 +92,21 @@ def test_ratios_are_averaged_as_ratios(rows):
     assert value == pytest.approx(np.sqrt(3.3))
     assert 0 < low < value < high
     # A saving is the same statement as its speedup.
-    assert st.over_seeds(100 * (1 - 1 / times), saving) == pytest.approx([100 * (1 - 1 / t) for t in (value, low, high)])
+    assert st.over_seeds(100 * (1 - 1 / times), saving) == pytest.approx(
+        [100 * (1 - 1 / t) for t in (value, low, high)]
+    )
 
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(-1, 1.0, "kept"), (0.5, 1.01, "undecided"), (1.0, 3, "undecided"), (1.01, 3, "lost"), (-5, -2, "kept"), (-9, 9, "undecided")],
+    [
+        (-1, 1.0, "kept"),
+        (0.5, 1.01, "undecided"),
+        (1.0, 3, "undecided"),
+        (1.01, 3, "lost"),
+        (-5, -2, "kept"),
+        (-9, 9, "undecided"),
+    ],
 )
 def test_minimal_degradation_is_a_test_with_a_margin(low, high, said):
     assert st.degradation(low, high) == said
@@ -91,7 +115,9 @@ def test_minimal_degradation_is_a_test_with_a_margin(low, high, said):
 def test_a_row_per_configuration_with_its_seeds(whole, rows):
     assert len(rows) == whole.results["config"].nunique()
     assert rows["n"].sum() == len(whole.results)
-    assert rows.loc[rows["warned"] > 0, ["method", "scope", "ratio", "warned"]].to_numpy().tolist() == [["l2", "local", 0.5, 1]]
+    assert rows.loc[rows["warned"] > 0, ["method", "scope", "ratio", "warned"]].to_numpy().tolist() == [
+        ["l2", "local", 0.5, 1]
+    ]
 
 
 def test_numbers_are_those_of_the_records(whole, rows):
@@ -116,7 +142,9 @@ def test_an_invalid_energy_keeps_its_accuracy(whole, rows):
     assert (row["speedup"], row["speedup_lo"]) == pytest.approx((valid["speedup"], valid["speedup_lo"]))
     alone = st.aggregate(only(whole, ~whole.results["valid"])).iloc[0]
     assert (alone["n"], alone["n_energy"], alone["energy"]) == (1, 0, "estimated")
-    assert np.isnan(alone[["estimated_j", "estimated_saving_pct", "speedup", "speedup_lo"]].astype(float)).all()
+    assert np.isnan(
+        alone[["estimated_j", "estimated_saving_pct", "speedup", "speedup_lo"]].astype(float)
+    ).all()
     unscored = replace(whole, results=whole.results.assign(scored=whole.results["valid"]))
     assert st.aggregate(unscored)["n"].sum() == len(whole.results) - 1
 
@@ -136,7 +164,9 @@ def test_the_sample_of_the_test_split_counts_however_well_seeds_agree(whole):
     one = only(whole, whole.results["seed"] == 0)
     again = replace(
         one,
-        results=one.results.assign(seed=1, run_id=one.results["run_id"] + "x", signature=one.results["signature"] + "x"),
+        results=one.results.assign(
+            seed=1, run_id=one.results["run_id"] + "x", signature=one.results["signature"] + "x"
+        ),
         predictions=one.predictions.assign(run_id=one.predictions["run_id"] + "x"),
     )
     rows = st.aggregate(both(one, again))
@@ -147,7 +177,12 @@ def test_the_sample_of_the_test_split_counts_however_well_seeds_agree(whole):
 
 def test_two_meters_are_never_averaged_together():
     rapl = frozen(datasets=("PLAID",), models=("t1",), measured=True)
-    plug = replace(rapl, results=rapl.results.assign(energy_source=np.where(rapl.results["seed"] == 0, "zeus:rapl", "mains:plug")))
+    plug = replace(
+        rapl,
+        results=rapl.results.assign(
+            energy_source=np.where(rapl.results["seed"] == 0, "zeus:rapl", "mains:plug")
+        ),
+    )
     made = st.aggregate(plug)
     assert len(made) == 2 * plug.results["config"].nunique()
     assert set(made["n"]) == {1}
@@ -155,7 +190,12 @@ def test_two_meters_are_never_averaged_together():
 
 
 def test_machines_and_sources_of_energy_are_never_averaged_together(whole, rows):
-    elsewhere = replace(whole, results=whole.results.assign(machine="bbbb", cpu="Another CPU", signature=whole.results["signature"] + "b"))
+    elsewhere = replace(
+        whole,
+        results=whole.results.assign(
+            machine="bbbb", cpu="Another CPU", signature=whole.results["signature"] + "b"
+        ),
+    )
     mixed = both(whole, elsewhere)
     mixed = replace(mixed, predictions=whole.predictions)
     made = st.aggregate(mixed)
@@ -172,18 +212,36 @@ def test_machines_and_sources_of_energy_are_never_averaged_together(whole, rows)
 
 def test_notes_tell_what_is_missing(whole):
     whole = replace(whole, about=dict(whole.about))
-    part = only(whole, ~((whole.results["mode"] == "dynamic") & (whole.results["ratio"] == 0) & (whole.results["seed"] == 1)))
+    part = only(
+        whole,
+        ~(
+            (whole.results["mode"] == "dynamic")
+            & (whole.results["ratio"] == 0)
+            & (whole.results["seed"] == 1)
+        ),
+    )
     part.about.update({"left_out": {"not finished (KILLED)": ["job 7"]}, "where": "params.seed = '1'"})
     said = st.notes(part, st.aggregate(part))
     assert "only runs where params.seed = '1'" in said
     assert "1 run left out, not finished (KILLED): job 7" in said
-    assert "1 invalid record, energy and times left out, accuracy counts: outputs on the probe batch differ before and after (1)" in said
+    assert (
+        "1 invalid record, energy and times left out, accuracy counts: outputs on the probe batch differ "
+        "before and after (1)" in said
+    )
     assert "seed 1 missing in 1 of 20 configurations: PLAID t1, dynamic in onnxruntime" in said
     assert not any("validation" in note for note in said)
     few = replace(part, results=part.results.assign(val_series=9))
-    assert "fewer than 30 validation series, so what is chosen by them is chosen by little: PLAID (9)" in st.notes(few, st.aggregate(few))
-    changed = replace(part, results=part.results.assign(git_sha=["1" * 40, *["0" * 40 + "-dirty"] * (len(part.results) - 1)]))
-    assert "measured with 2 commits of the code: 0000000000-dirty, 1111111111" in st.notes(changed, st.aggregate(changed))
+    assert (
+        "fewer than 30 validation series, so what is chosen by them is chosen by little: PLAID (9)"
+        in st.notes(few, st.aggregate(few))
+    )
+    changed = replace(
+        part,
+        results=part.results.assign(git_sha=["1" * 40, *["0" * 40 + "-dirty"] * (len(part.results) - 1)]),
+    )
+    assert "measured with 2 commits of the code: 0000000000-dirty, 1111111111" in st.notes(
+        changed, st.aggregate(changed)
+    )
 
 
 def test_nothing_scored_gives_no_rows(whole):

@@ -39,7 +39,10 @@ def changed(results, rows, **values):
 def half_measured(**changes):
     """PLAID is measured with a counter, the others are estimated."""
     measured, estimated = small(measured=True, **changes), small(**changes)
-    a, b = only(measured, measured.results["dataset"] == "PLAID"), only(estimated, estimated.results["dataset"] != "PLAID")
+    a, b = (
+        only(measured, measured.results["dataset"] == "PLAID"),
+        only(estimated, estimated.results["dataset"] != "PLAID"),
+    )
     tables = ("results", "windows", "predictions", "channels")
     return replace(a, **{t: pd.concat([getattr(a, t), getattr(b, t)], ignore_index=True) for t in tables})
 
@@ -67,10 +70,22 @@ def texts(figure):
     """All text that is drawn; labels of ticks outside an axis are there but not drawn."""
     hidden = set()
     for axes in figure.axes:
-        for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
+        for axis, (low, high) in (
+            (axes.xaxis, sorted(axes.get_xlim())),
+            (axes.yaxis, sorted(axes.get_ylim())),
+        ):
             ticks = axis.get_major_ticks() + axis.get_minor_ticks()
-            hidden |= {label for tick in ticks for label in (tick.label1, tick.label2) if not low <= tick.get_loc() <= high or not axes.get_visible()}
-    there = [t for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip() and t not in hidden]
+            hidden |= {
+                label
+                for tick in ticks
+                for label in (tick.label1, tick.label2)
+                if not low <= tick.get_loc() <= high or not axes.get_visible()
+            }
+    there = [
+        t
+        for t in figure.findobj(matplotlib.text.Text)
+        if t.get_visible() and t.get_text().strip() and t not in hidden
+    ]
     return [t for t in there if t.axes is None or t.axes.get_visible()]
 
 
@@ -89,8 +104,12 @@ def test_every_figure_is_drawn_as_pdf_and_png_and_the_notes_say_why_one_is_not(d
 def test_equal_results_give_equal_bytes_in_another_process_too(drawn, tmp_path):
     files, _ = drawn
     environment = os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"}
-    subprocess.run([sys.executable, "-c", DRAW, str(Path(__file__).parent), str(tmp_path)], check=True, env=environment)
-    assert {f.name: (tmp_path / f.name).read_bytes() == f.read_bytes() for f in files} == {f.name: True for f in files}
+    subprocess.run(
+        [sys.executable, "-c", DRAW, str(Path(__file__).parent), str(tmp_path)], check=True, env=environment
+    )
+    assert {f.name: (tmp_path / f.name).read_bytes() == f.read_bytes() for f in files} == {
+        f.name: True for f in files
+    }
 
 
 def test_all_text_is_readable_and_inside_the_figure(everything):
@@ -120,15 +139,23 @@ def test_savings_of_both_kinds_are_in_rows_of_their_own():
     results = half_measured()
     figure = figures.ratio(study(results)).figure
     labelled = {a.get_ylabel().replace("\n", " "): a for a in figure.axes if a.get_ylabel()}
-    assert list(labelled) == ["measured energy saving (%)", "estimated energy saving† (%)", "speedup (wall time)"]
+    assert list(labelled) == [
+        "measured energy saving (%)",
+        "estimated energy saving† (%)",
+        "speedup (wall time)",
+    ]
     rows = [figure.axes[k : k + 3] for k in (0, 3, 6)]
-    lines = [[len(a.containers) for a in row] for row in rows]  # the panels are ElectricDevices, PLAID, RefrigerationDevices
+    lines = [
+        [len(a.containers) for a in row] for row in rows
+    ]  # the panels are ElectricDevices, PLAID, RefrigerationDevices
     assert lines == [[0, 1, 0], [1, 0, 1], [1, 1, 1]]
 
 
 def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
     drawing = figures.pruning_ways(study(small(models=("t1", "t2"))))
-    assert [a.get_title().split("\n")[0] for a in drawing.figure.axes] == [f"{d} · {m}" for m in ("t1", "t2") for d in DATASETS]
+    assert [a.get_title().split("\n")[0] for a in drawing.figure.axes] == [
+        f"{d} · {m}" for m in ("t1", "t2") for d in DATASETS
+    ]
     for axes in drawing.figure.axes:
         lines = [c.lines[0] for c in axes.containers]
         assert len(lines) == 4
@@ -151,7 +178,10 @@ def test_the_levels_of_the_control_and_of_the_untuned_model_are_the_rows_own():
 
 
 def test_the_control_is_a_point_and_may_be_on_the_front():
-    """Trained for as long, the dense model is as accurate: being better than it was before that tuning is no merit of pruning."""
+    """Trained for as long, the dense model is as accurate.
+
+    Being better than it was before that tuning is no merit of pruning.
+    """
     results = small(datasets=("PLAID",))
     predictions = results.predictions.copy()
     pruned = predictions["run_id"].isin(results.results.loc[results.results["ratio"] > 0, "run_id"])
@@ -188,7 +218,9 @@ def test_an_invalid_energy_changes_nothing_but_its_own_and_its_accuracy_counts()
     changed_rows = both[both["n"] != both["n_without"]]
     assert set(changed_rows["mode"] + changed_rows["runtime"]) == {"staticopenvino"}
     assert (changed_rows["accuracy_pct"] != changed_rows["accuracy_pct_without"]).any()
-    assert points_of.notes[0] == f"Records with invalid energy, which count for accuracy only: {invalid.sum()}."
+    assert (
+        points_of.notes[0] == f"Records with invalid energy, which count for accuracy only: {invalid.sum()}."
+    )
     unscored = points(changed(results, invalid, scored=False))
     pd.testing.assert_frame_equal(unscored.points, without.points)
     assert f"Invalid records left out: {invalid.sum()}." in unscored.notes
@@ -201,29 +233,46 @@ def test_a_point_has_the_mean_and_the_interval_of_the_tables():
         results = frozen(DATASETS[:1], ("t1",), seeds)
         table = points(results).points.set_index(WAY)
         rows = aggregate(results).set_index(WAY)
-        for name, of in (("speedup", "speedup"), ("accuracy_drop_pt", "drop_pt"), ("accuracy_pct", "accuracy_pct"), ("estimated_j", "estimated_j")):
+        for name, of in (
+            ("speedup", "speedup"),
+            ("accuracy_drop_pt", "drop_pt"),
+            ("accuracy_pct", "accuracy_pct"),
+            ("estimated_j", "estimated_j"),
+        ):
             for end in ("", "_lo", "_hi"):
-                pd.testing.assert_series_equal(table[f"{name}{end}"], rows[f"{of}{end}"].sort_index(), check_names=False)
+                pd.testing.assert_series_equal(
+                    table[f"{name}{end}"], rows[f"{of}{end}"].sort_index(), check_names=False
+                )
 
 
 def test_the_wide_bars_of_two_seeds_do_not_hide_the_rest():
     axes = figures.pruning_ways(study(small(datasets=("PLAID",)))).figure.axes[0]
     low, high = axes.get_ylim()
     values = [y for c in axes.containers for y in c.lines[0].get_ydata()]
-    ends = [y for c in axes.containers for bar in c.lines[2] for path in bar.get_segments() for y in path[:, 1]]
+    ends = [
+        y for c in axes.containers for bar in c.lines[2] for path in bar.get_segments() for y in path[:, 1]
+    ]
     assert low < min(values) < max(values) < high
     assert max(ends) - min(ends) > 2 * (high - low)  # of which some are cut, and the small print says so
     assert "Those of two seeds are wide" in figures.BARS
     three = small(datasets=("PLAID",), seeds=(0, 1, 2))
     axes = figures.pruning_ways(study(three)).figure.axes[0]
     low, high = axes.get_ylim()
-    assert all(low < y < high for c in axes.containers for bar in c.lines[2] for path in bar.get_segments() for y in path[:, 1])
+    assert all(
+        low < y < high
+        for c in axes.containers
+        for bar in c.lines[2]
+        for path in bar.get_segments()
+        for y in path[:, 1]
+    )
 
 
 def test_two_meters_share_no_panel_and_no_mean():
     results = small(datasets=("PLAID",), seeds=(0, 1, 2), measured=True)
     rare = results.results["seed"] == 2
-    chosen = points(changed(results, rare, energy_source="mains:plug", measured_j=9.0, measured_reference_j=99.0))
+    chosen = points(
+        changed(results, rare, energy_source="mains:plug", measured_j=9.0, measured_reference_j=99.0)
+    )
     assert set(chosen.runs["energy_source"]) == {"zeus:rapl"}
     assert chosen.points["measured_j"].max() < 1
     assert f"Records with less common sources of energy left out: {rare.sum()}." in chosen.notes
@@ -247,7 +296,9 @@ def test_records_of_another_recipe_are_not_averaged_in():
 
 
 def test_the_front_has_what_nothing_beats_in_both():
-    table = pd.DataFrame({"j": [1, 2, 2, 3, 4, 5], "accuracy": [50, 60, 55, 58, 70, 70], "name": list("abcdef")})
+    table = pd.DataFrame(
+        {"j": [1, 2, 2, 3, 4, 5], "accuracy": [50, 60, 55, 58, 70, 70], "name": list("abcdef")}
+    )
     assert list(figures._front(table, "j", "accuracy")["name"]) == ["a", "b", "e"]
 
 
@@ -265,8 +316,15 @@ def test_pairs_that_were_not_measured_are_hatched_and_not_zero():
 
 def test_a_heat_map_without_dense_pairs_says_at_which_ratio_it_is():
     results = small()
-    pruned = only(results, (results.results["ratio"] > 0) | (results.results["mode"] + results.results["runtime"] == "noneeager"))
-    assert any(note.startswith("At pruning ratio 0.3 (l1 global)") for note in figures.quant_runtime(study(pruned)).notes)
+    pruned = only(
+        results,
+        (results.results["ratio"] > 0)
+        | (results.results["mode"] + results.results["runtime"] == "noneeager"),
+    )
+    assert any(
+        note.startswith("At pruning ratio 0.3 (l1 global)")
+        for note in figures.quant_runtime(study(pruned)).notes
+    )
 
 
 def test_a_unit_has_the_colour_of_the_smallest_ratio_at_which_it_is_gone():
@@ -274,10 +332,18 @@ def test_a_unit_has_the_colour_of_the_smallest_ratio_at_which_it_is_gone():
     drawing = figures.channels(study(results))
     heads = drawing.figure.axes[0].images[0].get_array()
     r = results.results
-    ids = {q: r[(r["method"] == "l1") & (r["scope"] == "global") & (r["ratio"] == q) & (r["mode"] == "bf16")]["run_id"] for q in (0.3, 0.5)}
+    ids = {
+        q: r[(r["method"] == "l1") & (r["scope"] == "global") & (r["ratio"] == q) & (r["mode"] == "bf16")][
+            "run_id"
+        ]
+        for q in (0.3, 0.5)
+    }
     assert all(len(found) == 0 for found in ids.values())
-    # Several runtimes have that ratio; the figure takes the first by mode and runtime: dynamic in ONNX Runtime.
-    of = r[(r["method"] == "l1") & (r["scope"] == "global") & (r["mode"] == "dynamic")].set_index("ratio")["run_id"]
+    # Several runtimes have that ratio; the figure takes the first by mode and runtime: dynamic in ONNX
+    # Runtime.
+    of = r[(r["method"] == "l1") & (r["scope"] == "global") & (r["mode"] == "dynamic")].set_index("ratio")[
+        "run_id"
+    ]
     kept = results.channels[results.channels["kind"] == "head"].set_index(["run_id", "layer", "unit"])["kept"]
     for layer in range(2):
         for unit in range(4):
@@ -288,7 +354,14 @@ def test_a_unit_has_the_colour_of_the_smallest_ratio_at_which_it_is_gone():
 @pytest.mark.parametrize(("threads", "share_pct"), [(1, 5.0), (2, 2.5)])
 def test_the_share_of_the_peak_is_what_it_says(threads, share_pct):
     results = small(datasets=("PLAID",), seeds=(0,))
-    results = changed(results, results.results["valid"], macs=2_000_000, series_per_s=1000.0, peak_gmacs=40.0, threads=threads)
+    results = changed(
+        results,
+        results.results["valid"],
+        macs=2_000_000,
+        series_per_s=1000.0,
+        peak_gmacs=40.0,
+        threads=threads,
+    )
     axes = figures.roofline(study(results)).figure.axes[0]
     assert {round(float(x), 9) for line in axes.lines for x in line.get_xdata()} == {share_pct}
 
@@ -301,7 +374,10 @@ def test_the_widest_run_is_shown_with_its_outlier_ringed():
     planted = windows[(windows["run_id"] == run["run_id"]) & (windows["subject"] == "artifact")].index[2]
     windows.loc[planted, "energy_j"] *= 1.5
     drawing = figures.windows(study(replace(results, windows=windows)), "estimated")
-    assert any(note.startswith("PLAID, widest") and "openvino, bf16, not pruned, seed 1" in note for note in drawing.notes)
+    assert any(
+        note.startswith("PLAID, widest") and "openvino, bf16, not pruned, seed 1" in note
+        for note in drawing.notes
+    )
     rings = [
         line
         for line in drawing.figure.axes[0].lines
@@ -312,13 +388,17 @@ def test_the_widest_run_is_shown_with_its_outlier_ringed():
 
 def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point_on_validation_series():
     results = small(datasets=("PLAID",))
-    results = changed(results, results.results["ratio"] == 0.5, val_drop_pt=1.5, accuracy_drop_pt=0.0, bytes=10)
+    results = changed(
+        results, results.results["ratio"] == 0.5, val_drop_pt=1.5, accuracy_drop_pt=0.0, bytes=10
+    )
     winner = results.results[(results.results["ratio"] == 0.3) & results.results["valid"]].index[0]
     results = changed(results, winner, val_drop_pt=0.9, accuracy_drop_pt=1.4, bytes=20)
     drawing = figures.confusion(study(results))
     run = results.results.loc[winner]
     assert any(
-        f"{run['runtime']}" in n and "pruned 0.3" in n and "smallest that loses at most 1 point on validation series: +1.4" in n
+        f"{run['runtime']}" in n
+        and "pruned 0.3" in n
+        and "smallest that loses at most 1 point on validation series: +1.4" in n
         for n in drawing.notes
     )
     before, after = (a.images[0].get_array() for a in drawing.figure.axes[:2])
@@ -326,13 +406,21 @@ def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point_on
     for shown, column in ((before, "dense_predicted"), (after, "predicted")):
         for y, label in enumerate(CLASSES):
             for x, said in enumerate(CLASSES):
-                share_pct = 100 * ((mine["label"] == label) & (mine[column] == said)).sum() / (mine["label"] == label).sum()
+                share_pct = (
+                    100
+                    * ((mine["label"] == label) & (mine[column] == said)).sum()
+                    / (mine["label"] == label).sum()
+                )
                 assert shown[y, x] == pytest.approx(share_pct)
 
 
 def test_nothing_worth_a_figure_is_a_note_and_no_crash_and_old_figures_go(tmp_path):
     results = small(datasets=("PLAID",), seeds=(0,), series=20)
-    dense = only(results, (results.results["ratio"] == 0) & (results.results["mode"] + results.results["runtime"] == "noneeager"))
+    dense = only(
+        results,
+        (results.results["ratio"] == 0)
+        & (results.results["mode"] + results.results["runtime"] == "noneeager"),
+    )
     dense = replace(dense, results=dense.results.assign(peak_gmacs=float("nan")))
     (tmp_path / "ratio.pdf").write_text("of an older store")
     (tmp_path / "mine.pdf").write_text("not of the study")
@@ -356,12 +444,17 @@ def test_without_a_valid_record_there_are_only_notes(tmp_path):
     results = small(datasets=("PLAID",), seeds=(0,), series=20)
     files = figures.draw(changed(results, results.results["scored"], scored=False), tmp_path)
     assert [f.name for f in files] == ["notes.md"]
-    assert files[0].read_text().count("Not drawn: there is no record with finite scores.") == len(figures.FIGURES)
+    assert files[0].read_text().count("Not drawn: there is no record with finite scores.") == len(
+        figures.FIGURES
+    )
 
 
 def test_ranks_say_what_so_few_datasets_can_tell(everything):
     notes = everything["critical_difference"].notes
-    assert any("With 3 datasets Wilcoxon's test can tell no pair apart: its smallest p is 0.25" in note for note in notes)
+    assert any(
+        "With 3 datasets Wilcoxon's test can tell no pair apart: its smallest p is 0.25" in note
+        for note in notes
+    )
 
 
 def test_the_style_has_the_colours_of_all_pictures():

@@ -24,7 +24,11 @@ def checked(monkeypatch):
 
     def check(*overrides):
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = GlobalHydra.instance().config_loader().load_configuration("config", list(overrides), RunMode.MULTIRUN)
+            config = (
+                GlobalHydra.instance()
+                .config_loader()
+                .load_configuration("config", list(overrides), RunMode.MULTIRUN)
+            )
             return sweep._check(config)
 
     return check
@@ -46,7 +50,9 @@ def test_a_value_of_the_command_line_narrows_a_study(checked):
 
 
 def test_a_bad_value_anywhere_in_a_study_is_refused(checked):
-    with pytest.raises(ConfigError, match=r"job .*seed=-1.* seed=-1 is out of range[^\n]*\nnothing was started"):
+    with pytest.raises(
+        ConfigError, match=r"job .*seed=-1.* seed=-1 is out of range[^\n]*\nnothing was started"
+    ):
         checked("experiment=paper", "data=plaid", "model=t1", "prune.ratio=0,0.5", "seed=0,1,-1")
 
 
@@ -54,7 +60,9 @@ def test_a_bad_value_anywhere_in_a_study_is_refused(checked):
 def test_the_whole_study_is_checked_in_seconds(checked):
     start = time.process_time()
     assert len(checked("experiment=paper").names) == 1296
-    assert time.process_time() - start < 30  # 10 on the machine that this was written on; every job composed by itself, 240
+    assert (
+        time.process_time() - start < 30
+    )  # 10 on the machine that this was written on; every job composed by itself, 240
 
 
 def test_a_search_is_refused_without_its_two_objectives_or_with_a_value_that_nothing_takes(checked):
@@ -67,12 +75,19 @@ def test_a_search_is_refused_without_its_two_objectives_or_with_a_value_that_not
         checked("experiment=pareto", "prune.ratio=interval(0.0,1.2)")
 
 
-def test_a_search_is_refused_without_validation_series_and_told_if_there_are_few(checked, capsys, monkeypatch):
+def test_a_search_is_refused_without_validation_series_and_told_if_there_are_few(
+    checked, capsys, monkeypatch
+):
     monkeypatch.undo()  # this one's dataset is there
     with pytest.raises(ConfigError, match=r"data\.val_fraction=0 leaves none.*\nnothing was started"):
-        checked("experiment=pareto", "data=acsf1", "data.val_fraction=0", "train.select=last", "train.patience=0")
+        checked(
+            "experiment=pareto", "data=acsf1", "data.val_fraction=0", "train.select=last", "train.patience=0"
+        )
     assert checked("experiment=pareto", "data=acsf1", "data.val_fraction=0.2").names is None
-    assert "ACSF1 has 20 validation series: the search sees accuracy in steps of 5.0 points" in capsys.readouterr().err
+    assert (
+        "ACSF1 has 20 validation series: the search sees accuracy in steps of 5.0 points"
+        in capsys.readouterr().err
+    )
     checked("experiment=pareto", "data=acsf1", "data.val_fraction=0.4")
     assert not capsys.readouterr().err
 
@@ -99,7 +114,9 @@ def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny):
 
 def test_without_the_optuna_extra_a_search_says_what_to_install():
     code = "import hydra_plugins; hydra_plugins.__path__ = []; from tsexp.__main__ import cli; cli()"
-    done = subprocess.run([sys.executable, "-c", code, "-m", "experiment=pareto"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-m", "experiment=pareto"], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "pip install 'tsexp[optuna]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -40,7 +40,9 @@ def made(results):
 def lines(table):
     """Cells of the Markdown, head first."""
     text = [line for line in tables.markdown(table).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text if not line.startswith("|:")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text if not line.startswith("|:")
+    ]
 
 
 def numbers(table):
@@ -51,9 +53,11 @@ def test_written_twice_they_are_the_same_bytes(whole, tmp_path):
     for name in ("a", "b"):
         files, _ = tables.write(frozen(), tmp_path / name)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in files)
-    assert {f"{n}.{e}" for n in ("datasets", "dense", "pruning", "quantization", "hybrids", "claims") for e in ("tex", "md", "csv")} | {
-        "notes.md"
-    } == {p.name for p in files}
+    assert {
+        f"{n}.{e}"
+        for n in ("datasets", "dense", "pruning", "quantization", "hybrids", "claims")
+        for e in ("tex", "md", "csv")
+    } | {"notes.md"} == {p.name for p in files}
     for file in files:
         assert file.read_bytes() == (tmp_path / "a" / file.name).read_bytes()
 
@@ -83,7 +87,11 @@ def test_measured_and_estimated_energy_never_share_a_column(small):
 
 def static_in_openvino(results):
     head, *cells = lines(made(results)["quantization"])
-    (row,) = [row for row in cells if row[head.index("mode")] == "static" and row[head.index("runtime")] == "openvino"]
+    (row,) = [
+        row
+        for row in cells
+        if row[head.index("mode")] == "static" and row[head.index("runtime")] == "openvino"
+    ]
     return dict(zip(head, row, strict=True))
 
 
@@ -91,9 +99,15 @@ def test_an_invalid_energy_is_left_out_and_its_accuracy_is_not(small):
     row = static_in_openvino(small)
     assert row["n"] == "2 (energy 1)"
     assert row["saving %†"].endswith("†")
-    assert "1 record with invalid energy: only the accuracy counts (notes.md says why)." in made(small)["quantization"].caption
+    assert (
+        "1 record with invalid energy: only the accuracy counts (notes.md says why)."
+        in made(small)["quantization"].caption
+    )
     assert "invalid" not in made(small)["pruning"].caption
-    alone = only(small, small.results["valid"] == (small.results["mode"] + small.results["runtime"] != "staticopenvino"))
+    alone = only(
+        small,
+        small.results["valid"] == (small.results["mode"] + small.results["runtime"] != "staticopenvino"),
+    )
     row = static_in_openvino(alone)
     assert row["accuracy %"][0].isdigit()
     assert row["drop, points"][0] in "+-"
@@ -118,14 +132,19 @@ def test_the_untuned_dense_accuracy_stands_where_it_is_not_that_of_the_control(s
 
 def test_captions_say_what_the_intervals_are_of(small):
     caption = made(small)["pruning"].caption
-    assert "of accuracy and drop over seeds and test series, of all else t over seeds, of one seed t over measuring processes" in caption
+    assert (
+        "of accuracy and drop over seeds and test series, of all else t over seeds, of one seed t over "
+        "measuring processes" in caption
+    )
     assert not any("bootstrap" in table.caption for table in made(small).values())
 
 
 def test_warnings_are_marked_and_explained(small):
     head, *cells = lines(made(small)["pruning"])
     marked = [row for row in cells if "⚠" in row[head.index("n")]]
-    assert [[row[head.index(k)] for k in ("method", "scope", "ratio", "n")] for row in marked] == [["l2", "local", "0.5", "2 ⚠"]]
+    assert [[row[head.index(k)] for k in ("method", "scope", "ratio", "n")] for row in marked] == [
+        ["l2", "local", "0.5", "2 ⚠"]
+    ]
     assert "⚠ a record has a warning" in made(small)["pruning"].caption
     assert "⚠" not in tables.markdown(made(small)["dense"])
 
@@ -147,11 +166,17 @@ def test_rows_that_nothing_else_tells_apart_show_what_they_differ_in(small):
     longer = small.results.assign(finetune_epochs=small.results["finetune_epochs"] * 4)
     for key in ("config", "signature"):
         longer[key] += "-long"
-    head, *cells = lines(made(replace(both(small, replace(small, results=longer)), predictions=small.predictions))["pruning"])
+    head, *cells = lines(
+        made(replace(both(small, replace(small, results=longer)), predictions=small.predictions))["pruning"]
+    )
     assert {row[head.index("tuned epochs")] for row in cells} == {"5", "20"}
     assert "config" not in head
-    unknown = small.results.assign(**{key: small.results[key] + "-x" for key in ("signature",)}, config="x" + small.results["config"])
-    head, *cells = lines(made(replace(both(small, replace(small, results=unknown)), predictions=small.predictions))["pruning"])
+    unknown = small.results.assign(
+        **{key: small.results[key] + "-x" for key in ("signature",)}, config="x" + small.results["config"]
+    )
+    head, *cells = lines(
+        made(replace(both(small, replace(small, results=unknown)), predictions=small.predictions))["pruning"]
+    )
     assert "config" in head
     assert "tuned epochs" not in head
 
@@ -162,7 +187,14 @@ def test_the_csv_has_every_number_in_full(small):
     assert len(table) == ((rows["ratio"] > 0) & (rows["mode"] == "none")).sum()
     for line in table:
         (row,) = rows[rows["config"] == line["config"]].to_dict("records")
-        for key in ("accuracy_pct", "accuracy_pct_lo", "drop_pt_hi", "estimated_saving_pct", "speedup_lo", "mcnemar_p"):
+        for key in (
+            "accuracy_pct",
+            "accuracy_pct_lo",
+            "drop_pt_hi",
+            "estimated_saving_pct",
+            "speedup_lo",
+            "mcnemar_p",
+        ):
             assert float(line[key]) == row[key]
         assert line["seeds"] == "0 1"
         assert line["degradation"] == row["degradation"]
@@ -170,13 +202,25 @@ def test_the_csv_has_every_number_in_full(small):
 
 def test_the_dense_model_is_not_compared_with_itself(small):
     head, first, *_ = lines(made(small)["quantization"])
-    assert [first[head.index(k)] for k in ("mode", "runtime", "drop, points", "kept?", "p")] == ["none", "eager", "–", "reference", "–"]
+    assert [first[head.index(k)] for k in ("mode", "runtime", "drop, points", "kept?", "p")] == [
+        "none",
+        "eager",
+        "–",
+        "reference",
+        "–",
+    ]
 
 
 def test_datasets_tell_what_the_results_know_of_them(small):
     (line,) = numbers(made(small)["datasets"])
     labels = small.predictions.loc[small.predictions["run_id"] == small.results["run_id"][0], "label"]
-    assert (line["dataset"], line["test_series"], line["classes"], line["records"], line["invalid_records"]) == ("PLAID", "200", "3", "40", "1")
+    assert (
+        line["dataset"],
+        line["test_series"],
+        line["classes"],
+        line["records"],
+        line["invalid_records"],
+    ) == ("PLAID", "200", "3", "40", "1")
     assert float(line["largest_class_pct"]) == pytest.approx(100 * labels.value_counts().max() / 200)
 
 
@@ -227,7 +271,9 @@ def rows():
     rows = aggregate(frozen(datasets=("PLAID",), models=("t1",), measured=True))
     for name, value in (("speedup", 1.0), ("measured_saving_pct", 0.0), ("drop_pt", 0.0)):
         rows[[name, f"{name}_lo", f"{name}_hi"]] = value
-    return rows.assign(degradation=np.where(rows["degradation"] == "reference", "reference", "kept"), val_drop_pt=0.0)
+    return rows.assign(
+        degradation=np.where(rows["degradation"] == "reference", "reference", "kept"), val_drop_pt=0.0
+    )
 
 
 def answer(rows, name):
@@ -270,11 +316,20 @@ def test_a_small_but_certain_effect_does_not_hide_a_large_one_that_is_open(rows)
     l1 = (rows["method"] == "l1") & (rows["mode"] == "none")
     some = changed(rows, l1 & (rows["ratio"] == 0.3), speedup=(1.1, 1.0, 1.2))
     assert answer(some, SPEED).verdict == "not reproduced"
-    assert answer(changed(some, l1 & (rows["ratio"] == 0.5), speedup=(1.9, 1.8, 2.0), degradation="undecided"), SPEED).verdict == "undecided"
+    assert (
+        answer(
+            changed(some, l1 & (rows["ratio"] == 0.5), speedup=(1.9, 1.8, 2.0), degradation="undecided"),
+            SPEED,
+        ).verdict
+        == "undecided"
+    )
 
 
 def test_other_ways_to_prune_do_not_speak_for_l1(rows):
-    assert answer(changed(rows, rows["method"] == "l2", speedup=(3.0, 2.9, 3.1)), SPEED).verdict == "not reproduced"
+    assert (
+        answer(changed(rows, rows["method"] == "l2", speedup=(3.0, 2.9, 3.1)), SPEED).verdict
+        == "not reproduced"
+    )
     deeper = changed(rows, rows["scope"] == "global", scope="depth")  # no layer goes in the study
     pruned = deeper["scope"] == "depth"
     fast = changed(deeper, pruned, speedup=(3.0, 2.9, 3.1), measured_saving_pct=(90.0, 89.0, 91.0))
@@ -298,13 +353,22 @@ def test_a_faster_runtime_is_not_a_saving_of_quantization(rows):
 
 @pytest.mark.parametrize(
     ("saving", "said"),
-    [((50.0, 49.0, 51.0), "reaches it"), ((40.0, 30.0, 50.0), "may reach it"), ((5.0, 4.0, 6.0), "same way, but"), ((-5.0, -6.0, -4.0), "other way")],
+    [
+        ((50.0, 49.0, 51.0), "reaches it"),
+        ((40.0, 30.0, 50.0), "may reach it"),
+        ((5.0, 4.0, 6.0), "same way, but"),
+        ((-5.0, -6.0, -4.0), "other way"),
+    ],
 )
 def test_an_estimate_neither_reproduces_nor_refutes(rows, saving, said):
     estimated = rows.assign(energy="estimated", measured_j=np.nan, measured_saving_pct=np.nan)
     estimated[["estimated_saving_pct", "estimated_saving_pct_lo", "estimated_saving_pct_hi"]] = 0.0
-    estimated = changed(estimated, (rows["method"] == "l1") & (rows["mode"] == "none"), estimated_saving_pct=saving)
-    estimated = changed(estimated, estimated["runtime"] != "eager", estimated_saving_pct=(-90.0, -90.0, -90.0))
+    estimated = changed(
+        estimated, (rows["method"] == "l1") & (rows["mode"] == "none"), estimated_saving_pct=saving
+    )
+    estimated = changed(
+        estimated, estimated["runtime"] != "eager", estimated_saving_pct=(-90.0, -90.0, -90.0)
+    )
     estimated = estimated[(estimated["runtime"] == "eager")]
     found = answer(estimated, ENERGY)
     assert found.verdict == "not measurable here"
@@ -315,7 +379,11 @@ def test_an_estimate_neither_reproduces_nor_refutes(rows, saving, said):
 def test_the_worst_of_the_8_bit_formats_on_validation_series_speaks_for_their_accuracy(rows):
     eight = (rows["ratio"] == 0) & rows["mode"].isin(["dynamic", "static"])
     rows = changed(rows, eight & (rows["runtime"] == "openvino"), val_drop_pt=1.0)
-    for drop, verdict in (((0.2, -0.5, 0.9), "reproduced"), ((1.6, 1.0, 2.2), "undecided"), ((3.0, 2.0, 4.0), "not reproduced")):
+    for drop, verdict in (
+        ((0.2, -0.5, 0.9), "reproduced"),
+        ((1.6, 1.0, 2.2), "undecided"),
+        ((3.0, 2.0, 4.0), "not reproduced"),
+    ):
         found = answer(changed(rows, eight & (rows["runtime"] == "openvino"), drop_pt=drop), EIGHT_BIT)
         assert found.verdict == verdict
         assert found.change == pytest.approx((-drop[0], -drop[2], -drop[1]))
@@ -336,7 +404,9 @@ def test_the_row_is_chosen_on_validation_series_and_judged_on_test_series(rows):
     fast = l1(rows, ratio=0.5, scope="local")
     lucky = changed(rows, fast, speedup=(2.0, 1.9, 2.1), degradation="kept", val_drop_pt=5.0)
     found = answer(lucky, SPEED)
-    assert found.verdict == "not reproduced"  # kept on the test split by luck: on validation series it is not what anyone would take
+    assert (
+        found.verdict == "not reproduced"
+    )  # kept on the test split by luck: on validation series it is not what anyone would take
     assert "chosen on 40 validation series among 6" in found.why
     good = changed(lucky, fast, val_drop_pt=0.9)
     assert answer(good, SPEED).verdict == "reproduced"
@@ -348,7 +418,13 @@ def test_the_row_is_chosen_on_validation_series_and_judged_on_test_series(rows):
 
 def test_if_none_keeps_its_accuracy_on_validation_series_the_one_that_loses_least_answers(rows):
     bad = changed(rows, rows["method"] == "l1", val_drop_pt=4.0, speedup=(2.0, 1.9, 2.1))
-    bad = changed(bad, l1(rows, ratio=0.3, scope="global"), val_drop_pt=2.5, speedup=(1.7, 1.65, 1.75), degradation="lost")
+    bad = changed(
+        bad,
+        l1(rows, ratio=0.3, scope="global"),
+        val_drop_pt=2.5,
+        speedup=(1.7, 1.65, 1.75),
+        degradation="lost",
+    )
     found = answer(bad, SPEED)
     assert "l1 global 0.3, none in eager, drop +2.5 there" in found.why
     assert found.verdict == "not reproduced"
@@ -359,7 +435,10 @@ def test_without_validation_series_the_row_is_chosen_by_no_result(rows):
     blind = changed(blind, l1(rows, ratio=0.5), speedup=(2.0, 1.9, 2.1))
     found = answer(blind, SPEED)
     assert found.verdict == "not reproduced"
-    assert "no validation series to choose on, so the first of 6 in a fixed order: l1 global 0.3, none in eager" in found.why
+    assert (
+        "no validation series to choose on, so the first of 6 in a fixed order: l1 global 0.3, none in eager"
+        in found.why
+    )
 
 
 def test_energies_of_two_meters_are_not_compared(rows):
@@ -371,8 +450,13 @@ def test_energies_of_two_meters_are_not_compared(rows):
 
 
 def test_a_record_with_invalid_energy_answers_for_no_saving(rows):
-    none = changed(rows, (rows["mode"] == "static") & (rows["ratio"] == 0), n_energy=0, measured_saving_pct=(np.nan,) * 3)
-    assert (answer(none, STATIC).verdict, answer(none, STATIC).why) == ("not measured", "every record has invalid energy")
+    none = changed(
+        rows, (rows["mode"] == "static") & (rows["ratio"] == 0), n_energy=0, measured_saving_pct=(np.nan,) * 3
+    )
+    assert (answer(none, STATIC).verdict, answer(none, STATIC).why) == (
+        "not measured",
+        "every record has invalid energy",
+    )
 
 
 def test_hybrids(rows):
@@ -387,7 +471,11 @@ def test_over_all_the_verdicts_are_counted(rows):
     l1 = (rows["method"] == "l1") & (rows["mode"] == "none") & (rows["runtime"] == "eager")
     good = changed(rows, hybrid, measured_saving_pct=(50.0, 49.0, 51.0))
     good = changed(good, l1, speedup=(2.0, 1.9, 2.1))
-    overall = {a.claim.name: a for a in claims.answers(pd.concat([good, other], ignore_index=True)) if a.dataset == "all"}
+    overall = {
+        a.claim.name: a
+        for a in claims.answers(pd.concat([good, other], ignore_index=True))
+        if a.dataset == "all"
+    }
     assert overall[SPEED].verdict == "reproduced in 1 of 2"
     assert overall[HYBRID].verdict == "reproduced in 1 of 2"
     assert "not measured: RefrigerationDevices t1" in overall[SPEED].why
@@ -406,7 +494,9 @@ def test_the_table_of_claims_keeps_estimates_in_their_own_column(small):
         energy = row[0].endswith("energy") and row[head.index("dataset")] != "all"
         assert bool(row[estimate]) == energy
         assert not (row[ours] and row[estimate])
-    line = next(row for row in numbers(made(small)["claims"]) if row["claim"] == ENERGY and row["dataset"] == "PLAID")
+    line = next(
+        row for row in numbers(made(small)["claims"]) if row["claim"] == ENERGY and row["dataset"] == "PLAID"
+    )
     assert float(line["estimate_lo"]) < float(line["estimate"]) < float(line["estimate_hi"])
     assert line["ours"] == ""
 
@@ -416,7 +506,11 @@ def test_latex_compiles_and_nothing_is_wider_than_the_page(whole, tmp_path):
     files, _ = tables.write(whole, tmp_path)
     inputs = "".join(rf"\input{{{f.name}}}\clearpage" for f in files if f.suffix == ".tex")
     packages = r"\usepackage{booktabs,graphicx,longtable}\usepackage[margin=1cm,landscape]{geometry}"
-    (tmp_path / "all.tex").write_text(rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}")
-    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "all.tex"], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "all.tex").write_text(
+        rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "all.tex"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout

@@ -52,7 +52,10 @@ def test_same_seed_same_weights(tiny_model, request, recipe, dataset):
 
 
 def test_train_depends_on_the_seed_alone(tiny, italy, tmp_path):
-    a, b, c = (training.train(tiny.model, tiny.train, seed, italy, Cache(tmp_path / where)) for where, seed in [("a", 1), ("b", 1), ("b", 2)])
+    a, b, c = (
+        training.train(tiny.model, tiny.train, seed, italy, Cache(tmp_path / where))
+        for where, seed in [("a", 1), ("b", 1), ("b", 2)]
+    )
     assert a.signature == b.signature != c.signature
     assert not b.entry.reused
     assert same(a.load(), b.load())
@@ -91,14 +94,18 @@ def test_best_selection_keeps_the_best_weights(tiny_model, italy, ema):
     model, history = fitted(tiny_model, italy, replace(DIVERGING, select="best", ema=ema))
     best = max(history, key=lambda line: (line["val_accuracy"], -line["val_loss"]))
     assert best is not history[-1]
-    np.testing.assert_allclose(evaluate(model, italy, italy.val), (best["val_accuracy"], best["val_loss"]), rtol=1e-4)
+    np.testing.assert_allclose(
+        evaluate(model, italy, italy.val), (best["val_accuracy"], best["val_loss"]), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.8])
 def test_last_selection_keeps_the_last_weights(tiny_model, italy, ema):
     model, history = fitted(tiny_model, italy, replace(DIVERGING, lr=0.01, select="last", ema=ema))
     last = history[-1]
-    np.testing.assert_allclose(evaluate(model, italy, italy.val), (last["val_accuracy"], last["val_loss"]), rtol=1e-4)
+    np.testing.assert_allclose(
+        evaluate(model, italy, italy.val), (last["val_accuracy"], last["val_loss"]), rtol=1e-4
+    )
 
 
 def test_averaging_changes_the_weights(tiny_model, italy):
@@ -144,7 +151,9 @@ def test_max_steps_caps_epochs(tiny_model, italy, epochs, max_steps, batch_size,
 
 
 def test_history_has_a_line_per_epoch(tiny_model, italy):
-    _, history = fitted(tiny_model, italy, replace(OURS, epochs=4, max_steps=0, schedule="cosine", warmup=0.25))
+    _, history = fitted(
+        tiny_model, italy, replace(OURS, epochs=4, max_steps=0, schedule="cosine", warmup=0.25)
+    )
     assert all(line.keys() == {"epoch", "train_loss", "val_loss", "val_accuracy", "lr"} for line in history)
     rates = [line["lr"] for line in history]
     assert rates == sorted(rates, reverse=True)
@@ -216,7 +225,14 @@ def teacher(tiny_model, italy):
 
 @torch.no_grad()
 def divergence(student, teacher, x):
-    return float(F.kl_div(F.log_softmax(student(x), -1), F.log_softmax(teacher(x), -1), reduction="batchmean", log_target=True))
+    return float(
+        F.kl_div(
+            F.log_softmax(student(x), -1),
+            F.log_softmax(teacher(x), -1),
+            reduction="batchmean",
+            log_target=True,
+        )
+    )
 
 
 def test_distillation_pulls_towards_the_teacher_whatever_the_labels(tiny_model, italy, teacher):
@@ -240,7 +256,9 @@ def test_distillation_changes_weights_and_leaves_the_teacher_alone(tiny_model, i
 
 
 def test_it_learns(tiny_model, italy):
-    model, _ = fitted(tiny_model, italy, replace(OURS, epochs=40, max_steps=0, lr=0.003), "model.token_dropout=0")
+    model, _ = fitted(
+        tiny_model, italy, replace(OURS, epochs=40, max_steps=0, lr=0.003), "model.token_dropout=0"
+    )
     with torch.no_grad():
         accuracy = float((model(as_tensor(italy.x_test)).argmax(1) == as_tensor(italy.y_test)).float().mean())
     assert accuracy > 0.8  # both classes are half of the test split
@@ -263,7 +281,11 @@ def test_weight_decay_spares_biases_norms_and_positions(tiny_model, italy, optim
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     spared = {n for n, p in model.named_parameters() if id(p) not in decayed}
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
-    assert spared == {n for n, _ in model.named_parameters() if n.endswith("bias") or "norm" in n or n in ("cls", "positions.table")}
+    assert spared == {
+        n
+        for n, _ in model.named_parameters()
+        if n.endswith("bias") or "norm" in n or n in ("cls", "positions.table")
+    }
 
 
 def test_uneven_model_can_be_fitted(tiny_model, italy):
@@ -282,5 +304,7 @@ def test_the_default_reaches_80_percent_on_acsf1_as_the_mean_of_three_seeds(tmp_
         dataset = data.load(cfg.data, tmp_path, seed)
         model = training.train(cfg.model, cfg.train, seed, dataset, Cache(tmp_path)).load()
         with torch.no_grad():
-            scores.append(float((model(torch.from_numpy(dataset.x_test)).argmax(1).numpy() == dataset.y_test).mean()))
+            scores.append(
+                float((model(torch.from_numpy(dataset.x_test)).argmax(1).numpy() == dataset.y_test).mean())
+            )
     assert sum(scores) / 3 >= 0.80, scores

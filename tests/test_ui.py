@@ -1,4 +1,7 @@
-"""The MLflow UI on a store that a sweep has filled, clicked through in a real browser. ``make test-browser``."""
+"""The MLflow UI on a store that a sweep has filled, clicked through in a real browser.
+
+``make test-browser``.
+"""
 
 import os
 import re
@@ -42,7 +45,14 @@ def address(tmp_path_factory):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "tsexp.ui", f"sqlite:///{folder}/mlflow.db", "--port", str(port)]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True) as server:
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as server:
         try:
             name, _, url = server.stdout.readline().strip().partition(": ")
             assert name == "tsexp"
@@ -105,10 +115,14 @@ def pictures(page, *files):
     page.get_by_role("tab", name="Artifacts").click()
     for file in files:
         page.get_by_text(file, exact=True).first.click()
-        page.wait_for_function("() => [...document.images].some(i => i.src.startsWith('blob:') && i.complete && i.naturalWidth > 300)")
+        page.wait_for_function(
+            "() => [...document.images].some(i => i.src.startsWith('blob:') && i.complete && i.naturalWidth "
+            "> 300)"
+        )
 
 
-# The three savings fall from the top to the bottom, and the sweep, which has none, is last; before the click it is first.
+# The three savings fall from the top to the bottom, and the sweep, which has none, is last; before the click
+# it is first.
 SORTED = """key => {
     const cells = [...document.querySelectorAll(`.ag-cell[col-id*='${key}']`)]
     const index = cell => Number(cell.parentElement.getAttribute('row-index'))

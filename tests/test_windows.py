@@ -29,12 +29,19 @@ SERIES = np.broadcast_to(np.arange(100, dtype=np.float32)[:, None, None], (100, 
 class Bench:
     """A clock, two subjects, a meter and a log of everything that happens in order."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, scripted: dict[int, float] | None = None, resolution_s: float = 0.001) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        scripted: dict[int, float] | None = None,
+        resolution_s: float = 0.001,
+    ) -> None:
         self.now = self.cpu = self.joules = self.foreign_cores = 0.0
         self.log: list[tuple[str, Any]] = []
         self.readings = 0
         self.scripted = scripted or {}
-        self.meter = SimpleNamespace(source="fake", scope="nothing", resolution_s=resolution_s, begin=self.begin, end=self.end)
+        self.meter = SimpleNamespace(
+            source="fake", scope="nothing", resolution_s=resolution_s, begin=self.begin, end=self.end
+        )
         clock = SimpleNamespace(
             time=lambda: 1e9 + self.now,
             perf_counter=lambda: self.now,
@@ -95,7 +102,10 @@ class Bench:
         return [(events[0][0], len(events)) for events in self.inside() if events and events[0][0] in CALL_S]
 
     def pairs(self) -> list[list[tuple[str, Any]]]:
-        """What happened within the windows of pairs: after two first calls and two times two windows to warm up."""
+        """What happened within the windows of pairs.
+
+        After two first calls and two times two windows to warm up.
+        """
         return [events for events in self.inside() if events and events[0][0] in CALL_S][6:]
 
 
@@ -113,18 +123,25 @@ def test_pairs_hold_both_subjects_in_both_orders_after_an_idle_window(bench: Ben
     assert order(raw)[0] == "idle"
     pairs = list(zip(raw["windows"][1::2], raw["windows"][2::2], strict=True))
     assert [(a["pair"], b["pair"]) for a, b in pairs] == [(i, i) for i in range(12)]
-    assert {(a["subject"], b["subject"]) for a, b in pairs} == {("reference", "artifact"), ("artifact", "reference")}
+    assert {(a["subject"], b["subject"]) for a, b in pairs} == {
+        ("reference", "artifact"),
+        ("artifact", "reference"),
+    }
 
 
 def test_later_processes_have_no_idle_window_and_orders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [Bench(monkeypatch).run(replace(PLAN, process=process)) for process in range(12)]
-    assert ["idle" in order(raw) for raw in made] == [True] * windows.IDLE_PROCESSES + [False] * (12 - windows.IDLE_PROCESSES)
+    assert ["idle" in order(raw) for raw in made] == [True] * windows.IDLE_PROCESSES + [False] * (
+        12 - windows.IDLE_PROCESSES
+    )
     assert [{w["process"] for w in raw["windows"]} for raw in made] == [{i} for i in range(12)]
     drawn = {(raw["orders"]["load"][0], raw["orders"]["use"][0]) for raw in made}
     assert drawn == {(a, b) for a in CALL_S for b in CALL_S}
 
 
-def test_subjects_are_loaded_and_first_used_in_the_orders_that_are_told_and_what_it_takes_is_read(bench: Bench) -> None:
+def test_subjects_are_loaded_and_first_used_in_the_orders_that_are_told_and_what_it_takes_is_read(
+    bench: Bench,
+) -> None:
     raw = bench.run()
     decoy, *loaded = [what for kind, what in bench.log if kind == "load"]
     assert loaded == raw["orders"]["load"]
@@ -148,7 +165,9 @@ def test_checks_see_the_loaded_subjects_before_the_first_window_and_after_the_la
 
     raw = bench.run(check=check)
     assert (raw["before"], raw["after"]) == (1, 2)
-    first = next(i for i, (what, _) in enumerate(bench.log) if what == "sleep" and bench.log[i][1] == PLAN.idle_s)
+    first = next(
+        i for i, (what, _) in enumerate(bench.log) if what == "sleep" and bench.log[i][1] == PLAN.idle_s
+    )
     assert seen[0] < first
     assert seen[1] == len(bench.log)
 
@@ -193,11 +212,18 @@ def test_windows_end_by_time_a_little_after_what_was_asked(bench: Bench) -> None
     raw = bench.run()
     assert raw["window_s"] == PLAN.window_s
     for w in raw["windows"][1:]:
-        assert PLAN.window_s - 1e-9 <= w["wall_s"] <= PLAN.window_s * (1 + 2 / windows.LOOKS) + CALL_S[w["subject"]]
+        assert (
+            PLAN.window_s - 1e-9
+            <= w["wall_s"]
+            <= PLAN.window_s * (1 + 2 / windows.LOOKS) + CALL_S[w["subject"]]
+        )
 
 
-def test_no_window_is_too_short_when_the_machine_becomes_faster(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Ten times as fast after the warm-up: windows of a count fixed beforehand would last a tenth of what was asked.
+def test_no_window_is_too_short_when_the_machine_becomes_faster(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ten times as fast after the warm-up: windows of a count fixed beforehand would last a tenth of what was
+    # asked.
     def check(_: Any) -> None:
         for name in CALL_S:
             monkeypatch.setitem(CALL_S, name, CALL_S[name] / 10)
@@ -243,7 +269,9 @@ def test_same_seed_same_order_and_series_another_seed_others(monkeypatch: pytest
     def feeds(seed: int) -> tuple[list[str], list[list[float]]]:
         bench = Bench(monkeypatch)
         raw = bench.run(replace(PLAN, seed=seed, pairs=12))
-        return order(raw), [[float(x) for _, batch in events for x in batch[:, 0, 0]] for events in bench.pairs()]
+        return order(raw), [
+            [float(x) for _, batch in events for x in batch[:, 0, 0]] for events in bench.pairs()
+        ]
 
     assert feeds(3) == feeds(3)
     assert feeds(3)[0] != feeds(4)[0]
@@ -278,15 +306,21 @@ def reading_of_pair(pair: int, second: bool = False) -> int:
 
 @pytest.mark.parametrize("second", [False, True], ids=["first of the pair", "second of the pair"])
 @pytest.mark.parametrize("joules", [-3.0, 1e9], ids=["negative", "impossible"])
-def test_pair_with_a_wrapped_counter_is_discarded_whole_and_repeated(monkeypatch: pytest.MonkeyPatch, joules: float, second: bool) -> None:
+def test_pair_with_a_wrapped_counter_is_discarded_whole_and_repeated(
+    monkeypatch: pytest.MonkeyPatch, joules: float, second: bool
+) -> None:
     bench = Bench(monkeypatch, scripted={reading_of_pair(2, second): joules})
     raw = bench.run()
     lost = [w for w in raw["windows"] if w["discarded"]]
     assert sorted(w["subject"] for w in lost) == ["artifact", "reference"]
     assert {w["pair"] for w in lost} == {2}
     for name in CALL_S:
-        assert [w["pair"] for w in raw["windows"] if w["subject"] == name and not w["discarded"]] == list(range(PLAN.pairs))
-    assert max(seconds for what, seconds in bench.log if what == "sleep") > 1.0  # longer than Zeus' helper takes to notice
+        assert [w["pair"] for w in raw["windows"] if w["subject"] == name and not w["discarded"]] == list(
+            range(PLAN.pairs)
+        )
+    assert (
+        max(seconds for what, seconds in bench.log if what == "sleep") > 1.0
+    )  # longer than Zeus' helper takes to notice
 
 
 def test_gives_up_after_twice_the_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +358,9 @@ def test_garbage_collection_is_off_inside_and_on_again_after(bench: Bench) -> No
         states.add(gc.isenabled())
         bench.now += 0.01
 
-    windows.run({"artifact": lambda: look, "reference": lambda: look}, SERIES, bench.meter, replace(PLAN, pairs=3))
+    windows.run(
+        {"artifact": lambda: look, "reference": lambda: look}, SERIES, bench.meter, replace(PLAN, pairs=3)
+    )
     assert states == {False}
     assert gc.isenabled()
 
@@ -334,7 +370,12 @@ def test_garbage_collection_is_on_again_after_a_subject_fails(bench: Bench) -> N
         raise RuntimeError("broken artifact")
 
     with pytest.raises(RuntimeError, match="broken artifact"):
-        windows.run({"artifact": lambda: fail, "reference": lambda: bench.subject("reference")}, SERIES, bench.meter, PLAN)
+        windows.run(
+            {"artifact": lambda: fail, "reference": lambda: bench.subject("reference")},
+            SERIES,
+            bench.meter,
+            PLAN,
+        )
     assert gc.isenabled()
 
 

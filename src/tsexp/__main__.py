@@ -1,4 +1,7 @@
-"""The command line: ``python -m tsexp``. Imports only what ``--help`` and ``--cfg job`` need; jobs import the rest."""
+"""The command line: ``python -m tsexp``.
+
+Imports only what ``--help`` and ``--cfg job`` need; jobs import the rest.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ configs.register()
 
 @hydra.main(version_base="1.3", config_path=str(configs.conf_dir()), config_name="config")
 def main(cfg: DictConfig) -> tuple[float, float] | None:
-    """Run one experiment, or one job of a sweep; what a job of a search returns is what its sweeper learns from."""
+    """Run one experiment, or one job of a sweep.
+
+    What a job of a search returns is what its sweeper learns from.
+    """
     from tsexp import jobs, sweep
 
     h = HydraConfig.get()
@@ -62,10 +68,15 @@ def _show(cfg: DictConfig, outcome: object) -> None:
 def cli() -> None:
     """`main`, with errors of the configuration told in one line each instead of Hydra's frames."""
     if sys.platform == "win32":
-        sys.exit("tsexp: error: this needs Linux or macOS (process groups and signals end a measurement); on Windows, use WSL")
+        sys.exit(
+            "tsexp: error: this needs Linux or macOS (process groups and signals end a measurement); on "
+            "Windows, use WSL"
+        )
     wants_frames = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password in it; `sweep.ui_line` says the address
+    os.environ.setdefault(
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
+    )  # with the password in it; `sweep.ui_line` says the address
     sys.argv[1:] = secret.hidden(sys.argv[1:])
     shown = io.StringIO() if {"-c", "--cfg"} & {a.split("=")[0] for a in sys.argv[1:]} else sys.stdout
     try:
@@ -76,7 +87,11 @@ def cli() -> None:
         sys.exit(130)
     except Exception as error:
         known = isinstance(error, HydraException | OmegaConfBaseException)
-        text = f"tsexp: error: {configs.explain(error)}" if known and not wants_frames else traceback.format_exc()
+        text = (
+            f"tsexp: error: {configs.explain(error)}"
+            if known and not wants_frames
+            else traceback.format_exc()
+        )
         print(configs.redact(text), file=sys.stderr)
         sys.exit(2 if known else 1)
     finally:

@@ -1,7 +1,8 @@
 """Stage cache by content: a stage whose inputs have been seen before is not run again.
 
-An entry is a folder ``<root>/<stage>/<signature>/``. It is built under a temporary name and renamed, so that it is whole or
-not there; ``entry.json`` lists the SHA-256 of every file, so that a damaged one is noticed and rebuilt, and what it cost to build.
+An entry is a folder ``<root>/<stage>/<signature>/``. It is built under a temporary name and renamed, so that
+it is whole or not there; ``entry.json`` lists the SHA-256 of every file, so that a damaged one is noticed and
+rebuilt, and what it cost to build.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Counter(Protocol):
 class Cache:
     """The cache folder; safe to share between processes.
 
-    ``counter`` makes what reads the energy of building; None where there is only an estimate, which follows from CPU time.
+    ``counter`` makes what reads the energy of building; None where there is only an estimate, which follows
+    from CPU time.
     """
 
     root: Path
@@ -87,8 +89,8 @@ class Cache:
         key
             Everything the result depends on but the version of PyTorch; JSON values only.
         build
-            Called with an empty folder to fill. Other processes that want the same entry wait. It shares the machine with others that build, and
-            waits while somebody measures.
+            Called with an empty folder to fill. Other processes that want the same entry wait. It shares the
+            machine with others that build, and waits while somebody measures.
         """
         about = {"stage": name, "version": version, "key": key, "torch": metadata.version("torch")}
         signature = digest(about)
@@ -128,7 +130,10 @@ class Cache:
 
 def _cpu_s() -> float:
     """CPU seconds of this process and of the children that ended: compilers run as such."""
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        u.ru_utime + u.ru_stime
+        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def seal(folder: Path, about: dict[str, Any]) -> None:
@@ -144,7 +149,10 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
+    """Write JSON under a temporary name, then rename.
+
+    A reader sees the old file or the new one, never half of one.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content, indent=1, allow_nan=False))
     partial.replace(path)
@@ -159,6 +167,12 @@ def _damage(folder: Path) -> str | None:
         expected = json.loads((folder / "entry.json").read_text())["files"]
         found = {p.relative_to(folder).as_posix(): sha256(p) for p in _files(folder)}
         wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever somebody made of the file
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # whatever somebody made of the file
         return f"{type(error).__name__}: {error}"
     return f"changed or missing: {', '.join(sorted(wrong))}" if wrong else None

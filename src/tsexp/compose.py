@@ -1,4 +1,7 @@
-"""Composing the jobs of a sweep: Hydra reads every YAML file again for each; here, once per choice of files."""
+"""Composing the jobs of a sweep: Hydra reads every YAML file again for each.
+
+Here, once per choice of files.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tsexp.secret import as_given
 
 _bases: dict[tuple[str, ...], tuple[bytes, bytes]] = {}
-"""What was asked of the files → the configuration that they make, with and without Hydra's own; pickled, as unpickling is the fastest copy."""
+"""What was asked of the files → the configuration that they make, with and without Hydra's own; pickled, as
+unpickling is the fastest copy."""
 
 
 class Loader(ConfigLoaderImpl):
-    """Hydra's own, but for the jobs of a sweep: those that differ in values alone share what was read, and have their values put onto a copy.
+    """Hydra's own, but for the jobs of a sweep.
 
-    Hydra does the same in the same order for each job anew: it composes the files that the overrides of groups choose, then applies the others.
+    Those that differ in values alone share what was read, and have their values put onto a copy.
+
+    Hydra does the same in the same order for each job anew: it composes the files that the overrides of
+    groups choose, then applies the others.
     """
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -39,20 +46,32 @@ class Loader(ConfigLoaderImpl):
             overrides = [_parsed(line) for line in job]
             if any(o.is_hydra_override() or o.is_sweep_override() for o in overrides):
                 return None
-            groups = [not isinstance(o.value(), dict) and self.repository.group_exists(o.key_or_group) for o in overrides]
+            groups = [
+                not isinstance(o.value(), dict) and self.repository.group_exists(o.key_or_group)
+                for o in overrides
+            ]
             cfg = self._copy(master, [line for line, group in zip(job, groups, strict=True) if group], hydra)
-            self._apply_overrides_to_config([o for o, group in zip(overrides, groups, strict=True) if not group], cfg)
+            self._apply_overrides_to_config(
+                [o for o, group in zip(overrides, groups, strict=True) if not group], cfg
+            )
             if hydra:
                 cfg.hydra.overrides.task = list(job)
                 how = cfg.hydra.job.config.override_dirname
-                cfg.hydra.job.override_dirname = get_overrides_dirname(overrides, list(how.exclude_keys), how.item_sep, how.kv_sep)
+                cfg.hydra.job.override_dirname = get_overrides_dirname(
+                    overrides, list(how.exclude_keys), how.item_sep, how.kv_sep
+                )
         except Exception:
             return None
         OmegaConf.copy_cache(from_config=master, to_config=cfg)
         return cfg
 
     def _copy(self, master: DictConfig, chosen: list[str], hydra: bool) -> DictConfig:
-        key = str(self.config_search_path), master.hydra.job.config_name, *as_given(master.hydra.overrides.hydra), *chosen
+        key = (
+            str(self.config_search_path),
+            master.hydra.job.config_name,
+            *as_given(master.hydra.overrides.hydra),
+            *chosen,
+        )
         if key not in _bases:
             whole = super().load_sweep_config(master, chosen)
             _bases[key] = pickle.dumps(whole), pickle.dumps(_without_hydra(whole))
@@ -73,7 +92,10 @@ def _parsed(line: str) -> Override:
 
 
 def loader() -> Loader:
-    """Return a `Loader` of what Hydra loads; from now on Hydra uses it, too: it composes each job when it starts, and all before the first."""
+    """Return a `Loader` of what Hydra loads.
+
+    From now on Hydra uses it, too: it composes each job when it starts, and all before the first.
+    """
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     if not isinstance(hydra.config_loader, Loader):

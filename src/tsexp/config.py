@@ -1,7 +1,7 @@
 """The configuration: typed schema, and every range checked before any work starts.
 
-The YAML files in ``conf/`` hold the values; the dataclasses here hold the types (Hydra merges the files onto them, so a
-misspelt key or a wrong type is refused while composing) and, as field metadata, what is allowed.
+The YAML files in ``conf/`` hold the values; the dataclasses here hold the types (Hydra merges the files onto
+them, so a misspelt key or a wrong type is refused while composing) and, as field metadata, what is allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 PLUGINS = {
     "hydra/sweeper/optuna": ("Hydra's Optuna sweeper, which searches,", "optuna"),
@@ -29,8 +34,18 @@ PLUGINS = {
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
-NOT_ASKED = ("rerun", "paths.", "tracking.", "train.progress", "data.path", "measure.timeout_s", "measure.meter", "measure.require")
-"""Flat keys, or their beginnings, that say where and how a job ran, not what was asked. (What the meter reads is known by its source.)"""
+NOT_ASKED = (
+    "rerun",
+    "paths.",
+    "tracking.",
+    "train.progress",
+    "data.path",
+    "measure.timeout_s",
+    "measure.meter",
+    "measure.require",
+)
+"""Flat keys, or their beginnings, that say where and how a job ran, not what was asked. (What the meter reads
+is known by its source.)"""
 
 
 class ConfigError(ValueError):
@@ -38,14 +53,19 @@ class ConfigError(ValueError):
 
 
 class Unsupported(ConfigError):
-    """A combination that nobody can run. Alone it is refused; in a sweep it is skipped, and the sweep succeeds."""
+    """A combination that nobody can run.
+
+    Alone it is refused; in a sweep it is skipped, and the sweep succeeds.
+    """
 
 
 def _choice(*allowed: str, own: bool = False) -> Any:
     return field(default=MISSING, metadata={"allowed": allowed, "own": own})
 
 
-def _number(*, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None) -> Any:
+def _number(
+    *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None
+) -> Any:
     bounds = {"≥": ge, ">": gt, "≤": le, "<": lt}
     return field(default=MISSING, metadata={"bounds": {k: v for k, v in bounds.items() if v is not None}})
 
@@ -235,40 +255,78 @@ def parse(cfg: DictConfig) -> Config:
     problems = _problems(config)
     scheme = config.tracking.uri.split(":")[0].split("+")[0]
     if scheme not in SCHEMES:
-        problems.append(f"tracking.uri={redact(config.tracking.uri)} is not a store MLflow takes; allowed: {', '.join(f'{s}:...' for s in SCHEMES)}")
+        problems.append(
+            f"tracking.uri={redact(config.tracking.uri)} is not a store MLflow takes; allowed: "
+            f"{', '.join(f'{s}:...' for s in SCHEMES)}"
+        )
     m = config.model
     if m.d_model % m.heads:
         good = [h for h in range(1, m.d_model + 1) if m.d_model % h == 0 and h <= 16]
-        problems.append(f"model.heads={m.heads} does not divide model.d_model={m.d_model}; allowed here: {', '.join(map(str, good))}")
+        problems.append(
+            f"model.heads={m.heads} does not divide model.d_model={m.d_model}; allowed here: "
+            f"{', '.join(map(str, good))}"
+        )
     if m.position == "sinusoidal" and m.d_model % 2:
-        problems.append(f"model.position=sinusoidal needs an even model.d_model, not {m.d_model}; use position=learned or an even width")
+        problems.append(
+            f"model.position=sinusoidal needs an even model.d_model, not {m.d_model}; use position=learned "
+            f"or an even width"
+        )
     if config.data.val_fraction == 0 and (config.train.select == "best" or config.train.patience):
-        problems.append("data.val_fraction=0 leaves nothing to select on; use train.select=last train.patience=0, or a fraction > 0")
+        problems.append(
+            "data.val_fraction=0 leaves nothing to select on; use train.select=last train.patience=0, or a "
+            "fraction > 0"
+        )
     if config.measure.repeats < config.measure.processes:
         problems.append(
-            f"measure.repeats={config.measure.repeats} pairs cannot be shared among measure.processes={config.measure.processes}; "
+            f"measure.repeats={config.measure.repeats} pairs cannot be shared among "
+            f"measure.processes={config.measure.processes}; "
             "use at least as many pairs as processes"
         )
     if problems:
         raise ConfigError("\n".join(problems))
-    paths = PathsConfig(**{f.name: str(Path(getattr(config.paths, f.name)).expanduser().absolute()) for f in fields(PathsConfig)})
-    data = replace(config.data, path=str(Path(config.data.path).expanduser().absolute())) if config.data.path else config.data
-    return replace(config, paths=paths, data=data, tracking=replace(config.tracking, uri=_absolute_uri(config.tracking.uri)))
+    paths = PathsConfig(
+        **{
+            f.name: str(Path(getattr(config.paths, f.name)).expanduser().absolute())
+            for f in fields(PathsConfig)
+        }
+    )
+    data = (
+        replace(config.data, path=str(Path(config.data.path).expanduser().absolute()))
+        if config.data.path
+        else config.data
+    )
+    return replace(
+        config,
+        paths=paths,
+        data=data,
+        tracking=replace(config.tracking, uri=_absolute_uri(config.tracking.uri)),
+    )
 
 
 def explain(error: BaseException) -> str:
-    """Tell an error of Hydra or OmegaConf in a line: what is allowed where a key is wrong, else the part of the message that is for people."""
+    """Tell an error of Hydra or OmegaConf in a line.
+
+    What is allowed where a key is wrong, else the part of the message that is for people.
+    """
     for option, (what, extra) in PLUGINS.items():
         if f"Could not find '{option}'" in str(error):
             return f"{what} is not installed; install it: pip install 'tsexp[{extra}]'"
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key and cause.parent_node is not None:
+    if (
+        isinstance(cause, ConfigKeyError | ConfigAttributeError)
+        and cause.full_key
+        and cause.parent_node is not None
+    ):
         group, _, key = cause.full_key.rpartition(".")
         known = sorted(map(str, cause.parent_node.keys()))
         return f"{cause.full_key} is not a key; allowed in {group or 'the configuration'}: {', '.join(known)}{suggest(key, known)}"
     lines = [line.strip() for line in str(error).split("Config search path:")[0].splitlines()]
     lines += [str(cause).splitlines()[0]] if cause is not None and str(cause) else []
-    kept = [line for line in lines if line and not line.startswith(("full_key", "reference_type", "object_type", "To append"))]
+    kept = [
+        line
+        for line in lines
+        if line and not line.startswith(("full_key", "reference_type", "object_type", "To append"))
+    ]
     return "\n  ".join(dict.fromkeys(kept))
 
 
@@ -276,7 +334,11 @@ def _unknown(node: DictConfig, schema: Any, prefix: str = "") -> list[str]:
     """Keys that were added with ``+``: nothing reads them."""
     nested = {f.name: f.default_factory for f in fields(schema) if f.default_factory is not NO_FACTORY}
     known = [f.name for f in fields(schema)]
-    found = [f"{prefix}{k} is not a key; allowed: {', '.join(known)}{suggest(k, known)}" for k in map(str, node) if k not in known]
+    found = [
+        f"{prefix}{k} is not a key; allowed: {', '.join(known)}{suggest(k, known)}"
+        for k in map(str, node)
+        if k not in known
+    ]
     for name, factory in nested.items():
         found += _unknown(node[name], factory, f"{prefix}{name}.")
     return found
@@ -298,11 +360,17 @@ def _problems(node: Any, prefix: str = "") -> list[str]:
         elif "allowed" in f.metadata and value not in f.metadata["allowed"]:
             allowed = [str(a) for a in f.metadata["allowed"]]
             own = ", or your own as module:object" if f.metadata.get("own") else ""
-            found.append(f"{key}={value} is not known; allowed: {', '.join(allowed)}{own}{suggest(str(value), allowed)}")
+            found.append(
+                f"{key}={value} is not known; allowed: "
+                f"{', '.join(allowed)}{own}{suggest(str(value), allowed)}"
+            )
         elif "bounds" in f.metadata and value is not None:
             holds = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
             if not all(holds[relation](value, bound) for relation, bound in f.metadata["bounds"].items()):
-                found.append(f"{key}={value} is out of range; allowed: {' and '.join(f'{k} {v:g}' for k, v in f.metadata['bounds'].items())}")
+                found.append(
+                    f"{key}={value} is out of range; allowed: "
+                    f"{' and '.join(f'{k} {v:g}' for k, v in f.metadata['bounds'].items())}"
+                )
     return found
 
 
@@ -311,14 +379,19 @@ def _unreachable(key: str, name: str) -> list[str]:
         look_up(name, {})
     except Exception as error:  # whatever somebody's module raises
         return [
-            f"{key}={name} cannot be imported ({type(error).__name__}: {error}); it is read as module:object, "
-            "and the module is looked for in the working folder, in PYTHONPATH and among the installed packages"
+            f"{key}={name} cannot be imported ({type(error).__name__}: {error}); it is read as "
+            f"module:object, "
+            "and the module is looked for in the working folder, in PYTHONPATH and among the installed "
+            "packages"
         ]
     return []
 
 
 def look_up(name: str, table: Mapping[str, Any]) -> Any:
-    """Return what a name stands for: an entry of `table`, or somebody's own code, ``module:object`` (``module:`` for the module itself)."""
+    """Return what a name stands for.
+
+    An entry of `table`, or somebody's own code, ``module:object`` (``module:`` for the module itself).
+    """
     return pkgutil.resolve_name(name) if ":" in name else table[name]
 
 
@@ -329,7 +402,10 @@ def own_code(*names: str) -> dict[str, Path]:
 
 
 def own_digests(*names: str) -> dict[str, str]:
-    """Return name → digest of its module's text, for those names that are somebody's own code: changed code makes another result."""
+    """Return name → digest of its module's text, for those names that are somebody's own code.
+
+    Changed code makes another result.
+    """
     return {name: digest(file.read_text()) for name, file in own_code(*names).items()}
 
 
@@ -340,7 +416,9 @@ def suggest(word: str, known: Any) -> str:
 
 
 def identity(cfg: Config) -> dict[str, Any]:
-    """Return what a result depends on, of everything that was asked: one spelling for configurations that ask for the same.
+    """Return what a result depends on, of everything that was asked.
+
+    One spelling for configurations that ask for the same.
 
     Cache, store and report know an experiment by this and by nothing else. Own code counts by its text.
     """
@@ -350,7 +428,9 @@ def identity(cfg: Config) -> dict[str, Any]:
             group, _, name = key.rpartition(".")
             (asked.setdefault(group, {}) if group else asked)[name] = value
     asked |= {"prune": asked_of_pruning(cfg.prune), "quant": asked_of_quantization(cfg.quant)}
-    code = own_digests(cfg.model.tokenizer, cfg.runtime.name, *([cfg.prune.method] if cfg.prune.ratio else []))
+    code = own_digests(
+        cfg.model.tokenizer, cfg.runtime.name, *([cfg.prune.method] if cfg.prune.ratio else [])
+    )
     return asked | {"code": code}
 
 

@@ -1,7 +1,7 @@
 """Raw series from `.ts` files: found, checked, made rectangular; nothing is scaled here.
 
-Scaling, padding and resampling belong to the model (`models.Preprocess`), because they are part of what is deployed and
-measured. This room only computes the statistics they need, from the train split alone.
+Scaling, padding and resampling belong to the model (`models.Preprocess`), because they are part of what is
+deployed and measured. This room only computes the statistics they need, from the train split alone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ class Preprocessing:
     Attributes
     ----------
     scale
-        ``none``; ``znorm`` and ``minmax`` per series and channel; ``standard`` with `mean` and `std` of the train split.
+        ``none``; ``znorm`` and ``minmax`` per series and channel; ``standard`` with `mean` and `std` of the
+        train split.
     length
-        Time steps the network sees. Longer series are cropped, shorter ones padded, or all are resampled to it.
+        Time steps the network sees. Longer series are cropped, shorter ones padded, or all are resampled to
+        it.
     resample
         Linear interpolation of every series to `length` instead of cropping and padding.
     masked
@@ -134,21 +136,29 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     Raises
     ------
     ConfigError
-        If the dataset is nowhere, a file of it has no series or is otherwise not what it should be, has missing values and ``data.missing=error``,
-        or cannot be split as asked.
+        If the dataset is nowhere, a file of it has no series or is otherwise not what it should be, has
+        missing values and ``data.missing=error``, or cannot be split as asked.
     """
     files = ensure(config, data_dir)
     (train, labels_train), (test, labels_test) = (_read(file, config) for file in files)
     classes = tuple(sorted(set(labels_train), key=_label_order))
     unknown = set(labels_test) - set(classes)
     if unknown:
-        raise ConfigError(f"{files[1]}: labels that the train split does not have: {', '.join(sorted(unknown))}")
+        raise ConfigError(
+            f"{files[1]}: labels that the train split does not have: {', '.join(sorted(unknown))}"
+        )
     if len(classes) < 2:
         raise ConfigError(f"{files[0]}: one class only; a classifier needs two")
-    y_train, y_test = (np.array([classes.index(label) for label in labels], np.int64) for labels in (labels_train, labels_test))
+    y_train, y_test = (
+        np.array([classes.index(label) for label in labels], np.int64)
+        for labels in (labels_train, labels_test)
+    )
     channels = {s.shape[0] for s in train} | {s.shape[0] for s in test}
     if len(channels) > 1:
-        raise ConfigError(f"{files[0].parent}: series with {' and '.join(map(str, sorted(channels)))} channels; all must have the same")
+        raise ConfigError(
+            f"{files[0].parent}: series with {' and '.join(map(str, sorted(channels)))} channels; all must "
+            f"have the same"
+        )
     fit, val = _split(y_train, config.val_fraction, seed)
     return Dataset(
         name=config.name,
@@ -172,17 +182,23 @@ def _read(file: Path, config: DataConfig) -> tuple[list[FloatArray], list[str]]:
     try:
         raw, labels = load_from_ts_file(str(file))
     except Exception as error:  # aeon's parser raises many kinds
-        raise ConfigError(f"{file} is not a .ts file that aeon can read ({type(error).__name__}: {error})") from None
+        raise ConfigError(
+            f"{file} is not a .ts file that aeon can read ({type(error).__name__}: {error})"
+        ) from None
     if not len(raw):
         raise ConfigError(f"{file} holds no series; is it cut off?")
     if len(labels) != len(raw):
         raise ConfigError(f"{file}: its header says that it has no class labels; a classifier needs them")
     labels = list(map(str, labels))
-    missing = [i for i, label in enumerate(labels) if label.strip() in ("", "NaN")]  # NaN: what aeon makes of a question mark
+    missing = [
+        i for i, label in enumerate(labels) if label.strip() in ("", "NaN")
+    ]  # NaN: what aeon makes of a question mark
     if missing:
         raise ConfigError(f"{file}, series {missing[0]}: no label; add it, or remove the series")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-        return [_fill(np.asarray(x, np.float32), config, f"{file}, series {i}") for i, x in enumerate(raw)], labels
+        return [
+            _fill(np.asarray(x, np.float32), config, f"{file}, series {i}") for i, x in enumerate(raw)
+        ], labels
 
 
 def _label_order(label: str) -> tuple[float, str]:
@@ -203,12 +219,17 @@ def _wheel_dir() -> Path:
 
 def _pair_in(folder: Path, name: str) -> tuple[Path, Path]:
     if not folder.is_dir():
-        raise ConfigError(f"data.path={folder} is not a folder; give one that holds NAME_TRAIN.ts and NAME_TEST.ts")
+        raise ConfigError(
+            f"data.path={folder} is not a folder; give one that holds NAME_TRAIN.ts and NAME_TEST.ts"
+        )
     trains = sorted(folder.glob("*_TRAIN.ts"))
     named = [t for t in trains if t.name == f"{name}_TRAIN.ts"]
     if not named:
         seen = ", ".join(t.name for t in trains) or "none"
-        raise ConfigError(f"data.path={folder} must hold {name}_TRAIN.ts and {name}_TEST.ts, or give another data.name; found: {seen}")
+        raise ConfigError(
+            f"data.path={folder} must hold {name}_TRAIN.ts and {name}_TEST.ts, or give another data.name; "
+            f"found: {seen}"
+        )
     test = folder / named[0].name.replace("_TRAIN.ts", "_TEST.ts")
     if not test.is_file():
         raise ConfigError(f"data.path={folder} holds {named[0].name} but not {test.name}")
@@ -222,18 +243,26 @@ def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
     existed = target.exists()
     try:
         load_classification(config.name, extract_path=str(data_dir))
-    except Exception as error:  # aeon lets URL, zip, OS and value errors through; all mean the same to the user
+    except (
+        Exception
+    ) as error:  # aeon lets URL, zip, OS and value errors through; all mean the same to the user
         if not existed:
             shutil.rmtree(target, ignore_errors=True)  # aeon leaves an empty folder behind
         raise ConfigError(
-            f"dataset {config.name} is nowhere. Looked in: {target} (paths.data, environment variable TSEXP_DATA), "
-            f"{_wheel_dir() / config.name} (aeon's wheel), aeon's download ({type(error).__name__}: {str(error)[:100]}). "
-            f"Put {config.name}_TRAIN.ts and {config.name}_TEST.ts into {target}, or give data.path=FOLDER, or check the name "
+            f"dataset {config.name} is nowhere. Looked in: {target} (paths.data, environment variable "
+            f"TSEXP_DATA), "
+            f"{_wheel_dir() / config.name} (aeon's wheel), aeon's download ({type(error).__name__}: "
+            f"{str(error)[:100]}). "
+            f"Put {config.name}_TRAIN.ts and {config.name}_TEST.ts into {target}, or give data.path=FOLDER, "
+            f"or check the name "
             "against https://timeseriesclassification.com"
         ) from None
     found = find(config, data_dir)
     if found is None:
-        raise ConfigError(f"aeon downloaded {config.name} into {target}, but {config.name}_TRAIN.ts and _TEST.ts are not there")
+        raise ConfigError(
+            f"aeon downloaded {config.name} into {target}, but {config.name}_TRAIN.ts and _TEST.ts are not "
+            f"there"
+        )
     return found
 
 
@@ -275,12 +304,17 @@ def _split(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]
     rest = every[~lonely]
     size = max(round(fraction * len(y)), int((counts > 1).sum()))
     if size >= len(rest) - int((counts > 1).sum()) + 1:
-        raise ConfigError(f"data.val_fraction={fraction} leaves no series of some class to fit on ({len(y)} train series); lower it or use 0")
+        raise ConfigError(
+            f"data.val_fraction={fraction} leaves no series of some class to fit on ({len(y)} train series); "
+            f"lower it or use 0"
+        )
     fit, val = train_test_split(rest, test_size=size, stratify=y[rest], random_state=seed)
     return np.sort(np.concatenate([fit, every[lonely]])), np.sort(val)
 
 
-def _preprocessing(config: DataConfig, train: list[FloatArray], test: list[FloatArray], fit: IntArray) -> Preprocessing:
+def _preprocessing(
+    config: DataConfig, train: list[FloatArray], test: list[FloatArray], fit: IntArray
+) -> Preprocessing:
     lengths = {s.shape[1] for s in train} | {s.shape[1] for s in test}
     resample = config.length is not None or (config.unequal == "resample" and len(lengths) > 1)
     mean: tuple[float, ...] = ()

@@ -1,4 +1,7 @@
-"""``python -m tsexp.doctor``: what this machine can measure, and what is missing; ``--selftest`` proves the meter."""
+"""``python -m tsexp.doctor``: what this machine can measure, and what is missing.
+
+``--selftest`` proves the meter.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
 
 PLANTED = 0.02
 ROUNDS = 20
-"""Of the artifact against itself; and, at most, against one with planted work: as many as it takes for an interval of half of what is planted."""
+"""Of the artifact against itself; and, at most, against one with planted work: as many as it takes for an
+interval of half of what is planted."""
 LEAST_P = 0.01
-"""Of a meter that is right, 1 in 100 self-tests fails for this; of one whose 95 % intervals hold the truth in 75 %, about 5 in 6 do."""
+"""Of a meter that is right, 1 in 100 self-tests fails for this; of one whose 95 % intervals hold the truth in
+75 %, about 5 in 6 do."""
 INSTRUCTIONS = {
     "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"),
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
@@ -43,11 +48,20 @@ ADVICE = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the findings; return 1 if the self-test fails."""
-    parser = argparse.ArgumentParser(prog="python -m tsexp.doctor", description="What this machine can measure, and what is missing.")
-    parser.add_argument(
-        "--selftest", action="store_true", help=f"measure an artifact against itself {ROUNDS} times, and with {PLANTED:.0%} more work (minutes)"
+    parser = argparse.ArgumentParser(
+        prog="python -m tsexp.doctor", description="What this machine can measure, and what is missing."
     )
-    parser.add_argument("--meter", default="auto", metavar="MODULE:CLASS", help="self-test of a meter of your own (docs/extending.md)")
+    parser.add_argument(
+        "--selftest",
+        action="store_true",
+        help=f"measure an artifact against itself {ROUNDS} times, and with {PLANTED:.0%} more work (minutes)",
+    )
+    parser.add_argument(
+        "--meter",
+        default="auto",
+        metavar="MODULE:CLASS",
+        help="self-test of a meter of your own (docs/extending.md)",
+    )
     chosen = parser.parse_args(arguments)
     try:
         composed(f"measure.meter={chosen.meter}")
@@ -74,7 +88,10 @@ def findings() -> Table:
     for kind, names in INSTRUCTIONS.items():
         out.add_row(f"{kind} instructions", ", ".join(n for n in names if n in flags) or "none found")
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    out.add_row("frequency governor", governor.read_text().strip() if governor.exists() else "not visible (typical of a virtual machine)")
+    out.add_row(
+        "frequency governor",
+        governor.read_text().strip() if governor.exists() else "not visible (typical of a virtual machine)",
+    )
     out.add_row("throttling counters", "yes" if hardware.throttle_count() is not None else "not visible")
     out.add_row("system", f"{facts['system']}, Python {platform.python_version()}")
     for package in ("torch", "lightning", "mlflow", "zeus", "aeon"):
@@ -85,27 +102,35 @@ def findings() -> Table:
     for name, modes in runtimes.available().items():
         ready = ", ".join(mode for mode, problem in modes.items() if not problem)
         problems = "; ".join(dict.fromkeys(problem for problem in modes.values() if problem))
-        out.add_row(f"runtime {name}", (ready or "none") + (f"; [red]not here[/red]: {escape(problems)}" if problems else ""))
+        out.add_row(
+            f"runtime {name}",
+            (ready or "none") + (f"; [red]not here[/red]: {escape(problems)}" if problems else ""),
+        )
     for device in ("cpu", "cuda"):
         for kind, problem in meters.available(device).items():
             if problem:
                 out.add_row(f"meter {kind} ({device})", f"no: {escape(problem.rstrip('.'))}. {ADVICE[kind]}")
             else:
                 meter = meters.ZeusMeter(kind)
-                out.add_row(f"meter {kind} ({device})", f"[green]yes[/green]: {meter.scope}; refreshed every {meter.resolution_s:g} s")
+                out.add_row(
+                    f"meter {kind} ({device})",
+                    f"[green]yes[/green]: {meter.scope}; refreshed every {meter.resolution_s:g} s",
+                )
     meter_used = meters.choose("cpu", "any", composed().measure.watts_per_core)
     out.add_row("used for CPU runs", f"{meter_used.source}: {meter_used.scope}")
     return out
 
 
 def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> bool:
-    """Measure an artifact against itself, again and again, and then against one with planted extra work; print what was seen.
+    """Measure an artifact against itself, again and again, and then against one with planted extra work.
+
+    Print what was seen.
 
     Returns
     -------
     bool
-        True if the rounds scatter no more than their own intervals say (`scatter_p`), the planted work was found, to within its interval and a
-        point, and every record is valid.
+        True if the rounds scatter no more than their own intervals say (`scatter_p`), the planted work was
+        found, to within its interval and a point, and every record is valid.
     """
     from tsexp import data, energy, processes, runtimes
     from tsexp.cache import Cache
@@ -122,11 +147,15 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
 
     with tempfile.TemporaryDirectory(prefix="tsexp-selftest-") as folder:
         cache = Cache(Path(folder))
-        artifact = runtimes.deploy(untrained(cfg, dataset, cache), QuantConfig("none"), RuntimeConfig("eager", "cpu"), dataset, cache)
+        artifact = runtimes.deploy(
+            untrained(cfg, dataset, cache), QuantConfig("none"), RuntimeConfig("eager", "cpu"), dataset, cache
+        )
         scores = energy.score(artifact, dataset, config, cache, progress=False)
 
         def measured(what: str, seed: int, planted: float) -> Record:
-            record = energy.measure(artifact, artifact, scores, scores, dataset, config, seed, f"against {what}", planted=planted)
+            record = energy.measure(
+                artifact, artifact, scores, scores, dataset, config, seed, f"against {what}", planted=planted
+            )
             out.add_row(
                 what, str(seed),
                 _interval(record.metrics, "energy_saving_pct", "energy_saving", "{:.2f}"),
@@ -159,11 +188,14 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
             failed = f"self-test FAILED: the intervals are right, but too wide to see {PLANTED:.0%}: quiet the machine, or raise measure.processes"
         reach = max(records.reach_pct(r.raw) for r in nulls)
         said = (
-            f"{sum(_holds(r, 0) for r in nulls)} of {rounds} intervals hold 0; the rounds scatter {'no ' if p >= LEAST_P else ''}more than their "
+            f"{sum(_holds(r, 0) for r in nulls)} of {rounds} intervals hold 0; the rounds scatter "
+            f"{'no ' if p >= LEAST_P else ''}more than their "
             f"intervals say (χ² test, p = {p:.3f}; at least {LEAST_P:g} asked)\n"
-            f"{PLANTED:.0%} of planted work {'was' if found else 'was NOT'} found: saving {saving:.2f} [{low:.2f}, {high:.2f}] % "
+            f"{PLANTED:.0%} of planted work {'was' if found else 'was NOT'} found: saving {saving:.2f} "
+            f"[{low:.2f}, {high:.2f}] % "
             f"over {len(more)} round{'s' * (len(more) > 1)} (true: {-100 * PLANTED:g} %)\n"
-            f"measure=quick resolves savings above about {reach:.1f} % here (the widest interval of the artifact against itself)"
+            f"measure=quick resolves savings above about {reach:.1f} % here (the widest interval of the "
+            f"artifact against itself)"
         )
     console.print(said)
     console.print("self-test passed" if ok else failed, style="green" if ok else "bold red")
@@ -171,7 +203,9 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
 
 
 def _holds(record: Record, truth: float) -> bool:
-    low, high = (record.metrics.get(f"vs_dense/energy_saving_{bound}", math.nan) for bound in ("lo", "hi"))  # an invalid record may have none
+    low, high = (
+        record.metrics.get(f"vs_dense/energy_saving_{bound}", math.nan) for bound in ("lo", "hi")
+    )  # an invalid record may have none
     return low <= truth <= high
 
 
@@ -191,7 +225,9 @@ def untrained(cfg: Config, dataset: Dataset, cache: Cache) -> Fitted:
 
 
 def _interval(metrics: dict[str, float], key: str, bounds: str, form: str) -> str:
-    value, low, high = (form.format(metrics.get(f"vs_dense/{k}", math.nan)) for k in (key, f"{bounds}_lo", f"{bounds}_hi"))
+    value, low, high = (
+        form.format(metrics.get(f"vs_dense/{k}", math.nan)) for k in (key, f"{bounds}_lo", f"{bounds}_hi")
+    )
     return f"{value} [{low}, {high}]"
 
 

@@ -1,4 +1,7 @@
-"""One job of the command line: from a composed configuration to a run in the store, and what becomes of failures."""
+"""One job of the command line.
+
+From a composed configuration to a run in the store, and what becomes of failures.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,15 @@ SWEEP = "sweep.json"
 PRELOAD = (
     *("tsexp.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.task", "tsexp.warm"),
     *("aeon.datasets", "sklearn.model_selection", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
-    *("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "alembic", "IPython", "git", "httpx", "opentelemetry.sdk.trace"),
+    *(
+        "mlflow.pyfunc",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "alembic",
+        "IPython",
+        "git",
+        "httpx",
+        "opentelemetry.sdk.trace",
+    ),
 )
 """What jobs import, beside what the processes that measure for them do (`energy.PRELOAD`)."""
 
@@ -47,8 +58,8 @@ class Outcome:
     name
         What varies in its sweep, or the main choices.
     status
-        ``finished``, ``found`` (measured before, nothing was run), ``skipped`` (a combination that no runtime supports), ``refused`` (bad input)
-        or ``failed``.
+        ``finished``, ``found`` (measured before, nothing was run), ``skipped`` (a combination that no runtime
+        supports), ``refused`` (bad input) or ``failed``.
     run_id
         In the store, if it got that far.
     error
@@ -135,11 +146,15 @@ def dataset_of(cfg: Config) -> Dataset:
     from tsexp import data
 
     stats = [file.stat() for file in data.ensure(cfg.data, cfg.paths.data)]
-    return _loaded(astuple(cfg.data), cfg.paths.data, cfg.seed, tuple((s.st_mtime_ns, s.st_size) for s in stats))
+    return _loaded(
+        astuple(cfg.data), cfg.paths.data, cfg.seed, tuple((s.st_mtime_ns, s.st_size) for s in stats)
+    )
 
 
 @lru_cache(maxsize=2)
-def _loaded(config: tuple[Any, ...], data_dir: str, seed: int, stamps: tuple[tuple[int, int], ...]) -> Dataset:
+def _loaded(
+    config: tuple[Any, ...], data_dir: str, seed: int, stamps: tuple[tuple[int, int], ...]
+) -> Dataset:
     """Load it; files that changed meanwhile are other arguments."""
     from tsexp import data
 
@@ -147,7 +162,10 @@ def _loaded(config: tuple[Any, ...], data_dir: str, seed: int, stamps: tuple[tup
 
 
 def _at_once(cfg: DictConfig, name: str) -> Outcome | None:
-    """How the job ends if nothing has to be run: measured before, or supported by no runtime. None also if it cannot be told here."""
+    """How the job ends if nothing has to be run: measured before, or supported by no runtime.
+
+    None also if it cannot be told here.
+    """
     from tsexp import runtimes, tracking
 
     try:

@@ -18,8 +18,9 @@ from filelock import ReadWriteLock, Timeout
 def for_everybody(name: str) -> Path:
     """Return a file that every user of this machine may lock; made if it is not there.
 
-    It lies in a folder of its own: in a sticky one, such as /tmp itself, Linux may refuse to open a file of somebody else for writing
-    (fs.protected_regular). Only what is made here has its mode set, and links are not followed: /tmp is everybody's.
+    It lies in a folder of its own: in a sticky one, such as /tmp itself, Linux may refuse to open a file of
+    somebody else for writing (fs.protected_regular). Only what is made here has its mode set, and links are
+    not followed: /tmp is everybody's.
 
     Raises
     ------
@@ -37,7 +38,9 @@ def for_everybody(name: str) -> Path:
         _make_for_everybody(path)
         os.close(os.open(path, os.O_RDWR | os.O_NOFOLLOW))
     except OSError as error:
-        raise RuntimeError(f"{path} cannot be opened ({error}); whoever owns {folder} should remove it: it is made anew") from None
+        raise RuntimeError(
+            f"{path} cannot be opened ({error}); whoever owns {folder} should remove it: it is made anew"
+        ) from None
     return path
 
 
@@ -66,7 +69,10 @@ def sharing_the_machine() -> Iterator[None]:
 def owning_the_machine() -> Iterator[None]:
     """Hold this while measuring: waits until nobody computes or measures."""
     lock = _lock()
-    with _told(lock.write_lock, "waiting for training or another measurement on this machine to end, to measure undisturbed"):
+    with _told(
+        lock.write_lock,
+        "waiting for training or another measurement on this machine to end, to measure undisturbed",
+    ):
         yield
 
 

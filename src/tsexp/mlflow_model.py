@@ -1,4 +1,7 @@
-"""The deployable artifact as an MLflow model, from code: MLflow stores this file, this package and the artifact folder, and pickles nothing."""
+"""The deployable artifact as an MLflow model, from code.
+
+MLflow stores this file, this package and the artifact folder, and pickles nothing.
+"""
 
 from pathlib import Path
 from typing import Any

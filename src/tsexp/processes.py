@@ -1,9 +1,10 @@
 """Processes that start warm: a server has everything imported, and each job and each measurement is a fork of it.
 
-Where forking is not safe, a fresh interpreter does the same. There is one server for a sweep: whoever starts it hands its address on in the
-environment, to launchers' workers and to the forks themselves. (`multiprocessing`'s own fork server cannot be used from its forks: they start
-another.) It imports and does nothing else, so that a fork finds the libraries as an import leaves them; their pools of threads start in the fork.
-It ends with the process that started it, and everything it forked with it.
+Where forking is not safe, a fresh interpreter does the same. There is one server for a sweep: whoever starts
+it hands its address on in the environment, to launchers' workers and to the forks themselves.
+(`multiprocessing`'s own fork server cannot be used from its forks: they start another.) It imports and does
+nothing else, so that a fork finds the libraries as an import leaves them; their pools of threads start in the
+fork. It ends with the process that started it, and everything it forked with it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ ADDRESS = "TSEXP_SERVER"
 """Environment variable: the server's socket."""
 GRACE_S = 10.0
 """A process whose caller is gone is interrupted, and killed so much later."""
-PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
-"""Whoever wants more threads asks PyTorch or the runtime; a pool that starts at import would not survive the fork."""
+PINNED = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+)
+"""Whoever wants more threads asks PyTorch or the runtime; a pool that starts at import would not survive the
+fork."""
 PR_SET_PDEATHSIG = 1
 """Linux kills a fork when the server dies, however it does."""
 FORKS = sys.platform == "linux"
@@ -64,9 +68,14 @@ def start(preload: Sequence[str]) -> None:
         listener.bind(address)
         listener.listen(256)
         command = [sys.executable, "-m", "tsexp.processes", str(listener.fileno()), *preload]
-        # A group of its own: Ctrl-C is for the caller, who passes it on. Its input ends when this process does, however it does.
+        # A group of its own: Ctrl-C is for the caller, who passes it on. Its input ends when this process
+        # does, however it does.
         server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, env=os.environ | PINNED | {ADDRESS: address}, pass_fds=[listener.fileno()], process_group=0
+            command,
+            stdin=subprocess.PIPE,
+            env=os.environ | PINNED | {ADDRESS: address},
+            pass_fds=[listener.fileno()],
+            process_group=0,
         )
     os.environ[ADDRESS] = address
     atexit.register(_stop, server, folder, os.getpid())
@@ -108,7 +117,8 @@ def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = 
     Returns
     -------
     int
-        Exit status; negative: the signal that killed it. Whatever else it started is killed when it ends, and when the caller is.
+        Exit status; negative: the signal that killed it. Whatever else it started is killed when it ends, and
+        when the caller is.
 
     Raises
     ------
@@ -118,7 +128,13 @@ def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = 
     if not (fork and FORKS):
         return _run_fresh(target, arguments)
     start(preload)
-    request = {"target": target, "arguments": arguments, "folder": os.getcwd(), "environ": dict(os.environ), "path": sys.path}
+    request = {
+        "target": target,
+        "arguments": arguments,
+        "folder": os.getcwd(),
+        "environ": dict(os.environ),
+        "path": sys.path,
+    }
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     answer = b""
@@ -130,7 +146,10 @@ def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = 
         answer = connection.makefile("rb").readline()  # blocks; the caller must not disturb what it waits for
     if not answer:
         os.environ.pop(ADDRESS, None)  # the next call starts another
-        raise ServerGone("the process that all others are forked from is gone (out of memory?); the same command goes on where it stopped")
+        raise ServerGone(
+            "the process that all others are forked from is gone (out of memory?); the same command goes on "
+            "where it stopped"
+        )
     return int(answer)
 
 
@@ -171,7 +190,9 @@ class _Server:
         open_ = True
         while open_ or self.waiting or self.left:
             soonest = min(self.left.values(), default=None)
-            for key, _ in self.selector.select(None if soonest is None else max(0.0, soonest - time.monotonic())):
+            for key, _ in self.selector.select(
+                None if soonest is None else max(0.0, soonest - time.monotonic())
+            ):
                 ready: Any = key.fileobj
                 if ready is self.listener:
                     self._take()

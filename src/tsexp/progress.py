@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class bar:
@@ -48,7 +55,10 @@ class bar:
             self._progress.stop()
             if self._show and self._progress.disable:
                 task = self._progress.tasks[0]
-                print(f"{self.title}: {task.completed:.0f} of {self.total} in {task.elapsed or 0:.0f} s", file=sys.stderr)
+                print(
+                    f"{self.title}: {task.completed:.0f} of {self.total} in {task.elapsed or 0:.0f} s",
+                    file=sys.stderr,
+                )
 
     def __enter__(self) -> bar:
         self.start()

@@ -1,8 +1,9 @@
 """Structured pruning: whole attention heads, FFN units and encoder blocks go, and the model becomes an ordinary smaller one.
 
 Scores: mean absolute weight (``l1``), mean square (``l2``), a seeded draw (``random``), or first-order Taylor
-(``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on series of the train split.
-Heads are ranked among heads and FFN units among FFN units, because their scores are of different kinds.
+(``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on
+series of the train split. Heads are ranked among heads and FFN units among FFN units, because their scores
+are of different kinds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from torch.nn import functional as F
 
 from tsexp import training
 from tsexp.cache import Cache, write_json
-from tsexp.config import ConfigError, PruneConfig, TrainConfig, asked_of_pruning, asked_of_training, look_up, own_digests
+from tsexp.config import (
+    ConfigError,
+    PruneConfig,
+    TrainConfig,
+    asked_of_pruning,
+    asked_of_training,
+    look_up,
+    own_digests,
+)
 from tsexp.data import Dataset
 from tsexp.models import Block, Classifier
 from tsexp.models.encoder import EncoderBlock
@@ -31,7 +40,10 @@ STAGE_VERSION = 2
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays in one encoder block of the dense model: indices of heads and of FFN units, ascending; none of either if the block goes."""
+    """What stays in one encoder block of the dense model: indices of heads and of FFN units, ascending.
+
+    None of either if the block goes.
+    """
 
     heads: tuple[int, ...]
     ffn: tuple[int, ...]
@@ -45,7 +57,9 @@ class Scores:
     ffn: Tensor
 
 
-def prune(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache) -> Fitted:
+def prune(
+    dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache
+) -> Fitted:
     """Return a physically smaller, fine-tuned model; with ratio 0 the dense model itself.
 
     Parameters
@@ -74,35 +88,68 @@ def prune(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, da
         training.save(slim, _tune(slim, model, config, recipe, seed, dataset, title), folder)
         write_json(folder / "kept.json", [asdict(k) for k in kept])
 
-    key = {"dense": dense.signature, "prune": asked_of_pruning(config), "train": asked_of_training(recipe), "seed": seed}
+    key = {
+        "dense": dense.signature,
+        "prune": asked_of_pruning(config),
+        "train": asked_of_training(recipe),
+        "seed": seed,
+    }
     return Fitted(cache.stage("slim", STAGE_VERSION, key | own_digests(config.method), build))
 
 
-def tune_alike(dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache) -> Fitted:
-    """Return the dense model, fine-tuned as `prune` fine-tunes what it leaves, with nothing removed: the control.
+def tune_alike(
+    dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache
+) -> Fitted:
+    """Return the dense model, fine-tuned as `prune` fine-tunes what it leaves, with nothing removed.
 
-    What a pruned model gains or loses against it is owed to pruning alone, not to the longer training. The parameters are those of `prune`;
-    method, scope and ratio do not matter, but for ratio 0, which is not fine-tuned.
+    The control.
+
+    What a pruned model gains or loses against it is owed to pruning alone, not to the longer training. The
+    parameters are those of `prune`; method, scope and ratio do not matter, but for ratio 0, which is not
+    fine-tuned.
     """
     if config.ratio == 0 or config.finetune_epochs == 0:
         return dense
 
     def build(folder: Path) -> None:
         control, teacher = dense.load(), dense.load()
-        training.save(control, _tune(control, teacher, config, recipe, seed, dataset, f"fine-tune {dataset.name}, nothing pruned"), folder)
+        training.save(
+            control,
+            _tune(
+                control, teacher, config, recipe, seed, dataset, f"fine-tune {dataset.name}, nothing pruned"
+            ),
+            folder,
+        )
 
-    tuning = {k: v for k, v in asked_of_pruning(config).items() if k.startswith(("finetune", "distill", "temperature"))}
+    tuning = {
+        k: v
+        for k, v in asked_of_pruning(config).items()
+        if k.startswith(("finetune", "distill", "temperature"))
+    }
     key = {"dense": dense.signature, "tuning": tuning, "train": asked_of_training(recipe), "seed": seed}
     return Fitted(cache.stage("control", STAGE_VERSION, key, build))
 
 
 def _tune(
-    model: Classifier, dense: Classifier, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, title: str
+    model: Classifier,
+    dense: Classifier,
+    config: PruneConfig,
+    recipe: TrainConfig,
+    seed: int,
+    dataset: Dataset,
+    title: str,
 ) -> list[dict[str, float]]:
     if not config.finetune_epochs:
         return []
     tuning = replace(recipe, epochs=config.finetune_epochs, lr=config.finetune_lr)
-    return training.fit(model, tuning, dataset, seed, title, Teacher(dense, config.distill, config.temperature) if config.distill else None)
+    return training.fit(
+        model,
+        tuning,
+        dataset,
+        seed,
+        title,
+        Teacher(dense, config.distill, config.temperature) if config.distill else None,
+    )
 
 
 def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
@@ -110,7 +157,9 @@ def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
     stay = {i: k for i, k in enumerate(kept) if k.ffn}
     arch = replace(model.arch, blocks=tuple(Block(len(k.heads), len(k.ffn)) for k in stay.values()))
     slim = Classifier(arch)
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.blocks.")}
+    state = {
+        name: value for name, value in model.state_dict().items() if not name.startswith("encoder.blocks.")
+    }
     for new, (old, k) in enumerate(stay.items()):
         block = f"encoder.blocks.{new}"
         state |= {f"{block}.{name}": value for name, value in model.encoder.blocks[old].state_dict().items()}
@@ -126,7 +175,9 @@ def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
     return slim.eval()
 
 
-def _take(state: dict[str, Tensor], name: str, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+def _take(
+    state: dict[str, Tensor], name: str, rows: Tensor | None = None, columns: Tensor | None = None
+) -> None:
     """Keep these outputs (with their biases) or these inputs of a linear layer."""
     if rows is not None:
         state[f"{name}.weight"] = state[f"{name}.weight"][rows]
@@ -138,11 +189,14 @@ def _take(state: dict[str, Tensor], name: str, rows: Tensor | None = None, colum
 def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kept]:
     """Choose what stays.
 
-    ``local`` removes the same share of every block, ``global`` the lowest of all blocks together; neither ever empties a block, and a higher ratio
-    keeps a subset of what a lower one keeps. ``depth`` removes as many whole blocks as the ratio has room for, then the same share of the others.
-    With ``prune.round_to`` > 1, blocks keep a few more, so that their widths (channels) are multiples of it where they were before.
+    ``local`` removes the same share of every block, ``global`` the lowest of all blocks together; neither
+    ever empties a block, and a higher ratio keeps a subset of what a lower one keeps. ``depth`` removes as
+    many whole blocks as the ratio has room for, then the same share of the others. With ``prune.round_to`` >
+    1, blocks keep a few more, so that their widths (channels) are multiples of it where they were before.
     """
-    stay, ratio = _deep(scores, config.ratio) if config.scope == "depth" else (tuple(range(len(scores))), config.ratio)
+    stay, ratio = (
+        _deep(scores, config.ratio) if config.scope == "depth" else (tuple(range(len(scores))), config.ratio)
+    )
     choose = {"local": _local, "global": _global, "depth": _local}[config.scope]
     heads = choose([scores[i].heads for i in stay], ratio)
     ffn = choose([scores[i].ffn for i in stay], ratio)
@@ -150,14 +204,19 @@ def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kep
     for i, h, f in zip(stay, heads, ffn, strict=True):
         s = scores[i]
         kept[i] = Kept(
-            heads=_best(s.heads, _rounded(h, len(s.heads), config.round_to // math.gcd(config.round_to, head_dim))),
+            heads=_best(
+                s.heads, _rounded(h, len(s.heads), config.round_to // math.gcd(config.round_to, head_dim))
+            ),
             ffn=_best(s.ffn, _rounded(f, len(s.ffn), config.round_to)),
         )
     return kept
 
 
 def _deep(scores: list[Scores], ratio: float) -> tuple[tuple[int, ...], float]:
-    """Which blocks stay, and the ratio that is left to be reached in them. A block counts as its heads and units do, either kind by its share."""
+    """Which blocks stay, and the ratio that is left to be reached in them.
+
+    A block counts as its heads and units do, either kind by its share.
+    """
     gone = min(len(scores) - 1, math.floor(ratio * len(scores) + 1e-9))
     stay = len(scores) - gone
     importance = _share([s.heads for s in scores]) + _share([s.ffn for s in scores])
@@ -167,7 +226,10 @@ def _deep(scores: list[Scores], ratio: float) -> tuple[tuple[int, ...], float]:
 def _share(scores: list[Tensor]) -> Tensor:
     """Of each block, in the sum over all."""
     if not all((s >= 0).all() and s.isfinite().all() for s in scores):
-        raise ConfigError("prune.scope=depth adds scores up, so all must be ≥ 0 and finite, and this prune.method gives others; use local or global")
+        raise ConfigError(
+            "prune.scope=depth adds scores up, so all must be ≥ 0 and finite, and this prune.method gives "
+            "others; use local or global"
+        )
     sums = torch.stack([s.sum() for s in scores])
     return sums / sums.sum().clamp_min(1e-30)
 
@@ -223,7 +285,10 @@ def _magnitude(power: int) -> Callable[..., list[Scores]]:
 
 def _random(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:
     generator = torch.Generator().manual_seed(seed)
-    return [Scores(torch.rand(b.heads, generator=generator), torch.rand(b.ffn, generator=generator)) for b in model.arch.blocks]
+    return [
+        Scores(torch.rand(b.heads, generator=generator), torch.rand(b.ffn, generator=generator))
+        for b in model.arch.blocks
+    ]
 
 
 def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:
@@ -237,12 +302,22 @@ def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int)
             scores = model(torch.from_numpy(dataset.x_train)[part])
             loss = F.cross_entropy(scores, torch.from_numpy(dataset.y_train)[part])
             blocks = [b for b in model.encoder.blocks if isinstance(b, EncoderBlock)]
-            gradients = torch.autograd.grad(loss, [w for b in blocks for w in (b.attention.o.weight, b.fc2.weight)])
+            gradients = torch.autograd.grad(
+                loss, [w for b in blocks for w in (b.attention.o.weight, b.fc2.weight)]
+            )
             for i, block in enumerate(blocks):
                 # Σ weight · gradient over the outgoing weights is the derivative by a gate on the unit.
-                gate_o = (block.attention.o.weight * gradients[2 * i]).detach().sum(0).view(block.attention.heads, -1).sum(1)
+                gate_o = (
+                    (block.attention.o.weight * gradients[2 * i])
+                    .detach()
+                    .sum(0)
+                    .view(block.attention.heads, -1)
+                    .sum(1)
+                )
                 gate_f = (block.fc2.weight * gradients[2 * i + 1]).detach().sum(0)
-                total[i] = Scores(total[i].heads + gate_o.square() / len(parts), total[i].ffn + gate_f.square() / len(parts))
+                total[i] = Scores(
+                    total[i].heads + gate_o.square() / len(parts), total[i].ffn + gate_f.square() / len(parts)
+                )
     return total
 
 
@@ -255,7 +330,10 @@ SCORES: dict[str, Callable[[Classifier, PruneConfig, Dataset, int], list[Scores]
 
 
 def kept(fitted: Fitted) -> list[Kept] | None:
-    """Which heads and units stayed in each block of the dense model (none of either: the block went), or None for a model that was not pruned."""
+    """Which heads and units stayed in each block of the dense model (none of either.
+
+    The block went), or None for a model that was not pruned.
+    """
     path = fitted.entry.folder / "kept.json"
     if not path.exists():
         return None

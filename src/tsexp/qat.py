@@ -1,7 +1,10 @@
-"""Quantization-aware training: fine-tuning with fake quantization, so that the weights know what int8 will do to them.
+"""Quantization-aware training.
 
-What is faked is what the runtimes deploy (mode ``static``): linear layers, but for the tokenizer's, on uint8 activations with one range per tensor,
-fixed beforehand, and int8 weights with one symmetric range per output channel (Jacob et al. 2018, arXiv 1712.05877).
+Fine-tuning with fake quantization, so that the weights know what int8 will do to them.
+
+What is faked is what the runtimes deploy (mode ``static``): linear layers, but for the tokenizer's, on uint8
+activations with one range per tensor, fixed beforehand, and int8 weights with one symmetric range per output
+channel (Jacob et al. 2018, arXiv 1712.05877).
 """
 
 from __future__ import annotations
@@ -28,8 +31,18 @@ DISTILL, TEMPERATURE = 0.5, 2.0
 """The teacher is the model itself before any rounding: it must only learn to live with it."""
 
 
-def tune(model: Fitted, quant: QuantConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache, fake: bool = True) -> Fitted:
-    """Return a model of the same architecture, fine-tuned with fake quantization; in every mode but ``qat`` the model itself.
+def tune(
+    model: Fitted,
+    quant: QuantConfig,
+    recipe: TrainConfig,
+    seed: int,
+    dataset: Dataset,
+    cache: Cache,
+    fake: bool = True,
+) -> Fitted:
+    """Return a model of the same architecture, fine-tuned with fake quantization.
+
+    In every mode but ``qat`` the model itself.
 
     What comes out is an ordinary fp32 model: quantizing it is the runtime's work.
 
@@ -48,7 +61,8 @@ def tune(model: Fitted, quant: QuantConfig, recipe: TrainConfig, seed: int, data
     cache
         Where the result is kept.
     fake
-        False: the same tuning without any rounding, to tell what the rounding costs from what longer training brings.
+        False: the same tuning without any rounding, to tell what the rounding costs from what longer training
+        brings.
     """
     if quant.mode != "qat":
         return model
@@ -64,32 +78,46 @@ def tune(model: Fitted, quant: QuantConfig, recipe: TrainConfig, seed: int, data
         before.load_state_dict(tuned.state_dict())
         training.save(before, history, folder)
 
-    key = {"model": model.signature, "tuning": asked_of_training(tuning), "seed": seed, "distill": [DISTILL, TEMPERATURE]}
+    key = {
+        "model": model.signature,
+        "tuning": asked_of_training(tuning),
+        "seed": seed,
+        "distill": [DISTILL, TEMPERATURE],
+    }
     key["ranges"] = chosen.tolist() if fake else None
     return Fitted(cache.stage("qat", STAGE_VERSION, key, build))
 
 
 def calibration(quant: QuantConfig, dataset: Dataset) -> IntArray:
-    """Return which train series ranges of activations come from, in training and in the artifact: indices, none in a mode that does not calibrate.
+    """Return which train series ranges of activations come from, in training and in the artifact.
 
-    Of the fit split, and at random: the files are sorted by class, and ranges seen on one class cost 15 points (docs/log.md).
+    Indices, none in a mode that does not calibrate.
+
+    Of the fit split, and at random: the files are sorted by class, and ranges seen on one class cost 15
+    points (docs/log.md).
     """
-    return np.random.default_rng(0).permutation(dataset.fit)[: quant.calibration_series if quant.mode in CALIBRATED else 0]
+    return np.random.default_rng(0).permutation(dataset.fit)[
+        : quant.calibration_series if quant.mode in CALIBRATED else 0
+    ]
 
 
 @torch.no_grad()
 def fake_quantize(model: Classifier, series: Tensor) -> None:
-    """Let the linear layers of encoder and head round from now on, in place; the parameters and their names stay.
+    """Let the linear layers of encoder and head round from now on, in place.
+
+    The parameters and their names stay.
 
     Parameters
     ----------
     model
         In eval mode.
     series
-        Raw series. The ranges of activations are what is seen on them in fp32, smallest to largest whatever ``quant.calibration``. They stay as they
-        are: five epochs at 1e-4 move them by less than 4 %, and ranges of batches with dropout would not be those that are deployed.
+        Raw series. The ranges of activations are what is seen on them in fp32, smallest to largest whatever
+        ``quant.calibration``. They stay as they are: five epochs at 1e-4 move them by less than 4 %, and
+        ranges of batches with dropout would not be those that are deployed.
     """
-    # With a class token, artifacts compute nothing else in the last block once its keys and values are there (`runtimes.rewrite`).
+    # With a class token, artifacts compute nothing else in the last block once its keys and values are there
+    # (`runtimes.rewrite`).
     last: Any = model.encoder.blocks[-1]
     alone = (last.attention.q, last.attention.o, last.fc1, last.fc2) if model.cls is not None else ()
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -98,7 +126,9 @@ def fake_quantize(model: Classifier, series: Tensor) -> None:
         low, high = torch.aminmax(inputs[0][:, :1] if layer in alone else inputs[0])
         seen[layer] = low, high
 
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith("tokenizer.")}
+    linears = {
+        n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith("tokenizer.")
+    }
     hooks = [m.register_forward_pre_hook(see) for m in linears.values()]
     model(series)
     for hook in hooks:
@@ -108,7 +138,9 @@ def fake_quantize(model: Classifier, series: Tensor) -> None:
 
 
 class Rounded(nn.Linear):
-    """A linear layer on rounded activations and weights; gradients pass the rounding, but not what lies outside of the range.
+    """A linear layer on rounded activations and weights.
+
+    Gradients pass the rounding, but not what lies outside of the range.
 
     Parameters
     ----------
@@ -129,5 +161,7 @@ class Rounded(nn.Linear):
         """Round, multiply, add."""
         x = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero, 0, 255)
         scales = self.weight.detach().abs().amax(1).clamp_min(EPS) / 127
-        weight = torch.fake_quantize_per_channel_affine(self.weight, scales, torch.zeros_like(scales, dtype=torch.int32), 0, -127, 127)
+        weight = torch.fake_quantize_per_channel_affine(
+            self.weight, scales, torch.zeros_like(scales, dtype=torch.int32), 0, -127, 127
+        )
         return F.linear(x, weight, self.bias)

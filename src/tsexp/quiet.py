@@ -1,4 +1,7 @@
-"""Silence for libraries that talk about things nobody here can change: exporters, quantizers, optional kernels that are not there."""
+"""Silence for libraries that talk about things nobody here can change.
+
+Exporters, quantizers, optional kernels that are not there.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The password in a store's URI: kept in the environment, so that Hydra, which writes and shows all of a configuration, has a reference to it alone.
+"""The password in a store's URI.
+
+Kept in the environment, so that Hydra, which writes and shows all of a configuration, has a reference to it
+alone.
 
 Jobs inherit the environment and resolve the reference.
 """
@@ -26,7 +29,9 @@ def hidden(arguments: Sequence[str]) -> list[str]:
 
 def _hidden(argument: str) -> str:
     given = re.fullmatch(r"""(\+{0,2}tracking\.uri=)(['"]?)(.*)\2""", argument)
-    if not given or redact(given[3]) == given[3] or ("," in given[3] and not given[2]):  # a list to sweep over is refused later on
+    if (
+        not given or redact(given[3]) == given[3] or ("," in given[3] and not given[2])
+    ):  # a list to sweep over is refused later on
         return argument
     os.environ[STORE] = given[3]
     return given[1] + REFERENCE
@@ -40,12 +45,17 @@ def hide(config: DictConfig) -> None:
     os.environ[STORE] = config.tracking.uri
     config.tracking.uri = REFERENCE
     # A job of a sweep is composed anew, from the files and from these.
-    others = [o for o in as_given(config.hydra.overrides.task) if o.split("=", 1)[0].lstrip("+") != "tracking.uri"]
+    others = [
+        o for o in as_given(config.hydra.overrides.task) if o.split("=", 1)[0].lstrip("+") != "tracking.uri"
+    ]
     config.hydra.overrides.task = [*others, f"tracking.uri={REFERENCE}"]
     config.hydra.job.override_dirname = redact(config.hydra.job.override_dirname)
 
 
 def as_given(overrides: Any) -> list[str]:
-    """Return a list of overrides that Hydra keeps: to read the list itself would resolve what they refer to, passwords included."""
+    """Return a list of overrides that Hydra keeps.
+
+    To read the list itself would resolve what they refer to, passwords included.
+    """
     found: Any = OmegaConf.to_container(overrides, resolve=False)
     return [str(o) for o in found]

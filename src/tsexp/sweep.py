@@ -1,4 +1,7 @@
-"""What surrounds the jobs of ``--multirun``: checked before the first, one table and one picture after the last."""
+"""What surrounds the jobs of ``--multirun``.
+
+Checked before the first, one table and one picture after the last.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ from tsexp.jobs import OUTCOME, SWEEP, Outcome, dataset_of, read_outcome, start_
 FEW = 30
 """Validation series; with fewer, a search is told that it chooses by little."""
 MANY = 100
-"""Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have to be read."""
+"""Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have
+to be read."""
 
 
 class Sweep(Callback):
@@ -46,7 +50,12 @@ class Sweep(Callback):
             from tsexp import tracking
 
             try:
-                tracking.close_sweep(*self._open, ok=False, note="interrupted; the same command goes on where it stopped", files=[])
+                tracking.close_sweep(
+                    *self._open,
+                    ok=False,
+                    note="interrupted; the same command goes on where it stopped",
+                    files=[],
+                )
             except Exception as error:  # the store, which may be why it was interrupted
                 print(configs.redact(f"tsexp: {type(error).__name__}: {error}"), file=sys.stderr)
 
@@ -111,16 +120,31 @@ class Sweep(Callback):
         about = json.loads((folder / SWEEP).read_text())
         assert self._open is not None
         store, _ = self._open
-        outcomes = {int(p.parent.name): read_outcome(p.parent) for p in folder.glob(f"*/{OUTCOME}") if p.parent.name.isdigit()}
+        outcomes = {
+            int(p.parent.name): read_outcome(p.parent)
+            for p in folder.glob(f"*/{OUTCOME}")
+            if p.parent.name.isdigit()
+        }
         ordered = [o for _, o in sorted(outcomes.items()) if o is not None]
         client = tracking.store(store)
         if about["search"]:  # it may propose the same job again
             ordered = list({o.run_id or i: o for i, o in reversed(list(enumerate(ordered)))}.values())[::-1]
         measured = [o for o in ordered if o.ok and o.run_id]
         # A job that was found has the name that it was first measured under; here it has this sweep's.
-        rows = [replace(r, name=o.name) for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)]
-        skipped = {o.name: (o.error or "").splitlines()[0].removesuffix("; supported:") for o in ordered if o.status == "skipped"}
-        failed = {f"{o.name} (#{i})": o.error or o.status for i, o in enumerate(ordered) if not o.ok and o.status != "skipped"}
+        rows = [
+            replace(r, name=o.name)
+            for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)
+        ]
+        skipped = {
+            o.name: (o.error or "").splitlines()[0].removesuffix("; supported:")
+            for o in ordered
+            if o.status == "skipped"
+        }
+        failed = {
+            f"{o.name} (#{i})": o.error or o.status
+            for i, o in enumerate(ordered)
+            if not o.ok and o.status != "skipped"
+        }
         missing = max(0, len(about["names"] or ordered) - len(ordered))
         if missing:
             failed[f"{missing} job(s)"] = "did not start or did not end"
@@ -130,14 +154,23 @@ class Sweep(Callback):
         console = Console(width=None if sys.stdout.isatty() else 170)
         front = report.energy_front(rows) if about["search"] else set()
         console.print(report.sweep_table(rows, failed, title, skipped, front))
-        drawn = [report.sweep_figure(rows, folder / "sweep.png"), report.front_figure(rows, folder / "front.png") if about["search"] else None]
+        drawn = [
+            report.sweep_figure(rows, folder / "sweep.png"),
+            report.front_figure(rows, folder / "front.png") if about["search"] else None,
+        ]
         pictures = [p for p in drawn if p is not None]
         for picture in pictures:
             console.print(f"picture: {picture.absolute()}", soft_wrap=True)
         console.print(ui_line(store), soft_wrap=True, markup=False)
         number = client.get_experiment_by_name(store.experiment).experiment_id
-        named = [f"[{o.name}](#/experiments/{number}/runs/{o.run_id})" if o.run_id else f"{o.name}" for o in ordered]
-        lines = [f"- {name}: {o.status}{f', {o.error}' if o.error else ''}" for name, o in zip(named, ordered, strict=True)]
+        named = [
+            f"[{o.name}](#/experiments/{number}/runs/{o.run_id})" if o.run_id else f"{o.name}"
+            for o in ordered
+        ]
+        lines = [
+            f"- {name}: {o.status}{f', {o.error}' if o.error else ''}"
+            for name, o in zip(named, ordered, strict=True)
+        ]
         note = "\n".join([f"`{about['command']}`", "", "Pictures: among the artifacts.", "", *lines])
         tracking.close_sweep(store, about["parent"], not failed, note, pictures)
         self._open = None
@@ -167,10 +200,12 @@ def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | 
 
 
 def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float, float] | None:
-    """What a search learns from a job: accuracy on the validation split (0 to 1) and energy per inference (J).
+    """What a search learns from a job.
 
-    None, a failed trial, if there is no valid measurement, or if its energy comes from another source than the rest of the search; and in a
-    plain sweep, where nobody asks.
+    Accuracy on the validation split (0 to 1) and energy per inference (J).
+
+    None, a failed trial, if there is no valid measurement, or if its energy comes from another source than
+    the rest of the search; and in a plain sweep, where nobody asks.
     """
     about = _about(sweep_dir)
     if not about.get("search") or not outcome.ok or outcome.run_id is None:
@@ -208,7 +243,10 @@ class _Checked:
 
 
 def _check(config: DictConfig) -> _Checked:
-    """Check each job of a plain sweep; of a search, which chooses its jobs on the way, each value that it may choose."""
+    """Check each job of a plain sweep.
+
+    Of a search, which chooses its jobs on the way, each value that it may choose.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     from tsexp import pipeline
@@ -216,22 +254,40 @@ def _check(config: DictConfig) -> _Checked:
 
     sweeper = config.hydra.sweeper
     search = _is_search(config)
-    if search and [str(getattr(d, "name", d)) for d in _listed(sweeper.get("direction"))] != ["maximize", "minimize"]:
+    if search and [str(getattr(d, "name", d)) for d in _listed(sweeper.get("direction"))] != [
+        "maximize",
+        "minimize",
+    ]:
         raise ConfigError(
-            "a search has two objectives here, accuracy and energy per inference; use hydra.sweeper.direction=[maximize,minimize], "
+            "a search has two objectives here, accuracy and energy per inference; use "
+            "hydra.sweeper.direction=[maximize,minimize], "
             "or start from experiment=pareto\nnothing was started"
         )
-    every = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + secret.as_given(config.hydra.overrides.task)
+    every = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + secret.as_given(
+        config.hydra.overrides.task
+    )
     loader = compose.loader()
-    overrides = {o.get_key_element(): o for o in OverridesParser.create(config_loader=loader).parse_overrides(every)}  # the last of a key counts
+    overrides = {
+        o.get_key_element(): o for o in OverridesParser.create(config_loader=loader).parse_overrides(every)
+    }  # the last of a key counts
     fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
-    stores = [key for key in overrides if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in (sweeper.get("params") or {}))]
+    stores = [
+        key
+        for key in overrides
+        if key.lstrip("+").split(".")[0] == "tracking"
+        and (key not in fixed or key in (sweeper.get("params") or {}))
+    ]
     if stores:
-        raise ConfigError(f"{stores[0]}: a sweep has one store; give it as one value, and outside of hydra.sweeper.params\nnothing was started")
+        raise ConfigError(
+            f"{stores[0]}: a sweep has one store; give it as one value, and outside of "
+            f"hydra.sweeper.params\nnothing was started"
+        )
     if search:
         jobs = _one_by_one(list(overrides.values()))
     else:
-        jobs = [job for batch in BasicSweeper.split_arguments(list(overrides.values()), None) for job in batch]
+        jobs = [
+            job for batch in BasicSweeper.split_arguments(list(overrides.values()), None) for job in batch
+        ]
     checked, unsupported = [], []
     with bar(f"check {len(jobs)} jobs", len(jobs), show=len(jobs) >= MANY) as progress:
         for job in jobs:
@@ -243,7 +299,9 @@ def _check(config: DictConfig) -> _Checked:
                     unsupported.append(error)
             except (ConfigError, HydraException, OmegaConfBaseException) as error:
                 what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
-                raise ConfigError(configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")) from None
+                raise ConfigError(
+                    configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")
+                ) from None
             checked.append(cfg)
             progress.advance()
     if search:
@@ -258,20 +316,32 @@ def _check(config: DictConfig) -> _Checked:
 
 
 def _check_validation(configurations: list[Config]) -> None:
-    """A search chooses by accuracy on the validation split: refuse to search without one, say if it is tiny."""
+    """A search chooses by accuracy on the validation split.
+
+    Refuse to search without one, say if it is tiny.
+    """
     for cfg in configurations:
         if cfg.data.val_fraction == 0:
             raise ConfigError(
-                "a search chooses by accuracy on the validation split, and data.val_fraction=0 leaves none; use a fraction > 0\nnothing was started"
+                "a search chooses by accuracy on the validation split, and data.val_fraction=0 leaves none; "
+                "use a fraction > 0\nnothing was started"
             )
     for name, size in sorted({(cfg.data.name, len(dataset_of(cfg).val)) for cfg in configurations}):
         if size < FEW:
-            print(f"tsexp: {name} has {size} validation series: the search sees accuracy in steps of {100 / size:.1f} points", file=sys.stderr)
+            print(
+                f"tsexp: {name} has {size} validation series: the search sees accuracy in steps of "
+                f"{100 / size:.1f} points",
+                file=sys.stderr,
+            )
 
 
 def _one_by_one(overrides: list[Override]) -> list[list[str]]:
     """Each value that is searched over, by itself; of an interval, its ends."""
-    fixed = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in overrides if not o.is_sweep_override()]
+    fixed = [
+        f"{o.get_key_element()}={o.get_value_element_as_str()}"
+        for o in overrides
+        if not o.is_sweep_override()
+    ]
     values = []
     for o in overrides:
         if o.is_interval_sweep():

@@ -54,35 +54,52 @@ VIEW_COLUMNS = (
     "params.`seed`",
     "tags.`tsexp.warnings`",
 )
-ABOUT = """Each run is one artifact, measured against the dense architecture with the same training in total, fp32 in eager PyTorch, in alternating
-windows of several processes; a sweep is the parent of its jobs.
+ABOUT = """Each run is one artifact, measured against the dense architecture with the same training in total,
+fp32 in eager PyTorch, in alternating windows of several processes; a sweep is the parent of its jobs.
 
-- `test/*`: 0 to 1, whole test split; `val/*`: the same on validation series, what choices are made by. `test/control_accuracy`: of the reference;
-  `test/dense_accuracy`: of the dense model before any tuning. `vs_dense/accuracy_drop_pt`: points lost against the reference, with its 95 % interval
+- `test/*`: 0 to 1, whole test split; `val/*`: the same on validation series, what choices are made by.
+  `test/control_accuracy`: of the reference;
+  `test/dense_accuracy`: of the dense model before any tuning. `vs_dense/accuracy_drop_pt`: points lost
+  against the reference, with its 95 % interval
 - `cost/*`: what it took to get there. `invalid/*`: of a record that may not be trusted
-- `energy/per_inference_j`: joules per series, by `tsexp.energy_source` (compare like with like). `vs_dense/energy_saving_pct`: %, paired
-- `vs_dense/speedup`: wall time, `vs_dense/cpu_speedup`: CPU time; times. `latency/*_ms`: one call. `size/*`: counted on the artifact itself
+- `energy/per_inference_j`: joules per series, by `tsexp.energy_source` (compare like with like).
+  `vs_dense/energy_saving_pct`: %, paired
+- `vs_dense/speedup`: wall time, `vs_dense/cpu_speedup`: CPU time; times. `latency/*_ms`: one call. `size/*`:
+  counted on the artifact itself
 - `tsexp.valid`: only `true` may stand in a table; `tsexp.warnings`: why to look twice
 """
 
 
 FROM_WINDOWS = (
-    *("energy/", "power/", "latency/", "throughput/", "memory/", "measure/", "cost/break_even", "cost/load", "cost/first"),
+    *(
+        "energy/",
+        "power/",
+        "latency/",
+        "throughput/",
+        "memory/",
+        "measure/",
+        "cost/break_even",
+        "cost/load",
+        "cost/first",
+    ),
     *("vs_dense/speedup", "vs_dense/cpu_speedup", "vs_dense/energy"),
 )
 """Metrics, by their beginnings, that are worth nothing if the record is invalid; accuracy and sizes are."""
 
 
 def as_shown(metric: str, valid: bool) -> str:
-    """Return the name that a metric has in the store: of an invalid record, nobody may mistake it for a result."""
+    """Return the name that a metric has in the store.
+
+    Of an invalid record, nobody may mistake it for a result.
+    """
     return metric if valid or not metric.startswith(FROM_WINDOWS) else f"invalid/{metric}"
 
 
 def store(config: TrackingConfig) -> Any:
     """Return an `mlflow.MlflowClient` on a store that is ready, and make it the current one.
 
-    The first use creates the tables and the experiment; a lock keeps parallel jobs from doing that at the same time (they die in
-    the migration otherwise). Artifacts lie in ``mlartifacts`` beside a sqlite store.
+    The first use creates the tables and the experiment; a lock keeps parallel jobs from doing that at the
+    same time (they die in the migration otherwise). Artifacts lie in ``mlartifacts`` beside a sqlite store.
     """
     client = _ready(config.uri, config.experiment, os.getpid())
     import mlflow
@@ -107,7 +124,9 @@ def _ready(uri: str, experiment: str, process: int) -> Any:
     with FileLock(lock):
         client = mlflow.MlflowClient(uri)
         if client.get_experiment_by_name(experiment) is None:
-            client.create_experiment(experiment, None if file is None else (file.parent / "mlartifacts").as_uri())
+            client.create_experiment(
+                experiment, None if file is None else (file.parent / "mlartifacts").as_uri()
+            )
         _dress(client, client.get_experiment_by_name(experiment))
     return client
 
@@ -117,7 +136,11 @@ def _dress(client: Any, experiment: Any) -> None:
     widths = {column: 40 + 7 * len(column.split("`")[1]) for column in VIEW_COLUMNS}
     view = {"selectedColumns": VIEW_COLUMNS, "columnOrder": VIEW_COLUMNS, "columnWidths": widths}
     saved = {"name": VIEW, "createdAt": 0, "state": json.dumps(view)}
-    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": json.dumps(saved), "mlflow.note.content": ABOUT}
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(saved),
+        "mlflow.note.content": ABOUT,
+    }
     for key, value in tags.items():
         if experiment.tags.get(key) != value:
             client.set_experiment_tag(experiment.experiment_id, key, value)
@@ -125,7 +148,9 @@ def _dress(client: Any, experiment: Any) -> None:
 
 def view_url(experiment_id: str, server: str = "http://127.0.0.1:5000") -> str:
     """Return the address of an experiment's runs in the UI, with the columns that matter."""
-    return f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+    return (
+        f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+    )
 
 
 def finished(config: TrackingConfig, signature: str) -> str | None:
@@ -135,11 +160,17 @@ def finished(config: TrackingConfig, signature: str) -> str | None:
     """
     client = store(config)
     experiment = client.get_experiment_by_name(config.experiment).experiment_id
-    for run in client.search_runs([experiment], f"tags.`tsexp.signature` = '{signature}'", order_by=["attributes.start_time DESC"]):
+    for run in client.search_runs(
+        [experiment], f"tags.`tsexp.signature` = '{signature}'", order_by=["attributes.start_time DESC"]
+    ):
         tags = run.data.tags
         if run.info.status == "FINISHED" and tags.get("tsexp.valid") == "true":
             return str(run.info.run_id)
-        if run.info.status == "RUNNING" and tags.get("tsexp.host") == socket.gethostname() and not _alive(tags.get("tsexp.pid")):
+        if (
+            run.info.status == "RUNNING"
+            and tags.get("tsexp.host") == socket.gethostname()
+            and not _alive(tags.get("tsexp.pid"))
+        ):
             client.set_terminated(run.info.run_id, "KILLED")
     return None
 
@@ -158,7 +189,12 @@ def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
     if found:
         client.update_run(found[0].info.run_id, "RUNNING")
         return str(found[0].info.run_id)
-    tags = {"tsexp.sweep": signature, "tsexp.stage": "sweep", "mlflow.runName": redact(name)[:250], **_origin()}
+    tags = {
+        "tsexp.sweep": signature,
+        "tsexp.stage": "sweep",
+        "mlflow.runName": redact(name)[:250],
+        **_origin(),
+    }
     return str(client.create_run(experiment, tags=tags).info.run_id)
 
 
@@ -182,15 +218,28 @@ class Tracked:
         """Note where the experiment is; a failed or killed run tells from that how far it came."""
         self.client.set_tag(self.run_id, "tsexp.stage", stage)
 
-    def log(self, cfg: Config, dataset: Dataset, dense: Fitted, slim: Fitted, tuned: Fitted, artifact: Artifact, record: Record) -> None:
+    def log(
+        self,
+        cfg: Config,
+        dataset: Dataset,
+        dense: Fitted,
+        slim: Fitted,
+        tuned: Fitted,
+        artifact: Artifact,
+        record: Record,
+    ) -> None:
         """Store a record: metrics, tags and artifacts."""
         from mlflow.entities import Metric, RunTag
 
         now = int(1000 * time.time())
         # The UI compares runs by the first, accuracy, until told otherwise.
-        values = {as_shown(k, record.valid): v for k, v in record.metrics.items()} | {"prune/requested_ratio": cfg.prune.ratio}
+        values = {as_shown(k, record.valid): v for k, v in record.metrics.items()} | {
+            "prune/requested_ratio": cfg.prune.ratio
+        }
         metrics = [Metric(k, v, now, 0) for k, v in values.items()]
-        fits = {f.signature: (prefix, f) for prefix, f in (("qat", tuned), ("finetune", slim), ("dense", dense))}
+        fits = {
+            f.signature: (prefix, f) for prefix, f in (("qat", tuned), ("finetune", slim), ("dense", dense))
+        }
         for prefix, fitted in fits.values():
             for line in fitted.history():
                 names = [k for k in line if k != "epoch"]
@@ -230,12 +279,19 @@ class Tracked:
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        steps = -1 if dataset.preprocessing.masked or dataset.preprocessing.resample else dataset.preprocessing.length
+        steps = (
+            -1
+            if dataset.preprocessing.masked or dataset.preprocessing.resample
+            else dataset.preprocessing.length
+        )
         series = TensorSpec(np.dtype(np.float32), (-1, dataset.channels, steps))
         scores = TensorSpec(np.dtype(np.float32), (-1, len(dataset.classes)))
-        own = {_top_level(name, file) for name, file in own_code(cfg.model.tokenizer, cfg.runtime.name).items()}
+        own = {
+            _top_level(name, file) for name, file in own_code(cfg.model.tokenizer, cfg.runtime.name).items()
+        }
         with warnings.catch_warnings():
-            # We give the signature ourselves; an example would be predicted, and written, once more for every job.
+            # We give the signature ourselves; an example would be predicted, and written, once more for every
+            # job.
             warnings.filterwarnings("ignore", message=".*(type hint|input example)", category=UserWarning)
             mlflow.pyfunc.log_model(
                 name="model",
@@ -248,20 +304,28 @@ class Tracked:
 
 
 def _top_level(name: str, file: Path) -> Path:
-    """What has to lie in the path for ``package.module:object`` to be imported: the package's folder, or the module's file."""
+    """What has to lie in the path for ``package.module:object`` to be imported.
+
+    The package's folder, or the module's file.
+    """
     dots = name.split(":")[0].count(".")
     return file.parents[dots] if file.name == "__init__.py" else file.parents[dots - 1] if dots else file
 
 
 def requirements(libraries: dict[str, str]) -> list[str]:
-    """What a logged model needs beside its code: the package's own requirements, and the libraries that made and run the artifact."""
+    """What a logged model needs beside its code.
+
+    The package's own requirements, and the libraries that made and run the artifact.
+    """
     return [line for line in REQUIREMENTS if "extra ==" not in line] + [
         f"{name}=={version}" for name, version in libraries.items() if name != "torch"
     ]
 
 
 @contextmanager
-def tracked(cfg: Config, resolved_yaml: str, name: str, signature: str, parent: str | None) -> Iterator[Tracked]:
+def tracked(
+    cfg: Config, resolved_yaml: str, name: str, signature: str, parent: str | None
+) -> Iterator[Tracked]:
     """Open a run; it ends FINISHED, or FAILED with the traceback as its artifact ``traceback.txt``.
 
     Parameters
@@ -327,34 +391,46 @@ def _origin() -> dict[str, str]:
 
 
 def git_sha() -> str:
-    """Commit of the code that runs, with ``-dirty`` if it was changed since; the package's version outside a checkout."""
+    """Commit of the code that runs, with ``-dirty`` if it was changed since.
+
+    The package's version outside a checkout.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return f"v{__version__}"
 
     def git(*arguments: str) -> str:
         try:
-            return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+            return subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+            ).stdout.strip()
         except OSError:  # no git on this machine
             return ""
 
-    return (git("rev-parse", "HEAD") or f"v{__version__}-unknown") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return (git("rev-parse", "HEAD") or f"v{__version__}-unknown") + (
+        "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+    )
 
 
 def _describe(values: dict[str, float], record: Record) -> str:
     mark = "" if not record.energy_source.startswith(ESTIMATED) else " (estimate)"
     lines = [
-        f"Accuracy **{100 * values['test/accuracy']:.1f} %**, drop {values['vs_dense/accuracy_drop_pt']:+.1f} points "
-        f"[{values['vs_dense/accuracy_drop_lo']:+.1f}, {values['vs_dense/accuracy_drop_hi']:+.1f}] against the dense model trained as long "
+        f"Accuracy **{100 * values['test/accuracy']:.1f} %**, drop "
+        f"{values['vs_dense/accuracy_drop_pt']:+.1f} points "
+        f"[{values['vs_dense/accuracy_drop_lo']:+.1f}, {values['vs_dense/accuracy_drop_hi']:+.1f}] against "
+        f"the dense model trained as long "
         f"({100 * values['test/control_accuracy']:.1f} %).",
     ]
     if record.valid:
         lines.append(
             f"Energy saving{mark} **{values['vs_dense/energy_saving_pct']:.1f} %** "
-            f"[{values['vs_dense/energy_saving_lo']:.1f}, {values['vs_dense/energy_saving_hi']:.1f}], speedup **{values['vs_dense/speedup']:.2f}** "
+            f"[{values['vs_dense/energy_saving_lo']:.1f}, {values['vs_dense/energy_saving_hi']:.1f}], "
+            f"speedup **{values['vs_dense/speedup']:.2f}** "
             f"[{values['vs_dense/speedup_lo']:.2f}, {values['vs_dense/speedup_hi']:.2f}]."
         )
-    lines += [f"- **invalid**: {r}" for r in record.invalid_reasons] + [f"- warning: {w}" for w in record.warnings]
+    lines += [f"- **invalid**: {r}" for r in record.invalid_reasons] + [
+        f"- warning: {w}" for w in record.warnings
+    ]
     return "\n".join([*lines, f"\nEnergy covers {record.raw['scope']}."])
 
 
@@ -363,14 +439,27 @@ def write_predictions(path: Path, record: Record, classes: tuple[str, ...]) -> N
     p, q = (softmax(s.astype(np.float64)) for s in (record.scores, record.reference_scores))
     with path.open("w", newline="") as f:
         out = csv.writer(f)
-        out.writerow(["label", "predicted", "dense_predicted", *(f"p_{c}" for c in classes), *(f"dense_p_{c}" for c in classes)])
+        out.writerow(
+            [
+                "label",
+                "predicted",
+                "dense_predicted",
+                *(f"p_{c}" for c in classes),
+                *(f"dense_p_{c}" for c in classes),
+            ]
+        )
         for i, y in enumerate(record.labels):
-            names = [classes[y], classes[record.scores[i].argmax()], classes[record.reference_scores[i].argmax()]]
+            names = [
+                classes[y],
+                classes[record.scores[i].argmax()],
+                classes[record.reference_scores[i].argmax()],
+            ]
             out.writerow([*names, *map(repr, p[i].tolist()), *map(repr, q[i].tolist())])
 
 
 DPI = 80
-"""Drawn for every job, to be looked at in a browser; laying out and drawing in print quality would take as long as all else that is logged."""
+"""Drawn for every job, to be looked at in a browser; laying out and drawing in print quality would take as
+long as all else that is logged."""
 
 
 def _draw_curves(path: Path, parts: list[tuple[str, Fitted]]) -> None:
@@ -379,7 +468,11 @@ def _draw_curves(path: Path, parts: list[tuple[str, Fitted]]) -> None:
     figure = Figure(figsize=(5 * len(parts), 3.2))
     for axis, (name, fitted) in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
         history = fitted.history()
-        for key, label in (("train_loss", "train loss"), ("val_loss", "validation loss"), ("val_accuracy", "validation accuracy")):
+        for key, label in (
+            ("train_loss", "train loss"),
+            ("val_loss", "validation loss"),
+            ("val_accuracy", "validation accuracy"),
+        ):
             points = [(line["epoch"], line[key]) for line in history if key in line]
             if points:
                 axis.plot(*zip(*points, strict=True), label=label)
@@ -396,9 +489,17 @@ def _draw_confusion(path: Path, record: Record, classes: tuple[str, ...]) -> Non
 
     side = max(4.0, 0.45 * len(classes) + 1.5)
     figure = Figure(figsize=(2 * side, side))
-    for axis, name, scores in zip(figure.subplots(1, 2), ("dense", "artifact"), (record.reference_scores, record.scores), strict=True):
+    for axis, name, scores in zip(
+        figure.subplots(1, 2), ("dense", "artifact"), (record.reference_scores, record.scores), strict=True
+    ):
         ConfusionMatrixDisplay.from_predictions(
-            record.labels, scores.argmax(1), labels=range(len(classes)), display_labels=classes, ax=axis, colorbar=False, cmap="Blues"
+            record.labels,
+            scores.argmax(1),
+            labels=range(len(classes)),
+            display_labels=classes,
+            ax=axis,
+            colorbar=False,
+            cmap="Blues",
         )
         axis.set_title(name)
     figure.savefig(path, dpi=DPI)

@@ -1,4 +1,7 @@
-"""The MLflow UI on a store: ``python -m tsexp.ui sqlite:////path/mlflow.db``. Says where the runs are, with the columns that matter."""
+"""The MLflow UI on a store: ``python -m tsexp.ui sqlite:////path/mlflow.db``.
+
+Says where the runs are, with the columns that matter.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,15 @@ def addresses(uri: str, port: int) -> dict[str, str]:
             f"{file} is not there; run something first (python -m tsexp), or give another store: make ui STORE=sqlite:////path/mlflow.db"
         )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    ours = [e for e in mlflow.MlflowClient(uri).search_experiments() if f"mlflow.sharedViewState.{tracking.VIEW}" in e.tags]
+    ours = [
+        e
+        for e in mlflow.MlflowClient(uri).search_experiments()
+        if f"mlflow.sharedViewState.{tracking.VIEW}" in e.tags
+    ]
     if not ours:
-        raise configs.ConfigError(f"{configs.redact(uri)} has no experiment of tsexp; run something first: python -m tsexp")
+        raise configs.ConfigError(
+            f"{configs.redact(uri)} has no experiment of tsexp; run something first: python -m tsexp"
+        )
     return {e.name: tracking.view_url(e.experiment_id, f"http://{HOST}:{port}") for e in ours}
 
 
@@ -49,9 +58,15 @@ def main() -> None:
     except configs.ConfigError as error:
         sys.exit(f"tsexp: error: {error}")
     except Exception as error:  # whatever MLflow and its drivers raise
-        sys.exit(configs.redact(f"tsexp: error: {asked.store} cannot be read ({type(error).__name__}: {error})"))
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = asked.store  # there may be a password in it, and everybody sees the arguments of a process
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(asked.port)])
+        sys.exit(
+            configs.redact(f"tsexp: error: {asked.store} cannot be read ({type(error).__name__}: {error})")
+        )
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = (
+        asked.store
+    )  # there may be a password in it, and everybody sees the arguments of a process
+    os.execv(
+        sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(asked.port)]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Imported by the server that jobs are forked from, and by nobody else: what libraries find out at their first use, each job has found out already.
+"""Imported by the server that jobs are forked from, and by nobody else.
+
+What libraries find out at their first use, each job has found out already.
 
 Nothing here may start a thread: it would not survive the fork.
 """

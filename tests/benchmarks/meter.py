@@ -1,7 +1,10 @@
-"""Does an artifact against itself come out as itself? ``make bench-meter``: null comparisons, quiet and with the other core busy, and planted work.
+"""Does an artifact against itself come out as itself?
 
-Of an artifact against itself, the true ratio is 1. Each comparison is a whole measurement (``measure=quick``), and its 95 % interval has to hold 1.
-Writes docs/meter.md. ``--rounds 5`` makes 60 comparisons, in about 20 minutes; nothing else may run meanwhile.
+``make bench-meter``: null comparisons, quiet and with the other core busy, and planted work.
+
+Of an artifact against itself, the true ratio is 1. Each comparison is a whole measurement
+(``measure=quick``), and its 95 % interval has to hold 1. Writes docs/meter.md. ``--rounds 5`` makes 60
+comparisons, in about 20 minutes; nothing else may run meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from tsexp.progress import bar
 ROOT = Path(__file__).parents[2]
 MODELS, RUNTIMES, STATES = ("t1", "t3"), ("eager", "onnxruntime", "openvino"), ("quiet", "busy")
 LEAST = 56 / 60
-"""Intervals that have to hold the truth: of 60 with a true coverage of 95 %, fewer than 56 do in 18 % of all cases, of 75 % in all but 0.03 %."""
+"""Intervals that have to hold the truth: of 60 with a true coverage of 95 %, fewer than 56 do in 18 % of all
+cases, of 75 % in all but 0.03 %."""
 WIDEST_PCT = {"eager": 1.0, "onnxruntime": 1.0, "openvino": 2.0}
 PLANTED = 0.02
 
@@ -36,7 +40,13 @@ PLANTED = 0.02
 @contextlib.contextmanager
 def busy() -> Iterator[None]:
     """Another process computes, all the time."""
-    other = subprocess.Popen([sys.executable, "-c", "import torch; torch.set_num_threads(1); a = torch.randn(400, 400)\nwhile True: a @ a"])
+    other = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import torch; torch.set_num_threads(1); a = torch.randn(400, 400)\nwhile True: a @ a",
+        ]
+    )
     try:
         yield
     finally:
@@ -51,25 +61,43 @@ def main() -> int:
     parse.add_argument("--models", default=",".join(MODELS))
     parse.add_argument("--runtimes", default=",".join(RUNTIMES))
     parse.add_argument("--states", default=",".join(STATES))
-    parse.add_argument("--out", type=Path, help="write every comparison here, as JSON; docs/meter.md is left alone")
+    parse.add_argument(
+        "--out", type=Path, help="write every comparison here, as JSON; docs/meter.md is left alone"
+    )
     asked = parse.parse_args()
     models, names, states = (getattr(asked, k).split(",") for k in ("models", "runtimes", "states"))
     processes.start(energy.PRELOAD)
     found = []
-    with tempfile.TemporaryDirectory(prefix="tsexp-meter-") as scratch, bar("null comparisons", 1, show=False):
+    with (
+        tempfile.TemporaryDirectory(prefix="tsexp-meter-") as scratch,
+        bar("null comparisons", 1, show=False),
+    ):
         cache = Cache(Path(scratch))
         todo = [(s, m, r) for s in states for m in models for r in names]
         for state, model, runtime in todo:
             cfg = composed(f"model={model}", "measure=quick")
             dataset = data.load(cfg.data, cfg.paths.data, 0)
             fitted = untrained(cfg, dataset, cache)
-            artifact = runtimes.deploy(fitted, QuantConfig("none"), RuntimeConfig(runtime, "cpu"), dataset, cache)
+            artifact = runtimes.deploy(
+                fitted, QuantConfig("none"), RuntimeConfig(runtime, "cpu"), dataset, cache
+            )
             scores = energy.score(artifact, dataset, cfg.measure, cache, progress=False)
             plans = [0.0] * asked.rounds + ([PLANTED] if (runtime, state) == ("eager", "quiet") else [])
             with busy() if state == "busy" else contextlib.nullcontext():
                 for seed, planted in enumerate(plans):
                     config = replace(cfg.measure, require="any")
-                    record = energy.measure(artifact, artifact, scores, scores, dataset, config, seed, f"{state} {model} {runtime}", True, planted)
+                    record = energy.measure(
+                        artifact,
+                        artifact,
+                        scores,
+                        scores,
+                        dataset,
+                        config,
+                        seed,
+                        f"{state} {model} {runtime}",
+                        True,
+                        planted,
+                    )
                     m = record.metrics
                     found.append(
                         {
@@ -81,7 +109,15 @@ def main() -> int:
                             "invalid": record.invalid_reasons,
                         }
                     )  # fmt: skip
-                    print(json.dumps({k: found[-1][k] for k in ("state", "model", "runtime", "planted", "speedup", "wall")}), flush=True)
+                    print(
+                        json.dumps(
+                            {
+                                k: found[-1][k]
+                                for k in ("state", "model", "runtime", "planted", "speedup", "wall")
+                            }
+                        ),
+                        flush=True,
+                    )
     if asked.out:
         asked.out.write_text(json.dumps(found))
     text, ok = table(found)
@@ -98,7 +134,9 @@ def logs(raw: dict, key: str) -> list[float]:
     pairs: dict[int, list[float]] = {}
     for process, pair, subject in each:
         if subject == "artifact":
-            pairs.setdefault(process, []).append(float(np.log(each[process, pair, "reference"] / each[process, pair, "artifact"])))
+            pairs.setdefault(process, []).append(
+                float(np.log(each[process, pair, "reference"] / each[process, pair, "artifact"]))
+            )
     return [float(np.median(v)) for v in pairs.values()]
 
 
@@ -116,10 +154,15 @@ def table(found: list[dict]) -> tuple[str, bool]:
         held_in_all += held
         narrow = state != "quiet" or np.median(half) <= WIDEST_PCT[runtime]
         ok &= bool(narrow) and all(f["valid"] for f in some)
-        width = f"{np.median(half):.2f} ({half.min():.2f} to {half.max():.2f}){'' if narrow else ' **too wide**'}"
+        width = (
+            f"{np.median(half):.2f} ({half.min():.2f} to {half.max():.2f}){'' if narrow else ' **too wide**'}"
+        )
         seen = f"{ratios[:, 0].min():.4f} to {ratios[:, 0].max():.4f}"
         valid = sum(f["valid"] for f in some)
-        lines.append(f"| {state} | {model} | {runtime} | {held} of {len(some)} | {held_wall} of {len(some)} | {seen} | {width} | {valid} |")
+        lines.append(
+            f"| {state} | {model} | {runtime} | {held} of {len(some)} | {held_wall} of {len(some)} | {seen} "
+            f"| {width} | {valid} |"
+        )
     ok &= held_in_all >= LEAST * len(nulls)
     planted = []
     for f in found:
@@ -127,21 +170,29 @@ def table(found: list[dict]) -> tuple[str, bool]:
             value, low, high = f["speedup"]
             seen = high < 1
             ok &= seen
-            planted.append(f"- {f['model']}, {f['runtime']}, {f['state']}: {value:.4f} [{low:.4f}, {high:.4f}]{'' if seen else ' **not found**'}")
+            planted.append(
+                f"- {f['model']}, {f['runtime']}, {f['state']}: {value:.4f} [{low:.4f}, "
+                f"{high:.4f}]{'' if seen else ' **not found**'}"
+            )
     head = [
         "# The meter against itself",
         "",
-        f"`make bench-meter`: {len(nulls)} measurements (`measure=quick`) of an untrained artifact against itself, on {hardware.cpu_model()}, "
-        f"{hardware.describe()['cores']} cores. The true speedup is 1. *busy*: another process computes on the other core meanwhile. "
+        f"`make bench-meter`: {len(nulls)} measurements (`measure=quick`) of an untrained artifact against "
+        f"itself, on {hardware.cpu_model()}, "
+        f"{hardware.describe()['cores']} cores. The true speedup is 1. *busy*: another process computes on "
+        f"the other core meanwhile. "
         "CPU time decides (energy is estimated from it here); wall time beside it.",
         "",
-        f"**The 95 % interval held 1 in {held_in_all} of {len(nulls)}**" + (f" (at least {LEAST:.0%} asked)." if nulls else "."),
+        f"**The 95 % interval held 1 in {held_in_all} of {len(nulls)}**"
+        + (f" (at least {LEAST:.0%} asked)." if nulls else "."),
         "",
-        "| machine | model | runtime | held, CPU time | held, wall | speedups, CPU time | half-width, median (range), % | valid |",
+        "| machine | model | runtime | held, CPU time | held, wall | speedups, CPU time | half-width, median "
+        "(range), % | valid |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *lines,
         "",
-        f"With {PLANTED:.0%} more work planted into the artifact, the true speedup is {1 / (1 + PLANTED):.4f}:",
+        f"With {PLANTED:.0%} more work planted into the artifact, the true speedup is "
+        f"{1 / (1 + PLANTED):.4f}:",
         "",
         *planted,
         "",

@@ -1,4 +1,7 @@
-"""Training speed of `training.fit` against a bare PyTorch loop: same model, same batches, paired. ``make bench-train``."""
+"""Training speed of `training.fit` against a bare PyTorch loop: same model, same batches, paired.
+
+``make bench-train``.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,19 @@ STEPS = 600
 
 
 def bare(model: models.Classifier, config: training.TrainConfig, dataset: data.Dataset) -> float:
-    """Seconds of the shortest loop that follows the same recipe step by step and validates as often; no metrics, no progress."""
+    """Seconds of the shortest loop that follows the same recipe step by step and validates as often.
+
+    No metrics, no progress.
+    """
     with torch.no_grad():
         x, mask = model.preprocess(torch.from_numpy(dataset.x_train))
     y = torch.from_numpy(dataset.y_train)
-    (x_val, mask_val, y_val), (x, mask, y) = ((x[i], None if mask is None else mask[i], y[i]) for i in (dataset.val, dataset.fit))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    (x_val, mask_val, y_val), (x, mask, y) = (
+        (x[i], None if mask is None else mask[i], y[i]) for i in (dataset.val, dataset.fit)
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
     steps = config.epochs * -(-len(y) // config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
@@ -36,7 +46,11 @@ def bare(model: models.Classifier, config: training.TrainConfig, dataset: data.D
     start = time.perf_counter()
     for epoch in range(config.epochs):
         for i in torch.randperm(len(y)).split(config.batch_size):
-            loss = F.cross_entropy(model.network(x[i], None if mask is None else mask[i]), y[i], label_smoothing=config.label_smoothing)
+            loss = F.cross_entropy(
+                model.network(x[i], None if mask is None else mask[i]),
+                y[i],
+                label_smoothing=config.label_smoothing,
+            )
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -69,7 +83,10 @@ def main() -> None:
             seconds = time.perf_counter() - start
             if pair:  # the first pays for imports
                 ratios.append(reference / seconds)
-        print(f"{name}: {np.median(ratios):.3f} of a bare loop's speed (median of {PAIRS}; {min(ratios):.3f} to {max(ratios):.3f}); {epochs} epochs")
+        print(
+            f"{name}: {np.median(ratios):.3f} of a bare loop's speed (median of {PAIRS}; {min(ratios):.3f} "
+            f"to {max(ratios):.3f}); {epochs} epochs"
+        )
 
 
 if __name__ == "__main__":

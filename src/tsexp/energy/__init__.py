@@ -1,7 +1,8 @@
 """Accuracy, latency and energy of exactly the artifact that would be deployed, against a reference.
 
-`score` says what an artifact answers, `measure` what it costs. Both load its folder in processes of their own (`worker`, `tsexp.processes`) and
-block until those end; `record` judges what came back. The protocol itself is in `windows`, the meters are in `meters`.
+`score` says what an artifact answers, `measure` what it costs. Both load its folder in processes of their own
+(`worker`, `tsexp.processes`) and block until those end; `record` judges what came back. The protocol itself
+is in `windows`, the meters are in `meters`.
 """
 
 from __future__ import annotations
@@ -37,16 +38,28 @@ PROBE = 8
 TRIAL_SERIES = 512
 """Series, at most, that an automatic choice is timed on."""
 TOLERANCE_PT = 1.0
-"""Points of accuracy, on validation series, that an automatic choice may lose against the same model in fp32."""
+"""Points of accuracy, on validation series, that an automatic choice may lose against the same model in fp32.
+"""
 LEAST_PROCESSES = 5
-"""Before a measurement may be narrow enough to stop (`measure.target_pct`): after three, intervals hold the truth in 90 instead of 93 to 95 %."""
+"""Before a measurement may be narrow enough to stop (`measure.target_pct`): after three, intervals hold the
+truth in 90 instead of 93 to 95 %."""
 PRELOAD = (
     "torch", "torchao.quantization", "onnxruntime", "openvino", "zeus.monitor", "psutil", "safetensors.numpy", "safetensors.torch",
     "tsexp.runtimes.eager", "tsexp.runtimes.inductor", "tsexp.runtimes.onnxruntime", "tsexp.runtimes.openvino", "tsexp.energy.worker",
 )  # fmt: skip
 """What a measuring process would import; the server has it."""
 
-__all__ = ["PRELOAD", "PROTOCOL_VERSION", "MeasuringFailed", "Record", "Scores", "choose", "measure", "peaks", "score"]
+__all__ = [
+    "PRELOAD",
+    "PROTOCOL_VERSION",
+    "MeasuringFailed",
+    "Record",
+    "Scores",
+    "choose",
+    "measure",
+    "peaks",
+    "score",
+]
 
 
 class MeasuringFailed(RuntimeError):
@@ -69,12 +82,17 @@ SPLITS = ("test", "val")
 
 
 def score(
-    artifact: Artifact, dataset: Dataset, config: MeasureConfig, cache: Cache, progress: bool = True, splits: tuple[str, ...] = SPLITS
+    artifact: Artifact,
+    dataset: Dataset,
+    config: MeasureConfig,
+    cache: Cache,
+    progress: bool = True,
+    splits: tuple[str, ...] = SPLITS,
 ) -> Scores:
     """Score test and validation series in a process of its own, at the batch size that is measured, once per artifact.
 
-    Some formats' answers depend on the other series of the batch, and a different batch size is then another classifier. Of `splits` that are not
-    asked for, there are no scores.
+    Some formats' answers depend on the other series of the batch, and a different batch size is then another
+    classifier. Of `splits` that are not asked for, there are no scores.
 
     Raises
     ------
@@ -154,8 +172,8 @@ def measure(
     Raises
     ------
     MeasuringFailed
-        If a process died, ran out of time, could not load or run an artifact, or found no meter although one is required
-        (`pipeline.check` refuses that earlier).
+        If a process died, ran out of time, could not load or run an artifact, or found no meter although one
+        is required (`pipeline.check` refuses that earlier).
     """
     first = -(-PROBE // config.batch_size) * config.batch_size  # whole batches, as they were scored
     arrays = {
@@ -168,9 +186,21 @@ def measure(
     with owning_the_machine(), bar(title, config.processes, show=progress) as progress_bar:
         end = time.monotonic() + config.timeout_s
         for process in range(config.processes):
-            pairs = config.repeats * (process + 1) // config.processes - config.repeats * process // config.processes
+            pairs = (
+                config.repeats * (process + 1) // config.processes
+                - config.repeats * process // config.processes
+            )
             latency_calls = -(-config.latency_calls // config.processes)
-            plan = Plan(config.batch_size, pairs, config.window_s, config.idle_s, latency_calls, process, seed, planted)
+            plan = Plan(
+                config.batch_size,
+                pairs,
+                config.window_s,
+                config.idle_s,
+                latency_calls,
+                process,
+                seed,
+                planted,
+            )
             request = {
                 "artifact": str(artifact.folder),
                 "reference": str(reference.folder),
@@ -184,10 +214,16 @@ def measure(
             with _asked("measure", request, arrays, artifact.manifest["device"], config) as answer:
                 seen.append(answer.result)
             progress_bar.advance()
-            if config.target_pct is not None and len(seen) >= LEAST_PROCESSES and records.reach_pct(_together(seen, config)) <= config.target_pct:
+            if (
+                config.target_pct is not None
+                and len(seen) >= LEAST_PROCESSES
+                and records.reach_pct(_together(seen, config)) <= config.target_pct
+            ):
                 break
     raw = _together(seen, config) | {"planted": planted, "device": artifact.manifest["device"]}
-    return records.assemble(raw, scores, reference_scores, artifact.manifest, reference.manifest, dataset, seed)
+    return records.assemble(
+        raw, scores, reference_scores, artifact.manifest, reference.manifest, dataset, seed
+    )
 
 
 def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, Any]:
@@ -204,7 +240,10 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
         "started": {s: [one["started"][s] for one in seen] for s in subjects},
         "orders": [one["orders"] for one in seen],
         "meter_overhead_s": [v for one in seen for v in one["meter_overhead_s"]],
-        **{kind: {s: all(one[kind][s] for one in seen) for s in subjects} for kind in ("same_outputs", "same_weights", "as_scored")},
+        **{
+            kind: {s: all(one[kind][s] for one in seen) for s in subjects}
+            for kind in ("same_outputs", "same_weights", "as_scored")
+        },
         "throttle_events": sum(throttled) if throttled else None,
         "peak_mb": max(one["peak_mb"] for one in seen),
         "threads": seen[0]["threads"],
@@ -221,7 +260,9 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
 def choose(
     candidates: list[Artifact], exact: Artifact, dataset: Dataset, config: MeasureConfig, cache: Cache
 ) -> tuple[Artifact, list[dict[str, Any]]]:
-    """Take the fastest of several artifacts of one model that keeps its accuracy, on validation series: the model was not fitted on them.
+    """Take the fastest of several artifacts of one model that keeps its accuracy, on validation series.
+
+    The model was not fitted on them.
 
     Parameters
     ----------
@@ -230,7 +271,8 @@ def choose(
     exact
         The same model in fp32, run eagerly: what accuracy is compared with.
     dataset
-        Its validation series are used; where there are none, nothing can be said of accuracy, and the fastest is taken. Nothing of the test split.
+        Its validation series are used; where there are none, nothing can be said of accuracy, and the fastest
+        is taken. Nothing of the test split.
     config
         The ``measure`` group: batch size and threads.
     cache
@@ -239,38 +281,68 @@ def choose(
     Returns
     -------
     Artifact
-        The fastest (by CPU time; of several threads or on a GPU by wall time) among those that lose at most one point; if all lose more, the
-        most accurate.
+        The fastest (by CPU time; of several threads or on a GPU by wall time) among those that lose at most
+        one point; if all lose more, the most accurate.
     list of dict
-        What was seen, per candidate: ``runtime``, ``accuracy_drop_pt``, ``val_series``, and ``cpu_ms`` or ``wall_ms`` (per series), or ``error``.
+        What was seen, per candidate: ``runtime``, ``accuracy_drop_pt``, ``val_series``, and ``cpu_ms`` or
+        ``wall_ms`` (per series), or ``error``.
     """
     clock = "cpu" if config.threads == 1 and exact.manifest["device"] == "cpu" else "wall"
     chosen_on = dataset.val if len(dataset.val) else dataset.fit
     some = np.random.default_rng(0).permutation(chosen_on)[:TRIAL_SERIES]  # the files are sorted by class
-    request = {"candidates": [str(a.folder) for a in candidates], "batch_size": config.batch_size, "clock": clock}
-    with owning_the_machine(), _asked("compare", request, {"x": dataset.x_train[some]}, exact.manifest["device"], config) as answer:
+    request = {
+        "candidates": [str(a.folder) for a in candidates],
+        "batch_size": config.batch_size,
+        "clock": clock,
+    }
+    with (
+        owning_the_machine(),
+        _asked("compare", request, {"x": dataset.x_train[some]}, exact.manifest["device"], config) as answer,
+    ):
         seen: list[dict[str, Any]] = answer.result["seen"]
     labels = dataset.y_train[dataset.val]
 
     def right(artifact: Artifact) -> float:
-        return records.accuracy(score(artifact, dataset, config, cache, False, ("val",)).val, labels) if len(labels) else 0.0
+        return (
+            records.accuracy(score(artifact, dataset, config, cache, False, ("val",)).val, labels)
+            if len(labels)
+            else 0.0
+        )
 
     tried = []
     for artifact, one in zip(candidates, seen, strict=True):
-        drop = {} if "error" in one else {"accuracy_drop_pt": 100 * (right(exact) - right(artifact)), "val_series": len(labels)}
+        drop = (
+            {}
+            if "error" in one
+            else {"accuracy_drop_pt": 100 * (right(exact) - right(artifact)), "val_series": len(labels)}
+        )
         tried.append({"runtime": artifact.manifest["runtime"], **drop, **one})
     working = [i for i, t in enumerate(tried) if "error" not in t]
     if not working:
         raise MeasuringFailed(f"none of the runtimes works: {tried}")
     good = [i for i in working if tried[i]["accuracy_drop_pt"] <= TOLERANCE_PT]
-    best = min(good, key=lambda i: tried[i][f"{clock}_ms"]) if good else min(working, key=lambda i: tried[i]["accuracy_drop_pt"])
+    best = (
+        min(good, key=lambda i: tried[i][f"{clock}_ms"])
+        if good
+        else min(working, key=lambda i: tried[i]["accuracy_drop_pt"])
+    )
     return candidates[best], tried
 
 
 class _asked:
-    """Ask a function of `worker` in a process of its own; inside the ``with``, its `folder` is still there, and `result` is what it said."""
+    """Ask a function of `worker` in a process of its own.
 
-    def __init__(self, function: str, request: dict[str, Any], arrays: dict[str, Any], device: str, config: MeasureConfig) -> None:
+    Inside the ``with``, its `folder` is still there, and `result` is what it said.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        request: dict[str, Any],
+        arrays: dict[str, Any],
+        device: str,
+        config: MeasureConfig,
+    ) -> None:
         self.function, self.arrays, self.device, self.config = function, arrays, device, config
         self.request = {"threads": config.threads, "timeout_s": config.timeout_s} | request
 
@@ -280,11 +352,16 @@ class _asked:
         self._scratch = tempfile.TemporaryDirectory(prefix="tsexp-measure-")
         self.folder = Path(self._scratch.name)
         try:
-            save_file({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, self.folder / "series.safetensors")
+            save_file(
+                {k: np.ascontiguousarray(v) for k, v in self.arrays.items()},
+                self.folder / "series.safetensors",
+            )
             write_json(self.folder / "request.json", self.request)
-            # Blocks without polling (a timeout here would poll; the process has a watchdog of its own): this process must not disturb the other.
-            # CUDA does not survive a fork.
-            code = processes.run(f"{WORKER}:{self.function}", str(self.folder), preload=PRELOAD, fork=self.device == "cpu")
+            # Blocks without polling (a timeout here would poll; the process has a watchdog of its own): this
+            # process must not disturb the other. CUDA does not survive a fork.
+            code = processes.run(
+                f"{WORKER}:{self.function}", str(self.folder), preload=PRELOAD, fork=self.device == "cpu"
+            )
             self.result = self._read(code)
         except BaseException:
             self._scratch.cleanup()
@@ -295,11 +372,16 @@ class _asked:
         self._scratch.cleanup()
 
     def _read(self, code: int) -> dict[str, Any]:
-        result, error, watchdog = (self.folder / name for name in ("result.json", "error.txt", "watchdog.txt"))
+        result, error, watchdog = (
+            self.folder / name for name in ("result.json", "error.txt", "watchdog.txt")
+        )
         if code == 0 and result.exists():
             return json.loads(result.read_text())  # type: ignore[no-any-return]
         if watchdog.exists() and watchdog.read_text():
-            raise MeasuringFailed(f"measuring took longer than measure.timeout_s={self.config.timeout_s:g} and was stopped", watchdog.read_text())
+            raise MeasuringFailed(
+                f"measuring took longer than measure.timeout_s={self.config.timeout_s:g} and was stopped",
+                watchdog.read_text(),
+            )
         if error.exists():
             details = error.read_text()
             raise MeasuringFailed(f"the measuring process failed: {details.splitlines()[0]}", details)

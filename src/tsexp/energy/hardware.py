@@ -13,7 +13,10 @@ from typing import Any
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """Return what is recorded of this machine: CPU, cores, memory, GPU (only for ``device="cuda"``), system, versions."""
+    """Return what is recorded of this machine.
+
+    CPU, cores, memory, GPU (only for ``device="cuda"``), system, versions.
+    """
     import psutil
 
     facts: dict[str, Any] = {
@@ -36,7 +39,10 @@ GPU_SLOWED_BY = {"its power limit": 0x04, "the hardware": 0x08, "heat": 0x20 | 0
 
 
 def gpu_uuid() -> str:
-    """NVML's name of the GPU that PyTorch computes on. Their numbers differ (CUDA_DEVICE_ORDER, CUDA_VISIBLE_DEVICES); this does not."""
+    """NVML's name of the GPU that PyTorch computes on.
+
+    Their numbers differ (CUDA_DEVICE_ORDER, CUDA_VISIBLE_DEVICES); this does not.
+    """
     import torch
 
     return f"GPU-{torch.cuda.get_device_properties('cuda').uuid}"
@@ -48,8 +54,8 @@ def gpu_disturbances() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``gpu_slowed_by`` (keys of `GPU_SLOWED_BY`) and ``gpu_foreign`` (how many processes but this one and those that wait for it are there);
-        None where NVML does not tell.
+        ``gpu_slowed_by`` (keys of `GPU_SLOWED_BY`) and ``gpu_foreign`` (how many processes but this one and
+        those that wait for it are there); None where NVML does not tell.
     """
     import psutil
     import pynvml
@@ -77,7 +83,10 @@ def cpu_model() -> str:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction set flags as Linux names them (``avx512_vnni``, ``avx512_bf16``, ``amx_int8``, …); empty elsewhere."""
+    """Instruction set flags as Linux names them (``avx512_vnni``, ``avx512_bf16``, ``amx_int8``, …).
+
+    Empty elsewhere.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -97,7 +106,9 @@ PEAK_S = 0.1
 
 
 def peaks(threads: int) -> dict[str, float]:
-    """What the CPU reaches in a large product, by number format: the ceiling that an artifact's own products are seen against.
+    """What the CPU reaches in a large product, by number format.
+
+    The ceiling that an artifact's own products are seen against.
 
     Heats the CPU: never call it before or between windows.
 
@@ -109,8 +120,8 @@ def peaks(threads: int) -> dict[str, float]:
     Returns
     -------
     dict
-        ``fp32``, ``bf16`` (PyTorch) and ``int8`` (ONNX Runtime, if it is installed), in 10⁹ multiply-accumulates per second of CPU time,
-        that is per thread; the best of some tries.
+        ``fp32``, ``bf16`` (PyTorch) and ``int8`` (ONNX Runtime, if it is installed), in 10⁹
+        multiply-accumulates per second of CPU time, that is per thread; the best of some tries.
     """
     import torch
 
@@ -143,7 +154,9 @@ def _int8_product(threads: int) -> Callable[[], object]:
     from onnx import TensorProto, helper
 
     shape, rng = (PEAK_SIZE, PEAK_SIZE), np.random.default_rng(0)
-    weight = helper.make_tensor("b", TensorProto.INT8, shape, rng.integers(-127, 127, shape, dtype=np.int8).tobytes(), raw=True)
+    weight = helper.make_tensor(
+        "b", TensorProto.INT8, shape, rng.integers(-127, 127, shape, dtype=np.int8).tobytes(), raw=True
+    )
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
         "peak",

@@ -1,7 +1,7 @@
 """What turns a stretch of time into joules: Zeus where it reads a counter, else a labelled estimate.
 
-`ZeusMonitor` on a machine without counters returns ``cpu_energy=None`` and ``total_energy == 0`` without a word; hence the look at
-what it really monitors, before the first window.
+`ZeusMonitor` on a machine without counters returns ``cpu_energy=None`` and ``total_energy == 0`` without a
+word; hence the look at what it really monitors, before the first window.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from tsexp.config import ConfigError, look_up
 from tsexp.energy import hardware
 from tsexp.quiet import quiet
 
-# No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus' tracker.
-# Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest counter (65.5 kJ).
+# No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus'
+# tracker. Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest
+# counter (65.5 kJ).
 IMPOSSIBLE_W = 2000.0
 
 AUTO = "auto"
@@ -25,10 +26,14 @@ ESTIMATED = "estimated:"
 
 
 class Meter(Protocol):
-    """Reads the energy of a window. Somebody's own (``measure.meter=module:Class``) is made without arguments, and `source` is of the class."""
+    """Reads the energy of a window.
+
+    Somebody's own (``measure.meter=module:Class``) is made without arguments, and `source` is of the class.
+    """
 
     source: str
-    """As tagged: ``zeus:nvml``, ``zeus:rapl``, ``zeus:soc`` or ``estimated:cpu_time``; what begins with ``estimated:`` is marked † everywhere."""
+    """As tagged: ``zeus:nvml``, ``zeus:rapl``, ``zeus:soc`` or ``estimated:cpu_time``; what begins with
+    ``estimated:`` is marked † everywhere."""
     resolution_s: float
     """Windows must be far longer than this."""
 
@@ -74,7 +79,8 @@ class ZeusMeter:
     Parameters
     ----------
     kind
-        ``nvml`` (the GPU that runs the model), ``rapl`` (all CPU packages and their DRAM, whoever uses them) or ``soc``.
+        ``nvml`` (the GPU that runs the model), ``rapl`` (all CPU packages and their DRAM, whoever uses them)
+        or ``soc``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -126,7 +132,8 @@ class ZeusMeter:
 def _gpu() -> list[int]:
     """Zeus' number of the GPU that PyTorch computes on, in a list.
 
-    Zeus takes CUDA_VISIBLE_DEVICES for a list of NVML's numbers. CUDA orders by speed unless told otherwise, and takes UUIDs too.
+    Zeus takes CUDA_VISIBLE_DEVICES for a list of NVML's numbers. CUDA orders by speed unless told otherwise,
+    and takes UUIDs too.
     """
     import pynvml
     from zeus.device import get_gpus
@@ -138,7 +145,8 @@ def _gpu() -> list[int]:
         seen = []
     if mine not in seen:
         raise ConfigError(
-            f"Zeus does not see the GPU that PyTorch computes on ({mine}): set CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES, "
+            f"Zeus does not see the GPU that PyTorch computes on ({mine}): set CUDA_DEVICE_ORDER=PCI_BUS_ID, "
+            f"and CUDA_VISIBLE_DEVICES, "
             "if at all, to the numbers that nvidia-smi shows; a slice of a GPU (MIG) has no meter"
         )
     return [seen.index(mine)]
@@ -154,7 +162,10 @@ def _packages() -> list[int]:
 
 
 def _soc_joules(soc: Any) -> float:
-    """Joules of everything a system on chip reports (Apple: CPU, GPU, DRAM, neural engine; Jetson: its total)."""
+    """Joules of everything a system on chip reports (Apple: CPU, GPU, DRAM, neural engine.
+
+    Jetson: its total).
+    """
     total = getattr(soc, "total_energy_mj", None)
     if total is not None:
         return float(total) / 1000
@@ -163,10 +174,15 @@ def _soc_joules(soc: Any) -> float:
 
 
 def available(device: str) -> dict[str, str]:
-    """Ask each counter that could measure `device`; return kind → ``""`` if it answers, else why it does not."""
+    """Ask each counter that could measure `device`.
+
+    Return kind → ``""`` if it answers, else why it does not.
+    """
     from zeus.device.soc import get_soc
 
-    asks: dict[str, Callable[[], Any]] = {"nvml": _gpu} if device == "cuda" else {"rapl": _packages, "soc": get_soc}
+    asks: dict[str, Callable[[], Any]] = (
+        {"nvml": _gpu} if device == "cuda" else {"rapl": _packages, "soc": get_soc}
+    )
     answers = {}
     for kind, ask in asks.items():
         try:
@@ -182,7 +198,9 @@ def source(device: str, meter: str = AUTO) -> str:
     """Return the tag of the meter that `choose` takes for a device."""
     if meter != AUTO:
         return str(look_up(meter, {}).source)
-    return next((f"zeus:{kind}" for kind, problem in available(device).items() if not problem), "estimated:cpu_time")
+    return next(
+        (f"zeus:{kind}" for kind, problem in available(device).items() if not problem), "estimated:cpu_time"
+    )
 
 
 def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) -> Meter:
@@ -191,7 +209,8 @@ def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) 
     Raises
     ------
     ConfigError
-        If only an estimate is to be had and ``measure.require=measured``, or the device is a GPU, for which CPU time says nothing.
+        If only an estimate is to be had and ``measure.require=measured``, or the device is a GPU, for which
+        CPU time says nothing.
     """
     if meter != AUTO:
         own: Meter = look_up(meter, {})()
@@ -206,7 +225,10 @@ def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) 
     if device == "cuda":
         raise ConfigError(f"no meter reads this GPU ({why}); CPU time would say nothing about it")
     if require == "measured":
-        raise ConfigError(f"measure.require=measured, but no meter answers here ({why}); `python -m tsexp.doctor` says what to permit")
+        raise ConfigError(
+            f"measure.require=measured, but no meter answers here ({why}); `python -m tsexp.doctor` says "
+            f"what to permit"
+        )
     return CpuTimeMeter(watts_per_core)
 
 

@@ -66,7 +66,9 @@ class Record:
         """Nothing speaks against it."""
         return not self.invalid_reasons
 
-    def with_costs(self, train: dict[str, Any], compress: Sequence[dict[str, Any]], watts_per_core: float) -> Record:
+    def with_costs(
+        self, train: dict[str, Any], compress: Sequence[dict[str, Any]], watts_per_core: float
+    ) -> Record:
         """Add what it took to get there, and after how many inferences compression has paid for itself.
 
         Parameters
@@ -77,10 +79,22 @@ class Record:
             For joules where this record's are estimated, too.
         """
         train_s, train_j = train["wall_s"], self._joules(train, watts_per_core)
-        compress_s, compress_j = sum(c["wall_s"] for c in compress), sum(self._joules(c, watts_per_core) for c in compress)
-        costs = {"cost/train_s": train_s, "cost/train_j": train_j, "cost/compress_s": compress_s, "cost/compress_j": compress_j}
-        gained_j = self.metrics.get("energy/reference_per_inference_j", 0.0) - self.metrics.get("energy/per_inference_j", 0.0)
-        if gained_j > 0 and self.metrics.get("vs_dense/energy_saving_lo", 0.0) > 0:  # of noise, nothing is paid back
+        compress_s, compress_j = (
+            sum(c["wall_s"] for c in compress),
+            sum(self._joules(c, watts_per_core) for c in compress),
+        )
+        costs = {
+            "cost/train_s": train_s,
+            "cost/train_j": train_j,
+            "cost/compress_s": compress_s,
+            "cost/compress_j": compress_j,
+        }
+        gained_j = self.metrics.get("energy/reference_per_inference_j", 0.0) - self.metrics.get(
+            "energy/per_inference_j", 0.0
+        )
+        if (
+            gained_j > 0 and self.metrics.get("vs_dense/energy_saving_lo", 0.0) > 0
+        ):  # of noise, nothing is paid back
             costs["cost/break_even_inferences"] = compress_j / gained_j
         return replace(self, metrics=self.metrics | {k: float(v) for k, v in costs.items() if np.isfinite(v)})
 
@@ -94,8 +108,9 @@ class Record:
 def summarize(raw: dict[str, Any]) -> dict[str, float]:
     """Statistics of the raw windows, recomputable at any time from ``windows.json``.
 
-    A speedup is the ratio reference / artifact, a saving 1 - artifact / reference, per series. Of each process the median over its pairs is taken;
-    the value is their geometric mean, its 95 % interval a t interval over the processes, on the logarithm.
+    A speedup is the ratio reference / artifact, a saving 1 - artifact / reference, per series. Of each
+    process the median over its pairs is taken; the value is their geometric mean, its 95 % interval a t
+    interval over the processes, on the logarithm.
     """
     if not _kept(raw, "artifact") or not _kept(raw, "reference"):
         return {}  # every pair was discarded; `doubts` says so
@@ -124,7 +139,10 @@ def summarize(raw: dict[str, Any]) -> dict[str, float]:
         **{f"cost/{k}": v for k, v in _starting(raw).items()},
         **{f"vs_dense/speedup{end}": float(np.exp(v)) for end, v in zip(ENDS, faster, strict=True)},
         **{f"vs_dense/cpu_speedup{end}": float(np.exp(v)) for end, v in zip(ENDS, less_cpu, strict=True)},
-        **{f"vs_dense/energy_saving{end or '_pct'}": 100 * float(-np.expm1(-v)) for end, v in zip(ENDS, less_energy, strict=True)},
+        **{
+            f"vs_dense/energy_saving{end or '_pct'}": 100 * float(-np.expm1(-v))
+            for end, v in zip(ENDS, less_energy, strict=True)
+        },
     }
 
 
@@ -144,16 +162,22 @@ def _starting(raw: dict[str, Any]) -> dict[str, float]:
 
 
 def reach_pct(raw: dict[str, Any]) -> float:
-    """How far the interval of the saving reaches, to either side, in per cent of what is left; infinite while it cannot be told."""
+    """How far the interval of the saving reaches, to either side, in per cent of what is left.
+
+    Infinite while it cannot be told.
+    """
     _, low, high = _over_processes(raw, "energy_j")
     return 100 * float(np.sinh((high - low) / 2)) if np.isfinite(high - low) else np.inf
 
 
 def _over_processes(raw: dict[str, Any], key: str) -> tuple[float, float, float]:
-    """Mean over processes of the median logarithm of reference / artifact, with its 95 % t interval; NaN if a window has no such logarithm.
+    """Mean over processes of the median logarithm of reference / artifact, with its 95 % t interval.
 
-    What differs from process to process (memory layout, what was loaded and used first) is seen by no pair within one: intervals from the pairs
-    of a single process held the truth in 75 % instead of 95 % (docs/measuring.md).
+    NaN if a window has no such logarithm.
+
+    What differs from process to process (memory layout, what was loaded and used first) is seen by no pair
+    within one: intervals from the pairs of a single process held the truth in 75 % instead of 95 %
+    (docs/measuring.md).
     """
     return _t_interval(_middles(raw, key))
 
@@ -187,8 +211,9 @@ def _middles(raw: dict[str, Any], key: str) -> FloatArray:
 def scatter_p(raws: Sequence[dict[str, Any]]) -> float:
     """Tell how likely measurements of an artifact against itself scatter as they do, if their intervals are right.
 
-    Each round's t value (the truth is 0) becomes the normal score of the same rank; the sum of their squares is χ² distributed, whatever the
-    noise of each round is. A bias shows, too. (Comparing mean squares, an F test, blames one right meter in 15 where the noise changes.)
+    Each round's t value (the truth is 0) becomes the normal score of the same rank; the sum of their squares
+    is χ² distributed, whatever the noise of each round is. A bias shows, too. (Comparing mean squares, an F
+    test, blames one right meter in 15 where the noise changes.)
     """
     from scipy.special import chdtrc, ndtri, stdtr
 
@@ -213,10 +238,18 @@ def assemble(
         if not (np.isfinite(values.test).all() and np.isfinite(values.val).all()):
             invalid += (f"the {name} answers series with scores that are not finite",)
     if np.ptp(dataset.y_test) and not np.ptp(scores.test.argmax(1)):
-        warnings += ("the artifact answers the same class for every test series: it has learned nothing, or lost everything",)
+        warnings += (
+            "the artifact answers the same class for every test series: it has learned nothing, or lost "
+            "everything",
+        )
     y_val = dataset.y_train[dataset.val]
-    metrics = quality(scores.test, dataset.y_test, "test") | drop(scores.test, reference_scores.test, dataset.y_test, seed)
-    metrics |= {"test/control_accuracy": accuracy(reference_scores.test, dataset.y_test), "val/series": len(y_val)}
+    metrics = quality(scores.test, dataset.y_test, "test") | drop(
+        scores.test, reference_scores.test, dataset.y_test, seed
+    )
+    metrics |= {
+        "test/control_accuracy": accuracy(reference_scores.test, dataset.y_test),
+        "val/series": len(y_val),
+    }
     if len(y_val):
         lost_pt = 100 * (accuracy(reference_scores.val, y_val) - accuracy(scores.val, y_val))
         metrics |= quality(scores.val, y_val, "val") | {"val/accuracy_drop_pt": lost_pt}
@@ -228,7 +261,9 @@ def assemble(
         "prune/achieved_ratio": 1 - manifest["channels"] / dense["channels"],
     }
     return Record(
-        metrics={k: float(v) for k, v in (metrics | sizes | summarize(raw)).items() if np.isfinite(v)},  # an invalid record may divide by zero
+        metrics={
+            k: float(v) for k, v in (metrics | sizes | summarize(raw)).items() if np.isfinite(v)
+        },  # an invalid record may divide by zero
         energy_source=raw["source"],
         invalid_reasons=invalid,
         warnings=warnings,
@@ -242,7 +277,10 @@ def assemble(
 
 
 def accuracy(scores: FloatArray, labels: IntArray) -> float:
-    """Share of series whose highest score is that of their label; answers that are not finite count as guesses."""
+    """Share of series whose highest score is that of their label.
+
+    Answers that are not finite count as guesses.
+    """
     return float((np.nan_to_num(scores).argmax(1) == labels).mean())
 
 
@@ -252,12 +290,16 @@ def quality(scores: FloatArray, labels: IntArray, prefix: str) -> dict[str, floa
 
     from tsexp.runtimes import softmax
 
-    scores = np.nan_to_num(scores)  # whoever answers NaN makes the record invalid; its quality is that of guessing
+    scores = np.nan_to_num(
+        scores
+    )  # whoever answers NaN makes the record invalid; its quality is that of guessing
     return {
         f"{prefix}/accuracy": accuracy(scores, labels),
         f"{prefix}/balanced_accuracy": float(balanced_accuracy_score(labels, scores.argmax(1))),
         f"{prefix}/macro_f1": float(f1_score(labels, scores.argmax(1), average="macro", zero_division=0)),
-        f"{prefix}/nll": float(log_loss(labels, softmax(scores.astype(np.float64)), labels=np.arange(scores.shape[1]))),
+        f"{prefix}/nll": float(
+            log_loss(labels, softmax(scores.astype(np.float64)), labels=np.arange(scores.shape[1]))
+        ),
     }
 
 
@@ -268,7 +310,8 @@ def drop(scores: FloatArray, reference: FloatArray, labels: IntArray, seed: int 
     # Resampling series with replacement only redraws how many pairs differ by -1, 0 and +1.
     lost, gained = int((right_ref & ~right).sum()), int((right & ~right_ref).sum())
     n = len(labels)
-    # Half a pair is added to each kind, unless the scores are the very same: no flip among n series is not proof that none can happen.
+    # Half a pair is added to each kind, unless the scores are the very same: no flip among n series is not
+    # proof that none can happen.
     half = 0.0 if np.array_equal(scores, reference) else 0.5
     odds = np.array([lost + half, gained + half, n - lost - gained + half]) / (n + 3 * half)
     draws = np.random.default_rng(seed).multinomial(n, odds, size=10_000)
@@ -289,10 +332,16 @@ def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for name in ("artifact", "reference"):
         kept = _kept(raw, name)
         if len(kept) < raw["repeats"]:
-            invalid.append(f"only {len(kept)} of {raw['repeats']} windows of the {name}: the others were discarded (counter wrap)")
+            invalid.append(
+                f"only {len(kept)} of {raw['repeats']} windows of the {name}: the others were discarded "
+                f"(counter wrap)"
+            )
         short = sum(w["wall_s"] < SHORTEST * raw["window_s"] for w in kept)
         if short:
-            invalid.append(f"{short} windows of the {name} shorter than {raw['window_s']:g} s: the clock was changed; measure again")
+            invalid.append(
+                f"{short} windows of the {name} shorter than {raw['window_s']:g} s: the clock was changed; "
+                f"measure again"
+            )
         if not raw["same_outputs"][name]:
             invalid.append(f"the {name} answers the probe batch differently after the windows")
         if not raw["same_weights"][name]:
@@ -330,12 +379,16 @@ def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     stats = summarize(raw)
     width = stats["vs_dense/energy_saving_hi"] - stats["vs_dense/energy_saving_lo"]
     if width > WIDE_PT:
-        warn.append(f"the interval of the saving is {width:.0f} points wide; more measure.processes narrow it")
+        warn.append(
+            f"the interval of the saving is {width:.0f} points wide; more measure.processes narrow it"
+        )
     return (), tuple(warn)
 
 
 def _kept(raw: dict[str, Any], subject: str) -> list[dict[str, Any]]:
-    return sorted((w for w in raw["windows"] if w["subject"] == subject and not w["discarded"]), key=lambda w: w["pair"])
+    return sorted(
+        (w for w in raw["windows"] if w["subject"] == subject and not w["discarded"]), key=lambda w: w["pair"]
+    )
 
 
 def _per_inference(raw: dict[str, Any], subject: str) -> dict[str, FloatArray]:

@@ -1,7 +1,7 @@
 """The window protocol: reference and artifact, alternating, in one process, with everything slow done before.
 
-Nothing here knows what a model is: a subject is a callable on batches of raw series. Nothing here computes a statistic either: every
-window is returned as it was read.
+Nothing here knows what a model is: a subject is a callable on batches of raw series. Nothing here computes a
+statistic either: every window is returned as it was read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Subject = Callable[[FloatArray], Any]
 WARM_UP = (0.25, 0.5)
 """Of a window's length."""
 LEAST_PAIRS = 4
-"""Of a process whose windows a slow meter makes longer than asked: there are fewer, so that all of them take no longer than needed."""
+"""Of a process whose windows a slow meter makes longer than asked: there are fewer, so that all of them take
+no longer than needed."""
 RESOLUTIONS = 20
 """A window lasts at least this many of the meter's own refresh periods."""
 LOOKS = 32
@@ -44,7 +45,8 @@ DECOY_CALLS = 3
 class Plan:
     """One process' part of the protocol.
 
-    ``seed`` draws all orders and the series of each window; ``planted`` is extra work of the artifact, as a share, for the self-test.
+    ``seed`` draws all orders and the series of each window; ``planted`` is extra work of the artifact, as a
+    share, for the self-test.
     """
 
     batch_size: int
@@ -67,13 +69,14 @@ def run(
 ) -> dict[str, Any]:
     """Load and measure ``artifact`` against ``reference``.
 
-    What is loaded first, what is used first and what goes first in a pair is drawn: memory layout and order shift a ratio by up to several
-    per cent for as long as a process lives (docs/measuring.md).
+    What is loaded first, what is used first and what goes first in a pair is drawn: memory layout and order
+    shift a ratio by up to several per cent for as long as a process lives (docs/measuring.md).
 
     Parameters
     ----------
     load
-        ``artifact`` and ``reference``: return a subject, which is called with float32 (batch_size, channels, time).
+        ``artifact`` and ``reference``: return a subject, which is called with float32 (batch_size, channels,
+        time).
     series
         The test split, (series, channels, time).
     meter
@@ -88,10 +91,13 @@ def run(
     Returns
     -------
     dict
-        JSON values only (but for what `check` returned, ``before`` and ``after``): ``windows`` (each with process, subject, pair, start_unix_s,
-        end_unix_s, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s, discarded, and what `look` saw), ``latencies_ms`` of the artifact, ``started``
-        (per subject: load_s, load_j, first_call_s, first_call_j), ``orders``, ``meter_overhead_s``, ``window_s`` (the length asked for, or more
-        where the meter is slow), ``pairs`` (then fewer), ``source``, ``scope``.
+        JSON values only (but for what `check` returned, ``before`` and ``after``): ``windows`` (each with
+        process, subject, pair, start_unix_s, end_unix_s, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s,
+        discarded, and what `look` saw),
+        ``latencies_ms`` of the artifact, ``started`` (per subject: load_s, load_j, first_call_s,
+        first_call_j), ``orders``, ``meter_overhead_s``,
+        ``window_s`` (the length asked for, or more where the meter is slow), ``pairs`` (then fewer),
+        ``source``, ``scope``.
     """
     order = random.Random(f"{plan.seed} {plan.process}")
     draw = np.random.default_rng([plan.seed, plan.process])
@@ -113,13 +119,22 @@ def run(
 
         def work() -> None:
             nonlocal calls
-            calls = _work(subjects[name], feed, at_least_s, stride[name], plan.planted if name == "artifact" else 0.0)
+            calls = _work(
+                subjects[name], feed, at_least_s, stride[name], plan.planted if name == "artifact" else 0.0
+            )
 
-        return {"subject": name, "pair": pair, **_read(meter, work), "inferences": calls * plan.batch_size, **look()}
+        return {
+            "subject": name,
+            "pair": pair,
+            **_read(meter, work),
+            "inferences": calls * plan.batch_size,
+            **look(),
+        }
 
     _scatter(draw)
     with _quiet():
-        # Somebody has to come first, to fill the holes of the heap and to set libraries up at their first use; whoever does is slower ever after.
+        # Somebody has to come first, to fill the holes of the heap and to set libraries up at their first
+        # use; whoever does is slower ever after.
         decoy = load[shuffled()[0]]()
         for batch in batches()[:DECOY_CALLS]:
             decoy(batch)
@@ -140,10 +155,14 @@ def run(
         for name in orders["use"]:
             for share in WARM_UP:  # the first tells how often to look at the clock
                 seen = window(name, -1, feed, share * window_s)
-                stride[name] = max(1, round(seen["inferences"] / plan.batch_size * window_s / seen["wall_s"] / LOOKS))
+                stride[name] = max(
+                    1, round(seen["inferences"] / plan.batch_size * window_s / seen["wall_s"] / LOOKS)
+                )
         overhead = [_read(meter, lambda: None) for _ in range(EMPTY_WINDOWS)]
         if plan.process < IDLE_PROCESSES:
-            windows.append({"subject": "idle", "pair": -1, **_read(meter, lambda: time.sleep(idle_s)), "inferences": 0})
+            windows.append(
+                {"subject": "idle", "pair": -1, **_read(meter, lambda: time.sleep(idle_s)), "inferences": 0}
+            )
         done = attempts = 0
         while done < pairs and attempts < 2 * pairs:
             feed = batches()
@@ -210,7 +229,8 @@ def _read(meter: Meter, work: Callable[[], None]) -> dict[str, Any]:
         "wall_s": wall_s,
         "cpu_s": cpu_s,
         "energy_j": energy_j,
-        # CPU time of everybody else. The system counts in ticks of 10 ms: right only in the sum over many windows, and sometimes negative.
+        # CPU time of everybody else. The system counts in ticks of 10 ms: right only in the sum over many
+        # windows, and sometimes negative.
         "foreign_cpu_s": _busy_s() - busy - cpu_s,
         "discarded": energy_j < 0 or energy_j > IMPOSSIBLE_W * wall_s,
     }
@@ -218,11 +238,27 @@ def _read(meter: Meter, work: Callable[[], None]) -> dict[str, Any]:
 
 def _busy_s() -> float:
     t = psutil.cpu_times()
-    return float(t.user + t.system + getattr(t, "nice", 0.0) + getattr(t, "steal", 0.0) + getattr(t, "irq", 0.0) + getattr(t, "softirq", 0.0))
+    return float(
+        t.user
+        + t.system
+        + getattr(t, "nice", 0.0)
+        + getattr(t, "steal", 0.0)
+        + getattr(t, "irq", 0.0)
+        + getattr(t, "softirq", 0.0)
+    )
 
 
-def quick_ms(subject: Subject, feed: list[FloatArray], clock: Callable[[], float], window_s: float = 0.2, rounds: int = 5) -> float:
-    """Milliseconds per series by a clock, the best of several short stretches: enough to choose by, no measurement."""
+def quick_ms(
+    subject: Subject,
+    feed: list[FloatArray],
+    clock: Callable[[], float],
+    window_s: float = 0.2,
+    rounds: int = 5,
+) -> float:
+    """Milliseconds per series by a clock, the best of several short stretches.
+
+    Enough to choose by, no measurement.
+    """
     stride = _work(subject, feed, window_s / 4, 1, 0.0)
     best = float("inf")
     for _ in range(rounds):
@@ -233,7 +269,10 @@ def quick_ms(subject: Subject, feed: list[FloatArray], clock: Callable[[], float
 
 
 def _scatter(draw: np.random.Generator) -> None:
-    """Leave holes of all sizes in the heap: where a model comes to lie is then drawn anew in every process."""
+    """Leave holes of all sizes in the heap.
+
+    Where a model comes to lie is then drawn anew in every process.
+    """
     junk = [bytearray(int(size)) for size in draw.integers(16, JUNK_BYTES, JUNK)]
     keep = [junk[i] for i in draw.permutation(JUNK)[: JUNK // 2]]
     _scattered.extend(keep)

@@ -1,6 +1,9 @@
-"""The measuring processes, made by `tsexp.processes`: they load artifact folders, and score, time or measure what they loaded.
+"""The measuring processes, made by `tsexp.processes`.
 
-Each function reads ``request.json`` and ``series.safetensors`` in a folder and writes ``result.json`` there, or ``error.txt``.
+They load artifact folders, and score, time or measure what they loaded.
+
+Each function reads ``request.json`` and ``series.safetensors`` in a folder and writes ``result.json`` there,
+or ``error.txt``.
 """
 
 from __future__ import annotations
@@ -98,7 +101,8 @@ def _compare(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     x = load_file(folder / "series.safetensors")["x"]
     index = np.resize(np.arange(len(x)), windows.DISTINCT_BATCHES * request["batch_size"])
     feed = [np.ascontiguousarray(x[i]) for i in np.split(index, windows.DISTINCT_BATCHES)]
-    # CPU time hardly feels what else the machine does; but of several threads or a GPU it does not say how long one waits.
+    # CPU time hardly feels what else the machine does; but of several threads or a GPU it does not say how
+    # long one waits.
     clock = {"cpu": time.process_time, "wall": time.perf_counter}[request["clock"]]
     seen: list[dict[str, Any]] = []
     for candidate in request["candidates"]:
@@ -121,11 +125,16 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     arrays = load_file(folder / "series.safetensors")
     plan = windows.Plan(**request["plan"])
     meter = meters.choose(request["device"], request["require"], request["watts_per_core"], request["meter"])
-    load = {name: lambda name=name: runtimes.load(Path(request[name]), threads=request["threads"]) for name in ("artifact", "reference")}
+    load = {
+        name: lambda name=name: runtimes.load(Path(request[name]), threads=request["threads"])
+        for name in ("artifact", "reference")
+    }
     probe = list(_batches(arrays["probe"], plan.batch_size))
 
     def check(subjects: Mapping[str, Any]) -> dict[str, tuple[FloatArray, str]]:
-        return {n: (np.concatenate([p(part) for part in probe]), p.weights_digest()) for n, p in subjects.items()}
+        return {
+            n: (np.concatenate([p(part) for part in probe]), p.weights_digest()) for n, p in subjects.items()
+        }
 
     throttled = hardware.throttle_count()
     look = hardware.gpu_disturbances if request["device"] == "cuda" else dict
@@ -145,7 +154,11 @@ def _near(answers: FloatArray, scores: FloatArray) -> bool:
     """The same but for float rounding, which may differ with where a model lies in memory."""
     import numpy as np
 
-    return bool(np.allclose(answers, scores, rtol=1e-3, atol=1e-3 * float(np.abs(scores).max(initial=0.0)), equal_nan=True))
+    return bool(
+        np.allclose(
+            answers, scores, rtol=1e-3, atol=1e-3 * float(np.abs(scores).max(initial=0.0)), equal_nan=True
+        )
+    )
 
 
 def _peaks(folder: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Transformer classifiers for time series, each an ordinary model described by its `Arch`.
 
-A pruned model is nothing special here: heads and FFN widths may differ per block, so that ``arch.json`` and a safetensors file
-rebuild any of them.
+A pruned model is nothing special here: heads and FFN widths may differ per block, so that ``arch.json`` and a
+safetensors file rebuild any of them.
 """
 
 from tsexp.models.arch import Arch, Block, architecture

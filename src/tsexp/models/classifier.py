@@ -20,7 +20,8 @@ from tsexp.models.tokenizers import TOKENIZERS
 class Positions(nn.Module):
     """Adds a position to every token; learned or sinusoidal (Vaswani et al. 2017).
 
-    The table is 2-D, (tokens, d): as (1, tokens, d), fused int8 kernels have been seen to write into it at batch 1.
+    The table is 2-D, (tokens, d): as (1, tokens, d), fused int8 kernels have been seen to write into it at
+    batch 1.
     """
 
     table: Tensor
@@ -30,7 +31,9 @@ class Positions(nn.Module):
         if kind == "learned":
             self.table = nn.Parameter(torch.empty(tokens, d_model).normal_(std=0.02))
             return
-        angle = torch.arange(tokens)[:, None] * torch.exp(torch.arange(0, d_model, 2) * (-math.log(10000.0) / d_model))
+        angle = torch.arange(tokens)[:, None] * torch.exp(
+            torch.arange(0, d_model, 2) * (-math.log(10000.0) / d_model)
+        )
         table = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
         self.register_buffer("table", table, persistent=False)
 
@@ -39,7 +42,10 @@ class Positions(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Tokens (batch, tokens, d) → one vector (batch, d): the class token, or the mean over tokens that hold data."""
+    """Tokens (batch, tokens, d) → one vector (batch, d).
+
+    The class token, or the mean over tokens that hold data.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -68,15 +74,21 @@ class Classifier(nn.Module):
         self.arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
         self.tokenizer = tokenizer_class(arch.tokenizer)(arch)
-        self.cls = nn.Parameter(torch.empty(arch.d_model).normal_(std=0.02)) if arch.pooling == "cls" else None
-        self.positions = Positions(arch.position, self.tokenizer.tokens + (self.cls is not None), arch.d_model)
+        self.cls = (
+            nn.Parameter(torch.empty(arch.d_model).normal_(std=0.02)) if arch.pooling == "cls" else None
+        )
+        self.positions = Positions(
+            arch.position, self.tokenizer.tokens + (self.cls is not None), arch.d_model
+        )
         self.dropout = nn.Dropout(arch.dropout)
         self.encoder = Encoder(arch)
         self.pooling = Pooling(arch.pooling)
         classes = len(arch.classes)
         if arch.head == "bottleneck":
             # No activation between, as published.
-            self.head = nn.Sequential(nn.Linear(arch.d_model, arch.head_width), nn.Linear(arch.head_width, classes))
+            self.head = nn.Sequential(
+                nn.Linear(arch.d_model, arch.head_width), nn.Linear(arch.head_width, classes)
+            )
         else:
             self.head = nn.Sequential(nn.Linear(arch.d_model, classes))
 
@@ -118,14 +130,19 @@ def tokenizer_class(name: str) -> Any:
     """
     kind = look_up(name, TOKENIZERS)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ConfigError(f"model.tokenizer={name} is not a class of torch.nn.Module; docs/extending.md has an example")
+        raise ConfigError(
+            f"model.tokenizer={name} is not a class of torch.nn.Module; docs/extending.md has an example"
+        )
     return kind
 
 
 def save(model: Classifier, folder: Path) -> None:
     """Write ``arch.json`` and ``weights.safetensors`` into an existing folder."""
     (folder / "arch.json").write_text(model.arch.to_json())
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / "weights.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+        folder / "weights.safetensors",
+    )
 
 
 def load(folder: Path) -> Classifier:

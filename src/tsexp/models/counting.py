@@ -36,17 +36,24 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_macs(model: Classifier) -> int:
-    """Multiply–accumulates of one series, as the model executes them: convolutions, linear layers, and both products of attention.
+    """Multiply–accumulates of one series, as the model executes them.
 
-    Counted by PyTorch's flop counter on a run. So a rewritten model counts what it does instead of what it was made from: a last block that
-    computes the class token alone counts less, the hidden unit that holds a bias (`runtimes.rewrite.FlatBlock`) more. Padding that a mask hides is
-    computed, and counts. Not counted: what is no product (norms, activations, softmax, additions, scaling, resampling).
+    Convolutions, linear layers, and both products of attention.
+
+    Counted by PyTorch's flop counter on a run. So a rewritten model counts what it does instead of what it
+    was made from: a last block that
+    computes the class token alone counts less, the hidden unit that holds a bias
+    (`runtimes.rewrite.FlatBlock`) more. Padding that a mask hides is computed, and counts. Not counted: what
+    is no product (norms, activations, softmax, additions, scaling, resampling).
     """
     return _flops(model).get("Global", 0) // 2
 
 
 def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
-    """Flops of `torch.onnx.ops.attention` on shapes (batch, tokens, heads × head_dim): an opaque operator, into which the counter does not see."""
+    """Flops of `torch.onnx.ops.attention` on shapes (batch, tokens, heads × head_dim).
+
+    An opaque operator, into which the counter does not see.
+    """
     return 2 * q[0] * q[1] * k[1] * (q[2] + v[2])
 
 
@@ -79,7 +86,11 @@ def _flops(model: Classifier) -> dict[str, int]:
     training = model.training
     known = {torch.ops.onnx.Attention: _onnx_attention}
     # The maths backend spells attention out as matrix products, which the counter knows on every device.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as counter:
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, custom_mapping=known) as counter,
+    ):
         model.eval()(series)
     model.train(training)
     prefix = f"{type(model).__name__}."

@@ -13,8 +13,9 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 class Attention(nn.Module):
     """Multi-head self-attention with separate projections.
 
-    Rows ``h * head_dim : (h + 1) * head_dim`` of q, k and v and the same columns of o belong to head h; removing them removes the head.
-    (`nn.MultiheadAttention` packs them and leaves them out of quantization.) No dropout on attention weights: it would leave the fused kernel.
+    Rows ``h * head_dim : (h + 1) * head_dim`` of q, k and v and the same columns of o belong to head h;
+    removing them removes the head. (`nn.MultiheadAttention` packs them and leaves them out of quantization.)
+    No dropout on attention weights: it would leave the fused kernel.
     """
 
     def __init__(self, d_model: int, heads: int, head_dim: int) -> None:
@@ -23,12 +24,18 @@ class Attention(nn.Module):
         width = heads * head_dim
         self.q, self.k, self.v = (nn.Linear(d_model, width) for _ in range(3))
         self.o = nn.Linear(width, d_model)
-        # PyTorch's own initialisation: with Xavier's, nearly twice as wide, T1 and T2 do not leave chance level as published (docs/log.md).
+        # PyTorch's own initialisation: with Xavier's, nearly twice as wide, T1 and T2 do not leave chance
+        # level as published (docs/log.md).
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         # (batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim)
-        q, k, v = (proj(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for proj in (self.q, self.k, self.v))
-        mixed: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+        q, k, v = (
+            proj(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+            for proj in (self.q, self.k, self.v)
+        )
+        mixed: Tensor = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if mask is None else mask[:, None, None, :]
+        )
         return self.o(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

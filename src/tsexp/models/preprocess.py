@@ -12,16 +12,20 @@ EPS = 1e-30
 
 
 def _spread(std: Tensor, largest: Tensor) -> Tensor:
-    """Standard deviation to divide by: never so small, against the largest value, that a flat series becomes amplified rounding noise."""
+    """Standard deviation to divide by.
+
+    Never so small, against the largest value, that a flat series becomes amplified rounding noise.
+    """
     return torch.maximum(std, 1e-5 * largest).clamp_min(EPS)
 
 
 class Preprocess(nn.Module):
     """Scale, then crop, pad or resample; no parameters.
 
-    Input: float (batch, channels, time), NaN after the end of a shorter series (only if ``spec.masked`` or ``spec.resample``).
-    Output: float (batch, channels, ``spec.length``) with zeros as padding, and a bool mask (batch, ``spec.length``),
-    True where there is data, or None if ``spec.masked`` is false.
+    Input: float (batch, channels, time), NaN after the end of a shorter series (only if ``spec.masked`` or
+    ``spec.resample``). Output: float (batch, channels, ``spec.length``) with zeros as padding, and a bool
+    mask (batch,
+    ``spec.length``), True where there is data, or None if ``spec.masked`` is false.
     """
 
     mean: Tensor
@@ -38,12 +42,17 @@ class Preprocess(nn.Module):
         spec = self.spec
         ragged = spec.masked or spec.resample
         if not ragged and x.shape[-1] != spec.length:
-            raise ValueError(f"series of length {x.shape[-1]}; this model takes exactly {spec.length} (data.length resamples)")
+            raise ValueError(
+                f"series of length {x.shape[-1]}; this model takes exactly {spec.length} (data.length "
+                f"resamples)"
+            )
         valid = ~x[:, :1].isnan() if ragged else None  # (batch, 1, time)
         x = self._scale(x, valid)
         if spec.resample:
             assert valid is not None
-            return self._resample(x, valid.to(x.dtype).sum(-1)), None  # in float: OpenVINO gets integers here wrong
+            return self._resample(
+                x, valid.to(x.dtype).sum(-1)
+            ), None  # in float: OpenVINO gets integers here wrong
         if valid is None:
             return x, None
         short = spec.length - x.shape[-1]
@@ -72,7 +81,9 @@ class Preprocess(nn.Module):
 
     def _resample(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Interpolate (batch, channels, time) linearly on ``spec.length`` points from the first to the last value; `lengths` (batch, 1)."""
-        grid = torch.linspace(0, 1, self.spec.length, dtype=x.dtype, device=x.device) * (lengths - 1)  # (batch, length)
+        grid = torch.linspace(0, 1, self.spec.length, dtype=x.dtype, device=x.device) * (
+            lengths - 1
+        )  # (batch, length)
         left = grid.floor()
         after = torch.minimum(left + 1, lengths - 1)
         shape = (-1, x.shape[1], -1)

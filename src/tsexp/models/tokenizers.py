@@ -1,7 +1,10 @@
-"""Preprocessed series → tokens. A new tokenizer is one more class; ``model.tokenizer=module:Class`` finds it (docs/extending.md).
+"""Preprocessed series → tokens.
 
-Contract: constructed from an `Arch`; ``tokens`` is how many it makes; called with x (batch, channels, length) and a mask
-(batch, length) or None, it returns tokens (batch, tokens, d_model) and a mask (batch, tokens) or None.
+A new tokenizer is one more class; ``model.tokenizer=module:Class`` finds it (docs/extending.md).
+
+Contract: constructed from an `Arch`; ``tokens`` is how many it makes; called with x (batch, channels, length)
+and a mask (batch, length) or None, it returns tokens (batch, tokens, d_model) and a mask (batch, tokens) or
+None.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from tsexp.models.arch import Arch
 
 
 class PatchTokenizer(nn.Module):
-    """Non-overlapping patches: Conv1d with kernel = stride = patch (as in the paper); the last patch is zero-padded."""
+    """Non-overlapping patches: Conv1d with kernel = stride = patch (as in the paper).
+
+    The last patch is zero-padded.
+    """
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -30,7 +36,8 @@ class PatchTokenizer(nn.Module):
 class ConvStemTokenizer(nn.Module):
     """Two overlapping strided convolutions instead of one patch cut (Xiao et al. 2021, arXiv 2106.14881).
 
-    The first has about the square root of the patch as stride, the second the rest; kernels are twice the stride plus one.
+    The first has about the square root of the patch as stride, the second the rest; kernels are twice the
+    stride plus one.
     """
 
     def __init__(self, arch: Arch) -> None:

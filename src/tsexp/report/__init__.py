@@ -1,4 +1,7 @@
-"""From the store to what people look at. Nothing here imports training or measuring code: the store is all it knows."""
+"""From the store to what people look at.
+
+Nothing here imports training or measuring code: the store is all it knows.
+"""
 
 from tsexp.report.console import sweep_table, table
 from tsexp.report.figures import sweep_figure

@@ -1,4 +1,7 @@
-"""``python -m tsexp.report``: from the store to frozen results, and from those to tables, figures and a page."""
+"""``python -m tsexp.report``.
+
+From the store to frozen results, and from those to tables, figures and a page.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ HELP = """\
 From the MLflow store to what a paper needs. Nothing is trained or measured.
 
   freeze    the store's runs → REPORT/frozen: results.parquet, results.csv, windows, predictions, channels
-  tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, claims; as .tex, .md, .csv; notes.md
-  figures   REPORT/frozen → REPORT/figures: .pdf and .png
-  page      REPORT/frozen → REPORT/index.html, interactive, without network
+  tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, claims; as .tex,
+  .md, .csv; notes.md figures   REPORT/frozen → REPORT/figures: .pdf and .png page      REPORT/frozen →
+  REPORT/index.html, interactive, without network
 
-Without a part, all of them. Tables, figures and page are made of the frozen results alone; if there are none yet, they are frozen first."""
+Without a part, all of them. Tables, figures and page are made of the frozen results alone; if there are none
+yet, they are frozen first."""
 EXAMPLES = """\
   tracking.uri=sqlite:////path/mlflow.db     the store (default: mlflow.db in this folder)
   tracking.experiment=tsexp                  which experiment of it
@@ -31,7 +35,10 @@ GROUPS = ("tracking", "paths")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the parts that are asked for; end with status 2 for a wrong word, 1 if there is nothing to report."""
+    """Make the parts that are asked for.
+
+    End with status 2 for a wrong word, 1 if there is nothing to report.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m tsexp.report",
         usage="%(prog)s [freeze] [tables] [figures] [page] [key=value ...]",
@@ -73,7 +80,11 @@ def _sort(words: list[str]) -> tuple[list[str], list[str]]:
         elif equals and (key == "where" or key.split(".")[0] in GROUPS):
             settings.append(word)
         else:
-            _end(2, f"{word} is not known here; allowed: {', '.join(known)}{suggest(key, [k.rstrip('=…') for k in known])}")
+            _end(
+                2,
+                f"{word} is not known here; allowed: "
+                f"{', '.join(known)}{suggest(key, [k.rstrip('=…') for k in known])}",
+            )
     return [p for p in PARTS if p in asked] or list(PARTS), settings
 
 
@@ -161,11 +172,14 @@ def _check_same(frozen: Any, config: Any, where: str | None, folder: Path) -> No
     from tsexp.report.frozen import store_id
     from tsexp.report.store import ReportError
 
-    asked = {"store": store_id(config.tracking.uri), "experiment": config.tracking.experiment} | ({"where": where} if where is not None else {})
+    asked = {"store": store_id(config.tracking.uri), "experiment": config.tracking.experiment} | (
+        {"where": where} if where is not None else {}
+    )
     for key, value in asked.items():
         if frozen.about.get(key) != value:
             raise ReportError(
-                f"{folder} was frozen from another {'filter' if key == 'where' else key}; freeze again: python -m tsexp.report freeze …"
+                f"{folder} was frozen from another {'filter' if key == 'where' else key}; freeze again: "
+                f"python -m tsexp.report freeze …"
             )
 
 

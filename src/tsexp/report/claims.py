@@ -1,16 +1,20 @@
 """The claims of the study that this project re-does, each beside what was found here.
 
-Source: Kermani, Zeraatkar, Irani: Energy-Efficient Transformer Inference: Optimization Strategies for Time Series Classification,
-arXiv 2502.16627 (2025), IJCA 186(81), doi 10.5120/ijca2025924771. Its hardware, its meter and its numbers per dataset are not public.
+Source: Kermani, Zeraatkar, Irani: Energy-Efficient Transformer Inference: Optimization Strategies for Time
+Series Classification, arXiv 2502.16627 (2025), IJCA 186(81), doi 10.5120/ijca2025924771. Its hardware, its
+meter and its numbers per dataset are not public.
 
-Every effect is that of the compression alone: against fp32 in the same runtime, so that a faster runtime is not taken for a saving of pruning
-or quantization; and its accuracy against the control, which was trained for as long. A saving counts only where accuracy was kept, if the claim
-says so: at a high enough ratio, any saving can be had.
+Every effect is that of the compression alone: against fp32 in the same runtime, so that a faster runtime is
+not taken for a saving of pruning or quantization; and its accuracy against the control, which was trained for
+as long. A saving counts only where accuracy was kept, if the claim says so: at a high enough ratio, any
+saving can be had.
 
-One row answers for a claim on a dataset with a model, chosen on validation series and judged on test series: whoever looks for the best of many
-on the series that it is judged by finds it by chance. For a saving or a speedup it is the largest one among the rows that lose at most the margin
-on validation series, or, if none does, the one that loses the least there; for a loss of accuracy it is the one that loses the most there, as
-it has to hold for all. Without validation series it is the first by ratio, number format, runtime (eager first), scope and batch size, which
+One row answers for a claim on a dataset with a model, chosen on validation series and judged on test series:
+whoever looks for the best of many on the series that it is judged by finds it by chance. For a saving or a
+speedup it is the largest one among
+the rows that lose at most the margin on validation series, or, if none does, the one that loses the least
+there; for a loss of accuracy it is the one that loses the most there, as it has to hold for all. Without
+validation series it is the first by ratio, number format, runtime (eager first), scope and batch size, which
 nobody chose by a result.
 """
 
@@ -62,7 +66,9 @@ CLAIMS = (
         lambda t: (t["ratio"] == 0) & (t["mode"] == "static"),
         "static",
     ),
-    Claim("L1 pruning: speed", "1.63x, accuracy kept", "speed", 1.63, True, lambda t: _l1(t), "L1-pruned fp32"),
+    Claim(
+        "L1 pruning: speed", "1.63x, accuracy kept", "speed", 1.63, True, lambda t: _l1(t), "L1-pruned fp32"
+    ),
     Claim("L1 pruning: energy", "-37.08 %", "energy", -37.08, True, lambda t: _l1(t), "L1-pruned fp32"),
     Claim(
         "8-bit quantization: accuracy",
@@ -73,7 +79,15 @@ CLAIMS = (
         lambda t: (t["ratio"] == 0) & t["mode"].isin(EIGHT_BIT),
         "8-bit",
     ),
-    Claim("pruning + quantization: energy", "up to -45.7 %", "energy", -45.7, False, lambda t: _width(t) & (t["mode"] != "none"), "hybrid"),
+    Claim(
+        "pruning + quantization: energy",
+        "up to -45.7 %",
+        "energy",
+        -45.7,
+        False,
+        lambda t: _width(t) & (t["mode"] != "none"),
+        "hybrid",
+    ),
 )
 LEAST_LOSS_PT = -1.4
 UNITS = {"energy": "%", "speed": "times", "accuracy": "points"}
@@ -92,7 +106,8 @@ def _l1(rows: pd.DataFrame) -> pd.Series:
 class Answer:
     """What was found about one claim, on one dataset with one model (or on all: the verdicts counted).
 
-    ``change`` is in the claim's unit and sign; it is an estimate if ``estimated``. ``row`` is of what `statistics.aggregate` made.
+    ``change`` is in the claim's unit and sign; it is an estimate if ``estimated``. ``row`` is of what
+    `statistics.aggregate` made.
     """
 
     claim: Claim
@@ -106,7 +121,10 @@ class Answer:
 
 
 def answers(rows: pd.DataFrame) -> list[Answer]:
-    """Answer every claim from aggregated rows: first over all, then for each of the study's datasets and models that were measured."""
+    """Answer every claim from aggregated rows.
+
+    First over all, then for each of the study's datasets and models that were measured.
+    """
     out = []
     for claim in CLAIMS:
         each = [_answer(claim, rows, dataset, model) for dataset in DATASETS for model in MODELS]
@@ -117,18 +135,34 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
 
 def _over_all(claim: Claim, there: list[Answer], rows: pd.DataFrame) -> Answer:
     if not there:
-        others = sorted({f"{d} {m}" for d, m in zip(rows["dataset"], rows["model"], strict=True)}) if len(rows) else []
+        others = (
+            sorted({f"{d} {m}" for d, m in zip(rows["dataset"], rows["model"], strict=True)})
+            if len(rows)
+            else []
+        )
         instead = f"; there is {', '.join(others[:4])}{' …' if len(others) > 4 else ''}" if others else ""
-        return Answer(claim, "not measured", f"no {claim.called} rows of {', '.join(DATASETS)} with {' or '.join(MODELS)}{instead}; run {FILL}")
-    counts = {v: sum(a.verdict == v for a in there) for v in ("reproduced", "not reproduced", "undecided", "not measurable here", "not measured")}
+        return Answer(
+            claim,
+            "not measured",
+            f"no {claim.called} rows of {', '.join(DATASETS)} with {' or '.join(MODELS)}{instead}; run "
+            f"{FILL}",
+        )
+    counts = {
+        v: sum(a.verdict == v for a in there)
+        for v in ("reproduced", "not reproduced", "undecided", "not measurable here", "not measured")
+    }
     said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
     best = [v for v, n in counts.items() if n == len(there)]
     verdict = best[0] if best else f"reproduced in {counts['reproduced']} of {len(there)}"
     values = [a.change.value for a in there if a.change is not None]
     mark = ESTIMATE if any(a.estimated for a in there) else ""
     said += f"; from {min(values):+.3g} to {max(values):+.3g} {UNITS[claim.kind]}{mark}" if values else ""
-    missing = [f"{d} {m}" for d in DATASETS for m in MODELS if (d, m) not in {(a.dataset, a.model) for a in there}]
-    return Answer(claim, verdict, "; ".join([said, *([f"not measured: {', '.join(missing)}"] if missing else [])]))
+    missing = [
+        f"{d} {m}" for d in DATASETS for m in MODELS if (d, m) not in {(a.dataset, a.model) for a in there}
+    ]
+    return Answer(
+        claim, verdict, "; ".join([said, *([f"not measured: {', '.join(missing)}"] if missing else [])])
+    )
 
 
 def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answer | None:
@@ -149,46 +183,79 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     mine = mine[mine["n_energy"] > 0]
     if mine.empty:
         return Answer(claim, "not measured", "every record has invalid energy", dataset, model)
-    changes = {place: found for place, row in mine.iterrows() if (found := _change(claim.kind, row, here)) is not None}
+    changes = {
+        place: found
+        for place, row in mine.iterrows()
+        if (found := _change(claim.kind, row, here)) is not None
+    }
     if not changes:
-        return Answer(claim, "not measured", "no fp32 row at ratio 0 in the same runtime to compare with", dataset, model)
+        return Answer(
+            claim,
+            "not measured",
+            "no fp32 row at ratio 0 in the same runtime to compare with",
+            dataset,
+            model,
+        )
     pool = mine.loc[list(changes)]
     if claim.kind == "energy" and (pool["energy"] == "measured").any():
         pool = pool[pool["energy"] == "measured"]
-    pool = pool[pool["energy_source"] == pool["energy_source"].mode()[0]]  # the commonest: those of others are not comparable
+    pool = pool[
+        pool["energy_source"] == pool["energy_source"].mode()[0]
+    ]  # the commonest: those of others are not comparable
     sign = -1 if claim.kind == "energy" else 1
-    within = [sign * changes[place].value if row["val_drop_pt"] <= MARGIN_PT else -math.inf for place, row in pool.iterrows()]
+    within = [
+        sign * changes[place].value if row["val_drop_pt"] <= MARGIN_PT else -math.inf
+        for place, row in pool.iterrows()
+    ]
     row, how = _chosen(pool, list(zip(within, -pool["val_drop_pt"], strict=True)))
     effect = changes[row.name]
     state = _reached(claim, effect)
-    total = f"{row['speedup']:.2f}x" if claim.kind == "speed" else f"{-row[row['energy'] + '_saving_pct']:+.1f} %"
+    total = (
+        f"{row['speedup']:.2f}x" if claim.kind == "speed" else f"{-row[row['energy'] + '_saving_pct']:+.1f} %"
+    )
     why = [how, f"on test series accuracy {row['degradation']}"]
     why[-1] += f", drop {_with_sign(row['drop_pt'])} [{row['drop_pt_lo']:+.1f}, {row['drop_pt_hi']:+.1f}]"
     why += [f"{total} against the control in eager"] if row["runtime"] != "eager" else []
     if claim.kind == "energy" and row["energy"] == "estimated":
-        direction = {"yes": "reaches it", "unclear": "may reach it", "no": "points the same way, but does not reach it"}[state]
+        direction = {
+            "yes": "reaches it",
+            "unclear": "may reach it",
+            "no": "points the same way, but does not reach it",
+        }[state]
         direction = "points the other way" if effect.value >= 0 else direction
         why = [f"energy is estimated from CPU time; the estimate {direction}", *why]
         return Answer(claim, "not measurable here", "; ".join(why), dataset, model, effect, True, row)
     verdict = _verdict(claim, row, effect)
     if verdict == "undecided":
-        why = ["the interval holds the claimed value" if state == "unclear" else "accuracy may be kept or not", *why]
+        why = [
+            "the interval holds the claimed value" if state == "unclear" else "accuracy may be kept or not",
+            *why,
+        ]
     return Answer(claim, verdict, "; ".join(why), dataset, model, effect, False, row)
 
 
 def _chosen(rows: pd.DataFrame, ranks: Sequence[Any]) -> tuple[Any, str]:
     """Return the row of the highest rank among those that have validation numbers, or else the first in a fixed order; and how it was chosen."""
     order = ["ratio", "mode", "runtime", "scope", "batch_size", "config"]
-    fixed = rows.sort_values(order, key=lambda v: v.map(_first_of) if v.name in ("mode", "runtime") else v, kind="stable")
+    fixed = rows.sort_values(
+        order, key=lambda v: v.map(_first_of) if v.name in ("mode", "runtime") else v, kind="stable"
+    )
     rank = dict(zip(rows.index, ranks, strict=True))
     judged = [place for place in fixed.index if not math.isnan(rows.loc[place, "val_drop_pt"])]
     row = rows.loc[max(judged, key=lambda place: rank[place]) if judged else fixed.index[0]]
     if len(rows) == 1:
         return row, f"the only one: {_way(row)}"
     if not judged:
-        return row, f"no validation series to choose on, so the first of {len(rows)} in a fixed order: {_way(row)}"
+        return (
+            row,
+            f"no validation series to choose on, so the first of {len(rows)} in a fixed order: {_way(row)}",
+        )
     of = f"{len(judged)}" if len(judged) == len(rows) else f"the {len(judged)} of {len(rows)} that have any"
-    return row, f"chosen on {row['val_series']} validation series among {of}: {_way(row)}, drop {_with_sign(row['val_drop_pt'])} there"
+    return (
+        row,
+        f"chosen on {row['val_series']} validation series among {of}: {_way(row)}, drop "
+        f"{_with_sign(row['val_drop_pt'])} there",
+    )
 
 
 def _first_of(name: str) -> str:
@@ -203,7 +270,11 @@ def _verdict(claim: Claim, row: Any, change: Interval) -> str:
     reached = _reached(claim, change)
     if reached == "no" or (claim.with_accuracy and row["degradation"] == "lost"):
         return "not reproduced"
-    return "reproduced" if reached == "yes" and (not claim.with_accuracy or row["degradation"] == "kept") else "undecided"
+    return (
+        "reproduced"
+        if reached == "yes" and (not claim.with_accuracy or row["degradation"] == "kept")
+        else "undecided"
+    )
 
 
 def _reached(claim: Claim, change: Interval) -> str:
@@ -242,7 +313,9 @@ def _log_cost(kind: str, row: Any) -> Interval:
     if kind == "speed":
         return Interval(*(-math.log(v) for v in (row["speedup"], row["speedup_hi"], row["speedup_lo"])))
     name = f"{row['energy']}_saving_pct"
-    return Interval(*(float(np.log(max(1e-9, 1 - v / 100))) for v in (row[name], row[f"{name}_hi"], row[f"{name}_lo"])))
+    return Interval(
+        *(float(np.log(max(1e-9, 1 - v / 100))) for v in (row[name], row[f"{name}_hi"], row[f"{name}_lo"]))
+    )
 
 
 def _negative(value: float, low: float, high: float) -> Interval:
@@ -250,4 +323,6 @@ def _negative(value: float, low: float, high: float) -> Interval:
 
 
 def _way(row: Any) -> str:
-    return describe(row).removeprefix(f"{row['dataset']} {row['model']}, ") + (f", batch {row['batch_size']}" if row["batch_size"] != 1 else "")
+    return describe(row).removeprefix(f"{row['dataset']} {row['model']}, ") + (
+        f", batch {row['batch_size']}" if row["batch_size"] != 1 else ""
+    )

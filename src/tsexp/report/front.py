@@ -19,8 +19,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     Parameters
     ----------
     points
-        (gain, cost) of each: gain is better high, cost is better low. A point dominates another if it is no worse in both and better
-        in one; equal points do not dominate each other. A point with a NaN is on no front and dominates nothing.
+        (gain, cost) of each: gain is better high, cost is better low. A point dominates another if it is no
+        worse in both and better in one; equal points do not dominate each other. A point with a NaN is on no
+        front and dominates nothing.
 
     Returns
     -------
@@ -36,22 +37,30 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def energy_front(rows: Sequence[Row]) -> set[str]:
-    """Run ids of the valid rows on the front of accuracy and energy per inference; each source of energy has a front of its own.
+    """Run ids of the valid rows on the front of accuracy and energy per inference.
 
-    The accuracy is that on validation series; without any, that on test series, and then the front is optimistic. The controls take part.
+    Each source of energy has a front of its own.
+
+    The accuracy is that on validation series; without any, that on test series, and then the front is
+    optimistic. The controls take part.
     """
     of_validation = _of_validation(rows)
     out = set()
     for members in _by_source(rows).values():
-        points = [_point(r, of_validation) for r in members] + [(gain, cost) for gain, _, cost in _controls(members, of_validation)]
+        points = [_point(r, of_validation) for r in members] + [
+            (gain, cost) for gain, _, cost in _controls(members, of_validation)
+        ]
         out |= {members[i].run_id for i in front(points) if i < len(members)}
     return out
 
 
 def front_figure(rows: Sequence[Row], path: Path) -> Path | None:
-    """Draw accuracy against energy per inference: the front as a step line with names, what it dominates in grey, the controls as stars.
+    """Draw accuracy against energy per inference.
 
-    Where the front was chosen on validation series, an open mark below or above each of its points is the accuracy on test series.
+    The front as a step line with names, what it dominates in grey, the controls as stars.
+
+    Where the front was chosen on validation series, an open mark below or above each of its points is the
+    accuracy on test series.
 
     Returns
     -------
@@ -66,7 +75,9 @@ def front_figure(rows: Sequence[Row], path: Path) -> Path | None:
     of_validation = _of_validation(rows)
     figure = Figure(figsize=(7.5, 4.2 * len(groups)), layout="constrained")
     # Measured and estimated energy never share an axis.
-    for axis, (source, members) in zip(figure.subplots(len(groups), 1, squeeze=False)[:, 0], groups.items(), strict=True):
+    for axis, (source, members) in zip(
+        figure.subplots(len(groups), 1, squeeze=False)[:, 0], groups.items(), strict=True
+    ):
         mark = ESTIMATE if not members[0].measured else ""
         controls = _controls(members, of_validation)
         points = [_point(r, of_validation) for r in members] + [(gain, cost) for gain, _, cost in controls]
@@ -76,23 +87,54 @@ def front_figure(rows: Sequence[Row], path: Path) -> Path | None:
         scale, unit = (1e-3, "mJ") if max(cost for _, cost in points) >= 1e-3 else (1e-6, "µJ")
         others = [p for i, p in enumerate(points[: len(members)]) if i not in best]
         if others:
-            axis.plot([c / scale for _, c in others], [100 * g for g, _ in others], "o", color="0.7", ms=5, label="dominated")
+            axis.plot(
+                [c / scale for _, c in others],
+                [100 * g for g, _ in others],
+                "o",
+                color="0.7",
+                ms=5,
+                label="dominated",
+            )
         steps = [(points[i][1] / scale, 100 * points[i][0]) for i in best]
-        axis.step(*zip(*steps, strict=True), where="post", color=COLOURS[0], marker="o", ms=6, label="Pareto front")
+        axis.step(
+            *zip(*steps, strict=True), where="post", color=COLOURS[0], marker="o", ms=6, label="Pareto front"
+        )
         if of_validation:
             for k, (i, (x, y)) in enumerate(zip(best, steps, strict=True)):
                 axis.plot([x, x], [y, 100 * tests[i]], color="0.6", lw=0.8, ls=":", zorder=1)
-                axis.plot(x, 100 * tests[i], "o", ms=5, mfc="white", mec=COLOURS[0], label=None if k else "the same on test series")
+                axis.plot(
+                    x,
+                    100 * tests[i],
+                    "o",
+                    ms=5,
+                    mfc="white",
+                    mec=COLOURS[0],
+                    label=None if k else "the same on test series",
+                )
         stars = points[len(members) :]
-        style = {"ls": "none", "marker": "*", "ms": 11, "color": COLOURS[1], "mec": "black", "mew": 0.6, "label": "control: dense, the same training"}
+        style = {
+            "ls": "none",
+            "marker": "*",
+            "ms": 11,
+            "color": COLOURS[1],
+            "mec": "black",
+            "mew": 0.6,
+            "label": "control: dense, the same training",
+        }
         axis.plot([c / scale for _, c in stars], [100 * g for g, _ in stars], **style)
         told: set[tuple[str, float, float]] = set()
         for i, (x, y) in zip(best, steps, strict=True):
             if (names[i], x, y) not in told:
                 told.add((names[i], x, y))
-                axis.annotate(names[i], (x, y), xytext=(5, -3), textcoords="offset points", fontsize=6.5, va="top")
+                axis.annotate(
+                    names[i], (x, y), xytext=(5, -3), textcoords="offset points", fontsize=6.5, va="top"
+                )
         series = "validation" if of_validation else "test"
-        axis.set(xscale="log", xlabel=f"energy per inference{mark} ({unit}, {source})", ylabel=f"accuracy on {series} series (%)")
+        axis.set(
+            xscale="log",
+            xlabel=f"energy per inference{mark} ({unit}, {source})",
+            ylabel=f"accuracy on {series} series (%)",
+        )
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("{x:g}")
         axis.tick_params(axis="x", which="both", labelsize=7)
@@ -119,7 +161,9 @@ def _of_validation(rows: Sequence[Row]) -> bool:
 
 
 def _point(row: Row, of_validation: bool) -> tuple[float, float]:
-    return row.metrics.get("val/accuracy" if of_validation else "test/accuracy", math.nan), row.metrics["energy/per_inference_j"]
+    return row.metrics.get("val/accuracy" if of_validation else "test/accuracy", math.nan), row.metrics[
+        "energy/per_inference_j"
+    ]
 
 
 def _controls(rows: Sequence[Row], of_validation: bool) -> list[tuple[float, float, float]]:
@@ -128,9 +172,15 @@ def _controls(rows: Sequence[Row], of_validation: bool) -> list[tuple[float, flo
     for row in rows:
         m = row.metrics
         test = m["test/control_accuracy"]
-        of_front = m.get("val/accuracy", math.nan) + m.get("val/accuracy_drop_pt", math.nan) / 100 if of_validation else test
+        of_front = (
+            m.get("val/accuracy", math.nan) + m.get("val/accuracy_drop_pt", math.nan) / 100
+            if of_validation
+            else test
+        )
         found[round(of_front, 9), test].append(m["energy/reference_per_inference_j"])
-    return [(of_front, test, median(joules)) for (of_front, test), joules in found.items() if of_front == of_front]
+    return [
+        (of_front, test, median(joules)) for (of_front, test), joules in found.items() if of_front == of_front
+    ]
 
 
 def _short(name: str) -> str:

@@ -1,7 +1,9 @@
 """The results, frozen: every number that a table or a figure is made of, in five files that are read without a store.
 
-``results.parquet`` (and ``.csv``) has a row per run; ``windows``, ``predictions`` and ``channels`` have what the statistics are made of;
-``about.json`` says where it came from and what was left out. Tables and figures are functions of this folder and of nothing else.
+``results.parquet`` (and ``.csv``) has a row per run; ``windows``, ``predictions`` and ``channels`` have what
+the statistics are made of;
+``about.json`` says where it came from and what was left out. Tables and figures are functions of this folder
+and of nothing else.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 FOLDER = "frozen"
 PROTOCOL = "2"
-"""Runs of another one are left out: their drop was against a reference that was trained for a shorter time."""
+"""Runs of another one are left out: their drop was against a reference that was trained for a shorter time.
+"""
 OLDER = "measured by an older protocol"
 
 
 class Column(NamedTuple):
     """One column of ``results``: where it comes from in the store, and what it is.
 
-    ``source`` is ``param:…``, ``metric:…``, ``tag:…`` or ``hardware:…``; empty if it is worked out. ``kind`` is str, int, float or bool.
+    ``source`` is ``param:…``, ``metric:…``, ``tag:…`` or ``hardware:…``; empty if it is worked out. ``kind``
+    is str, int, float or bool.
     """
 
     name: str
@@ -43,8 +47,18 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("run_id", "str", "", "of the run in the store"),
     Column("run_name", "str", "", "what varied in its sweep"),
-    Column("signature", "str", "tag:tsexp.signature", "content address of what was asked, of which data, on what hardware"),
-    Column("config", "str", "tag:tsexp.config", "content address of what was asked, whatever the seed: rows that share it are repetitions"),
+    Column(
+        "signature",
+        "str",
+        "tag:tsexp.signature",
+        "content address of what was asked, of which data, on what hardware",
+    ),
+    Column(
+        "config",
+        "str",
+        "tag:tsexp.config",
+        "content address of what was asked, whatever the seed: rows that share it are repetitions",
+    ),
     Column("git_sha", "str", "tag:tsexp.git_sha", "commit of the code that measured it"),
     Column("version", "str", "tag:tsexp.version", "of the package"),
     Column("cpu", "str", "hardware:cpu", "name of the CPU"),
@@ -54,11 +68,18 @@ COLUMNS = (
     Column("data_checksum", "str", "tag:tsexp.data_checksum", "of the files"),
     Column("model", "str", "param:model.name", "t1, t2, t3"),
     Column("recipe", "str", "", "content address of the train group"),
-    Column("tuning", "str", "", "content address of the tuning that artifact and control share; - if there is none"),
+    Column(
+        "tuning",
+        "str",
+        "",
+        "content address of the tuning that artifact and control share; - if there is none",
+    ),
     Column("method", "str", "param:prune.method", "of importance; - at ratio 0"),
     Column("scope", "str", "param:prune.scope", "local, global, depth; - at ratio 0"),
     Column("ratio", "float", "param:prune.ratio", "asked for"),
-    Column("achieved_ratio", "float", "metric:prune/achieved_ratio", "channels removed over channels there were"),
+    Column(
+        "achieved_ratio", "float", "metric:prune/achieved_ratio", "channels removed over channels there were"
+    ),
     Column("finetune_epochs", "int", "param:prune.finetune_epochs", "after pruning; 0 at ratio 0"),
     Column("mode", "str", "param:quant.mode", "number format"),
     Column("runtime", "str", "tag:tsexp.runtime", "that executed it"),
@@ -78,14 +99,32 @@ COLUMNS = (
     Column("balanced_accuracy", "float", "metric:test/balanced_accuracy", "0 to 1"),
     Column("macro_f1", "float", "metric:test/macro_f1", "0 to 1"),
     Column("nll", "float", "metric:test/nll", "nats per series"),
-    Column("control_accuracy", "float", "metric:test/control_accuracy", "of the control: the dense model tuned alike, nothing removed, fp32 eager"),
-    Column("dense_accuracy", "float", "metric:test/dense_accuracy", "of the dense model before any tuning, fp32 eager"),
-    Column("accuracy_drop_pt", "float", "metric:vs_dense/accuracy_drop_pt", "points lost against the control"),
+    Column(
+        "control_accuracy",
+        "float",
+        "metric:test/control_accuracy",
+        "of the control: the dense model tuned alike, nothing removed, fp32 eager",
+    ),
+    Column(
+        "dense_accuracy",
+        "float",
+        "metric:test/dense_accuracy",
+        "of the dense model before any tuning, fp32 eager",
+    ),
+    Column(
+        "accuracy_drop_pt", "float", "metric:vs_dense/accuracy_drop_pt", "points lost against the control"
+    ),
     Column("accuracy_drop_lo", "float", "metric:vs_dense/accuracy_drop_lo", "95 %"),
     Column("accuracy_drop_hi", "float", "metric:vs_dense/accuracy_drop_hi", "95 %"),
     Column("val_series", "int", "", "validation series, by which choices are made; 0: there are none"),
     Column("val_accuracy", "float", "metric:val/accuracy", "0 to 1, on them", True),
-    Column("val_drop_pt", "float", "metric:val/accuracy_drop_pt", "points lost against the control, on them", True),
+    Column(
+        "val_drop_pt",
+        "float",
+        "metric:val/accuracy_drop_pt",
+        "points lost against the control, on them",
+        True,
+    ),
     Column("energy_source", "str", "tag:tsexp.energy_source", "zeus:nvml, zeus:rapl, …, estimated:cpu_time"),
     Column("measured_j", "float", "", "J per series, from a counter", True),
     Column("measured_reference_j", "float", "", "J per series of the reference, in the same windows", True),
@@ -133,7 +172,8 @@ COLUMNS = (
         "peak_gmacs",
         "float",
         "",
-        "10⁹ multiply-accumulates per second and thread of one large product in that format, seen on this machine",
+        "10⁹ multiply-accumulates per second and thread of one large product in that format, seen on this "
+        "machine",
         True,
     ),
 )
@@ -149,14 +189,15 @@ class Frozen:
     results
         A row per run, see `COLUMNS`; sorted, so that equal stores freeze to equal bytes.
     windows
-        run_id, order, process (the fresh process that it was measured in), subject (idle, artifact, reference), pair, wall_s, cpu_s, energy_j,
-        inferences, discarded.
+        run_id, order, process (the fresh process that it was measured in), subject (idle, artifact,
+        reference), pair, wall_s, cpu_s, energy_j, inferences, discarded.
     predictions
         run_id, series (index in the test split), label, predicted, dense_predicted (by the control).
     channels
         run_id, layer, kind (head, ffn), unit, kept.
     about
-        schema; store (content address of its URI), experiment, experiment_id, where; left_out: reason → names of runs.
+        schema; store (content address of its URI), experiment, experiment_id, where; left_out: reason → names
+        of runs.
     """
 
     results: pd.DataFrame
@@ -177,7 +218,11 @@ class _LeftOut:
 
 
 def freeze(
-    client: Any, experiment: str, folder: Path, where: str = "", begin: Callable[[int], Callable[[str], None]] = lambda total: lambda what: None
+    client: Any,
+    experiment: str,
+    folder: Path,
+    where: str = "",
+    begin: Callable[[int], Callable[[str], None]] = lambda total: lambda what: None,
 ) -> Frozen:
     """Export the finished jobs of an experiment and return what was written.
 
@@ -197,17 +242,24 @@ def freeze(
     Raises
     ------
     ReportError
-        If the experiment is not there, no run matches, none has a whole record, or something else lies at `folder`.
+        If the experiment is not there, no run matches, none has a whole record, or something else lies at
+        `folder`.
     """
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
     if folder.exists() and not (folder / "about.json").exists():
-        raise ReportError(f"{folder} is there and holds no frozen results, so it is not replaced; move it away or choose another paths.report")
+        raise ReportError(
+            f"{folder} is there and holds no frozen results, so it is not replaced; move it away or choose "
+            f"another paths.report"
+        )
     found = client.get_experiment_by_name(experiment)
     if found is None:
         known = sorted(e.name for e in client.search_experiments() if e.name != "Default")
-        raise ReportError(f"the store has no experiment {experiment!r}; it has: {', '.join(known) or 'none: nothing was run with it yet'}")
+        raise ReportError(
+            f"the store has no experiment {experiment!r}; it has: "
+            f"{', '.join(known) or 'none: nothing was run with it yet'}"
+        )
     left_out = _LeftOut()
     rows: list[dict[str, Any]] = []
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in PARQUETS[1:]}
@@ -222,7 +274,9 @@ def freeze(
             continue
         finally:
             step(row.name)
-        repetition = tuple(result[k] for k in ("config", "machine", "data_checksum", "runtime", "energy_source", "seed"))
+        repetition = tuple(
+            result[k] for k in ("config", "machine", "data_checksum", "runtime", "energy_source", "seed")
+        )
         if repetition in repetitions:  # by other code or other libraries: one of them is enough
             left_out.add("measured again since", row.name)
             continue
@@ -232,19 +286,35 @@ def freeze(
             tables[name].append(part)
     results = _whole(pd.DataFrame(rows, columns=[c.name for c in COLUMNS]), left_out)
     if results.empty:
-        detail = "; ".join(f"{len(names)} {reason} ({names[0]})" for reason, names in left_out.reasons.items())
+        detail = "; ".join(
+            f"{len(names)} {reason} ({names[0]})" for reason, names in left_out.reasons.items()
+        )
         raise ReportError(
-            f"no run of experiment {experiment!r}{f' where {where}' if where else ''} has a whole record: {detail or 'there is none'}; "
+            f"no run of experiment {experiment!r}{f' where {where}' if where else ''} has a whole record: "
+            f"{detail or 'there is none'}; "
             "fill the store first, e.g. python -m tsexp -m experiment=quick"
         )
-    keys = ["dataset", "model", "mode", "runtime", "method", "scope", "ratio", "seed", "batch_size", "signature"]
+    keys = [
+        "dataset",
+        "model",
+        "mode",
+        "runtime",
+        "method",
+        "scope",
+        "ratio",
+        "seed",
+        "batch_size",
+        "signature",
+    ]
     results = results.sort_values(keys, kind="stable").reset_index(drop=True)
     order = pd.Series(range(len(results)), index=results["run_id"])
 
     def sorted_as_results(parts: list[pd.DataFrame]) -> pd.DataFrame:
         whole = pd.concat(parts, ignore_index=True)
         whole = whole[whole["run_id"].isin(results["run_id"])]
-        return whole.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable").reset_index(drop=True)
+        return whole.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable").reset_index(
+            drop=True
+        )
 
     about = {
         "schema": SCHEMA_VERSION,
@@ -254,7 +324,9 @@ def freeze(
         "where": where,
         "left_out": {reason: sorted(names) for reason, names in sorted(left_out.reasons.items())},
     }
-    frozen = Frozen(results, **{name: sorted_as_results(parts) for name, parts in tables.items()}, about=about)
+    frozen = Frozen(
+        results, **{name: sorted_as_results(parts) for name, parts in tables.items()}, about=about
+    )
     _write(frozen, folder)
     return frozen
 
@@ -298,8 +370,12 @@ def load(folder: Path) -> Frozen:
     try:
         about = json.loads(about_file.read_text())
         if about.get("schema") != SCHEMA_VERSION:
-            other = f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}"
-            raise ReportError(f"{other}; the reference that accuracy is compared with is another one since; {again}")
+            other = (
+                f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}"
+            )
+            raise ReportError(
+                f"{other}; the reference that accuracy is compared with is another one since; {again}"
+            )
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
         return Frozen(schema().validate(tables.pop("results")), **tables, about=about)
     except (OSError, ValueError, SchemaError) as error:
@@ -326,9 +402,18 @@ def schema() -> Any:
         "macs": pa.Check.gt(0),
         "bytes": pa.Check.gt(0),
     }
-    columns = {c.name: pa.Column(c.kind, bounds.get(c.name), nullable=c.optional, coerce=True, description=c.about) for c in COLUMNS}
-    apart = pa.Check(lambda t: ~(t["measured_j"].notna() & t["estimated_j"].notna()), error="measured and estimated energy in one row")
-    unmarked = pa.Check(lambda t: t["valid"] | t[list(FROM_WINDOWS)].isna().all(axis=1), error="numbers of the windows of an invalid record")
+    columns = {
+        c.name: pa.Column(c.kind, bounds.get(c.name), nullable=c.optional, coerce=True, description=c.about)
+        for c in COLUMNS
+    }
+    apart = pa.Check(
+        lambda t: ~(t["measured_j"].notna() & t["estimated_j"].notna()),
+        error="measured and estimated energy in one row",
+    )
+    unmarked = pa.Check(
+        lambda t: t["valid"] | t[list(FROM_WINDOWS)].isna().all(axis=1),
+        error="numbers of the windows of an invalid record",
+    )
     return pa.DataFrameSchema(columns, checks=[apart, unmarked], strict=True, unique=["signature"])
 
 
@@ -339,10 +424,13 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
     rows, token = [], None
     while True:
         try:
-            page = client.search_runs([experiment_id], where, order_by=["attributes.start_time DESC"], page_token=token)
+            page = client.search_runs(
+                [experiment_id], where, order_by=["attributes.start_time DESC"], page_token=token
+            )
         except MlflowException as error:
             raise ReportError(
-                f"the store does not take where={where!r}: {_reason(error)}; an example that it takes: where=\"params.`data.name` = 'ACSF1'\""
+                f"the store does not take where={where!r}: {_reason(error)}; an example that it takes: "
+                f"where=\"params.`data.name` = 'ACSF1'\""
                 if where
                 else f"the store does not answer: {_reason(error)}"
             ) from None
@@ -354,7 +442,9 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
     for row in rows:
         if row.tags.get("tsexp.stage") == "sweep":
             continue
-        if row.status == "FINISHED" and not (row.tags.get("tsexp.protocol") == PROTOCOL and row.tags.get("tsexp.config")):
+        if row.status == "FINISHED" and not (
+            row.tags.get("tsexp.protocol") == PROTOCOL and row.tags.get("tsexp.config")
+        ):
             left_out.add(OLDER, row.name)
         else:
             jobs.append(row)
@@ -364,7 +454,9 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
             again = row.tags.get("tsexp.signature", "") in done
             left_out.add("measured again since" if again else f"not finished ({row.status})", row.name)
     best: dict[str, Row] = {}
-    for row in sorted((r for r in jobs if r.status == "FINISHED"), key=lambda r: not r.valid):  # stable: the newest first among the valid
+    for row in sorted(
+        (r for r in jobs if r.status == "FINISHED"), key=lambda r: not r.valid
+    ):  # stable: the newest first among the valid
         signature = row.tags.get("tsexp.signature", row.run_id)
         if signature in best:
             left_out.add("measured again since", row.name)
@@ -385,21 +477,35 @@ def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.D
         hardware = json.loads(artifact("hardware.json").read_text())
         manifest = json.loads(artifact("manifest.json").read_text())
         predictions = pd.read_csv(  # a class may be called NA
-            artifact("predictions.csv"), usecols=["label", "predicted", "dense_predicted"], dtype=str, keep_default_na=False
+            artifact("predictions.csv"),
+            usecols=["label", "predicted", "dense_predicted"],
+            dtype=str,
+            keep_default_na=False,
         )
         pruned = float(row.params["prune.ratio"]) > 0
         channels = _channels(json.loads(artifact("kept.json").read_text()), row) if pruned else []
-    windows = pd.DataFrame(raw["windows"])[["process", "subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"]]
+    windows = pd.DataFrame(raw["windows"])[
+        ["process", "subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"]
+    ]
     windows.insert(0, "order", range(len(windows)))
     predictions.insert(0, "series", range(len(predictions)))
-    kept = pd.DataFrame(channels, columns=["layer", "kind", "unit", "kept"]).astype({"layer": int, "kind": str, "unit": int, "kept": bool})
+    kept = pd.DataFrame(channels, columns=["layer", "kind", "unit", "kept"]).astype(
+        {"layer": int, "kind": str, "unit": int, "kept": bool}
+    )
     for table in (windows, predictions, kept):
         table.insert(0, "run_id", row.run_id)
     return _result(row, raw, hardware, manifest), windows, predictions, kept
 
 
-def _result(row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    places: dict[str, dict[str, Any]] = {"param": row.params, "metric": row.metrics, "tag": row.tags, "hardware": hardware}
+def _result(
+    row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: dict[str, Any]
+) -> dict[str, Any]:
+    places: dict[str, dict[str, Any]] = {
+        "param": row.params,
+        "metric": row.metrics,
+        "tag": row.tags,
+        "hardware": hardware,
+    }
     out: dict[str, Any] = {}
     for c in COLUMNS:
         if c.source:
@@ -416,7 +522,9 @@ def _result(row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: d
     return out | {
         "run_id": row.run_id,
         "run_name": row.name,
-        "recipe": digest({k: v for k, v in row.params.items() if k.startswith("train.") and not k.startswith(NOT_ASKED)}),
+        "recipe": digest(
+            {k: v for k, v in row.params.items() if k.startswith("train.") and not k.startswith(NOT_ASKED)}
+        ),
         "tuning": _tuning(row, out["finetune_epochs"]),
         "machine": digest(hardware),
         "valid": row.valid,
@@ -431,7 +539,9 @@ def _result(row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: d
 
 
 def _tuning(row: Row, finetune_epochs: Any) -> str:
-    tuned: tuple[str, ...] = ("prune.finetune_", "prune.distill", "prune.temperature") if int(finetune_epochs) else ()
+    tuned: tuple[str, ...] = (
+        ("prune.finetune_", "prune.distill", "prune.temperature") if int(finetune_epochs) else ()
+    )
     tuned += ("quant.qat_",) if row.params["quant.mode"] == "qat" else ()
     return digest({k: v for k, v in row.params.items() if k.startswith(tuned)}) if tuned else "-"
 
@@ -466,7 +576,11 @@ def _channels(kept: list[dict[str, list[int]]], row: Row) -> list[tuple[int, str
 
 
 def _reason(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"it has no {error}"
+        if isinstance(error, KeyError)
+        else (str(error).splitlines() or [type(error).__name__])[0]
+    )
 
 
 def _write(frozen: Frozen, folder: Path) -> None:

@@ -18,13 +18,41 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN = (
-    *("run_name", "dataset", "model", "method", "scope", "ratio", "mode", "runtime", "seed", "warnings", "invalid_reasons"),
-    *("accuracy_drop_pt", "accuracy_drop_lo", "accuracy_drop_hi", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms"),
-    *("speedup", "speedup_lo", "speedup_hi", "cpu_speedup", "cpu_speedup_lo", "cpu_speedup_hi", "series_per_s"),
+    *(
+        "run_name",
+        "dataset",
+        "model",
+        "method",
+        "scope",
+        "ratio",
+        "mode",
+        "runtime",
+        "seed",
+        "warnings",
+        "invalid_reasons",
+    ),
+    *(
+        "accuracy_drop_pt",
+        "accuracy_drop_lo",
+        "accuracy_drop_hi",
+        "latency_p50_ms",
+        "latency_p90_ms",
+        "latency_p99_ms",
+    ),
+    *(
+        "speedup",
+        "speedup_lo",
+        "speedup_hi",
+        "cpu_speedup",
+        "cpu_speedup_lo",
+        "cpu_speedup_hi",
+        "series_per_s",
+    ),
     *("parameters", "macs", "bytes", "size_ratio", "peak_mb", "val_series"),
     *("cost_load_ms", "cost_first_call_ms", "cost_train_s", "cost_compress_s", "cost_break_even_inferences"),
 )
-"""Columns of the results that the page shows as they are; energies come with them, for each side that has any."""
+"""Columns of the results that the page shows as they are; energies come with them, for each side that has
+any."""
 
 
 def write(frozen: Frozen, path: Path, ui: str) -> Path:
@@ -52,7 +80,9 @@ def write(frozen: Frozen, path: Path, ui: str) -> Path:
     from plotly.offline import get_plotlyjs
 
     if not re.match(r"https?://", ui):
-        raise ValueError(f"the MLflow UI must be an http:// or https:// address, as in http://127.0.0.1:5000, not {ui!r}")
+        raise ValueError(
+            f"the MLflow UI must be an http:// or https:// address, as in http://127.0.0.1:5000, not {ui!r}"
+        )
     parts = {
         "title": html.escape(f"Results of {frozen.about['experiment']}"),
         "data": _inert(_data(frozen, ui.rstrip("/"))),
@@ -84,7 +114,9 @@ def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
         "axes": _axes(sides),
         "sides": {side: ESTIMATE if side == "estimated" else "" for side in sides},
         "setups": list(dict.fromkeys(setups[tuple(run[SETUP])] for _, run in runs.iterrows())),
-        "commonest": max(setups.values(), key=[setups[tuple(run[SETUP])] for _, run in runs.iterrows()].count, default=""),
+        "commonest": max(
+            setups.values(), key=[setups[tuple(run[SETUP])] for _, run in runs.iterrows()].count, default=""
+        ),
         "no_energy": int((~runs["valid"]).sum()),
         "invalid": len(frozen.results) - len(runs),
         "left_out": {reason: len(names) for reason, names in frozen.about.get("left_out", {}).items()},
@@ -97,13 +129,21 @@ def _axes(sides: list[str]) -> dict[str, dict[str, Any]]:
     axes: dict[str, dict[str, Any]] = {}
     for side in sides:
         mark = ESTIMATE if side == "estimated" else ""
-        axes[f"{side}_saving_pct"] = {"label": f"{side} energy saving{mark} (%)", "low": f"{side}_saving_lo", "high": f"{side}_saving_hi"}
+        axes[f"{side}_saving_pct"] = {
+            "label": f"{side} energy saving{mark} (%)",
+            "low": f"{side}_saving_lo",
+            "high": f"{side}_saving_hi",
+        }
         axes[f"{side}_j"] = {"label": f"{side} energy per inference{mark} (J)", "log": True}
     return axes | {
         "accuracy_pct": {"label": "test accuracy (%)"},
         "val_accuracy_pct": {"label": "accuracy on validation series (%)"},
         "macro_f1_pct": {"label": "macro F1 (%)"},
-        "accuracy_drop_pt": {"label": "accuracy drop against the control (points)", "low": "accuracy_drop_lo", "high": "accuracy_drop_hi"},
+        "accuracy_drop_pt": {
+            "label": "accuracy drop against the control (points)",
+            "low": "accuracy_drop_lo",
+            "high": "accuracy_drop_hi",
+        },
         "speedup": {"label": "speedup, wall time", "low": "speedup_lo", "high": "speedup_hi"},
         "cpu_speedup": {"label": "speedup, CPU time", "low": "cpu_speedup_lo", "high": "cpu_speedup_hi"},
         "latency_p50_ms": {"label": "latency p50 (ms per call)", "log": True},
@@ -112,7 +152,10 @@ def _axes(sides: list[str]) -> dict[str, dict[str, Any]]:
         "parameters": {"label": "parameters", "log": True},
         "macs": {"label": "multiply-accumulates per series", "log": True},
         "peak_mb": {"label": "peak memory of the measuring process (MiB)"},
-        "cost_break_even_inferences": {"label": "inferences after which compressing has paid for itself", "log": True},
+        "cost_break_even_inferences": {
+            "label": "inferences after which compressing has paid for itself",
+            "log": True,
+        },
         "ratio": {"label": "pruning ratio"},
     }
 
@@ -123,7 +166,9 @@ def _setups(runs: pd.DataFrame) -> dict[tuple[Any, ...], str]:
     for _, run in runs.drop_duplicates(SETUP).iterrows():
         processor = run["gpu"] if run["device"] != "cpu" and isinstance(run["gpu"], str) else run["cpu"]
         threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
-        named[tuple(run[SETUP])] = f"{processor}, {threads}, batch {run['batch_size']}, energy by {run['energy_source']}"
+        named[tuple(run[SETUP])] = (
+            f"{processor}, {threads}, batch {run['batch_size']}, energy by {run['energy_source']}"
+        )
     twice = {n for n in named.values() if list(named.values()).count(n) > 1}
     return {key: f"{name} ({key[0][:6]})" if name in twice else name for key, name in named.items()}
 
@@ -137,4 +182,10 @@ def _plain(value: Any) -> Any:
 def _inert(data: dict[str, Any]) -> str:
     """JSON that cannot end the script element that it stands in."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return (
+        text.replace("&", "\\u0026")
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )

@@ -18,14 +18,25 @@ SETUP = [*PLACE, "energy_source"]
 WAY = ["dataset", "model", "method", "scope", "ratio", "mode", "runtime"]
 """Names a point; seeds are repetitions of it."""
 VALUES = {
-    **{name: name for name in ("accuracy_pct", "measured_j", "estimated_j", "measured_saving_pct", "estimated_saving_pct", "speedup")},
+    **{
+        name: name
+        for name in (
+            "accuracy_pct",
+            "measured_j",
+            "estimated_j",
+            "measured_saving_pct",
+            "estimated_saving_pct",
+            "speedup",
+        )
+    },
     "accuracy_drop_pt": "drop_pt",
 }
 """What a point has, and its column in the tables."""
 CONTROL = ["dataset", "model", "tuning"]
 """Names a control."""
 BARS = (
-    "Bars: 95 % intervals as in the tables: of accuracy over seeds and test series; of savings and speedups t over seeds, of one seed t over "
+    "Bars: 95 % intervals as in the tables: of accuracy over seeds and test series; of savings and speedups "
+    "t over seeds, of one seed t over "
     "measuring processes. Those of two seeds are wide and may leave the panel."
 )
 
@@ -37,13 +48,15 @@ class Points:
     Attributes
     ----------
     runs
-        The rows of ``results`` with finite scores that were measured in the commonest setup, one config for each way and seed.
+        The rows of ``results`` with finite scores that were measured in the commonest setup, one config for
+        each way and seed.
     points
-        A row per `WAY`: n (seeds), n_energy (those with valid energy), warned (one of them has a warning), and for each of `VALUES` its mean,
+        A row per `WAY`: n (seeds), n_energy (those with valid energy), warned (one of them has a warning),
+        and for each of `VALUES` its mean,
         ``_lo`` and ``_hi`` (`BARS`).
     controls
-        A row per `CONTROL`: accuracy_pct with ``_lo`` and ``_hi``, dense_accuracy_pct (before any tuning), measured_j, estimated_j (of the
-        windows that it was the reference in), n.
+        A row per `CONTROL`: accuracy_pct with ``_lo`` and ``_hi``, dense_accuracy_pct (before any tuning),
+        measured_j, estimated_j (of the windows that it was the reference in), n.
     notes
         What was left out, and of which setup this is.
     """
@@ -56,13 +69,18 @@ class Points:
 
 def colours(frozen: Frozen) -> dict[str, str]:
     """Return the colour of each model: the same wherever these results are shown."""
-    return {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(sorted(frozen.results["model"].unique()))}
+    return {
+        model: COLOURS[i % len(COLOURS)] for i, model in enumerate(sorted(frozen.results["model"].unique()))
+    }
 
 
 def invalid(frozen: Frozen) -> list[str]:
     """Say how many records have no valid energy, or nothing valid at all."""
     results = frozen.results
-    said = [f"Records with invalid energy, which count for accuracy only: {(~results['valid'] & results['scored']).sum()}."]
+    said = [
+        f"Records with invalid energy, which count for accuracy only: "
+        f"{(~results['valid'] & results['scored']).sum()}."
+    ]
     return said + ([f"Invalid records left out: {n}."] if (n := (~results["scored"]).sum()) else [])
 
 
@@ -77,8 +95,13 @@ def points(frozen: Frozen) -> Points:
     runs, others = _commonest(runs, [], PLACE)
     if len(runs):
         first = runs.iloc[0]
-        processor = first["gpu"] if first["device"] != "cpu" and isinstance(first["gpu"], str) else first["cpu"]
-        notes.append(f"Setup: {processor}, batch {first['batch_size']}, {first['threads']} thread{'s' if first['threads'] > 1 else ''}.")
+        processor = (
+            first["gpu"] if first["device"] != "cpu" and isinstance(first["gpu"], str) else first["cpu"]
+        )
+        notes.append(
+            f"Setup: {processor}, batch {first['batch_size']}, {first['threads']} "
+            f"thread{'s' if first['threads'] > 1 else ''}."
+        )
     if others:
         notes.append(f"That is the commonest of {setups} setups; records of the others left out: {others}.")
     runs = runs.assign(estimated=runs["energy_source"].str.startswith("estimated:"))
@@ -92,32 +115,58 @@ def points(frozen: Frozen) -> Points:
         runs, others = _commonest(runs, by, columns)
         if others:
             notes.append(f"Records with less common {what} left out: {others}.")
-    runs = runs.drop(columns="estimated").sort_values([*WAY, "seed", "run_id"], kind="stable", ignore_index=True)
+    runs = runs.drop(columns="estimated").sort_values(
+        [*WAY, "seed", "run_id"], kind="stable", ignore_index=True
+    )
     ends = ("", "_lo", "_hi")
     rows = aggregate(replace(frozen, results=runs))
     if rows.empty:
-        empty = pd.DataFrame(columns=[*WAY, "n", "n_energy", "warned", "tuning", *(f"{v}{end}" for v in VALUES for end in ends)])
+        empty = pd.DataFrame(
+            columns=[
+                *WAY,
+                "n",
+                "n_energy",
+                "warned",
+                "tuning",
+                *(f"{v}{end}" for v in VALUES for end in ends),
+            ]
+        )
         return Points(runs, empty, pd.DataFrame(columns=CONTROL), tuple(notes))
     rows = rows.sort_values(WAY, kind="stable", ignore_index=True)
     table = rows[[*WAY, "n", "n_energy", "tuning"]].assign(
-        warned=rows["warned"] > 0, **{f"{ours}{end}": rows[f"{theirs}{end}"] for ours, theirs in VALUES.items() for end in ends}
+        warned=rows["warned"] > 0,
+        **{f"{ours}{end}": rows[f"{theirs}{end}"] for ours, theirs in VALUES.items() for end in ends},
     )
     return Points(runs, table, _controls(rows), tuple(notes))
 
 
 def _controls(rows: pd.DataFrame) -> pd.DataFrame:
-    """The accuracy is that of the row with the most seeds; the energy, which was measured anew with every artifact, the mean."""
+    """The accuracy is that of the row with the most seeds.
+
+    The energy, which was measured anew with every artifact, the mean.
+    """
     energies = {side: f"{side}_reference_j" for side in ("measured", "estimated")}
     most = rows.sort_values("n", ascending=False, kind="stable").drop_duplicates(CONTROL)
     of = {f"accuracy_pct{end}": most[f"control_accuracy_pct{end}"] for end in ("", "_lo", "_hi")}
     table = most[[*CONTROL, "n", "dense_accuracy_pct"]].assign(**of)
-    joules = rows.groupby(CONTROL)[list(energies.values())].mean().rename(columns={v: f"{k}_j" for k, v in energies.items()})
-    return table.merge(joules, left_on=CONTROL, right_index=True).sort_values(CONTROL, kind="stable", ignore_index=True)
+    joules = (
+        rows.groupby(CONTROL)[list(energies.values())]
+        .mean()
+        .rename(columns={v: f"{k}_j" for k, v in energies.items()})
+    )
+    return table.merge(joules, left_on=CONTROL, right_index=True).sort_values(
+        CONTROL, kind="stable", ignore_index=True
+    )
 
 
 def _commonest(runs: pd.DataFrame, by: list[str], columns: list[str]) -> tuple[pd.DataFrame, int]:
     """Of each group, the rows with its commonest values in these columns (the smallest of equally common ones); and how many others there are."""
-    counts = runs.groupby(by + columns).size().reset_index(name="n").sort_values("n", ascending=False, kind="stable")
+    counts = (
+        runs.groupby(by + columns)
+        .size()
+        .reset_index(name="n")
+        .sort_values("n", ascending=False, kind="stable")
+    )
     best = counts.drop_duplicates(by) if by else counts.head(1)
     kept = runs.merge(best.drop(columns="n"), on=by + columns, how="inner")
     return kept, len(runs) - len(kept)

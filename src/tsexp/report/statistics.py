@@ -1,7 +1,8 @@
 """What may be said of the frozen results: repetitions averaged, intervals, and whether accuracy was kept.
 
-Every interval is one of 95 %. Rows that share ``config`` are repetitions with other seeds; of two machines, or with energy from two sources,
-they are never averaged together. A record with invalid energy counts for accuracy and for nothing else.
+Every interval is one of 95 %. Rows that share ``config`` are repetitions with other seeds; of two machines,
+or with energy from two sources, they are never averaged together. A record with invalid energy counts for
+accuracy and for nothing else.
 """
 
 from __future__ import annotations
@@ -54,9 +55,28 @@ def _saved(log_left: Any) -> float:
 
 PLAIN = Metric("")
 METRICS = (
-    *(Metric(f"{side}_saving_pct", f"{side}_saving_lo", f"{side}_saving_hi", _left, _saved) for side in ("measured", "estimated")),
-    *(Metric(name, f"{name}_lo", f"{name}_hi", np.log, lambda v: float(np.exp(v))) for name in ("speedup", "cpu_speedup")),
-    *map(Metric, ("macro_f1", "measured_j", "estimated_j", "latency_p50_ms", "achieved_ratio", "size_ratio", "parameters", "macs", "bytes")),
+    *(
+        Metric(f"{side}_saving_pct", f"{side}_saving_lo", f"{side}_saving_hi", _left, _saved)
+        for side in ("measured", "estimated")
+    ),
+    *(
+        Metric(name, f"{name}_lo", f"{name}_hi", np.log, lambda v: float(np.exp(v)))
+        for name in ("speedup", "cpu_speedup")
+    ),
+    *map(
+        Metric,
+        (
+            "macro_f1",
+            "measured_j",
+            "estimated_j",
+            "latency_p50_ms",
+            "achieved_ratio",
+            "size_ratio",
+            "parameters",
+            "macs",
+            "bytes",
+        ),
+    ),
     *map(Metric, ("matmuls", "matmuls_int8", "measured_reference_j", "estimated_reference_j", "val_drop_pt")),
 )
 KEPT_AS_THEY_ARE = (
@@ -73,15 +93,20 @@ def mcnemar_p(lost: int, gained: int) -> float:
 
 
 def over_seeds_and_series(outcomes: NDArray[Any]) -> Interval:
-    """Mean outcome of another training on another series, with its interval: both are drawn, and every training meets every series.
+    """Mean outcome of another training on another series, with its interval.
 
-    The parameter that is covered is the expectation over all seeds and over the population that the test series are a sample of; of a single
-    run, that of this one training over the series. The variance of the mean is that of a two-way random-effects analysis (seeds × series): the
-    mean square of the seeds, which has few degrees of freedom, and what that of the series has more than the residual one, which has many. The
-    quantile of t is the mean of those of both, weighted by their variances (Cochran and Cox 1950). One number of degrees of freedom for the sum,
-    by Satterthwaite, holds .88 to .93 with two or three seeds that differ much. One more outcome of each sign in the whole table (Bonett and
-    Price 2012) keeps the interval from vanishing where no outcome differs; and it reaches at least one standard error of the series alone.
-    Coverage, simulated: ``tests/test_coverage_seeds.py``.
+    Both are drawn, and every training meets every series.
+
+    The parameter that is covered is the expectation over all seeds and over the population that the test
+    series are a sample of; of a single run, that of this one training over the series. The variance of the
+    mean is that of a two-way random-effects analysis (seeds × series): the
+    mean square of the seeds, which has few degrees of freedom, and what that of the series has more than the
+    residual one, which has many. The quantile of t is the mean of those of both, weighted by their variances
+    (Cochran and Cox 1950). One number of degrees of freedom for the sum, by Satterthwaite, holds .88 to .93
+    with two or three seeds that differ much. One more outcome of each sign in the whole table (Bonett and
+    Price 2012) keeps the interval from vanishing where no outcome differs; and it reaches at least one
+    standard error of the series alone. Coverage, simulated:
+    ``tests/test_coverage_seeds.py``.
 
     Parameters
     ----------
@@ -101,17 +126,24 @@ def over_seeds_and_series(outcomes: NDArray[Any]) -> Interval:
         of_seeds = outcomes.mean(axis=1)
         rest = outcomes - of_seeds[:, None] - of_series + of_series.mean()
         from_seeds = float(of_seeds.var(ddof=1)) / seeds
-        from_series = max(least, series_alone - float((rest**2).sum()) / ((seeds - 1) * (series - 1)) / seeds / series)
+        from_series = max(
+            least, series_alone - float((rest**2).sum()) / ((seeds - 1) * (series - 1)) / seeds / series
+        )
     quantiles = stdtrit([max(1, seeds - 1), n - 1], 0.975)
-    reach = float(np.average(quantiles, weights=[from_seeds, from_series])) * math.sqrt(from_seeds + from_series)
-    reach = max(reach, math.sqrt(series_alone))  # two seeds that agree by chance are no reason to be surer than that
+    reach = float(np.average(quantiles, weights=[from_seeds, from_series])) * math.sqrt(
+        from_seeds + from_series
+    )
+    reach = max(
+        reach, math.sqrt(series_alone)
+    )  # two seeds that agree by chance are no reason to be surer than that
     return Interval(float(of_series.mean()), max(-1.0, centre - reach), min(1.0, centre + reach))
 
 
 def over_seeds(values: NDArray[np.floating[Any]], metric: Metric = PLAIN) -> Interval:
     """Mean and t interval over repetitions; NaN for the interval of a single one, and for all without any.
 
-    The parameter that is covered is the mean over all seeds (of the logarithm, for a ratio) on this machine and this test split.
+    The parameter that is covered is the mean over all seeds (of the logarithm, for a ratio) on this machine
+    and this test split.
     """
     from scipy.special import stdtrit
 
@@ -138,11 +170,14 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Beside what identifies it: ``energy`` (measured, estimated), ``n`` (seeds), ``n_energy`` (those with valid energy, of which the energies,
-        times and speedups are), ``seeds``, ``warned`` (records with a warning); every metric with ``_lo`` and ``_hi``; ``accuracy_pct``,
-        ``control_accuracy_pct`` and ``drop_pt`` (`over_seeds_and_series`); ``dense_accuracy_pct`` (before any tuning); ``val_series``;
-        ``mcnemar_p`` (the smallest over seeds, times their number); ``degradation`` (kept, lost, undecided; ``reference`` for the dense
-        model itself, which is its own control).
+        Beside what identifies it: ``energy`` (measured, estimated), ``n`` (seeds), ``n_energy`` (those with
+        valid energy, of which the energies, times and speedups are), ``seeds``, ``warned`` (records with a
+        warning); every metric with ``_lo`` and
+        ``_hi``; ``accuracy_pct``,
+        ``control_accuracy_pct`` and ``drop_pt`` (`over_seeds_and_series`); ``dense_accuracy_pct`` (before any
+        tuning); ``val_series``;
+        ``mcnemar_p`` (the smallest over seeds, times their number); ``degradation`` (kept, lost, undecided;
+        ``reference`` for the dense model itself, which is its own control).
     """
     import pandas as pd
 
@@ -171,16 +206,27 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
                 interval = Interval(interval.value, *valid[[metric.low, metric.high]].astype(float).iloc[0])
             out |= _columns(metric.name, interval)
         ours, control = (np.array([of_all[i] for i in of], dtype=float) for of_all in (right, dense_right))
-        out |= _columns("accuracy_pct", _accuracy_pct(ours)) | _columns("control_accuracy_pct", _accuracy_pct(control))
-        out |= {"dense_accuracy_pct": 100 * group["dense_accuracy"].mean(), "val_series": int(group["val_series"].min())}
+        out |= _columns("accuracy_pct", _accuracy_pct(ours)) | _columns(
+            "control_accuracy_pct", _accuracy_pct(control)
+        )
+        out |= {
+            "dense_accuracy_pct": 100 * group["dense_accuracy"].mean(),
+            "val_series": int(group["val_series"].min()),
+        }
         lost = control - ours
         drop = Interval(*(100 * v for v in over_seeds_and_series(lost)))
         p = min(1.0, len(of) * min(mcnemar_p(int((x > 0).sum()), int((x < 0).sum())) for x in lost))
         is_reference = first["ratio"] == 0 and first["mode"] == "none" and first["runtime"] == "eager"
         if is_reference:  # the same model twice
-            out |= _columns("drop_pt", Interval(0.0, 0.0, 0.0)) | {"mcnemar_p": 1.0, "degradation": "reference"}
+            out |= _columns("drop_pt", Interval(0.0, 0.0, 0.0)) | {
+                "mcnemar_p": 1.0,
+                "degradation": "reference",
+            }
         else:
-            out |= _columns("drop_pt", drop) | {"mcnemar_p": p, "degradation": degradation(drop.low, drop.high)}
+            out |= _columns("drop_pt", drop) | {
+                "mcnemar_p": p,
+                "degradation": degradation(drop.low, drop.high),
+            }
         made.append(out)
     return pd.DataFrame(made)
 
@@ -201,31 +247,53 @@ def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
     results = frozen.results
     invalid = results[~results["valid"]]
     if len(invalid):
-        for some, left_out in ((invalid[invalid["scored"]], "energy and times left out, accuracy counts"), (invalid[~invalid["scored"]], "left out")):
+        for some, left_out in (
+            (invalid[invalid["scored"]], "energy and times left out, accuracy counts"),
+            (invalid[~invalid["scored"]], "left out"),
+        ):
             reasons = [f"{why} ({n})" for why, n in sorted(Counter(some["invalid_reasons"]).items())]
-            said += [f"{_count(len(some), 'invalid record')}, {left_out}: {_some(reasons)}"] if reasons else []
+            said += (
+                [f"{_count(len(some), 'invalid record')}, {left_out}: {_some(reasons)}"] if reasons else []
+            )
     if results["machine"].nunique() > 1:
-        names = [f"{m[:6]} ({cpu}{f', {gpu}' if isinstance(gpu, str) else ''})" for m, cpu, gpu in _distinct(results, "machine", "cpu", "gpu")]
+        names = [
+            f"{m[:6]} ({cpu}{f', {gpu}' if isinstance(gpu, str) else ''})"
+            for m, cpu, gpu in _distinct(results, "machine", "cpu", "gpu")
+        ]
         said.append(f"{len(names)} machines or sets of libraries, never averaged together: {_some(names)}")
     sources = sorted(results["energy_source"].unique())
     if len(sources) > 1:
         said.append(f"energy from {', '.join(sources)}: never averaged together")
     code = sorted(results["git_sha"].unique())
     if len(code) > 1:
-        said.append(f"measured with {len(code)} commits of the code: {_some([c[:10] + ('-dirty' if c.endswith('-dirty') else '') for c in code])}")
+        said.append(
+            f"measured with {len(code)} commits of the code: "
+            f"{_some([c[:10] + ('-dirty' if c.endswith('-dirty') else '') for c in code])}"
+        )
     said += _missing_seeds(results)
     if len(rows) and (rows["n"] == 1).all():
-        said.append("one seed each: the intervals tell of the test sample and of the measuring processes, not of another training")
-    few = sorted({f"{r['dataset']} ({r['val_series']})" for _, r in rows.iterrows() if r["val_series"] < FEW}) if len(rows) else []
+        said.append(
+            "one seed each: the intervals tell of the test sample and of the measuring processes, not of "
+            "another training"
+        )
+    few = (
+        sorted({f"{r['dataset']} ({r['val_series']})" for _, r in rows.iterrows() if r["val_series"] < FEW})
+        if len(rows)
+        else []
+    )
     if few:
-        said.append(f"fewer than {FEW} validation series, so what is chosen by them is chosen by little: {_some(few)}")
+        said.append(
+            f"fewer than {FEW} validation series, so what is chosen by them is chosen by little: {_some(few)}"
+        )
     return said
 
 
 def describe(row: Any) -> str:
     """A configuration in words: ``PLAID t1, l1 global 0.5, static in onnxruntime``."""
     pruned = f"{row['method']} {row['scope']} {row['ratio']:g}" if row["ratio"] else ""
-    return ", ".join(filter(None, (f"{row['dataset']} {row['model']}", pruned, f"{row['mode']} in {row['runtime']}")))
+    return ", ".join(
+        filter(None, (f"{row['dataset']} {row['model']}", pruned, f"{row['mode']} in {row['runtime']}"))
+    )
 
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:
@@ -247,7 +315,8 @@ def _missing_seeds(results: pd.DataFrame) -> list[str]:
                 invalid[seed] += seed in set(rows["seed"])
     of = _count(results["config"].nunique(), "configuration")
     return [
-        f"seed {seed} missing in {len(names)} of {of}{f' ({invalid[seed]} of them invalid)' if invalid[seed] else ''}: {'; '.join(_first(names))}"
+        f"seed {seed} missing in {len(names)} of "
+        f"{of}{f' ({invalid[seed]} of them invalid)' if invalid[seed] else ''}: {'; '.join(_first(names))}"
         for seed, names in sorted(lacking.items())
     ]
 

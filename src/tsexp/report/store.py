@@ -49,7 +49,9 @@ class Row:
 
 
 def connect(uri: str) -> Any:
-    """Return an `mlflow.MlflowClient` on a store that is there. MLflow itself would make one, and an empty one looks like lost results.
+    """Return an `mlflow.MlflowClient` on a store that is there.
+
+    MLflow itself would make one, and an empty one looks like lost results.
 
     Raises
     ------
@@ -70,21 +72,31 @@ def connect(uri: str) -> Any:
         client.search_experiments(max_results=1)
     except Exception as error:  # of MLflow, of its HTTP client, of a database driver
         reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())
-        upgrade = f"; another version of MLflow wrote it: mlflow db upgrade {redact(uri)}" if "schema" in reason else ""
+        upgrade = (
+            f"; another version of MLflow wrote it: mlflow db upgrade {redact(uri)}"
+            if "schema" in reason
+            else ""
+        )
         raise ReportError(redact(f"the store {uri} does not answer: {reason}{upgrade}")) from None
     return client
 
 
 def _check_sqlite(file: Path) -> None:
     if not file.is_file():
-        raise ReportError(f"there is no store at {file}; fill one first (python -m tsexp -m experiment=quick), or say where it is: tracking.uri=…")
+        raise ReportError(
+            f"there is no store at {file}; fill one first (python -m tsexp -m experiment=quick), or say "
+            f"where it is: tracking.uri=…"
+        )
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
             tables = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
     except sqlite3.Error as error:
         raise ReportError(f"{file} is not a store of MLflow: {error}") from None
     if "experiments" not in tables:
-        raise ReportError(f"{file} is not a store of MLflow: it has no table of experiments; fill one first: python -m tsexp -m experiment=quick")
+        raise ReportError(
+            f"{file} is not a store of MLflow: it has no table of experiments; fill one first: python -m "
+            f"tsexp -m experiment=quick"
+        )
 
 
 def read(client: Any, run_ids: list[str]) -> list[Row]:
@@ -94,4 +106,6 @@ def read(client: Any, run_ids: list[str]) -> list[Row]:
 
 def row(run: Any) -> Row:
     """Return an `mlflow.entities.Run` as a row."""
-    return Row(run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.metrics, run.data.tags)
+    return Row(
+        run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.metrics, run.data.tags
+    )

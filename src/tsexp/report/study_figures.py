@@ -52,7 +52,10 @@ class Drawing(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """The data as every figure takes it: see `tsexp.report.points.Points`, and `Frozen` for the raw tables."""
+    """The data as every figure takes it.
+
+    See `tsexp.report.points.Points`, and `Frozen` for the raw tables.
+    """
 
     runs: pd.DataFrame
     points: pd.DataFrame
@@ -70,8 +73,8 @@ def draw(frozen: Frozen, folder: Path) -> list[Path]:
     frozen
         The results.
     folder
-        Gets NAME.pdf and NAME.png, and ``notes.md``: what each caption has to say, and why a figure is not there.
-        Older figures of the study that can no longer be drawn are removed.
+        Gets NAME.pdf and NAME.png, and ``notes.md``: what each caption has to say, and why a figure is not
+        there. Older figures of the study that can no longer be drawn are removed.
 
     Returns
     -------
@@ -111,7 +114,8 @@ def _settle(figure: Figure) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    # Neither the date nor the version of the drawing library: they would change the bytes and not the picture.
+    # Neither the date nor the version of the drawing library: they would change the bytes and not the
+    # picture.
     metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
     kind = path.suffix.removeprefix(".")
     partial = path.with_name(f".{path.name}")
@@ -139,20 +143,40 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
     for dataset, axes in panels:
         here = shown[shown["dataset"] == dataset]
         tuned = controls[controls["dataset"] == dataset]
-        best = _front(pd.concat([here, tuned], ignore_index=True) if len(tuned) else here, f"{side}_j", "accuracy_pct")
-        axes.step(best[f"{side}_j"] * factor, best["accuracy_pct"], where="post", color="0.55", lw=1, zorder=1)
+        best = _front(
+            pd.concat([here, tuned], ignore_index=True) if len(tuned) else here, f"{side}_j", "accuracy_pct"
+        )
+        axes.step(
+            best[f"{side}_j"] * factor, best["accuracy_pct"], where="post", color="0.55", lw=1, zorder=1
+        )
         for _, p in here.iterrows():
             x, colour, reduced = p[f"{side}_j"] * factor, study.colours[p["model"]], p["mode"] != "none"
-            bars = _around(p, "accuracy_pct") if len(here) <= 12 else None  # of more, they would hide the points
+            bars = (
+                _around(p, "accuracy_pct") if len(here) <= 12 else None
+            )  # of more, they would hide the points
             axes.errorbar(
-                x, p["accuracy_pct"], yerr=bars, color=colour, marker=shapes[p["runtime"]], mfc="white" if reduced else colour, mew=1, elinewidth=0.5
+                x,
+                p["accuracy_pct"],
+                yerr=bars,
+                color=colour,
+                marker=shapes[p["runtime"]],
+                mfc="white" if reduced else colour,
+                mew=1,
+                elinewidth=0.5,
             )
             if p["warned"]:
                 _warn(axes, x, p["accuracy_pct"], "black" if reduced else "white")
             if p["ratio"] == 0 and p["runtime"] == "eager" and not reduced:
                 axes.plot(x, p["accuracy_pct"], marker="o", ms=9, mfc="none", mec="black", mew=0.6, ls="none")
         for _, p in tuned.iterrows():
-            style: dict[str, Any] = {"marker": "*", "ms": 7, "color": study.colours[p["model"]], "mec": "black", "mew": 0.5, "ls": "none"}
+            style: dict[str, Any] = {
+                "marker": "*",
+                "ms": 7,
+                "color": study.colours[p["model"]],
+                "mec": "black",
+                "mew": 0.5,
+                "ls": "none",
+            }
             axes.plot(p[f"{side}_j"] * factor, p["accuracy_pct"], **style)
         axes.set_title(dataset)
         axes.margins(0.12, 0.15)
@@ -162,30 +186,71 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
         last, lift = (-math.inf, -math.inf), 0
         for number, (_, p) in enumerate(best.iterrows(), 1):
             spot = (p[f"{side}_j"] * factor, p["accuracy_pct"])
-            at = axes.transData.transform(spot)  # pixels, before the layout: near enough to keep numbers apart
+            at = axes.transData.transform(
+                spot
+            )  # pixels, before the layout: near enough to keep numbers apart
             lift = 8 - lift if abs(at[0] - last[0]) < 14 and abs(at[1] - last[1]) < 14 else 0
             last = (at[0], at[1])
-            axes.annotate(str(number), spot, xytext=(-5, 4 + lift), textcoords="offset points", fontsize=7, ha="right", weight="bold", zorder=5)
+            axes.annotate(
+                str(number),
+                spot,
+                xytext=(-5, 4 + lift),
+                textcoords="offset points",
+                fontsize=7,
+                ha="right",
+                weight="bold",
+                zorder=5,
+            )
             said = _describe(p) if isinstance(p["runtime"], str) else f"{p['model']}, control"
-            fronts.append(f"{dataset}, front {number}: {said}, {p['accuracy_pct']:.1f} %, {spot[0]:.3g} {unit}{_dagger(side)}.")
+            fronts.append(
+                f"{dataset}, front {number}: {said}, {p['accuracy_pct']:.1f} %, {spot[0]:.3g} "
+                f"{unit}{_dagger(side)}."
+            )
     handles: list[Any] = [Patch(fc=c, label=m) for m, c in study.colours.items() if m in set(shown["model"])]
     handles += [Line2D([], [], color="0.4", marker=s, ls="none", label=r) for r, s in shapes.items()]
-    handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: not fp32")] if (shown["mode"] != "none").any() else []
-    handles += [Line2D([], [], marker="o", ms=8, mfc="none", mec="black", mew=0.6, ls="none", label="dense fp32 eager")]
+    handles += (
+        [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: not fp32")]
+        if (shown["mode"] != "none").any()
+        else []
+    )
+    handles += [
+        Line2D(
+            [], [], marker="o", ms=8, mfc="none", mec="black", mew=0.6, ls="none", label="dense fp32 eager"
+        )
+    ]
     if len(controls):
-        handles += [Line2D([], [], color="0.6", marker="*", ms=7, mec="black", mew=0.5, ls="none", label="control: dense, tuned alike")]
+        handles += [
+            Line2D(
+                [],
+                [],
+                color="0.6",
+                marker="*",
+                ms=7,
+                mec="black",
+                mew=0.5,
+                ls="none",
+                label="control: dense, tuned alike",
+            )
+        ]
     handles += [Line2D([], [], color="0.55", label="Pareto front")]
     sizes = shown.groupby("dataset").size()
     explained = [BARS] if sizes.min() <= 12 else []
-    explained += ["Panels of more than 12 points have no bars, which would hide them."] if sizes.max() > 12 else []
+    explained += (
+        ["Panels of more than 12 points have no bars, which would hide them."] if sizes.max() > 12 else []
+    )
     notes = [*_small_print(study, side), *([WARNED] if shown["warned"].any() else []), *explained]
     notes += ["The front is of test accuracy: what is on it may have been lucky there."]
-    _finish(figure, notes, handles, f"{side} energy per inference{_dagger(side)} ({unit})", "test accuracy (%)")
+    _finish(
+        figure, notes, handles, f"{side} energy per inference{_dagger(side)} ({unit})", "test accuracy (%)"
+    )
     return Drawing(figure, [*notes, *fronts])
 
 
 def ratio(study: Study) -> Drawing:
-    """Saving and speedup against the pruning ratio, a line per model; the way of pruning that was measured most, eager PyTorch, fp32."""
+    """Saving and speedup against the pruning ratio, a line per model.
+
+    The way of pruning that was measured most, eager PyTorch, fp32.
+    """
     from matplotlib.lines import Line2D
 
     shown = _eager_fp32(study)
@@ -194,12 +259,16 @@ def ratio(study: Study) -> Drawing:
     shown = shown[(shown["ratio"] == 0) | ((shown["method"] == way[0]) & (shown["scope"] == way[1]))]
     shown = shown[shown["dataset"].isin(shown.loc[shown["ratio"] > 0, "dataset"])]
     sides = [s for s in ("measured", "estimated") if shown[f"{s}_saving_pct"].notna().any()]
-    rows = [(f"{s}_saving_pct", f"{s} energy\nsaving{_dagger(s)} (%)", 0) for s in sides] + [("speedup", "speedup\n(wall time)", 1)]
+    rows = [(f"{s}_saving_pct", f"{s} energy\nsaving{_dagger(s)} (%)", 0) for s in sides] + [
+        ("speedup", "speedup\n(wall time)", 1)
+    ]
     datasets = list(shown["dataset"].unique())
     across = min(3, len(datasets))
     blocks = math.ceil(len(datasets) / across)
     figure = _figure(across, 1.55 * len(rows) * blocks + 0.9)
-    grid = figure.subplots(len(rows) * blocks, across, squeeze=False, sharex=True, sharey="row" if blocks == 1 else False)
+    grid = figure.subplots(
+        len(rows) * blocks, across, squeeze=False, sharex=True, sharey="row" if blocks == 1 else False
+    )
     for axes in grid.flat[:]:
         axes.set_visible(False)
     models = sorted(shown.loc[shown["ratio"] > 0, "model"].unique())
@@ -210,7 +279,14 @@ def ratio(study: Study) -> Drawing:
             axes.axhline(neutral, color="0.5", lw=0.7, zorder=0)
             for (model, *_), line in _lines(shown[(shown["dataset"] == dataset) & shown[value].notna()]):
                 k = models.index(model)
-                _line(axes, line, value, k - (len(models) - 1) / 2, color=study.colours[model], marker=MARKERS[k % len(MARKERS)])
+                _line(
+                    axes,
+                    line,
+                    value,
+                    k - (len(models) - 1) / 2,
+                    color=study.colours[model],
+                    marker=MARKERS[k % len(MARKERS)],
+                )
             if j == 0:
                 axes.set_title(dataset)
             if i % across == 0:
@@ -220,9 +296,21 @@ def ratio(study: Study) -> Drawing:
             of_row = shown if blocks == 1 else shown[shown["dataset"] == dataset]
             _frame([axes], of_row, value, neutral)
     figure.align_ylabels()
-    handles = [Line2D([], [], color=study.colours[m], marker=MARKERS[k % len(MARKERS)], label=m) for k, m in enumerate(models)]
-    others = f" The others are in {WAYS}: {', '.join(' '.join(w) for w in ways if w != way)}." if len(ways) > 1 else ""
-    notes = [f"Eager PyTorch, fp32, pruned by {' '.join(way)}.", *_small_print(study, *sides), *([WARNED] if shown["warned"].any() else []), BARS]
+    handles = [
+        Line2D([], [], color=study.colours[m], marker=MARKERS[k % len(MARKERS)], label=m)
+        for k, m in enumerate(models)
+    ]
+    others = (
+        f" The others are in {WAYS}: {', '.join(' '.join(w) for w in ways if w != way)}."
+        if len(ways) > 1
+        else ""
+    )
+    notes = [
+        f"Eager PyTorch, fp32, pruned by {' '.join(way)}.",
+        *_small_print(study, *sides),
+        *([WARNED] if shown["warned"].any() else []),
+        BARS,
+    ]
     _finish(figure, notes, handles, "pruning ratio (share of heads and FFN units)")
     return Drawing(figure, [*notes, f"Against the control, in the same windows.{others}"])
 
@@ -234,8 +322,12 @@ def pruning_ways(study: Study) -> Drawing:
     shown = _eager_fp32(study)
     ways = _ways(shown)
     if len(ways) < 2:
-        raise CannotDraw(f"there is one way of pruning only, {' '.join(ways[0])}: there is nothing to compare")
-    of = sorted({(p["model"], p["dataset"]) for _, p in shown.iterrows() if p["ratio"] > 0})  # with three datasets, a row per model
+        raise CannotDraw(
+            f"there is one way of pruning only, {' '.join(ways[0])}: there is nothing to compare"
+        )
+    of = sorted(
+        {(p["model"], p["dataset"]) for _, p in shown.iterrows() if p["ratio"] > 0}
+    )  # with three datasets, a row per model
     methods, scopes = (list(dict.fromkeys(w[i] for w in ways)) for i in (0, 1))
     styles: dict[tuple[str, str], dict[str, Any]] = {
         (m, s): {
@@ -245,10 +337,17 @@ def pruning_ways(study: Study) -> Drawing:
         }
         for m, s in ways
     }
-    figure, panels = _panels([f"{dataset} · {model}" for model, dataset in of], height_in=1.85, legend_in=0.45)
+    figure, panels = _panels(
+        [f"{dataset} · {model}" for model, dataset in of], height_in=1.85, legend_in=0.45
+    )
     levels = []
     for (model, dataset), (title, axes) in zip(of, panels, strict=True):
-        lines = {(method, scope): line for (_, method, scope), line in _lines(shown[(shown["dataset"] == dataset) & (shown["model"] == model)])}
+        lines = {
+            (method, scope): line
+            for (_, method, scope), line in _lines(
+                shown[(shown["dataset"] == dataset) & (shown["model"] == model)]
+            )
+        }
         for k, way in enumerate(ways):
             if way in lines:
                 _line(axes, lines[way], "accuracy_drop_pt", k - (len(ways) - 1) / 2, **styles[way])
@@ -258,14 +357,18 @@ def pruning_ways(study: Study) -> Drawing:
         axes.axhline(0, color="0.3", lw=0.9, zorder=0)
         axes.axhline(untuned, color="0.3", ls=":", lw=0.9, zorder=0)
         _frame([axes], here, "accuracy_drop_pt", 0, untuned)
-        levels.append(f"{title}: control {control['accuracy_pct']:.1f} %, dense before tuning {control['dense_accuracy_pct']:.1f} %.")
+        levels.append(
+            f"{title}: control {control['accuracy_pct']:.1f} %, dense before tuning "
+            f"{control['dense_accuracy_pct']:.1f} %."
+        )
         axes.set_title(f"{title}\ncontrol {control['accuracy_pct']:.1f} %")
         _ratio_ticks(axes, shown)
     handles = [Line2D([], [], label=" ".join(w), **styles[w]) for w in ways]
     handles += [Line2D([], [], label="control: dense, tuned alike", color="0.3", lw=0.9)]
     handles += [Line2D([], [], label="dense, not tuned", color="0.3", ls=":", lw=0.9)]
     notes = [
-        "Eager PyTorch, fp32, against the control of the same seed: the dense model with the same training in total.",
+        "Eager PyTorch, fp32, against the control of the same seed: the dense model with the same training "
+        "in total.",
         *_small_print(study),
         *([WARNED] if shown["warned"].any() else []),
         BARS,
@@ -276,7 +379,10 @@ def pruning_ways(study: Study) -> Drawing:
 
 
 def quant_runtime(study: Study) -> Drawing:
-    """Speedup of each pair of number format and runtime; pairs that were not measured are blank and hatched."""
+    """Speedup of each pair of number format and runtime.
+
+    Pairs that were not measured are blank and hatched.
+    """
     import numpy as np
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
@@ -302,18 +408,24 @@ def quant_runtime(study: Study) -> Drawing:
         axes.set_visible(False)
     for axes, (dataset, model) in zip(grid.flat, of, strict=False):
         here = shown[(shown["dataset"] == dataset) & (shown["model"] == model)]
-        table = here.pivot(index="mode", columns="runtime", values="speedup").reindex(index=modes, columns=runtimes)
+        table = here.pivot(index="mode", columns="runtime", values="speedup").reindex(
+            index=modes, columns=runtimes
+        )
         warned = {(p["mode"], p["runtime"]) for _, p in here.iterrows() if p["warned"]}
         image = axes.imshow(table.to_numpy(float), norm=norm, cmap="PuOr", aspect="auto")
         for y, mode in enumerate(modes):
             for x, runtime in enumerate(runtimes):
                 value = table.iloc[y, x]
                 if math.isnan(value):
-                    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", ec="0.75", lw=0))
+                    axes.add_patch(
+                        Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", ec="0.75", lw=0)
+                    )
                     continue
                 text = f"{value:.2f}" if value < 9.95 else f"{value:.1f}"
                 text += "⚠" if (mode, runtime) in warned else ""
-                axes.text(x, y, text, ha="center", va="center", fontsize=7, color=_readable_on(image.to_rgba(value)))
+                axes.text(
+                    x, y, text, ha="center", va="center", fontsize=7, color=_readable_on(image.to_rgba(value))
+                )
         axes.set_xticks(range(len(runtimes)), runtimes, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(modes)), modes)
         axes.grid(False)
@@ -332,7 +444,12 @@ def quant_runtime(study: Study) -> Drawing:
         if at == 0
         else f"At pruning ratio {at:g} ({way[0]} {way[1]}): it has the most pairs, as hardly any was measured without pruning."
     )
-    notes = ["Speedup of wall time against the control, fp32 eager.", *_small_print(study), what, "Hatched: not measured."]
+    notes = [
+        "Speedup of wall time against the control, fp32 eager.",
+        *_small_print(study),
+        what,
+        "Hatched: not measured.",
+    ]
     notes += ["⚠: a record has a warning."] if shown["warned"].any() else []
     _finish(figure, notes)
     return Drawing(figure, notes)
@@ -348,7 +465,10 @@ def channels(study: Study) -> Drawing:
     if runs.empty:
         raise CannotDraw("nothing was pruned")
     common = (
-        runs.drop_duplicates(["dataset", "model", "method", "scope", "ratio"]).groupby("ratio").size().sort_values(ascending=False, kind="stable")
+        runs.drop_duplicates(["dataset", "model", "method", "scope", "ratio"])
+        .groupby("ratio")
+        .size()
+        .sort_values(ascending=False, kind="stable")
     )
     ratios = sorted(common.index[:MOST_RATIOS])
     runs = runs[runs["ratio"].isin(ratios)]
@@ -391,42 +511,73 @@ def channels(study: Study) -> Drawing:
                     axes.axvline(edge - 0.5, color="white", lw=min(0.8, 10 * layer_in))
             axes.grid(False)
             axes.tick_params(length=2)
-            axes.yaxis.get_major_locator().set_params(integer=True, nbins=max(1, min(4, int(layer_in * len(table) / 0.16))))
+            axes.yaxis.get_major_locator().set_params(
+                integer=True, nbins=max(1, min(4, int(layer_in * len(table) / 0.16)))
+            )
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_title(f"{dataset} · {model}" if what == "head" else "", loc="left")
         left.set_ylabel("layer")
     grid[-1, 0].set_xlabel("attention head")
     grid[-1, 1].set_xlabel("FFN unit")
-    handles = [Patch(fc=shades[k], label=f"gone at {r:g}") for k, r in enumerate(ratios)] + [Patch(fc="0.93", ec="0.7", lw=0.4, label="always kept")]
+    handles = [Patch(fc=shades[k], label=f"gone at {r:g}") for k, r in enumerate(ratios)] + [
+        Patch(fc="0.93", ec="0.7", lw=0.4, label="always kept")
+    ]
     small = [
         *([f"Pruned by {chosen.pop()}."] if len(chosen) == 1 else []),
         "Colour: the smallest pruning ratio at which it is gone.",
         "One seed: units of differently trained models are not the same.",
     ]
-    small += ["By depth, a unit may be back at a higher ratio, where more whole layers went."] if returns else []
-    small += [f"Of {len(of)} pairs of dataset and model, the first {MOST_PANELS} are shown."] if len(of) > MOST_PANELS else []
-    small += [f"Of {len(common)} ratios, the {MOST_RATIOS} that were measured most."] if len(common) > MOST_RATIOS else []
+    small += (
+        ["By depth, a unit may be back at a higher ratio, where more whole layers went."] if returns else []
+    )
+    small += (
+        [f"Of {len(of)} pairs of dataset and model, the first {MOST_PANELS} are shown."]
+        if len(of) > MOST_PANELS
+        else []
+    )
+    small += (
+        [f"Of {len(common)} ratios, the {MOST_RATIOS} that were measured most."]
+        if len(common) > MOST_RATIOS
+        else []
+    )
     _finish(figure, small, handles)
     return Drawing(figure, [*small, *notes])
 
 
 def roofline(study: Study) -> Drawing:
-    """How much of what the processor could do is done: multiply-accumulates per second over those of one large product in the same number format."""
+    """How much of what the processor could do is done.
+
+    Multiply-accumulates per second over those of one large product in the same number format.
+    """
     from matplotlib.lines import Line2D
 
     runs = study.runs[study.runs["peak_gmacs"].notna() & study.runs["series_per_s"].notna()]
     if runs.empty:
-        raise CannotDraw("no record has the peak of its processor (peak_gmacs): it was measured by an older version")
+        raise CannotDraw(
+            "no record has the peak of its processor (peak_gmacs): it was measured by an older version"
+        )
     runs = runs.assign(
-        share_pct=100 * runs["macs"] * runs["series_per_s"] / (1e9 * runs["peak_gmacs"] * runs["threads"]),  # the peak is that of one thread
-        kind=[f"{r} · {m}" if m != "none" else f"{r} · fp32" for r, m in zip(runs["runtime"], runs["mode"], strict=True)],
+        share_pct=100
+        * runs["macs"]
+        * runs["series_per_s"]
+        / (1e9 * runs["peak_gmacs"] * runs["threads"]),  # the peak is that of one thread
+        kind=[
+            f"{r} · {m}" if m != "none" else f"{r} · fp32"
+            for r, m in zip(runs["runtime"], runs["mode"], strict=True)
+        ],
     )
     where = ["dataset", "model", "method", "scope", "ratio", "runtime", "mode", "kind"]
     means = runs.groupby(where)["share_pct"].mean().reset_index()
     order = [(r, m) for r in _ordered(means["runtime"], RUNTIMES) for m in _ordered(means["mode"], MODES)]
-    kinds = [k for r, m in order for k in means.loc[(means["runtime"] == r) & (means["mode"] == m), "kind"].unique()]
+    kinds = [
+        k
+        for r, m in order
+        for k in means.loc[(means["runtime"] == r) & (means["mode"] == m), "kind"].unique()
+    ]
     models = sorted(means["model"].unique())
-    figure, panels = _panels(means["dataset"].unique(), height_in=0.2 * len(kinds) + 0.6, legend_in=0.3, share=True)
+    figure, panels = _panels(
+        means["dataset"].unique(), height_in=0.2 * len(kinds) + 0.6, legend_in=0.3, share=True
+    )
     for dataset, axes in panels:
         here = means[means["dataset"] == dataset]
         for i, model in enumerate(models):
@@ -434,26 +585,43 @@ def roofline(study: Study) -> Drawing:
                 some = here[(here["model"] == model) & ((here["ratio"] > 0) == pruned)]
                 y = [kinds.index(k) + 0.5 * ((i + 0.5) / len(models) - 0.5) for k in some["kind"]]
                 axes.plot(
-                    some["share_pct"], y, ls="none", marker="o", ms=3.8, color=study.colours[model], mfc="white" if pruned else study.colours[model]
+                    some["share_pct"],
+                    y,
+                    ls="none",
+                    marker="o",
+                    ms=3.8,
+                    color=study.colours[model],
+                    mfc="white" if pruned else study.colours[model],
                 )
         axes.set_yticks(range(len(kinds)), kinds)
         axes.set_ylim(len(kinds) - 0.5, -0.5)
         axes.set_title(dataset)
         _log_ticks(axes.xaxis, means["share_pct"])
     handles = [Line2D([], [], color=study.colours[m], marker="o", ls="none", label=m) for m in models]
-    handles += [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned")] if (means["ratio"] > 0).any() else []
+    handles += (
+        [Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned")]
+        if (means["ratio"] > 0).any()
+        else []
+    )
     notes = [*_small_print(study), "Peak: one large product in the same number format, seen on this machine."]
     _finish(figure, notes, handles, "share of the peak reached (%)")
-    return Drawing(figure, [*notes, "MACs · series per second of wall time, over the peak of a thread · threads."])
+    return Drawing(
+        figure, [*notes, "MACs · series per second of wall time, over the peak of a thread · threads."]
+    )
 
 
 def windows(study: Study, side: str) -> Drawing:
-    """Energy of every window in the order of measuring: of each dataset the run that varies most and the median one."""
+    """Energy of every window in the order of measuring.
+
+    Of each dataset the run that varies most and the median one.
+    """
     import numpy as np
     from matplotlib.lines import Line2D
 
     runs = study.runs[study.runs[f"{side}_j"].notna()]
-    table = study.frozen.windows[(study.frozen.windows["subject"] != "idle") & study.frozen.windows["run_id"].isin(runs["run_id"])]
+    table = study.frozen.windows[
+        (study.frozen.windows["subject"] != "idle") & study.frozen.windows["run_id"].isin(runs["run_id"])
+    ]
     if table.empty:
         raise CannotDraw(f"no record has windows with {side} energy")
     table = table.assign(each_j=table["energy_j"] / table["inferences"])
@@ -463,11 +631,16 @@ def windows(study: Study, side: str) -> Drawing:
     picks, notes = [], []
     for dataset, group in runs.groupby("dataset"):
         ranked = group.assign(variation_pct=group["run_id"].map(variation_pct)).dropna(subset="variation_pct")
-        ranked = ranked.sort_values(["variation_pct", *("model", "mode", "runtime", "ratio", "seed", "run_id")], kind="stable")
+        ranked = ranked.sort_values(
+            ["variation_pct", *("model", "mode", "runtime", "ratio", "seed", "run_id")], kind="stable"
+        )
         for what, k in (("widest", len(ranked) - 1), ("median", (len(ranked) - 1) // 2))[: len(ranked)]:
             run = ranked.iloc[k]
             picks.append((dataset, what, run))
-            notes.append(f"{dataset}, {what} of {len(ranked)} runs: {_describe(run)}, seed {run['seed']}; varies by {run['variation_pct']:.1f} %.")
+            notes.append(
+                f"{dataset}, {what} of {len(ranked)} runs: {_describe(run)}, seed {run['seed']}; varies by "
+                f"{run['variation_pct']:.1f} %."
+            )
     if not picks:
         raise CannotDraw("no record has two windows of a subject")
     datasets = sorted({d for d, _, _ in picks})
@@ -482,7 +655,9 @@ def windows(study: Study, side: str) -> Drawing:
         axes.set_visible(True)
         axes.axhline(0, color="0.6", lw=0.7, zorder=0)
         for subject, (colour, marker) in subjects.items():
-            mine = table[(table["run_id"] == run["run_id"]) & (table["subject"] == subject)].sort_values("order")
+            mine = table[(table["run_id"] == run["run_id"]) & (table["subject"] == subject)].sort_values(
+                "order"
+            )
             good = mine[~mine["discarded"]]
             if good.empty:
                 continue
@@ -491,11 +666,17 @@ def windows(study: Study, side: str) -> Drawing:
             third = max(1, len(good) // 3)
             for part in (slice(None, third), slice(-third, None)):
                 axes.plot(
-                    [good["order"].iloc[part].min(), good["order"].iloc[part].max()], [off.iloc[part].median()] * 2, color=colour, lw=2.4, alpha=0.45
+                    [good["order"].iloc[part].min(), good["order"].iloc[part].max()],
+                    [off.iloc[part].median()] * 2,
+                    color=colour,
+                    lw=2.4,
+                    alpha=0.45,
                 )
             low, high = np.percentile(off, [25, 75])
             far = (off < low - 1.5 * (high - low)) | (off > high + 1.5 * (high - low))
-            axes.plot(good["order"][far], off[far], ls="none", marker="o", ms=7, mfc="none", mec=COLOURS[1], mew=1)
+            axes.plot(
+                good["order"][far], off[far], ls="none", marker="o", ms=7, mfc="none", mec=COLOURS[1], mew=1
+            )
             gone = mine[mine["discarded"]]
             axes.plot(gone["order"], [0] * len(gone), ls="none", marker="x", color=COLOURS[1])
         mine = table[table["run_id"] == run["run_id"]].sort_values("order")
@@ -503,18 +684,35 @@ def windows(study: Study, side: str) -> Drawing:
             axes.axvline((before + after) / 2, color="0.6", ls=":", lw=0.8, zorder=0)
         flag = " ⚠" if run["warnings"] else ""
         title = f"{dataset} · {what} variation ({run['variation_pct']:.1f} %){flag}\n{_describe(run)}"
-        axes.set_title("\n".join(textwrap.wrap(title.split("\n")[0], 52) + textwrap.wrap(title.split("\n")[1], 52)), fontsize=7.5)
+        axes.set_title(
+            "\n".join(textwrap.wrap(title.split("\n")[0], 52) + textwrap.wrap(title.split("\n")[1], 52)),
+            fontsize=7.5,
+        )
         axes.margins(y=0.15)
     handles = [Line2D([], [], color=c, marker=m, ms=3, lw=0.6, label=s) for s, (c, m) in subjects.items()]
     handles += [Line2D([], [], color="0.5", lw=2.4, alpha=0.6, label="median of first and last third")]
     handles += [Line2D([], [], ls="none", marker="o", ms=7, mfc="none", mec=COLOURS[1], label="outlier")]
-    handles += [Line2D([], [], ls="none", marker="x", color=COLOURS[1], label="discarded")] if table["discarded"].any() else []
+    handles += (
+        [Line2D([], [], ls="none", marker="x", color=COLOURS[1], label="discarded")]
+        if table["discarded"].any()
+        else []
+    )
     shown = table[table["run_id"].isin([run["run_id"] for _, _, run in picks])]
     if any(_borders(mine) for _, mine in shown.groupby("run_id")):
         handles += [Line2D([], [], color="0.6", ls=":", lw=0.8, label="another process")]
-    small = [*([ESTIMATED] if _dagger(side) else []), _invalid(study), "Outlier: more than 1.5 quartile ranges outside the quartiles."]
+    small = [
+        *([ESTIMATED] if _dagger(side) else []),
+        _invalid(study),
+        "Outlier: more than 1.5 quartile ranges outside the quartiles.",
+    ]
     small += ["⚠: the record has a warning."] if any(run["warnings"] for _, _, run in picks) else []
-    _finish(figure, small, handles, "window, in the order of measuring", f"{side} energy{_dagger(side)} per\ninference, off its median (%)")
+    _finish(
+        figure,
+        small,
+        handles,
+        "window, in the order of measuring",
+        f"{side} energy{_dagger(side)} per\ninference, off its median (%)",
+    )
     chosen = "Variation is the standard deviation over the mean, of the worse of artifact and reference."
     return Drawing(figure, [*small, chosen, *notes])
 
@@ -523,12 +721,19 @@ def confusion(study: Study) -> Drawing:
     """Labels against predictions before and after compression."""
     import pandas as pd
 
-    small = study.runs[((study.runs["ratio"] > 0) | (study.runs["mode"] != "none")) & study.runs["run_id"].isin(study.frozen.predictions["run_id"])]
+    small = study.runs[
+        ((study.runs["ratio"] > 0) | (study.runs["mode"] != "none"))
+        & study.runs["run_id"].isin(study.frozen.predictions["run_id"])
+    ]
     if small.empty:
         raise CannotDraw("nothing was compressed")
     picks, notes = [], []
     for dataset, group in small.groupby("dataset"):
-        by, of = ("val_drop_pt", "validation") if group["val_drop_pt"].notna().any() else ("accuracy_drop_pt", "test")
+        by, of = (
+            ("val_drop_pt", "validation")
+            if group["val_drop_pt"].notna().any()
+            else ("accuracy_drop_pt", "test")
+        )
         group = group.sort_values(["bytes", by, "model", "mode", "runtime", "seed", "run_id"], kind="stable")
         good = group[group[by] <= LOSES_AT_MOST_PT]
         run = (good if len(good) else group).iloc[0]
@@ -543,21 +748,36 @@ def confusion(study: Study) -> Drawing:
     for row, (dataset, run) in zip(grid, picks, strict=True):
         names = classes[dataset]
         mine = study.frozen.predictions[study.frozen.predictions["run_id"] == run["run_id"]]
-        for axes, column, title in ((row[0], "dense_predicted", f"{dataset} · {run['model']}\ncontrol"), (row[1], "predicted", "compressed")):
-            counts = pd.crosstab(mine["label"], mine[column]).reindex(index=names, columns=names, fill_value=0)
+        for axes, column, title in (
+            (row[0], "dense_predicted", f"{dataset} · {run['model']}\ncontrol"),
+            (row[1], "predicted", "compressed"),
+        ):
+            counts = pd.crosstab(mine["label"], mine[column]).reindex(
+                index=names, columns=names, fill_value=0
+            )
             share_pct = (100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)).to_numpy()
             image = axes.imshow(share_pct, vmin=0, vmax=100, cmap="Blues", aspect="auto")
             for y in range(len(names) if len(names) <= 12 else 0):
                 for x in range(len(names)):
                     if counts.iloc[y, x]:
                         axes.text(
-                            x, y, f"{share_pct[y, x]:.0f}", ha="center", va="center", fontsize=7, color=_readable_on(image.to_rgba(share_pct[y, x]))
+                            x,
+                            y,
+                            f"{share_pct[y, x]:.0f}",
+                            ha="center",
+                            va="center",
+                            fontsize=7,
+                            color=_readable_on(image.to_rgba(share_pct[y, x])),
                         )
             right = 100 * (mine["label"] == mine[column]).mean()
             axes.set_title(f"{title}: {right:.1f} %")
             every = math.ceil(len(names) / 20)
             short = [n if len(n) <= 9 else f"{n[:5]}…{n[-3:]}" for n in names[::every]]
-            axes.set_xticks(range(0, len(names), every), short, **({"rotation": 45, "ha": "right"} if max(map(len, short)) > 2 else {}))
+            axes.set_xticks(
+                range(0, len(names), every),
+                short,
+                **({"rotation": 45, "ha": "right"} if max(map(len, short)) > 2 else {}),
+            )
             axes.set_yticks(range(0, len(names), every), short)
             axes.grid(False)
             axes.tick_params(length=0)
@@ -575,9 +795,14 @@ def critical_difference(study: Study) -> Drawing:
         raise CannotDraw(f"ranks need at least 3 datasets, there are {study.points['dataset'].nunique()}")
     # The runtime changes the accuracy of a number format by rounding only: its runtimes are one competitor.
     names = study.points.assign(name=[_describe(p, runtime=False) for _, p in study.points.iterrows()])
-    scores = names.pivot_table(index="dataset", columns="name", values="accuracy_pct", aggfunc="mean").dropna(axis=1)
+    scores = names.pivot_table(index="dataset", columns="name", values="accuracy_pct", aggfunc="mean").dropna(
+        axis=1
+    )
     if scores.shape[1] < 3:
-        raise CannotDraw(f"only {scores.shape[1]} configurations were measured on all {len(scores)} datasets: ranks need at least 3")
+        raise CannotDraw(
+            f"only {scores.shape[1]} configurations were measured on all {len(scores)} datasets: ranks need "
+            f"at least 3"
+        )
     most, total = 10, scores.shape[1]
     ranks = scores.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
     scores = scores[ranks.index[:most]]
@@ -587,22 +812,38 @@ def critical_difference(study: Study) -> Drawing:
     from aeon.visualisation import plot_critical_difference
 
     figure, axes = plot_critical_difference(
-        scores.to_numpy(), list(scores.columns), test="wilcoxon", correction="holm", alpha=0.05, width=PAGE_IN, textspace=2.6
+        scores.to_numpy(),
+        list(scores.columns),
+        test="wilcoxon",
+        correction="holm",
+        alpha=0.05,
+        width=PAGE_IN,
+        textspace=2.6,
     )
     plt.close(figure)
-    for text in axes.texts:  # drawn for a poster: to the sizes of the other figures, and ranks with as many digits as they deserve
+    for text in (
+        axes.texts
+    ):  # drawn for a poster: to the sizes of the other figures, and ranks with as many digits as they deserve
         text.set_fontsize(7.5)
         if "." in text.get_text() and text.get_text().replace(".", "").isdigit():
             text.set_text(f"{float(text.get_text()):.2f}")
     for line in axes.lines:
         line.set_linewidth(min(line.get_linewidth(), 3) / 1.5)
     notes = [_invalid(study), "Means over seeds and runtimes; 1 is the best rank."]
-    notes += [f"{len(scores)} datasets. Bars join what is not told apart (Friedman, then Wilcoxon with Holm, α = 0.05)."]
+    notes += [
+        f"{len(scores)} datasets. Bars join what is not told apart (Friedman, then Wilcoxon with Holm, α = "
+        f"0.05)."
+    ]
     smallest = 2 / 2 ** len(scores)
     if smallest > 0.05:
-        notes.append(f"With {len(scores)} datasets Wilcoxon's test can tell no pair apart: its smallest p is {smallest:.2g}.")
+        notes.append(
+            f"With {len(scores)} datasets Wilcoxon's test can tell no pair apart: its smallest p is "
+            f"{smallest:.2g}."
+        )
     if total > most:
-        notes.append(f"The {most} best mean ranks of {total} configurations, chosen by the scores that are compared.")
+        notes.append(
+            f"The {most} best mean ranks of {total} configurations, chosen by the scores that are compared."
+        )
     figure.set_layout_engine("none")
     figure.text(0.02, 0.02, _wrapped(notes, PAGE_IN), fontsize=7, color="0.35", ha="left", va="bottom")
     return Drawing(figure, notes)
@@ -630,7 +871,9 @@ def _figure(across: int, height_in: float) -> Figure:
     return Figure(figsize=(COLUMN_IN if across == 1 else PAGE_IN, height_in))
 
 
-def _panels(names: Iterable[str], height_in: float, legend_in: float, share: bool = False) -> tuple[Figure, list[tuple[str, Axes]]]:
+def _panels(
+    names: Iterable[str], height_in: float, legend_in: float, share: bool = False
+) -> tuple[Figure, list[tuple[str, Axes]]]:
     """A panel per name, three in a row at most."""
     names = list(names)
     across = min(3, len(names))
@@ -642,8 +885,13 @@ def _panels(names: Iterable[str], height_in: float, legend_in: float, share: boo
     return figure, list(zip(names, grid.flat, strict=False))
 
 
-def _finish(figure: Figure, notes: Sequence[str], handles: Sequence[Any] = (), x: str = "", y: str = "") -> None:
-    """Legend above; labels that all panels share below and at the left; the small print at the foot, for which the figure grows."""
+def _finish(
+    figure: Figure, notes: Sequence[str], handles: Sequence[Any] = (), x: str = "", y: str = ""
+) -> None:
+    """Legend above; labels that all panels share below and at the left.
+
+    The small print at the foot, for which the figure grows.
+    """
     small = _wrapped(notes, figure.get_figwidth())
     foot_in = 0.135 * (small.count("\n") + 1) + 0.05
     label_in = 0.18 if x else 0.0
@@ -671,7 +919,13 @@ def _invalid(study: Study) -> str:
 
 def _small_print(study: Study, *sides: str) -> list[str]:
     seeds = sorted(study.points["n"].unique())
-    means = "One seed." if seeds[-1] == 1 else f"Means of {seeds[0]} seeds." if len(seeds) == 1 else f"Means of {seeds[0]} to {seeds[-1]} seeds."
+    means = (
+        "One seed."
+        if seeds[-1] == 1
+        else f"Means of {seeds[0]} seeds."
+        if len(seeds) == 1
+        else f"Means of {seeds[0]} to {seeds[-1]} seeds."
+    )
     return [*([ESTIMATED] if "estimated" in sides else []), _invalid(study), means]
 
 
@@ -686,7 +940,14 @@ def _dagger(side: str) -> str:
 def _describe(p: pd.Series, runtime: bool = True) -> str:
     """What a point or a run is, in words."""
     pruned = f"pruned {p['ratio']:.3g} ({p['method']} {p['scope']})" if p["ratio"] else "not pruned"
-    return ", ".join([p["model"], *([p["runtime"]] if runtime else []), "fp32" if p["mode"] == "none" else p["mode"], pruned])
+    return ", ".join(
+        [
+            p["model"],
+            *([p["runtime"]] if runtime else []),
+            "fp32" if p["mode"] == "none" else p["mode"],
+            pruned,
+        ]
+    )
 
 
 def _around(p: pd.Series, value: str) -> list[list[float]]:
@@ -707,9 +968,16 @@ def _front(here: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
 def _tuned(study: Study, side: str) -> pd.DataFrame:
     """The controls with this kind of energy, but for the dense models that are points themselves."""
     p = study.points
-    dense = set(p.loc[(p["ratio"] == 0) & (p["mode"] == "none") & (p["runtime"] == "eager"), ["dataset", "model"]].itertuples(index=False, name=None))
+    dense = set(
+        p.loc[
+            (p["ratio"] == 0) & (p["mode"] == "none") & (p["runtime"] == "eager"), ["dataset", "model"]
+        ].itertuples(index=False, name=None)
+    )
     control = study.controls
-    other = [tuning != "-" or (d, m) not in dense for d, m, tuning in zip(control["dataset"], control["model"], control["tuning"], strict=True)]
+    other = [
+        tuning != "-" or (d, m) not in dense
+        for d, m, tuning in zip(control["dataset"], control["model"], control["tuning"], strict=True)
+    ]
     return control[other][lambda t: t[f"{side}_j"].notna()]
 
 
@@ -717,12 +985,20 @@ def _only_control(study: Study, here: pd.DataFrame) -> pd.Series:
     """The control of these points of one dataset and model; if they have several, that of most of them."""
     first, tuning = here.iloc[0], here["tuning"].mode()[0]
     c = study.controls
-    return c[(c["dataset"] == first["dataset"]) & (c["model"] == first["model"]) & (c["tuning"] == tuning)].iloc[0]
+    return c[
+        (c["dataset"] == first["dataset"]) & (c["model"] == first["model"]) & (c["tuning"] == tuning)
+    ].iloc[0]
 
 
 def _borders(windows: pd.DataFrame) -> list[tuple[int, int]]:
     """Places in the order of measuring between which another process began."""
-    pairs = zip(windows["order"], windows["order"].iloc[1:], windows["process"], windows["process"].iloc[1:], strict=False)
+    pairs = zip(
+        windows["order"],
+        windows["order"].iloc[1:],
+        windows["process"],
+        windows["process"].iloc[1:],
+        strict=False,
+    )
     return [(before, after) for before, after, process, other in pairs if process != other]
 
 
@@ -739,7 +1015,9 @@ def _frame(axes: Sequence[Axes], shown: pd.DataFrame, value: str, *levels: float
 def _eager_fp32(study: Study) -> pd.DataFrame:
     shown = study.points[(study.points["runtime"] == "eager") & (study.points["mode"] == "none")]
     if not (shown["ratio"] > 0).any():
-        raise CannotDraw("nothing was pruned in eager PyTorch without quantization (runtime=eager quant.mode=none)")
+        raise CannotDraw(
+            "nothing was pruned in eager PyTorch without quantization (runtime=eager quant.mode=none)"
+        )
     return shown
 
 

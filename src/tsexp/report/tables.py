@@ -1,6 +1,7 @@
 """Tables: functions of the frozen results, each as LaTeX (booktabs), Markdown and CSV.
 
-Markdown and LaTeX are for readers: value and interval in one cell. The CSV has the same rows with every number on its own, in all its digits.
+Markdown and LaTeX are for readers: value and interval in one cell. The CSV has the same rows with every
+number on its own, in all its digits.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ WARNING = "⚠"
 LONG = 40
 """A LaTeX table of more rows may break across pages."""
 MODES = ("none", "bf16", "weight_only", "dynamic", "static", "qat")
-LATEX = {"†": r"\textdagger{}", "⚠": r"\textsuperscript{!}", "≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$", "–": "--", "·": r"$\cdot$"}
+LATEX = {
+    "†": r"\textdagger{}",
+    "⚠": r"\textsuperscript{!}",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "×": r"$\times$",
+    "–": "--",
+    "·": r"$\cdot$",
+}
 
 SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
 WIDTHS = {"claim": "p{1.8cm}", "paper": "p{1.4cm}", "verdict": "p{1.5cm}", "why": "p{3.4cm}"}
@@ -75,10 +84,17 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
 
 
 def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
-    """Write every table as ``NAME.tex``, ``NAME.md`` and ``NAME.csv``, and ``notes.md``; return the files and the notes."""
+    """Write every table as ``NAME.tex``, ``NAME.md`` and ``NAME.csv``, and ``notes.md``.
+
+    Return the files and the notes.
+    """
     made, said = tables(frozen)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {f"{t.name}.{ending}": text(t) for t in made for ending, text in (("tex", latex), ("md", markdown), ("csv", csv))}
+    files = {
+        f"{t.name}.{ending}": text(t)
+        for t in made
+        for ending, text in (("tex", latex), ("md", markdown), ("csv", csv))
+    }
     files["notes.md"] = "".join(f"- {note}\n" for note in said) or "Nothing is missing or left out.\n"
     for name, text in files.items():
         partial = folder / f".{name}.{os.getpid()}"
@@ -105,13 +121,20 @@ def csv(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """A ``table`` (a ``longtable`` if it is long) with the rules of booktabs, in ASCII."""
-    cells = table.shown.style.format(escape="latex").format_index(escape="latex", axis="columns").hide(axis="index")
+    cells = (
+        table.shown.style.format(escape="latex")
+        .format_index(escape="latex", axis="columns")
+        .hide(axis="index")
+    )
     long = len(table.shown) > LONG or "why" in table.shown  # prose takes several lines a row
     body = cells.to_latex(
         hrules=True,
         caption=table.caption.translate(SPECIAL),
         label=f"tab:{table.name}",
-        column_format="".join(WIDTHS.get(head, "r" if right else "l") for head, right in zip(table.shown, table.right, strict=True)),
+        column_format="".join(
+            WIDTHS.get(head, "r" if right else "l")
+            for head, right in zip(table.shown, table.right, strict=True)
+        ),
         environment="longtable" if long else None,
         position_float=None if long else "centering",
     )
@@ -127,7 +150,9 @@ def latex(table: Table) -> str:
     return f"% \\usepackage{{booktabs,graphicx}}\n{body}"
 
 
-def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, ...], invalid: pd.DataFrame) -> Table:
+def _of_results(
+    name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, ...], invalid: pd.DataFrame
+) -> Table:
     import pandas as pd
 
     given = [c for c in columns if c.numbers[0] not in rows or rows[list(c.numbers)].notna().any(axis=None)]
@@ -145,26 +170,60 @@ def _of_results(name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, 
     of_all = [f"{c.head} {c.text(rows.iloc[0])}" for c in constant]
     of_all += [words.format(rows[key].iloc[0]) for key, words in SAID.items() if rows[key].nunique() == 1]
     caption = [f"{title}.", f"For all: {', '.join(of_all)}." if of_all else ""]
-    caption += ["Brackets: 95 % intervals, of accuracy and drop over seeds and test series, of all else t over seeds"]
-    caption[-1] += ", of one seed t over measuring processes; n: seeds." if SPEEDUP in shown else "; n: seeds."
-    caption += ["Drop: against the control, the dense model with the same training in total."] if DROP in shown else []
-    caption += ["Untuned: the dense model before that tuning."] if UNTUNED in shown else []
-    caption += ["Savings and speedups: against the control, fp32 in eager PyTorch, paired."] if SPEEDUP in shown else []
     caption += [
-        f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it is more; p: exact McNemar test, "
+        "Brackets: 95 % intervals, of accuracy and drop over seeds and test series, of all else t over seeds"
+    ]
+    caption[-1] += (
+        ", of one seed t over measuring processes; n: seeds." if SPEEDUP in shown else "; n: seeds."
+    )
+    caption += (
+        ["Drop: against the control, the dense model with the same training in total."]
+        if DROP in shown
+        else []
+    )
+    caption += ["Untuned: the dense model before that tuning."] if UNTUNED in shown else []
+    caption += (
+        ["Savings and speedups: against the control, fp32 in eager PyTorch, paired."]
+        if SPEEDUP in shown
+        else []
+    )
+    caption += [
+        f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it is "
+        f"more; p: exact McNemar test, "
         "the smallest over seeds times their number."
         if VERDICT in shown
         else ""
     ]
-    caption += [f"{ESTIMATE} estimated from CPU time, not measured." if any(c in shown for c in ESTIMATES) else ""]
+    caption += [
+        f"{ESTIMATE} estimated from CPU time, not measured." if any(c in shown for c in ESTIMATES) else ""
+    ]
     caption += [f"{WARNING} a record has a warning: look twice." if rows["warned"].any() else ""]
     scored = int(invalid["scored"].sum())
-    caption += [f"{scored} record{'' if scored == 1 else 's'} with invalid energy: only the accuracy counts (notes.md says why)." if scored else ""]
-    caption += [f"{len(invalid) - scored} invalid record{'' if len(invalid) - scored == 1 else 's'} left out." if len(invalid) > scored else ""]
+    caption += [
+        f"{scored} record{'' if scored == 1 else 's'} with invalid energy: only the accuracy counts "
+        f"(notes.md says why)."
+        if scored
+        else ""
+    ]
+    caption += [
+        f"{len(invalid) - scored} invalid record{'' if len(invalid) - scored == 1 else 's'} left out."
+        if len(invalid) > scored
+        else ""
+    ]
     numbers = [n for c in shown for n in c.numbers]
     more = ("n_energy", "control_accuracy_pct", "dense_accuracy_pct", "val_drop_pt", "val_series")
-    numbers += [n for n in (*more, *(c.numbers[0] for c in (*constant, *SETTINGS, *FINER, CONFIG))) if n not in numbers]
-    return Table(name, " ".join(filter(None, caption)), text, rows[numbers].reset_index(drop=True), tuple(c.right for c in shown))
+    numbers += [
+        n
+        for n in (*more, *(c.numbers[0] for c in (*constant, *SETTINGS, *FINER, CONFIG)))
+        if n not in numbers
+    ]
+    return Table(
+        name,
+        " ".join(filter(None, caption)),
+        text,
+        rows[numbers].reset_index(drop=True),
+        tuple(c.right for c in shown),
+    )
 
 
 def _datasets(frozen: Frozen) -> Table:
@@ -200,7 +259,9 @@ def _datasets(frozen: Frozen) -> Table:
     )
     text = pd.DataFrame({c.head: [c.text(row) for _, row in numbers.iterrows()] for c in columns})
     caption = "Datasets, default train/test split. Largest class: the accuracy of always naming it. Checksum: start of the SHA-256 of the files."
-    return Table("datasets", caption, text, numbers[[c.numbers[0] for c in columns]], tuple(c.right for c in columns))
+    return Table(
+        "datasets", caption, text, numbers[[c.numbers[0] for c in columns]], tuple(c.right for c in columns)
+    )
 
 
 def _claims(rows: pd.DataFrame) -> Table:
@@ -216,11 +277,21 @@ def _claims(rows: pd.DataFrame) -> Table:
         n = 0 if a.row is None else a.row["n"]
         numbers = [f"{side}{end}" for side in ("ours", "estimate") for end in ("", "_lo", "_hi")]
         made.append(
-            {"claim": a.claim.name, "paper": a.claim.paper, "dataset": a.dataset, "model": a.model, "unit": claims.UNITS[a.claim.kind]}
+            {
+                "claim": a.claim.name,
+                "paper": a.claim.paper,
+                "dataset": a.dataset,
+                "model": a.model,
+                "unit": claims.UNITS[a.claim.kind],
+            }
             | dict(zip(numbers, (*ours, *estimate), strict=True))
             | {"n": n, "verdict": a.verdict, "why": a.why, "config": "" if a.row is None else a.row["config"]}
         )
-        digits, sign, unit = {"energy": (1, "+", " %"), "speed": (2, "", "x"), "accuracy": (1, "+", " points")}[a.claim.kind]
+        digits, sign, unit = {
+            "energy": (1, "+", " %"),
+            "speed": (2, "", "x"),
+            "accuracy": (1, "+", " points"),
+        }[a.claim.kind]
         text.append(
             {
                 "claim": a.claim.name,
@@ -237,22 +308,39 @@ def _claims(rows: pd.DataFrame) -> Table:
     shown = pd.DataFrame(text)
     if not any(a.estimated for a in found):
         shown = shown.drop(columns=f"ours, estimated{ESTIMATE}")
-    dropped = [f"{side}{end}" for side in ("ours", "estimate") for end in ("", "_lo", "_hi") if all(math.isnan(m[side]) for m in made)]
+    dropped = [
+        f"{side}{end}"
+        for side in ("ours", "estimate")
+        for end in ("", "_lo", "_hi")
+        if all(math.isnan(m[side]) for m in made)
+    ]
     if all(not text for text in shown["ours"]):
         shown = shown.drop(columns="ours")
     caption = (
-        "Claims of arXiv 2502.16627 beside ours: change against dense fp32 in the same runtime [95 % interval]. Reproduced: the interval shows at "
-        "least the claimed effect (for accuracy: at most the claimed loss), with accuracy kept where a saving of pruning or of quantization alone is "
-        f"claimed (a drop of at most {MARGIN_PT:g} point against the control, the dense model with the same training in total). One row answers, "
-        "chosen on validation series and judged on test series. The study's hardware, meter and numbers per dataset are not public."
+        "Claims of arXiv 2502.16627 beside ours: change against dense fp32 in the same runtime [95 % "
+        "interval]. Reproduced: the interval shows at "
+        "least the claimed effect (for accuracy: at most the claimed loss), with accuracy kept where a "
+        "saving of pruning or of quantization alone is "
+        f"claimed (a drop of at most {MARGIN_PT:g} point against the control, the dense model with the same "
+        f"training in total). One row answers, "
+        "chosen on validation series and judged on test series. The study's hardware, meter and numbers per "
+        "dataset are not public."
     )
-    caption += f" {ESTIMATE} estimated from CPU time: neither reproduces nor refutes." if any(a.estimated for a in found) else ""
-    caption += f" {WARNING} a record has a warning: look twice." if any(WARNING in n for n in shown["n"]) else ""
+    caption += (
+        f" {ESTIMATE} estimated from CPU time: neither reproduces nor refutes."
+        if any(a.estimated for a in found)
+        else ""
+    )
+    caption += (
+        f" {WARNING} a record has a warning: look twice." if any(WARNING in n for n in shown["n"]) else ""
+    )
     right = tuple(head.startswith("ours") or head == "n" for head in shown)
     return Table("claims", caption, shown, pd.DataFrame(made).drop(columns=dropped), right)
 
 
-def _with_interval(value: float, low: float, high: float, digits: int, sign: str = "", unit: str = "", mark: str = "") -> str:
+def _with_interval(
+    value: float, low: float, high: float, digits: int, sign: str = "", unit: str = "", mark: str = ""
+) -> str:
     if math.isnan(value):
         return ""
     value, low, high = (round(v, digits) + 0.0 for v in (value, low, high))  # not -0
@@ -277,12 +365,20 @@ def _three_digits(value: float) -> str:
 
 def _nothing(row: Any, name: str) -> str:
     """Where a number would stand that is not there."""
-    windows = name in FROM_WINDOWS and not (name.startswith(("measured", "estimated")) and not name.startswith(row["energy"]))
+    windows = name in FROM_WINDOWS and not (
+        name.startswith(("measured", "estimated")) and not name.startswith(row["energy"])
+    )
     return "invalid" if windows and row["n_energy"] == 0 else "–"
 
 
-def _number(head: str, name: str, scale: float = 1, text: Callable[[float], str] = _three_digits, mark: str = "") -> Show:
-    return Show(head, lambda row: _nothing(row, name) if math.isnan(row[name]) else text(scale * row[name]) + mark, (name,))
+def _number(
+    head: str, name: str, scale: float = 1, text: Callable[[float], str] = _three_digits, mark: str = ""
+) -> Show:
+    return Show(
+        head,
+        lambda row: _nothing(row, name) if math.isnan(row[name]) else text(scale * row[name]) + mark,
+        (name,),
+    )
 
 
 def _unless_reference(column: Show) -> Show:
@@ -296,7 +392,11 @@ def _word(head: str, name: str, most: int | None = None) -> Show:
 
 def _rank(values: pd.Series) -> pd.Series:
     """Sorting key: number formats from fp32 to int8, all else as it is."""
-    return values.map(lambda mode: MODES.index(mode) if mode in MODES else len(MODES)) if values.name == "mode" else values
+    return (
+        values.map(lambda mode: MODES.index(mode) if mode in MODES else len(MODES))
+        if values.name == "mode"
+        else values
+    )
 
 
 DATASET, MODEL, METHOD, SCOPE = (_word(name, name) for name in ("dataset", "model", "method", "scope"))
@@ -316,7 +416,12 @@ SETTINGS = (
 FINER = (
     *(
         _number(head, name, text=lambda v: f"{v:g}")
-        for head, name in (("pairs", "repeats"), ("processes", "processes"), ("window s", "window_s"), ("tuned epochs", "finetune_epochs"))
+        for head, name in (
+            ("pairs", "repeats"),
+            ("processes", "processes"),
+            ("window s", "window_s"),
+            ("tuned epochs", "finetune_epochs"),
+        )
     ),
     _word("recipe", "recipe", 6),
     _word("data", "data_checksum", 6),
@@ -336,22 +441,35 @@ F1 = _interval("macro F1 %", "macro_f1", 1, scale=100)
 DROP = _unless_reference(_interval("drop, points", "drop_pt", 1, "+"))
 UNTUNED = _number("untuned %", "dense_accuracy_pct", text=lambda v: f"{v:.1f}")
 VERDICT = Show("kept?", lambda row: row["degradation"], ("degradation",), False)
-P = _unless_reference(_number("p", "mcnemar_p", text=lambda v: "<.001" if v < 0.001 else f"{v:.3f}".removeprefix("0")))
+P = _unless_reference(
+    _number("p", "mcnemar_p", text=lambda v: "<.001" if v < 0.001 else f"{v:.3f}".removeprefix("0"))
+)
 JOULES = (
     _number("mJ/series", "measured_j", 1000),
     _number(f"mJ/series{ESTIMATE}", "estimated_j", 1000, mark=ESTIMATE),
 )
-SAVINGS = (_interval("saving %", "measured_saving_pct", 1), _interval(f"saving %{ESTIMATE}", "estimated_saving_pct", 1, mark=ESTIMATE))
+SAVINGS = (
+    _interval("saving %", "measured_saving_pct", 1),
+    _interval(f"saving %{ESTIMATE}", "estimated_saving_pct", 1, mark=ESTIMATE),
+)
 ESTIMATES = (JOULES[1], SAVINGS[1])
 SPEEDUP = _interval("speedup", "speedup", 2)
 LATENCY = _number("p50 ms", "latency_p50_ms")
 PARAMETERS = _number("parameters", "parameters", text=lambda v: f"{v:,.0f}")
 MACS = _number("MACs, M", "macs", 1e-6)
 SIZE = _number("kB", "bytes", 1e-3)
-INT8 = Show("int8 products", lambda row: f"{row['matmuls_int8']:.0f}/{row['matmuls']:.0f}", ("matmuls_int8", "matmuls"))
+INT8 = Show(
+    "int8 products",
+    lambda row: f"{row['matmuls_int8']:.0f}/{row['matmuls']:.0f}",
+    ("matmuls_int8", "matmuls"),
+)
 N = Show(
     "n",
-    lambda row: str(row["n"]) + (f" (energy {row['n_energy']})" if row["n_energy"] < row["n"] else "") + (f" {WARNING}" if row["warned"] else ""),
+    lambda row: (
+        str(row["n"])
+        + (f" (energy {row['n_energy']})" if row["n_energy"] < row["n"] else "")
+        + (f" {WARNING}" if row["warned"] else "")
+    ),
     ("n", "seeds", "warned"),
 )
 
@@ -365,7 +483,24 @@ KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...
     "pruning": (
         "Structured pruning, fine-tuned, in fp32",
         lambda t: (t["ratio"] > 0) & (t["mode"] == "none"),
-        (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, ACCURACY, DROP, UNTUNED, VERDICT, P, *SAVINGS, SPEEDUP, PARAMETERS, MACS, N),
+        (
+            DATASET,
+            MODEL,
+            RUNTIME,
+            METHOD,
+            SCOPE,
+            RATIO,
+            ACCURACY,
+            DROP,
+            UNTUNED,
+            VERDICT,
+            P,
+            *SAVINGS,
+            SPEEDUP,
+            PARAMETERS,
+            MACS,
+            N,
+        ),
         "python -m tsexp -m prune.ratio=0.3,0.5",
     ),
     "quantization": (
@@ -377,7 +512,24 @@ KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...
     "hybrids": (
         "Pruning and quantization together",
         lambda t: (t["ratio"] > 0) & (t["mode"] != "none"),
-        (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, MODE, ACCURACY, DROP, UNTUNED, VERDICT, P, *SAVINGS, SPEEDUP, SIZE, N),
+        (
+            DATASET,
+            MODEL,
+            RUNTIME,
+            METHOD,
+            SCOPE,
+            RATIO,
+            MODE,
+            ACCURACY,
+            DROP,
+            UNTUNED,
+            VERDICT,
+            P,
+            *SAVINGS,
+            SPEEDUP,
+            SIZE,
+            N,
+        ),
         "python -m tsexp -m prune.ratio=0.5 quant.mode=dynamic,static runtime=onnxruntime",
     ),
 }

@@ -1,17 +1,21 @@
 """Model → artifact folder → something that answers raw series with class scores.
 
-One file per runtime. A runtime is a module with one line in `RUNTIMES` (or somebody's own, ``runtime.name=module:``, docs/extending.md) and
+One file per runtime. A runtime is a module with one line in `RUNTIMES` (or somebody's own,
+``runtime.name=module:``, docs/extending.md) and
 
 ``SUPPORTED``
     Quantization mode → devices.
 ``PACKAGES``
-    What it imports beyond the core dependencies, by distribution name; the extra ``runtimes`` installs all of them.
+    What it imports beyond the core dependencies, by distribution name; the extra ``runtimes`` installs all of
+    them.
 ``export(model, job, folder)``
-    Write the artifact's files; return ``parameters`` and ``macs``, counted on what was written. Must leave `model` as it was.
+    Write the artifact's files; return ``parameters`` and ``macs``, counted on what was written. Must leave
+    `model` as it was.
 ``load(folder, mode, device, threads)``
     Return a `Predictor`.
 ``ready(quant, device)``
-    Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any work.
+    Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any
+    work.
 ``machine()``
     Optional. What of the machine an artifact depends on; like a version, another one is another artifact.
 """
@@ -32,7 +36,16 @@ import numpy as np
 
 from tsexp.cache import Cache, Entry, sha256, write_json
 from tsexp.config import CALIBRATED as CALIBRATED
-from tsexp.config import ConfigError, QuantConfig, RuntimeConfig, Unsupported, asked_of_quantization, look_up, own_digests, suggest
+from tsexp.config import (
+    ConfigError,
+    QuantConfig,
+    RuntimeConfig,
+    Unsupported,
+    asked_of_quantization,
+    look_up,
+    own_digests,
+    suggest,
+)
 from tsexp.data import Dataset, FloatArray
 
 if TYPE_CHECKING:
@@ -62,8 +75,8 @@ class Layer:
     kind
         The operation.
     dtype
-        That the product is computed in: ``float32``, ``bfloat16``, ``int8``; ``int8 weights`` where they are stored as int8 but the product is
-        computed in floating point.
+        That the product is computed in: ``float32``, ``bfloat16``, ``int8``; ``int8 weights`` where they are
+        stored as int8 but the product is computed in floating point.
     bytes
         Of its weights as stored.
     matmul
@@ -104,7 +117,10 @@ class Predictor(Protocol):
         ...
 
     def weights_digest(self) -> str:
-        """Hash of the weights as they are in memory now; of the file, where the runtime keeps them to itself."""
+        """Hash of the weights as they are in memory now.
+
+        Of the file, where the runtime keeps them to itself.
+        """
         ...
 
     def layers(self) -> list[Layer]:
@@ -121,9 +137,12 @@ class Artifact:
     entry
         Holds ``manifest.json`` and the runtime's own files.
     manifest
-        ``runtime``, ``mode``, ``device``, ``classes``, ``shape`` (channels and length of a series), ``channels`` (prunable: heads × head_dim + FFN
-        units), ``calibration`` (indices into the train split), ``parameters``, ``macs`` (per series), ``layers`` (of the graph that runs),
-        ``matmuls`` (how many per dtype), ``sqnr_db`` (of the scores against the model in fp32, by batch size), ``bytes`` (of the files), and
+        ``runtime``, ``mode``, ``device``, ``classes``, ``shape`` (channels and length of a series),
+        ``channels`` (prunable: heads × head_dim + FFN units), ``calibration`` (indices into the train split),
+        ``parameters``, ``macs`` (per series),
+        ``layers`` (of the graph that runs),
+        ``matmuls`` (how many per dtype), ``sqnr_db`` (of the scores against the model in fp32, by batch
+        size), ``bytes`` (of the files), and
         ``files`` with their SHA-256: counted on what is in the folder.
     """
 
@@ -154,26 +173,38 @@ def check(quant: QuantConfig, runtime: RuntimeConfig) -> None:
     known = [*RUNTIMES, AUTO]
     if runtime.name not in known and ":" not in runtime.name:
         allowed = f"{', '.join(known)}, or your own as module:"
-        raise ConfigError(f"runtime.name={runtime.name} is not known; allowed: {allowed}{suggest(runtime.name, known)}")
+        raise ConfigError(
+            f"runtime.name={runtime.name} is not known; allowed: {allowed}{suggest(runtime.name, known)}"
+        )
     if runtime.name == AUTO:
         if not candidates(quant, runtime):
-            raise Unsupported(f"no installed runtime supports quant.mode={quant.mode} on {runtime.device}; supported:\n{_table()}")
+            raise Unsupported(
+                f"no installed runtime supports quant.mode={quant.mode} on {runtime.device}; "
+                f"supported:\n{_table()}"
+            )
         return
     module = _module(runtime.name)
     if runtime.device not in module.SUPPORTED.get(quant.mode, ()):
         raise Unsupported(
-            f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; supported:\n{_table(runtime.name)}"
+            f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported; "
+            f"supported:\n{_table(runtime.name)}"
         )
     missing = [p for p in _packages(quant, runtime) if _version(p) is None]
     if missing:
         hint = "; pip install 'tsexp[runtimes]' brings it" if runtime.name in RUNTIMES else ""
-        raise ConfigError(f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not installed{hint}")
+        raise ConfigError(
+            f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not "
+            f"installed{hint}"
+        )
     if hasattr(module, "ready"):
         module.ready(quant, runtime.device)
 
 
 def candidates(quant: QuantConfig, runtime: RuntimeConfig) -> list[RuntimeConfig]:
-    """Return what ``runtime=auto`` chooses from: every installed runtime that supports the mode on the device; else just `runtime`."""
+    """Return what ``runtime=auto`` chooses from.
+
+    Every installed runtime that supports the mode on the device; else just `runtime`.
+    """
     if runtime.name != AUTO:
         return [runtime]
     found = []
@@ -238,7 +269,9 @@ def versions(quant: QuantConfig, runtime: RuntimeConfig) -> dict[str, str | None
     return {p: _version(p) for p in dict.fromkeys(["torch", *packages])}
 
 
-def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: Dataset, cache: Cache) -> Artifact:
+def deploy(
+    fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: Dataset, cache: Cache
+) -> Artifact:
     """Export a fitted model for a runtime, load what was written, and list what it executes.
 
     Parameters
@@ -255,8 +288,8 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
     Raises
     ------
     RuntimeError
-        If the mode changed nothing (no product of the graph that runs is in another number format than fp32), or if the artifact's scores have
-        nothing to do with those of the model.
+        If the mode changed nothing (no product of the graph that runs is in another number format than fp32),
+        or if the artifact's scores have nothing to do with those of the model.
     """
     from tsexp.qat import calibration  # PyTorch, which checking need not wait for
 
@@ -270,11 +303,16 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
         model = fitted.load()
         facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
         predictor: Predictor = module.load(folder, quant.mode, runtime.device, 1)
-        sqnr_db = _compare(model, predictor, dataset.x_train[compared], f"{runtime.name} {quant.mode}", least_db(quant))
+        sqnr_db = _compare(
+            model, predictor, dataset.x_train[compared], f"{runtime.name} {quant.mode}", least_db(quant)
+        )
         layers = predictor.layers()
         matmuls = Counter(layer.dtype for layer in layers if layer.matmul)
         if quant.mode != "none" and not set(matmuls) - set(FLOATS):
-            raise RuntimeError(f"quant.mode={quant.mode} changed nothing in {runtime.name}: every product of the graph that runs is {dict(matmuls)}")
+            raise RuntimeError(
+                f"quant.mode={quant.mode} changed nothing in {runtime.name}: every product of the graph that "
+                f"runs is {dict(matmuls)}"
+            )
         files = sorted(p for p in folder.iterdir() if p.is_file())
         manifest = {
             "runtime": runtime.name,
@@ -310,15 +348,18 @@ def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: 
 
 
 LEAST_DB = {
-    "none": 60.0,  # rounding of fp32 alone: 117 to 143 dB seen; with one bias left out 9, with one value of it 19
+    # rounding of fp32 alone: 117 to 143 dB seen; with one bias left out 9, with one value of it 19
+    "none": 60.0,
     "bf16": 15.0,  # 8 bits of mantissa: 29 to 54 seen
-    "dynamic": 12.0,  # 8 bits, ranges by call: 26 to 53 seen, less where layers are many and series have peaks
+    # 8 bits, ranges by call: 26 to 53 seen, less where layers are many and series have peaks
+    "dynamic": 12.0,
     "static": 10.0,  # 8 bits, ranges from other series: 24 to 52 seen
     "qat": 10.0,  # as static: compared with itself in fp32, tuned for it or not
     "weight_only": 20.0,  # 8 bits, of the weights alone: 31 to 67 seen
     "weight_only 4": 5.0,  # 4 bits: 10 to 44 seen
 }
-"""Less signal than this over the noise of a mode (dB) is no rounding any more, but an error of the export. Seen on T1, T2 and T3, six datasets."""
+"""Less signal than this over the noise of a mode (dB) is no rounding any more, but an error of the export.
+Seen on T1, T2 and T3, six datasets."""
 
 
 def least_db(quant: QuantConfig) -> float:
@@ -326,7 +367,9 @@ def least_db(quant: QuantConfig) -> float:
     return LEAST_DB["weight_only 4" if (quant.mode, quant.weight_bits) == ("weight_only", 4) else quant.mode]
 
 
-def _compare(model: Classifier, predictor: Predictor, series: FloatArray, what: str, least: float) -> dict[str, float]:
+def _compare(
+    model: Classifier, predictor: Predictor, series: FloatArray, what: str, least: float
+) -> dict[str, float]:
     """Signal to quantization noise (dB) of the scores against the model in fp32, one series at a time and all at once: libraries corrupt silently."""
     import torch
 
@@ -339,7 +382,10 @@ def _compare(model: Classifier, predictor: Predictor, series: FloatArray, what: 
         noise = max(float(((exact - scores) ** 2).sum()), 1e-30)
         found[str(batch)] = db = round(10 * math.log10(float((exact**2).sum()) / noise), 1)
         if not db >= least:
-            raise RuntimeError(f"{what} answers batches of {batch} with other scores than the model: {db} dB, at least {least:g} expected")
+            raise RuntimeError(
+                f"{what} answers batches of {batch} with other scores than the model: {db} dB, at least "
+                f"{least:g} expected"
+            )
     return found
 
 
@@ -369,7 +415,9 @@ def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor
     for name, expected in manifest["files"].items():
         if sha256(folder / name) != expected:
             raise ValueError(f"{folder / name} is not what the manifest lists; the artifact is damaged")
-    predictor: Predictor = _module(manifest["runtime"]).load(folder, manifest["mode"], device or manifest["device"], threads)
+    predictor: Predictor = _module(manifest["runtime"]).load(
+        folder, manifest["mode"], device or manifest["device"], threads
+    )
     return predictor
 
 

@@ -1,7 +1,9 @@
-"""PyTorch as it is: arch.json and safetensors, run eagerly. The dense fp32 model here is what every saving is relative to.
+"""PyTorch as it is: arch.json and safetensors, run eagerly.
 
-int8 is torchao's, without a compiler: smaller on disk, but on a CPU no faster than fp32, dynamic at batch 1 several times slower. It stays as
-the row that says so.
+The dense fp32 model here is what every saving is relative to.
+
+int8 is torchao's, without a compiler: smaller on disk, but on a CPU no faster than fp32, dynamic at batch 1
+several times slower. It stays as the row that says so.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ PACKAGES = {"dynamic": ("torchao",), "weight_only": ("torchao",)}
 def ready(quant: QuantConfig, device: str) -> None:
     """Refuse 4-bit weights: torchao's kernels for them are for GPUs."""
     if quant.mode == "weight_only" and quant.weight_bits != 8:
-        raise Unsupported(f"quant.weight_bits={quant.weight_bits} with runtime=eager is not supported on cpu; runtime=onnxruntime has it")
+        raise Unsupported(
+            f"quant.weight_bits={quant.weight_bits} with runtime=eager is not supported on cpu; "
+            f"runtime=onnxruntime has it"
+        )
 
 
 def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
@@ -40,7 +45,10 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     facts = {"parameters": models.count_parameters(plain), "macs": models.count_macs(plain)}
     written = _in_format(plain, job.quant.mode)
     (folder / "arch.json").write_text(model.arch.to_json())
-    save_file({name: t.detach().cpu().contiguous() for name, t in _tensors(written.state_dict())}, folder / "weights.safetensors")
+    save_file(
+        {name: t.detach().cpu().contiguous() for name, t in _tensors(written.state_dict())},
+        folder / "weights.safetensors",
+    )
     return facts
 
 
@@ -59,7 +67,9 @@ def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor:
             state[name] = stored[name]
         else:
             parts, context = t.__tensor_flatten__()
-            state[name] = type(t).__tensor_unflatten__({p: stored[f"{name}.{p}"] for p in parts}, context, None, None)
+            state[name] = type(t).__tensor_unflatten__(
+                {p: stored[f"{name}.{p}"] for p in parts}, context, None, None
+            )
     model.load_state_dict(state)
     return EagerPredictor(model.requires_grad_(False).to(device), device)
 
@@ -74,18 +84,30 @@ def _in_format(model: Classifier, mode: str) -> Classifier:
         return to_bf16(model)
     if mode != "none":
         with quiet():
-            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+            from torchao.quantization import (
+                Int8DynamicActivationInt8WeightConfig,
+                Int8WeightOnlyConfig,
+                quantize_,
+            )
 
         # By default it changes inductor's settings, for the whole process.
         config = {"dynamic": Int8DynamicActivationInt8WeightConfig, "weight_only": Int8WeightOnlyConfig}[mode]
-        # Raw series have peaks, which int8 ranges do not bear: as in every runtime, the tokenizer's activations stay fp32.
+        # Raw series have peaks, which int8 ranges do not bear: as in every runtime, the tokenizer's
+        # activations stay fp32.
         spared = "tokenizer." if mode == "dynamic" else "nothing"
-        quantize_(model, config(set_inductor_config=False), lambda m, name: isinstance(m, nn.Linear) and not name.startswith(spared))
+        quantize_(
+            model,
+            config(set_inductor_config=False),
+            lambda m, name: isinstance(m, nn.Linear) and not name.startswith(spared),
+        )
     return model
 
 
 def to_bf16(model: Classifier) -> Classifier:
-    """Cast all that has weights, in place; not preprocessing: of a raw series with mean 1e4 and spread 1, bf16 leaves nothing."""
+    """Cast all that has weights, in place.
+
+    Not preprocessing: of a raw series with mean 1e4 and spread 1, bf16 leaves nothing.
+    """
     for name, child in model.named_children():
         if name != "preprocess":
             child.bfloat16()
@@ -122,7 +144,10 @@ class EagerPredictor:
     def weights_digest(self) -> str:
         """SHA-256 over all parameters and buffers, of what they are made of where they are quantized."""
         total = hashlib.sha256()
-        for name, value in sorted(_tensors(dict([*self.model.named_parameters(), *self.model.named_buffers()])), key=lambda pair: pair[0]):
+        for name, value in sorted(
+            _tensors(dict([*self.model.named_parameters(), *self.model.named_buffers()])),
+            key=lambda pair: pair[0],
+        ):
             total.update(name.encode())
             total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
@@ -135,7 +160,11 @@ class EagerPredictor:
             if own:
                 size = sum(t.numel() * t.element_size() for _, t in _tensors(own))
                 matmul = isinstance(module, (nn.Linear, nn.Conv1d))
-                layers.append(Layer(name or "cls", type(module).__name__, _dtype(next(iter(own.values()))), size, matmul))
+                layers.append(
+                    Layer(
+                        name or "cls", type(module).__name__, _dtype(next(iter(own.values()))), size, matmul
+                    )
+                )
         return layers
 
 

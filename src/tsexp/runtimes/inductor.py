@@ -1,6 +1,9 @@
-"""PyTorch's own compiler ahead of time (AOTInductor): exported with the rewrites of `rewrite`, int8 by torchao's PT2E, run without Python.
+"""PyTorch's own compiler ahead of time (AOTInductor).
 
-The package holds machine code for the CPU it was made on, and the C++ that it was made from. Compiling takes 10 to 60 s, at export.
+Exported with the rewrites of `rewrite`, int8 by torchao's PT2E, run without Python.
+
+The package holds machine code for the CPU it was made on, and the C++ that it was made from. Compiling takes
+10 to 60 s, at export.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ FILE = "model.pt2"
 INPUT = "input.json"
 
 BATCHES = (31, 37, 41, 43, 47, 53, 59, 61)
-"""To export with, one that is no other size in the model: freezing has been seen to take a batch of 2 for the 2 tokens, and to fix it."""
+"""To export with, one that is no other size in the model: freezing has been seen to take a batch of 2 for the
+2 tokens, and to fix it."""
 PRODUCTS = ("linear", "mm", "scaled_dot_product", "conv")
 
 
@@ -42,18 +46,23 @@ def ready(quant: QuantConfig, device: str) -> None:
     from torch._inductor import cpp_builder, exc
 
     if quant.mode in CALIBRATED and quant.calibration != "minmax":
-        raise Unsupported(f"quant.calibration={quant.calibration} with runtime=inductor is not supported; it has minmax")
+        raise Unsupported(
+            f"quant.calibration={quant.calibration} with runtime=inductor is not supported; it has minmax"
+        )
     try:
         cpp_builder.get_cpp_compiler()
     except (exc.InvalidCxxCompiler, RuntimeError) as error:
         raise ConfigError(
-            "runtime=inductor compiles C++, and no compiler was found; install one (Debian and Ubuntu: apt install g++), or name it in CXX"
+            "runtime=inductor compiles C++, and no compiler was found; install one (Debian and Ubuntu: apt "
+            "install g++), or name it in CXX"
         ) from error
 
 
 def machine() -> dict[str, str]:
     """Return what the machine code depends on: the compiler uses all that this CPU has."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest PyTorch that is allowed
+    known: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # not in the oldest PyTorch that is allowed
     flags = {k: v for k, v in known.items() if isinstance(v, bool | str)}
     return {"cpu": f"{torch.backends.cpu.get_cpu_capability()} {digest(flags)[:12]}"}
 
@@ -82,16 +91,26 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
             sizes[2] = torch.export.Dim("time", min=2, max=2**20)
         graph: nn.Module = InBf16(lean) if job.quant.mode == "bf16" else lean
         if job.quant.mode in ("dynamic", *CALIBRATED):
-            graph = _quantized(torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module(), series, job)
+            graph = _quantized(
+                torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module(), series, job
+            )
         program = torch.export.export(graph, (series,), dynamic_shapes=(sizes,))
         known = inductor.get_config_copy()
-        aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs={k: v for k, v in options.items() if k in known})
-    (folder / INPUT).write_text(json.dumps({"channels": model.arch.channels, "length": None if ragged else pre.length} | machine()))
+        aoti_compile_and_package(
+            program,
+            package_path=str(folder / FILE),
+            inductor_configs={k: v for k, v in options.items() if k in known},
+        )
+    (folder / INPUT).write_text(
+        json.dumps({"channels": model.arch.channels, "length": None if ragged else pre.length} | machine())
+    )
     facts["compile_s"] = round(time.perf_counter() - started, 1)
     compiled = load(folder, job.quant.mode, job.device, 1)
     for batch in (1, 3):
         if len(compiled(series[:batch].numpy())) != batch:
-            raise RuntimeError("the compiler fixed the batch size; this is a bug, please report it with the configuration")
+            raise RuntimeError(
+                "the compiler fixed the batch size; this is a bug, please report it with the configuration"
+            )
     return facts
 
 
@@ -100,8 +119,9 @@ def rewritten(model: Classifier, mode: str) -> Classifier:
     from tsexp.runtimes import rewrite
 
     # A deep copy: frozen int8 kernels have been seen to write into parameters, of whoever shares them.
-    # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch 2.13): there, all tokens are computed.
-    # Convolutions stay convolutions there, which PT2E leaves in fp32: raw series have peaks that int8 ranges do not bear.
+    # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch
+    # 2.13): there, all tokens are computed. Convolutions stay convolutions there, which PT2E leaves in fp32:
+    # raw series have peaks that int8 ranges do not bear.
     exact = mode in ("none", "bf16")
     return rewrite.deployed(model, first_only=exact, products=exact)
 
@@ -126,7 +146,12 @@ def _quantized(graph: Any, series: Tensor, job: Job) -> Any:
     dynamic = job.quant.mode == "dynamic"
     config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
     if not dynamic:  # its default is a histogram, which is none of the calibrations there are
-        config = replace(config, input_activation=replace(config.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12)))
+        config = replace(
+            config,
+            input_activation=replace(
+                config.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12)
+            ),
+        )
     # Raw series have peaks that int8 ranges do not bear: the tokenizer stays fp32.
     quantizer = x86.X86InductorQuantizer().set_global(config).set_module_name_qconfig("tokenizer", None)
     prepared = prepare_pt2e(graph, quantizer)
@@ -139,7 +164,10 @@ def load(folder: Path, mode: str, device: str, threads: int) -> InductorPredicto
     """Load what `export` wrote; PyTorch's threads are the process's, see `energy.worker`."""
     expected = json.loads((folder / INPUT).read_text())
     if expected["cpu"] != machine()["cpu"]:
-        raise ValueError(f"{folder / FILE} was compiled for another CPU ({expected['cpu']}; here: {machine()['cpu']}); deploy it on this machine")
+        raise ValueError(
+            f"{folder / FILE} was compiled for another CPU ({expected['cpu']}; here: {machine()['cpu']}); "
+            f"deploy it on this machine"
+        )
     return InductorPredictor(folder / FILE, expected["channels"], expected["length"])
 
 
@@ -156,8 +184,15 @@ class InductorPredictor:
     @torch.inference_mode()
     def __call__(self, series: FloatArray) -> FloatArray:
         # The compiled code trusts its input: a wrong shape would read beyond the end.
-        if series.dtype != np.float32 or series.shape[1] != self.channels or self.length not in (None, series.shape[2]):
-            raise ValueError(f"series {series.dtype} {series.shape}; this model takes float32 (batch, {self.channels}, {self.length or 'time'})")
+        if (
+            series.dtype != np.float32
+            or series.shape[1] != self.channels
+            or self.length not in (None, series.shape[2])
+        ):
+            raise ValueError(
+                f"series {series.dtype} {series.shape}; this model takes float32 (batch, {self.channels}, "
+                f"{self.length or 'time'})"
+            )
         return self.model(torch.from_numpy(np.ascontiguousarray(series))).numpy()  # type: ignore[no-any-return]
 
     def weights_digest(self) -> str:
@@ -198,11 +233,17 @@ def read_layers(wrapper: str) -> list[Layer]:
         read = [buffers[w] for w in words if w in buffers]
         written = [w.removesuffix("_handle") for w in words if w.endswith("_handle")]
         op = call[1] or call[2]
-        weight = max((c for c in owned if not c["dtype"].startswith("int")), key=lambda c: int(c["data_size"]), default=None)
+        weight = max(
+            (c for c in owned if not c["dtype"].startswith("int")),
+            key=lambda c: int(c["data_size"]),
+            default=None,
+        )
         named = [c["original_fqn"].removeprefix("model.").rpartition(".")[0] for c in owned]
         name = next(filter(None, named), written[-1] if written else op)
         if call[2]:
-            if weight:  # a product of few rows is spelled out in a fused kernel, which is called after what it fuses
+            if (
+                weight
+            ):  # a product of few rows is spelled out in a fused kernel, which is called after what it fuses
                 product = "mm_" in op and any("," in c["shape"] for c in owned)
                 layers.append(Layer(name, "fused kernel", weight["dtype"], size, product))
             continue

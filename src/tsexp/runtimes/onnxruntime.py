@@ -30,8 +30,27 @@ PRODUCTS = ("MatMul", "Gemm")
 DISABLED = ("SkipLayerNormFusion",)
 """Its kernel needs 0.3 to 0.6 µs a row, ten times what the two operators need that it replaces."""
 
-INT8 = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "QAttention", "ConvInteger", "QLinearConv"}
-FLOAT = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "NhwcFusedConv", "Attention", "MultiHeadAttention"}
+INT8 = {
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "QGemm",
+    "QAttention",
+    "ConvInteger",
+    "QLinearConv",
+}
+FLOAT = {
+    "MatMul",
+    "Gemm",
+    "FusedMatMul",
+    "FusedGemm",
+    "Conv",
+    "FusedConv",
+    "NhwcFusedConv",
+    "Attention",
+    "MultiHeadAttention",
+}
 
 
 PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
@@ -44,7 +63,8 @@ def ready(quant: QuantConfig, device: str) -> None:
     wanted = PROVIDERS[device][0]
     if wanted not in ort.get_available_providers():
         raise ConfigError(
-            f"runtime.device={device} with runtime=onnxruntime needs {wanted}, which the installed ONNX Runtime does not have; "
+            f"runtime.device={device} with runtime=onnxruntime needs {wanted}, which the installed ONNX "
+            f"Runtime does not have; "
             "pip install onnxruntime-gpu in place of onnxruntime"
         )
 
@@ -65,7 +85,8 @@ def rewritten(model: Classifier, mode: str) -> Classifier:
     """Return what is exported in a mode."""
     from tsexp.runtimes import rewrite
 
-    # In two dimensions biases and residuals come for free, but int8 products are not fused with them, and MatMulNBits does not know Gemm.
+    # In two dimensions biases and residuals come for free, but int8 products are not fused with them, and
+    # MatMulNBits does not know Gemm.
     return rewrite.deployed(model, fused=True, flat=mode == "none")
 
 
@@ -75,7 +96,8 @@ def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> list[str]:
     Returns
     -------
     list of str
-        Names of the tokenizer's products, which stay fp32: raw series have peaks, and int8 ranges that hold them cost up to 20 dB and 9 points.
+        Names of the tokenizer's products, which stay fp32: raw series have peaks, and int8 ranges that hold
+        them cost up to 20 dB and 9 points.
     """
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -98,7 +120,11 @@ def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> list[str]:
             verbose=False,
         )
         assert program is not None
-        scopes = {n.name: n.metadata_props["pkg.torch.onnx.name_scopes"] for n in program.model.graph if n.op_type in PRODUCTS}  # lists of modules
+        scopes = {
+            n.name: n.metadata_props["pkg.torch.onnx.name_scopes"]
+            for n in program.model.graph
+            if n.op_type in PRODUCTS
+        }  # lists of modules
         ClearMetadataAndDocStringPass()(program.model)  # stack traces of the exporter: a third of the file
         program.save(file)
     return [str(name) for name, scope in scopes.items() if "tokenizer" in ast.literal_eval(scope)]
@@ -129,7 +155,13 @@ def _quantize(source: Path, stem: list[str], job: Job, target: Path) -> None:
 
 
 def _static(source: Path, stem: list[str], job: Job, target: Path) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -142,7 +174,11 @@ def _static(source: Path, stem: list[str], job: Job, target: Path) -> None:
 
     prepared = source.with_name("prepared.onnx")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    method = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile, "entropy": CalibrationMethod.Entropy}
+    method = {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }
     quantize_static(
         prepared,
         target,
@@ -155,7 +191,8 @@ def _static(source: Path, stem: list[str], job: Job, target: Path) -> None:
         weight_type=QuantType.QInt8,
         calibrate_method=method[job.quant.calibration],
         extra_options={
-            # Only products with weights, and their outputs stay float: what lies between them is faster and more exact in float.
+            # Only products with weights, and their outputs stay float: what lies between them is faster and
+            # more exact in float.
             "MatMulConstBOnly": True,
             "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
             "WeightSymmetric": True,
@@ -165,12 +202,19 @@ def _static(source: Path, stem: list[str], job: Job, target: Path) -> None:
 
 
 def _unround_residuals(file: Path) -> None:
-    """Let only products read rounded tensors: the tool makes everybody read them who read the tensor before; residuals lose 10 dB in T1, and time."""
+    """Let only products read rounded tensors: the tool makes everybody read them who read the tensor before.
+
+    Residuals lose 10 dB in T1, and time.
+    """
     import onnx
 
     model = onnx.load(file)
     before = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
-    before |= {n.output[0]: before[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in before}
+    before |= {
+        n.output[0]: before[n.input[0]]
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in before
+    }
     for node in model.graph.node:
         if node.op_type not in (*PRODUCTS, "DequantizeLinear"):
             for i, name in enumerate(node.input):
@@ -183,7 +227,9 @@ def _weight_only(source: Path, bits: int, target: Path) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     # accuracy_level 1: products in fp32; higher ones quantize the activations as well, which is `dynamic`.
-    quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=1)
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=1
+    )
     quantizer.process()
     quantizer.model.save_model_to_file(str(target), False)
 
@@ -202,8 +248,15 @@ class OnnxPredictor:
         If the session does not run on the device: ONNX Runtime falls back on the CPU silently.
     """
 
-    def __init__(self, file: Path, threads: int, disabled: tuple[str, ...] = DISABLED, device: str = "cpu") -> None:
-        self.file, self.threads, self.disabled, self.providers = file, threads, list(disabled), PROVIDERS[device]
+    def __init__(
+        self, file: Path, threads: int, disabled: tuple[str, ...] = DISABLED, device: str = "cpu"
+    ) -> None:
+        self.file, self.threads, self.disabled, self.providers = (
+            file,
+            threads,
+            list(disabled),
+            PROVIDERS[device],
+        )
         self.session = self._session()
 
     def __call__(self, series: FloatArray) -> FloatArray:
@@ -215,15 +268,19 @@ class OnnxPredictor:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = 3
-        # Idle threads that spin burn CPU time in somebody else's window: 38 ms after every call, seen with two threads.
+        # Idle threads that spin burn CPU time in somebody else's window: 38 ms after every call, seen with
+        # two threads.
         for pool in ("intra_op", "inter_op"):
             options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
-        session = ort.InferenceSession(self.file, options, providers=list(self.providers), disabled_optimizers=self.disabled)
+        session = ort.InferenceSession(
+            self.file, options, providers=list(self.providers), disabled_optimizers=self.disabled
+        )
         if session.get_providers()[0] != self.providers[0]:
             raise RuntimeError(
-                f"ONNX Runtime runs this model on {session.get_providers()[0]}, not on {self.providers[0]}: CUDA or cuDNN cannot be loaded"
+                f"ONNX Runtime runs this model on {session.get_providers()[0]}, not on {self.providers[0]}: "
+                f"CUDA or cuDNN cannot be loaded"
             )
         return session
 
@@ -247,7 +304,11 @@ def read_layers(graph: Any) -> list[Layer]:
     from onnx import numpy_helper
 
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    dequantized = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
+    dequantized = {
+        n.output[0]: n.input[0]
+        for n in graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in constants
+    }
     layers = []
     for node in graph.node:
         owned = [constants[dequantized.get(i, i)] for i in node.input if dequantized.get(i, i) in constants]
@@ -260,7 +321,15 @@ def read_layers(graph: Any) -> list[Layer]:
         elif node.op_type in FLOAT:
             stored = {str(a.dtype) for a in owned if a.ndim > 1}
             dtype = "int8 weights" if stored & {"int8", "uint8"} else "float32"
-        elif any(a.ndim for a in owned) and node.op_type not in ("DequantizeLinear", "QuantizeLinear", "Reshape", "Gather", "Slice", "Expand", "Pad"):
+        elif any(a.ndim for a in owned) and node.op_type not in (
+            "DequantizeLinear",
+            "QuantizeLinear",
+            "Reshape",
+            "Gather",
+            "Slice",
+            "Expand",
+            "Pad",
+        ):
             layers.append(Layer(node.name, node.op_type, "float32", size, False))
             continue
         else:

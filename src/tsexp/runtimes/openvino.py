@@ -1,7 +1,8 @@
 """OpenVINO on the CPU: exported with the rewrites of `rewrite`, quantized by NNCF.
 
-There is no `dynamic`: the plugin quantizes activations of compressed layers while it runs, but drops that silently, layer by layer, where widths do
-not suit it, and the graph that it shows does not tell (docs/log.md).
+There is no `dynamic`: the plugin quantizes activations of compressed layers while it runs, but drops that
+silently, layer by layer, where widths do not suit it, and the graph that it shows does not tell
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -34,18 +35,24 @@ GROUP = 32
 
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
 COMPUTED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
-"""How the name of a kernel ends → what it computes in; a layer's ``runtimePrecision`` is that of its weights or of its mask."""
+"""How the name of a kernel ends → what it computes in; a layer's ``runtimePrecision`` is that of its weights
+or of its mask."""
 STORED = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 
 def ready(quant: QuantConfig, device: str) -> None:
     """Refuse entropy calibration: NNCF has no such estimator."""
     if quant.mode in CALIBRATED and quant.calibration == "entropy":
-        raise Unsupported("quant.calibration=entropy with runtime=openvino is not supported; it has minmax and percentile")
+        raise Unsupported(
+            "quant.calibration=entropy with runtime=openvino is not supported; it has minmax and percentile"
+        )
 
 
 def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
-    """Write ``model.xml`` and ``model.bin``; parameters and MACs are those of the rewritten model that was exported."""
+    """Write ``model.xml`` and ``model.bin``.
+
+    Parameters and MACs are those of the rewritten model that was exported.
+    """
     import openvino as ov
 
     from tsexp import models
@@ -60,11 +67,16 @@ def rewritten(model: Classifier, mode: str) -> Classifier:
     """Return what is exported in a mode."""
     from tsexp.runtimes import rewrite
 
-    return rewrite.deployed(model, products=False)  # its convolutions are faster than products on gathered windows
+    return rewrite.deployed(
+        model, products=False
+    )  # its convolutions are faster than products on gathered windows
 
 
 def convert(model: Classifier) -> tuple[Any, list[str]]:
-    """Convert as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size; and the names of the tokenizer's nodes."""
+    """Convert as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size.
+
+    And the names of the tokenizer's nodes.
+    """
     import openvino as ov
     import torch
 
@@ -77,8 +89,14 @@ def convert(model: Classifier) -> tuple[Any, list[str]]:
     converted = ov.convert_model(program)
     converted.reshape([-1 if i in free else size for i, size in enumerate(series.shape)])
     # A node is called after the one it was made from: linear_1/aten.linear.default/MatMul
-    inside = {n.name for n in program.graph.nodes if any(path == "tokenizer" for path, _ in n.meta.get("nn_module_stack", {}).values())}
-    return converted, [n.get_friendly_name() for n in converted.get_ops() if n.get_friendly_name().split("/")[0] in inside]
+    inside = {
+        n.name
+        for n in program.graph.nodes
+        if any(path == "tokenizer" for path, _ in n.meta.get("nn_module_stack", {}).values())
+    }
+    return converted, [
+        n.get_friendly_name() for n in converted.get_ops() if n.get_friendly_name().split("/")[0] in inside
+    ]
 
 
 def _quantized(model: Any, stem: list[str], job: Job) -> Any:
@@ -93,11 +111,20 @@ def _quantized(model: Any, stem: list[str], job: Job) -> Any:
     if job.quant.weight_bits == 8:
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=GROUP, all_layers=True, advanced_parameters=fallback)
+    return nncf.compress_weights(
+        model,
+        mode=nncf.CompressWeightsMode.INT4_SYM,
+        group_size=GROUP,
+        all_layers=True,
+        advanced_parameters=fallback,
+    )
 
 
 def _store_bf16(model: Any) -> Any:
-    """Round the weights of products in the file; the plugin does so anyway, after folding norms into them: as exact, not the same bits."""
+    """Round the weights of products in the file.
+
+    The plugin does so anyway, after folding norms into them: as exact, not the same bits.
+    """
     import openvino as ov
     from openvino import opset13 as ops
 
@@ -105,7 +132,9 @@ def _store_bf16(model: Any) -> Any:
         if node.get_type_name() in ("MatMul", "Convolution"):
             weight = node.input_value(1).get_node()
             if weight.get_type_name() == "Constant":
-                node.input(1).replace_source_output(ops.convert(ops.constant(weight.data, dtype=ov.Type.bf16), ov.Type.f32).output(0))
+                node.input(1).replace_source_output(
+                    ops.convert(ops.constant(weight.data, dtype=ov.Type.bf16), ov.Type.f32).output(0)
+                )
     return model
 
 
@@ -114,13 +143,23 @@ def _static(model: Any, stem: list[str], job: Job) -> Any:
     from nncf.quantization import advanced_parameters as advanced
     from nncf.quantization import range_estimator as ranges
 
-    kind = {"minmax": (ranges.StatisticsType.MIN, ranges.StatisticsType.MAX), "percentile": (ranges.StatisticsType.QUANTILE,) * 2}
+    kind = {
+        "minmax": (ranges.StatisticsType.MIN, ranges.StatisticsType.MAX),
+        "percentile": (ranges.StatisticsType.QUANTILE,) * 2,
+    }
     low, high = (
         ranges.StatisticsCollectorParameters(statistic, over_series, quantile_outlier_prob=OUTLIERS)
-        for statistic, over_series in zip(kind[job.quant.calibration], (ranges.AggregatorType.MIN, ranges.AggregatorType.MAX), strict=True)
+        for statistic, over_series in zip(
+            kind[job.quant.calibration], (ranges.AggregatorType.MIN, ranges.AggregatorType.MAX), strict=True
+        )
     )
-    # Linear layers only, and not the tokenizer's: raw series in int8 cost ten decibels, and what lies between is not faster in int8.
-    others = [n.get_friendly_name() for n in model.get_ops() if n.get_type_name() not in ("MatMul", "Constant", "Parameter", "Result")]
+    # Linear layers only, and not the tokenizer's: raw series in int8 cost ten decibels, and what lies between
+    # is not faster in int8.
+    others = [
+        n.get_friendly_name()
+        for n in model.get_ops()
+        if n.get_type_name() not in ("MatMul", "Constant", "Parameter", "Result")
+    ]
     return nncf.quantize(
         model,
         nncf.Dataset(np.split(job.calibration, len(job.calibration))),
@@ -129,7 +168,9 @@ def _static(model: Any, stem: list[str], job: Job) -> Any:
         ignored_scope=nncf.IgnoredScope(names=others + stem, validate=False),
         advanced_parameters=advanced.AdvancedQuantizationParameters(
             activations_range_estimator_params=ranges.RangeEstimatorParameters(low, high),
-            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),  # off: leaves nothing of T3 (docs/log.md)
+            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(
+                matmul=-1, convolution=-1
+            ),  # off: leaves nothing of T3 (docs/log.md)
             disable_bias_correction=True,
         ),
     )
@@ -151,7 +192,9 @@ class OpenvinoPredictor:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if mode == "bf16" else "f32",  # else bf16 wherever the CPU has it
+            "INFERENCE_PRECISION_HINT": "bf16"
+            if mode == "bf16"
+            else "f32",  # else bf16 wherever the CPU has it
             "ENABLE_CPU_PINNING": False,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else weight_only quantizes activations as well
         }
@@ -169,23 +212,48 @@ class OpenvinoPredictor:
 
     def layers(self) -> list[Layer]:
         """Read off the graph that runs; its kernels are chosen at the first call."""
-        self(np.zeros([1 if d.is_dynamic else d.get_length() for d in self.compiled.input(0).partial_shape], np.float32))
-        return [layer for node in self.compiled.get_runtime_model().get_ordered_ops() for layer in _read(node)]
+        self(
+            np.zeros(
+                [1 if d.is_dynamic else d.get_length() for d in self.compiled.input(0).partial_shape],
+                np.float32,
+            )
+        )
+        return [
+            layer for node in self.compiled.get_runtime_model().get_ordered_ops() for layer in _read(node)
+        ]
 
 
 def _read(node: Any) -> Iterator[Layer]:
-    info = {key: node.rt_info[key].astype(str) for key in ("layerType", "primitiveType", "originalLayersNames") if key in node.rt_info}
+    info = {
+        key: node.rt_info[key].astype(str)
+        for key in ("layerType", "primitiveType", "originalLayersNames")
+        if key in node.rt_info
+    }
     kind, kernel = info["layerType"], info.get("primitiveType", "")
     # A fused attention is a Subgraph; other Subgraphs are chains of elementwise operations.
-    product = kind in PRODUCTS or (kind == "Subgraph" and "scaled_dot_product" in info.get("originalLayersNames", ""))
-    owned = [i for i in node.input_values() if i.get_node().rt_info["layerType"].astype(str) == "Const" and i.get_element_type().is_static()]
+    product = kind in PRODUCTS or (
+        kind == "Subgraph" and "scaled_dot_product" in info.get("originalLayersNames", "")
+    )
+    owned = [
+        i
+        for i in node.input_values()
+        if i.get_node().rt_info["layerType"].astype(str) == "Const" and i.get_element_type().is_static()
+    ]
     dtype = COMPUTED.get(kernel.rpartition("_")[2].lower(), kernel)
     width = {"bfloat16": 16}.get(dtype, 32)
     size = sum(math.prod(i.get_shape()) * min(i.get_element_type().bitwidth, width) for i in owned) // 8
     if product:
         stored = {i.get_element_type().get_type_name() for i in owned} & set(STORED)
-        yield Layer(node.get_friendly_name(), kind, f"{STORED[stored.pop()]} weights" if stored and dtype in FLOATS else dtype, size, True)
-    elif kind in ("Eltwise", "MVN", "Subgraph") and any(i.get_element_type().is_real() and math.prod(i.get_shape()) > 1 for i in owned):
+        yield Layer(
+            node.get_friendly_name(),
+            kind,
+            f"{STORED[stored.pop()]} weights" if stored and dtype in FLOATS else dtype,
+            size,
+            True,
+        )
+    elif kind in ("Eltwise", "MVN", "Subgraph") and any(
+        i.get_element_type().is_real() and math.prod(i.get_shape()) > 1 for i in owned
+    ):
         yield Layer(node.get_friendly_name(), kind, dtype, size, False)
 
 

@@ -1,6 +1,7 @@
 """Exact rewrites of a trained model for deployment: the same scores up to float rounding, less work.
 
-What a runtime exports is what `deployed` returns; training, pruning and the dense reference know nothing of it.
+What a runtime exports is what `deployed` returns; training, pruning and the dense reference know nothing of
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class PackedAttention(nn.Module):
     source
         Whose weights are taken over.
     fused
-        Use ONNX's Attention operator (opset 23), which takes (batch, tokens, heads × head_dim); else PyTorch's, which takes heads as an axis.
+        Use ONNX's Attention operator (opset 23), which takes (batch, tokens, heads × head_dim); else
+        PyTorch's, which takes heads as an axis.
     first_only
         Only the first token asks (the others are asked): all that a class token in the last block needs.
     """
@@ -54,10 +56,14 @@ class PackedAttention(nn.Module):
         """Attend: (batch, tokens, heads × head_dim), `q` perhaps with fewer tokens → the same shape as `q`."""
         if self.fused:
             attend = None if mask is None else mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
-            mixed: Tensor = torch.onnx.ops.attention(q, k, v, attend, q_num_heads=self.heads, kv_num_heads=self.heads)[0]
+            mixed: Tensor = torch.onnx.ops.attention(
+                q, k, v, attend, q_num_heads=self.heads, kv_num_heads=self.heads
+            )[0]
         else:
             q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=None if mask is None else mask[:, None, None, :]
+            )
             mixed = mixed.transpose(1, 2).flatten(2)
         return mixed
 
@@ -89,7 +95,8 @@ class FirstTokenBlock(nn.Module):
 class FlatEncoder(nn.Module):
     """An encoder whose tokens are the rows of one matrix, (batch × tokens, d).
 
-    In two dimensions a product takes its bias, an activation and the residual along (ONNX: Gemm); in three, each is an operation of its own.
+    In two dimensions a product takes its bias, an activation and the residual along (ONNX: Gemm); in three,
+    each is an operation of its own.
     """
 
     def __init__(self, source: Encoder, tokens: int) -> None:
@@ -140,7 +147,10 @@ class FlatBlock(nn.Module):
 
 
 def _with_bias_unit(fc1: nn.Linear, fc2: nn.Linear, activation: nn.Module) -> tuple[nn.Linear, nn.Parameter]:
-    """Hold the second bias in the weights of one more hidden unit, always the same: the addend of the product is then free for the residual."""
+    """Hold the second bias in the weights of one more hidden unit, always the same.
+
+    The addend of the product is then free for the residual.
+    """
     wider = nn.Linear(fc1.in_features, fc1.out_features + 1)
     wider.weight = nn.Parameter(F.pad(fc1.weight.detach(), (0, 0, 0, 1)))
     wider.bias = nn.Parameter(F.pad(fc1.bias.detach(), (0, 1), value=1.0))
@@ -185,7 +195,9 @@ class LeanPreprocess(Preprocess):
         return x / _spread(x.square().mean(-1, keepdim=True).sqrt(), largest)
 
 
-def deployed(model: Classifier, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False) -> Classifier:
+def deployed(
+    model: Classifier, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False
+) -> Classifier:
     """Return a deep copy of a classifier in eval mode, rewritten; shares no tensor with `model`.
 
     Parameters
@@ -208,7 +220,10 @@ def deployed(model: Classifier, fused: bool = False, first_only: bool = True, pr
     if products and type(parts.tokenizer) in (PatchTokenizer, ConvStemTokenizer):
         parts.tokenizer = ProductTokenizer(parts.tokenizer)
     if new.cls is not None:
-        parts.tokenizer, parts.positions = MaskWithClass(parts.tokenizer), PositionsWithClass(new.positions, new.cls)
+        parts.tokenizer, parts.positions = (
+            MaskWithClass(parts.tokenizer),
+            PositionsWithClass(new.positions, new.cls),
+        )
         parts.cls = None
     blocks = parts.encoder.blocks
     for i, block in enumerate(blocks):
@@ -222,7 +237,10 @@ def deployed(model: Classifier, fused: bool = False, first_only: bool = True, pr
 
 
 class ProductTokenizer(nn.Module):
-    """Convolutions as matrix products on gathered windows, channels last throughout: no transposes, and int8 kernels for them."""
+    """Convolutions as matrix products on gathered windows, channels last throughout.
+
+    No transposes, and int8 kernels for them.
+    """
 
     def __init__(self, source: PatchTokenizer | ConvStemTokenizer) -> None:
         super().__init__()
@@ -234,12 +252,14 @@ class ProductTokenizer(nn.Module):
         for i, conv in enumerate(convs):
             (kernel,), (stride,), padding = conv.kernel_size, conv.stride, int(conv.padding[0])
             length = length // stride
-            self.windows.append(Windows(length, kernel, stride, conv.in_channels, padding, padding + (0 if i else self.pad)))
+            self.windows.append(
+                Windows(length, kernel, stride, conv.in_channels, padding, padding + (0 if i else self.pad))
+            )
         self.products = nn.ModuleList(_as_product(c) for c in convs)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        # (batch, channels, length) -> (batch, length, channels); one channel needs no transpose. Sizes are constants, not read off x: each reading
-        # is an operation of its own in the exported graph.
+        # (batch, channels, length) -> (batch, length, channels); one channel needs no transpose. Sizes are
+        # constants, not read off x: each reading is an operation of its own in the exported graph.
         x = x.reshape(-1, self.length, 1) if x.shape[1] == 1 else x.transpose(1, 2)
         for i, (windows, product) in enumerate(zip(self.windows, self.products, strict=True)):
             x = product(windows(F.gelu(x) if i else x))

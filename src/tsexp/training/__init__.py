@@ -48,7 +48,10 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model to distil from (Hinton et al. 2015, arXiv 1503.02531): loss = (1 - weight) · task + weight · T² · KL."""
+    """The model to distil from (Hinton et al. 2015, arXiv 1503.02531).
+
+    Loss = (1 - weight) · task + weight · T² · KL.
+    """
 
     model: Classifier
     weight: float
@@ -89,7 +92,14 @@ def save(model: Classifier, history: list[dict[str, float]], folder: Path) -> No
     write_json(folder / "history.json", history)
 
 
-def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, title: str, teacher: Teacher | None = None) -> list[dict[str, float]]:
+def fit(
+    model: Classifier,
+    config: TrainConfig,
+    dataset: Dataset,
+    seed: int,
+    title: str,
+    teacher: Teacher | None = None,
+) -> list[dict[str, float]]:
     """Fit `model` in place and return its training curves.
 
     Parameters

@@ -29,7 +29,14 @@ log = logging.getLogger(__name__)
 VALIDATIONS = 25
 
 
-def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, title: str, teacher: Teacher | None = None) -> list[dict[str, float]]:
+def fit(
+    model: Classifier,
+    config: TrainConfig,
+    dataset: Dataset,
+    seed: int,
+    title: str,
+    teacher: Teacher | None = None,
+) -> list[dict[str, float]]:
     """See `tsexp.training.fit`."""
     with torch.random.fork_rng(), _threads(config.threads), _quiet():
         torch.manual_seed(seed)
@@ -55,7 +62,9 @@ def fit(model: Classifier, config: TrainConfig, dataset: Dataset, seed: int, tit
             enable_model_summary=False,
             num_sanity_val_steps=0,
             # Without a choice to make, some points of the curve are enough.
-            check_val_every_n_epoch=1 if config.select == "best" or config.patience else max(1, epochs // VALIDATIONS),
+            check_val_every_n_epoch=1
+            if config.select == "best" or config.patience
+            else max(1, epochs // VALIDATIONS),
             deterministic="warn" if config.device == "cuda" else None,
         )
         try:
@@ -83,7 +92,10 @@ def _threads(count: int) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's greetings and hints say nothing that the progress bar does not."""
-    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")]
+    loggers = [
+        logging.getLogger(n)
+        for n in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
@@ -97,7 +109,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _epochs(config: TrainConfig, series: int) -> int:
-    """Whole epochs within ``max_steps`` optimizer steps, at least one: large sets need fewer passes than small ones."""
+    """Whole epochs within ``max_steps`` optimizer steps, at least one.
+
+    Large sets need fewer passes than small ones.
+    """
     if not config.max_steps:
         return config.epochs
     return max(1, min(config.epochs, config.max_steps // math.ceil(series / config.batch_size)))
@@ -109,13 +124,17 @@ class Batches(L.LightningDataModule):
     A batch is (x, mask, y, teacher scores); mask and teacher scores have zero columns where there are none.
     """
 
-    def __init__(self, model: Classifier, config: TrainConfig, dataset: Dataset, teacher: Teacher | None) -> None:
+    def __init__(
+        self, model: Classifier, config: TrainConfig, dataset: Dataset, teacher: Teacher | None
+    ) -> None:
         super().__init__()
         self.batch_size = config.batch_size
         x, mask = model.preprocess(torch.from_numpy(dataset.x_train))
         y = torch.from_numpy(dataset.y_train)
         scores = torch.empty(len(y), 0) if teacher is None else _scores(teacher.model, x, mask)
-        every = TensorDataset(x, torch.empty(len(y), 0, dtype=torch.bool) if mask is None else mask, y, scores)
+        every = TensorDataset(
+            x, torch.empty(len(y), 0, dtype=torch.bool) if mask is None else mask, y, scores
+        )
         self.fit, self.val = (TensorDataset(*every[torch.from_numpy(i)]) for i in (dataset.fit, dataset.val))
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -124,7 +143,9 @@ class Batches(L.LightningDataModule):
         return DataLoader(self.fit, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.val, sampler=BatchSampler(SequentialSampler(self.val), 256, drop_last=False), batch_size=None)
+        return DataLoader(
+            self.val, sampler=BatchSampler(SequentialSampler(self.val), 256, drop_last=False), batch_size=None
+        )
 
 
 @torch.no_grad()
@@ -142,8 +163,12 @@ class Task(L.LightningModule):
         self.model = model
         self.config = config
         self.distill = (teacher.weight, teacher.temperature) if teacher else None
-        self.train_loss: list[Tensor] = []  # one per step; a metric's update costs small models 2 % of their speed
-        self.validation = MetricCollection({"accuracy": MulticlassAccuracy(len(model.arch.classes), average="micro")})
+        self.train_loss: list[
+            Tensor
+        ] = []  # one per step; a metric's update costs small models 2 % of their speed
+        self.validation = MetricCollection(
+            {"accuracy": MulticlassAccuracy(len(model.arch.classes), average="micro")}
+        )
         self.val_loss = MeanMetric()
 
     def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
@@ -152,7 +177,11 @@ class Task(L.LightningModule):
         loss = F.cross_entropy(scores, y, label_smoothing=self.config.label_smoothing)
         if self.distill is not None:
             weight, t = self.distill
-            soft = F.kl_div(F.log_softmax(scores / t, -1), F.softmax(teacher / t, -1), reduction="batchmean") * t * t
+            soft = (
+                F.kl_div(F.log_softmax(scores / t, -1), F.softmax(teacher / t, -1), reduction="batchmean")
+                * t
+                * t
+            )
             loss = (1 - weight) * loss + weight * soft
         self.train_loss.append(loss.detach() * len(y))
         return loss
@@ -201,7 +230,10 @@ class Curves(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Task)
-        accuracy, loss = float(pl_module.validation.compute()["accuracy"]), float(pl_module.val_loss.compute())
+        accuracy, loss = (
+            float(pl_module.validation.compute()["accuracy"]),
+            float(pl_module.val_loss.compute()),
+        )
         pl_module.validation.reset()
         self._validated = accuracy, loss
         if self.keep and (accuracy, -loss) > self._score:
@@ -213,7 +245,9 @@ class Curves(Callback):
         line = {"epoch": trainer.current_epoch, "train_loss": float(sum(pl_module.train_loss)) / self.series}
         pl_module.train_loss.clear()
         if not math.isfinite(line["train_loss"]):
-            raise RuntimeError(f"the loss is not a number in epoch {trainer.current_epoch}; lower train.lr or set train.clip")
+            raise RuntimeError(
+                f"the loss is not a number in epoch {trainer.current_epoch}; lower train.lr or set train.clip"
+            )
         if self._validated is not None:
             line |= {"val_accuracy": self._validated[0], "val_loss": self._validated[1]}
             self._validated = None
@@ -223,10 +257,11 @@ class Curves(Callback):
 class Averaging(Callback):
     """Validates and ends with an exponential moving average of the weights.
 
-    The decay is warmed up, at step t at most (1 + t) / (10 + t): a constant .99 would leave three quarters of the weight on the first of 30 steps.
-    From step 9 / (1 - decay) on, the decay is the one asked for.
+    The decay is warmed up, at step t at most (1 + t) / (10 + t): a constant .99 would leave three quarters of
+    the weight on the first of 30 steps. From step 9 / (1 - decay) on, the decay is the one asked for.
 
-    Lightning's `WeightAveraging` walks through the modules at every step to find their parameters again, which costs small models 5 % of their speed.
+    Lightning's `WeightAveraging` walks through the modules at every step to find their parameters again,
+    which costs small models 5 % of their speed.
     """
 
     def __init__(self, decay: float) -> None:
@@ -272,7 +307,9 @@ class Progress(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar.advance(f"epoch {trainer.current_epoch + 1}")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         self.bar.stop()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
