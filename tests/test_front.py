@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test_report import row
-from tsexp.report import front as fronts
-from tsexp.report.front import energy_front, front, front_figure
+from tsexp.report import front_picture
+from tsexp.report.front import energy_front, front
+from tsexp.report.front_picture import front_figure
 
 VALUES = st.one_of(st.integers(0, 4).map(float), st.floats(allow_nan=True, allow_infinity=False))
 
@@ -71,15 +72,32 @@ def test_the_control_takes_part_in_the_front(tmp_path, monkeypatch):
     )
     assert energy_front([pruned, small]) == {"small"}
     drawn = []
-    monkeypatch.setattr(fronts, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(front_picture, "save", lambda figure, path: drawn.append(figure))
     front_figure([pruned, small], tmp_path / "front.png")
     (axes,) = drawn[0].axes
     (star,) = [line for line in axes.lines if line.get_marker() == "*"]
     assert (list(star.get_xdata()), list(star.get_ydata())) == ([2.0], [80.0])
-    assert "control" in [t.get_text() for t in axes.texts]
+    assert [t.get_text() for t in axes.texts[:-1]] == ["1", "2"]
+    assert axes.texts[-1].get_text().splitlines() == [
+        "1  small: 70.0 %, 1 mJ†",
+        "2  control: 80.0 %, 2 mJ†",
+    ]
     open_marks = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     assert sorted(y for line in open_marks for y in line.get_ydata()) == [
         60.0,
         80.0,
     ]  # on test series, of the front's two
     assert axes.get_ylabel() == "accuracy on validation series (%)"
+
+
+def test_the_numbers_on_the_front_have_their_key_in_the_picture(tmp_path, monkeypatch):
+    rows = [
+        point("prune.ratio=0.5 quant.mode=static", 0.7, 1e-3),
+        point("prune.ratio=0 quant.mode=none", 0.8, 4e-3, source="zeus:rapl"),
+    ]
+    drawn = []
+    monkeypatch.setattr(front_picture, "save", lambda figure, path: drawn.append(figure))
+    front_figure(rows, tmp_path / "front.png")
+    keys = [axes.texts[-1].get_text() for axes in drawn[0].axes]
+    assert keys == ["1  ratio=0.5 mode=static: 70.0 %, 1 mJ†", "1  ratio=0 mode=none: 80.0 %, 4 mJ"]
+    assert drawn[0].get_suptitle() == "ACSF1 · t3"

@@ -2,9 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from tsexp.report import figures
 from tsexp.report.console import _si, sweep_table, table
-from tsexp.report.figures import _label, _lines, sweep_figure
 from tsexp.report.store import Row
 
 
@@ -157,62 +155,6 @@ def test_failed_jobs_and_warnings_are_shown():
     assert "FAILED" in shown
     assert "boom" in shown
     assert "it drifts" in shown
-
-
-def test_the_picture_has_the_accuracy_of_records_with_invalid_energy_and_is_not_drawn_without_rows(
-    tmp_path, monkeypatch
-):
-    assert sweep_figure([], tmp_path / "a.png") is None
-    assert sweep_figure([invalid("scores that are not finite")], tmp_path / "a.png") is None
-    assert sweep_figure([row(), row(ratio=0.5)], tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
-    sweep_figure([row(), invalid(ratio=0.5)], tmp_path / "a.png")
-    left, right = drawn[0].axes
-    ringed = [line for line in left.lines if line.get_markersize() == 11]
-    assert [list(line.get_xdata()) for line in ringed] == [[0.5]]
-    assert [len(a.containers[0].lines[0].get_xdata()) for a in (left, right)] == [2, 1]
-    assert "energy invalid" in drawn[0].get_supxlabel()
-
-
-def test_lines_are_named_by_what_varies_and_not_by_what_follows_from_it():
-    rows = [
-        row(**{"model.name": m, "train.epochs": e, "data.name": d})
-        for m, e in (("t1", "20"), ("t3", "200"))
-        for d in ("ACSF1", "PLAID")
-    ]
-    assert {_label(r, rows) for r in rows} == {"ACSF1 t1", "ACSF1 t3", "PLAID t1", "PLAID t3"}
-    assert _label(row(), [row(), row(ratio=0.5)]) == "t3"
-    rows = [row(**{"prune.method": m}) for m in ("l1", "l2")]
-    assert _label(rows[0], rows) == "method=l1"
-
-
-def test_a_dense_job_is_on_every_line_that_starts_from_it():
-    def pruned(method, model="t3", ratio=0.5):
-        return row(
-            f"{method} {model}",
-            ratio=ratio,
-            **{"prune.method": method, "prune.finetune_epochs": "30", "model.name": model},
-        )
-
-    # The one dense t3 was measured in a sweep over taylor, and stands in this one for both its jobs at ratio
-    # 0.
-    dense = row("dense t3", ratio=0, **{"prune.method": "taylor", "prune.finetune_epochs": "5"})
-    other = row("dense t1", ratio=0, **{"prune.method": "l1", "model.name": "t1"})
-    lines = _lines(
-        [dense, pruned("l1"), dense, pruned("l2"), pruned("l1", ratio=0.3), other, pruned("l1", "t1")]
-    )
-    assert {
-        label: [(r.name, float(r.params["prune.ratio"])) for r in members] for label, members in lines.items()
-    } == {
-        "t3 method=l1": [("dense t3", 0), ("l1 t3", 0.3), ("l1 t3", 0.5)],
-        "t3 method=l2": [("dense t3", 0), ("l2 t3", 0.5)],
-        "t1 method=l1": [("dense t1", 0), ("l1 t1", 0.5)],
-    }
-
-
-def test_a_dense_job_alone_has_a_line_of_its_own():
-    assert list(map(len, _lines([row("dense", ratio=0), row("dense", ratio=0)]).values())) == [1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from report_data import CLASSES, DATASETS, frozen, only
 from tsexp.report import study_figures as figures
-from tsexp.report.figures import COLOURS
+from tsexp.report.style import COLOURS
 from tsexp.report.points import WAY, colours, points
 
 DRAW = "import sys; sys.path.insert(0, sys.argv[1]); from test_study_figures import *; figures.draw(small(), Path(sys.argv[2]))"

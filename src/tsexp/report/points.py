@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tsexp.report.figures import COLOURS
 from tsexp.report.frozen import Frozen
 from tsexp.report.statistics import aggregate
+from tsexp.report.style import COLOURS
 
 if TYPE_CHECKING:
     import pandas as pd

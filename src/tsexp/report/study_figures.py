@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.report.console import ESTIMATE
-from tsexp.report.figures import COLOURS
 from tsexp.report.front import front
 from tsexp.report.frozen import Frozen
 from tsexp.report.points import BARS, colours, invalid, points
+from tsexp.report.style import COLOURS
 
 if TYPE_CHECKING:
     import pandas as pd

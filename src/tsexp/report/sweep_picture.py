@@ -1,0 +1,247 @@
+"""The picture of a sweep: accuracy and energy of its jobs against the pruning ratio, with intervals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tsexp.config import NOT_ASKED
+from tsexp.report.console import ESTIMATE
+from tsexp.report.store import Row
+from tsexp.report.style import COLOURS, MARKERS, log_axis, relative, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+VARIES_ALONG_X = "prune.ratio"
+NAMED_LINES = 24
+"""More lines than this are not named: the legend would fill the picture, and colours repeat. Reports split
+them into tables and figures."""
+FIXED = {
+    "prune.method": "pruned by {}",
+    "prune.scope": "scope {}",
+    "quant.mode": "{}",
+    "runtime.name": "{}",
+    "measure.batch_size": "batch {}",
+    "measure.threads": "threads {}",
+    "seed": "seed {}",
+}
+"""Which params the title names, after dataset and model, where they are the same in all jobs."""
+OPEN: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "white", "mec": "0.3"}
+RING: dict[str, Any] = {"marker": "o", "ls": "none", "ms": 11, "mfc": "none", "mec": "black", "mew": 0.8}
+
+
+class _Point(NamedTuple):
+    """A value with its 95 % interval, and whether that shows a difference to the control."""
+
+    value: float
+    low: float
+    high: float
+    differs: bool
+
+
+def sweep_figure(rows: list[Row], path: Path) -> Path | None:
+    """Draw accuracy and energy against the pruning ratio, a line per combination of what else varies.
+
+    Energy is relative to the control's, on a logarithmic axis. A point whose interval holds "no difference"
+    is open. Where the ratio does not vary, the combinations stand side by side. Of a record with invalid
+    energy there is the accuracy, ringed, and no energy.
+
+    Returns
+    -------
+    Path or None
+        `path`, or None if there is no row to draw.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [r for r in rows if r.scored]
+    if not rows:
+        return None
+    lines = _lines(rows)
+    along_ratio = len({_ratio(r) for r in rows}) > 1
+    figure = Figure(figsize=(9.5, 4.3 if along_ratio else 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, (label, members) in enumerate(lines.items()):
+        style = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i // len(COLOURS) % len(MARKERS)],
+            "label": label,
+        }
+
+        def place(row: Row, aside: int = i) -> float:
+            return _ratio(row) if along_ratio else aside
+
+        _line(left, members, place, _accuracy, style)
+        _line(right, [r for r in members if r.valid], place, _energy, style)
+        unsure = [r for r in members if not r.valid]
+        left.plot([place(r) for r in unsure], [_accuracy(r).value for r in unsure], **RING)
+    mark = ESTIMATE if any(not r.measured for r in rows) else ""
+    left.set_ylabel("test accuracy (%)")
+    right.set_ylabel(f"energy per inference{mark} (control = 1)")
+    _scale(right, [_energy(r) for r in rows if r.valid])
+    _name_the_lines(figure, (left, right), list(lines), along_ratio)
+    _explain_the_marks(left, rows)
+    figure.suptitle(_title(rows), fontsize=10.5, x=0.01, ha="left")
+    figure.supxlabel(_small_print(rows, len(lines)), fontsize=7, color="0.4", x=0.01, ha="left")
+    save(figure, path)
+    return path
+
+
+def subject(rows: Sequence[Row]) -> str:
+    """Name the dataset and the model of these rows, or say how many there are."""
+    said = []
+    for key, several in (("data.name", "datasets"), ("model.name", "models")):
+        values = {r.params.get(key, "") for r in rows}
+        said.append(f"{len(values)} {several}" if len(values) > 1 else values.pop())
+    return " · ".join(filter(None, said))
+
+
+def _line(
+    axes: Axes,
+    rows: Sequence[Row],
+    place: Callable[[Row], float],
+    point: Callable[[Row], _Point],
+    style: dict[str, Any],
+) -> None:
+    x, points = [place(r) for r in rows], [point(r) for r in rows]
+    reach = [[max(0.0, p.value - p.low) for p in points], [max(0.0, p.high - p.value) for p in points]]
+    axes.errorbar(x, [p.value for p in points], yerr=reach, capsize=3, ms=5, **style)
+    alike = [(a, p.value) for a, p in zip(x, points, strict=True) if not p.differs]
+    axes.plot(
+        *zip(*alike, strict=True) if alike else ([], []),
+        ls="none",
+        ms=5,
+        marker=style["marker"],
+        mfc="white",
+        mec=style["color"],
+        zorder=3,
+    )
+
+
+def _accuracy(row: Row) -> _Point:
+    """The interval is that of the drop, around the accuracy that it leads to."""
+    value = 100 * row.metrics["test/accuracy"]
+    drop, low, high = (row.metrics[f"vs_dense/accuracy_drop_{end}"] for end in ("pt", "lo", "hi"))
+    return _Point(value, value - (high - drop), value + (drop - low), not low <= 0 <= high)
+
+
+def _energy(row: Row) -> _Point:
+    saving, low, high = (row.metrics[f"vs_dense/energy_saving_{end}"] for end in ("pct", "lo", "hi"))
+    return _Point(relative(saving), relative(high), relative(low), not low <= 0 <= high)
+
+
+def _scale(axes: Axes, points: Sequence[_Point]) -> None:
+    log_axis(axes.yaxis, [1.0, *(p.low for p in points), *(p.high for p in points)])
+    axes.axhline(1, color="0.6", lw=0.8, zorder=0)
+    for one in axes.figure.axes:
+        one.grid(alpha=0.3)
+
+
+def _name_the_lines(figure: Any, panels: Sequence[Axes], names: list[str], along_ratio: bool) -> None:
+    few = len(names) <= NAMED_LINES
+    for axes in panels:
+        if along_ratio:
+            axes.set_xlabel("pruning ratio (share of heads and FFN units)")
+        else:
+            places = range(len(names)) if few else []
+            axes.set_xticks(places, names[: len(places)], rotation=30, ha="right", fontsize=8)
+            axes.margins(x=0.15)
+    if along_ratio and few and len(names) > 1:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+
+
+def _explain_the_marks(axes: Axes, rows: Sequence[Row]) -> None:
+    from matplotlib.lines import Line2D
+
+    points = [*map(_accuracy, rows), *(_energy(r) for r in rows if r.valid)]
+    handles = []
+    if not all(p.differs for p in points):
+        handles.append(Line2D([], [], label="open: no difference seen", **OPEN))
+    if any(not r.valid for r in rows):
+        handles.append(Line2D([], [], label="ringed: energy invalid", **RING))
+    if handles:
+        axes.legend(handles=handles, fontsize=7.5, framealpha=0.7)
+
+
+def _title(rows: Sequence[Row]) -> str:
+    """Dataset and model, and what else all jobs share."""
+    said = [subject(rows)]
+    pruned = any(map(_ratio, rows))
+    for key, words in FIXED.items():
+        # A dense job is pruned in no way, whatever its params say.
+        of = [r for r in rows if _ratio(r)] if key.startswith("prune.") and pruned else rows
+        values = {r.params.get(key, "") for r in of}
+        if len(values) == 1 and "" not in values and (pruned or not key.startswith("prune.")):
+            value = values.pop()
+            said.append(words.format("fp32" if (key, value) == ("quant.mode", "none") else value))
+    return " · ".join(filter(None, said))
+
+
+def _small_print(rows: Sequence[Row], lines: int) -> str:
+    said = [f"{lines} combinations, too many to name"] if lines > NAMED_LINES else []
+    said.append(
+        "bars: 95 % intervals of the paired difference to the control (dense, the same training in total)"
+    )
+    if any(not r.measured for r in rows):
+        said.append(f"{ESTIMATE} estimated from CPU time")
+    return "; ".join(said)
+
+
+def _lines(rows: list[Row]) -> dict[str, list[Row]]:
+    """Label → its rows, by rising ratio."""
+    rows = _with_dense_on_every_line(rows)
+    several = len({r.tags["tsexp.energy_source"] for r in rows}) > 1
+    lines: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=_ratio):
+        # Measured and estimated energy never share a line.
+        lines[_label(row, rows) + (f" ({row.tags['tsexp.energy_source']})" if several else "")].append(row)
+    return lines
+
+
+def _with_dense_on_every_line(rows: list[Row]) -> list[Row]:
+    """Repeat each row at ratio 0 with every way of pruning that its like has.
+
+    It is measured once for all of them.
+    """
+    pruned = [r for r in rows if _ratio(r)]
+    out = list(pruned)
+    for dense in {r.run_id: r for r in rows if not _ratio(r)}.values():
+        ways = [_pruning(r) for r in pruned if _all_else(r) == _all_else(dense)]
+        out += [
+            replace(dense, params=dense.params | way) for i, way in enumerate(ways) if way not in ways[:i]
+        ] or [dense]
+    return out
+
+
+def _pruning(row: Row) -> dict[str, str]:
+    return {k: v for k, v in row.params.items() if k.startswith("prune.") and k != VARIES_ALONG_X}
+
+
+def _all_else(row: Row) -> dict[str, str]:
+    return {k: v for k, v in row.params.items() if not k.startswith(("prune.", *NOT_ASKED))}
+
+
+def _ratio(row: Row) -> float:
+    return float(row.params.get(VARIES_ALONG_X, 0))
+
+
+def _label(row: Row, rows: list[Row]) -> str:
+    """What distinguishes this row's line from the others.
+
+    The params that vary, apart from the ratio and from what follows from those shown.
+    """
+    shown: list[str] = []
+    keys = [k for k in row.params if k != VARIES_ALONG_X and not k.startswith(NOT_ASKED)]
+    for key in sorted(keys, key=lambda k: (not k.endswith(".name"), k)):
+        so_far = {tuple(r.params.get(k) for k in shown) for r in rows}
+        if len({(*(r.params.get(k) for k in shown), r.params.get(key)) for r in rows}) > len(so_far):
+            shown.append(key)
+    return (
+        " ".join(
+            row.params[k] if k.endswith(".name") else f"{k.split('.')[-1]}={row.params[k]}" for k in shown
+        )
+        or row.params["model.name"]
+    )
