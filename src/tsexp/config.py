@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING as NO_FACTORY
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -24,6 +24,7 @@ from omegaconf.errors import (
     ConfigKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
+    ValidationError,
 )
 
 PLUGINS = {
@@ -48,6 +49,17 @@ NOT_ASKED = (
 is known by its source.)"""
 
 
+CALIBRATED = ("static", "qat")
+"""Modes whose ranges of activations come from train series."""
+
+FAMILIES = {
+    "transformer": "tsexp.models.transformer",
+    "convolution": "tsexp.models.convolution",
+    "estimator": "tsexp.models.estimators",
+}
+"""Family of models → its module (`tsexp.models.family`)."""
+
+
 class ConfigError(ValueError):
     """Bad input. The message says what was wrong, what is allowed and what to do."""
 
@@ -59,13 +71,15 @@ class Unsupported(ConfigError):
     """
 
 
-def _choice(*allowed: str, own: bool = False) -> Any:
+def choice(*allowed: str, own: bool = False) -> Any:
+    """One of these words, or, if `own`, the name of somebody's own code."""
     return field(default=MISSING, metadata={"allowed": allowed, "own": own})
 
 
-def _number(
+def number(
     *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None
 ) -> Any:
+    """A number within bounds (``ge``: at least, ``gt``: more than, ``le``: at most, ``lt``: less than)."""
     bounds = {"≥": ge, ">": gt, "≤": le, "<": lt}
     return field(default=MISSING, metadata={"bounds": {k: v for k, v in bounds.items() if v is not None}})
 
@@ -76,80 +90,102 @@ class DataConfig:
 
     name: str = MISSING
     path: str | None = MISSING
-    scale: str = _choice("none", "znorm", "minmax", "standard")
-    unequal: str = _choice("pad", "resample")
-    length: int | None = _number(ge=8)
-    missing: str = _choice("interpolate", "error")
-    val_fraction: float = _number(ge=0, lt=0.9)
+    scale: str = choice("none", "znorm", "minmax", "standard")
+    unequal: str = choice("pad", "resample")
+    length: int | None = number(ge=8)
+    missing: str = choice("interpolate", "error")
+    val_fraction: float = number(ge=0, lt=0.9)
 
 
 @dataclass
 class ModelConfig:
-    """A transformer classifier; `models.architecture` turns it into an `Arch` for a dataset."""
+    """What every ``model`` group has; each family of models adds its own keys (`tsexp.models`)."""
 
     name: str = MISSING
-    tokenizer: str = _choice("patch", "conv_stem", own=True)
-    patch: int = _number(ge=1)
-    d_model: int = _number(ge=2)
-    layers: int = _number(ge=1)
-    heads: int = _number(ge=1)
-    ffn: int = _number(ge=1)
-    dropout: float = _number(ge=0, lt=1)
-    token_dropout: float = _number(ge=0, lt=1)
-    norm: str = _choice("pre", "post")
-    activation: str = _choice("relu", "gelu")
-    position: str = _choice("sinusoidal", "learned")
-    pooling: str = _choice("cls", "mean")
-    head: str = _choice("linear", "bottleneck")
+    family: str = choice(*FAMILIES, own=True)
+
+    gradient: ClassVar[bool] = True
+    """Fitted by gradient descent: the ``train`` group matters."""
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with keys that are right by themselves; one line each."""
+        return []
+
+    def ready(self) -> None:
+        """Raise `ConfigError` for what only a look at code or libraries can tell, before any work."""
 
 
 @dataclass
 class TrainConfig:
     """How a model is fitted."""
 
-    epochs: int = _number(ge=1)
-    max_steps: int = _number(ge=0)
-    lr: float = _number(gt=0)
-    batch_size: int = _number(ge=1)
-    optimizer: str = _choice("adam", "adamw")
-    weight_decay: float = _number(ge=0)
-    schedule: str = _choice("none", "cosine")
-    warmup: float = _number(ge=0, lt=1)
-    label_smoothing: float = _number(ge=0, lt=1)
-    ema: float = _number(ge=0, lt=1)
-    clip: float = _number(ge=0)
-    select: str = _choice("best", "last")
-    patience: int = _number(ge=0)
-    device: str = _choice("cpu", "cuda")
-    threads: int = _number(ge=1)
+    epochs: int = number(ge=1)
+    max_steps: int = number(ge=0)
+    lr: float = number(gt=0)
+    batch_size: int = number(ge=1)
+    optimizer: str = choice("adam", "adamw")
+    weight_decay: float = number(ge=0)
+    schedule: str = choice("none", "cosine")
+    warmup: float = number(ge=0, lt=1)
+    label_smoothing: float = number(ge=0, lt=1)
+    ema: float = number(ge=0, lt=1)
+    clip: float = number(ge=0)
+    select: str = choice("best", "last")
+    patience: int = number(ge=0)
+    device: str = choice("cpu", "cuda")
+    threads: int = number(ge=1)
     progress: bool = MISSING
+
+    def asked(self) -> dict[str, Any]:
+        """Return what the weights depend on."""
+        return {k: v for k, v in asdict(self).items() if f"train.{k}" not in NOT_ASKED}
 
 
 @dataclass
 class PruneConfig:
     """Which heads, FFN units and blocks go, and how the rest is tuned afterwards."""
 
-    method: str = _choice("l1", "l2", "random", "taylor", own=True)
-    scope: str = _choice("local", "global", "depth")
-    ratio: float = _number(ge=0, lt=1)
-    round_to: int = _number(ge=1)
-    calibration_series: int = _number(ge=1)
-    finetune_epochs: int = _number(ge=0)
-    finetune_lr: float = _number(gt=0)
-    distill: float = _number(ge=0, le=1)
-    temperature: float = _number(gt=0)
+    method: str = choice("l1", "l2", "random", "taylor", own=True)
+    scope: str = choice("local", "global", "depth")
+    ratio: float = number(ge=0, lt=1)
+    round_to: int = number(ge=1)
+    calibration_series: int = number(ge=1)
+    finetune_epochs: int = number(ge=0)
+    finetune_lr: float = number(gt=0)
+    distill: float = number(ge=0, le=1)
+    temperature: float = number(gt=0)
+
+    def asked(self) -> dict[str, Any]:
+        """Return what the weights depend on: nothing at ratio 0."""
+        if self.ratio == 0:
+            return {}
+        idle = set() if self.method == "taylor" or ":" in self.method else {"calibration_series"}
+        idle |= set() if self.finetune_epochs else {"finetune_lr", "distill", "temperature"}
+        idle |= set() if self.distill else {"temperature"}
+        return {k: v for k, v in asdict(self).items() if k not in idle}
 
 
 @dataclass
 class QuantConfig:
     """The number format of the deployed artifact. Which modes a runtime has, the runtime says."""
 
-    mode: str = _choice("none", "dynamic", "static", "qat", "weight_only", "bf16")
-    calibration: str = _choice("minmax", "percentile", "entropy")
-    calibration_series: int = _number(ge=1)
-    qat_epochs: int = _number(ge=1)
-    qat_lr: float = _number(gt=0)
+    mode: str = choice("none", "dynamic", "static", "qat", "weight_only", "bf16")
+    calibration: str = choice("minmax", "percentile", "entropy")
+    calibration_series: int = number(ge=1)
+    qat_epochs: int = number(ge=1)
+    qat_lr: float = number(gt=0)
     weight_bits: int = field(default=MISSING, metadata={"allowed": (4, 8)})
+
+    def asked(self) -> dict[str, Any]:
+        """Return what matters for the mode."""
+        matters: dict[str, Any] = {"mode": self.mode}
+        if self.mode in CALIBRATED:
+            matters |= {"calibration": self.calibration, "calibration_series": self.calibration_series}
+        if self.mode == "qat":
+            matters |= {"qat_epochs": self.qat_epochs, "qat_lr": self.qat_lr}
+        if self.mode == "weight_only":
+            matters |= {"weight_bits": self.weight_bits}
+        return matters
 
 
 @dataclass
@@ -157,25 +193,25 @@ class RuntimeConfig:
     """What executes the artifact."""
 
     name: str = field(default=MISSING, metadata={"own": True})
-    device: str = _choice("cpu", "cuda")
+    device: str = choice("cpu", "cuda")
 
 
 @dataclass
 class MeasureConfig:
     """The window protocol."""
 
-    batch_size: int = _number(ge=1)
-    repeats: int = _number(ge=2)
-    processes: int = _number(ge=2)
-    target_pct: float | None = _number(gt=0)
-    window_s: float = _number(gt=0, le=30)
-    idle_s: float = _number(gt=0, le=30)
-    latency_calls: int = _number(ge=20)
-    threads: int = _number(ge=1)
-    meter: str = _choice("auto", own=True)
-    watts_per_core: float = _number(gt=0)
-    require: str = _choice("any", "measured")
-    timeout_s: float = _number(gt=0)
+    batch_size: int = number(ge=1)
+    repeats: int = number(ge=2)
+    processes: int = number(ge=2)
+    target_pct: float | None = number(gt=0)
+    window_s: float = number(gt=0, le=30)
+    idle_s: float = number(gt=0, le=30)
+    latency_calls: int = number(ge=20)
+    threads: int = number(ge=1)
+    meter: str = choice("auto", own=True)
+    watts_per_core: float = number(gt=0)
+    require: str = choice("any", "measured")
+    timeout_s: float = number(gt=0)
 
 
 @dataclass
@@ -200,7 +236,8 @@ class Config:
     """Everything an experiment depends on; `parse` makes it from what Hydra composed."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Any = MISSING
+    """The family's own subclass of `ModelConfig`."""
     train: TrainConfig = field(default_factory=TrainConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
@@ -208,7 +245,7 @@ class Config:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = _number(ge=0, lt=2**32)
+    seed: int = number(ge=0, lt=2**32)
     rerun: bool = MISSING
 
 
@@ -246,30 +283,15 @@ def parse(cfg: DictConfig) -> Config:
     strange = _unknown(cfg, Config)
     if strange:
         raise ConfigError("\n".join(strange))
-    try:
-        config = OmegaConf.to_object(cfg)
-    except MissingMandatoryValue as error:
-        key = str(error.full_key)
-        raise ConfigError(f"{key} has no value; give it on the command line, e.g. {key}=...") from None
+    config = _to_object(cfg)
     assert isinstance(config, Config)
-    problems = _problems(config)
+    config.model = _model(config.model)
+    problems = _problems(config) + config.model.problems()
     scheme = config.tracking.uri.split(":")[0].split("+")[0]
     if scheme not in SCHEMES:
         problems.append(
             f"tracking.uri={redact(config.tracking.uri)} is not a store MLflow takes; allowed: "
             f"{', '.join(f'{s}:...' for s in SCHEMES)}"
-        )
-    m = config.model
-    if m.d_model % m.heads:
-        good = [h for h in range(1, m.d_model + 1) if m.d_model % h == 0 and h <= 16]
-        problems.append(
-            f"model.heads={m.heads} does not divide model.d_model={m.d_model}; allowed here: "
-            f"{', '.join(map(str, good))}"
-        )
-    if m.position == "sinusoidal" and m.d_model % 2:
-        problems.append(
-            f"model.position=sinusoidal needs an even model.d_model, not {m.d_model}; use position=learned "
-            f"or an even width"
         )
     if config.data.val_fraction == 0 and (config.train.select == "best" or config.train.patience):
         problems.append(
@@ -284,23 +306,68 @@ def parse(cfg: DictConfig) -> Config:
         )
     if problems:
         raise ConfigError("\n".join(problems))
-    paths = PathsConfig(
-        **{
-            f.name: str(Path(getattr(config.paths, f.name)).expanduser().absolute())
-            for f in fields(PathsConfig)
-        }
-    )
     data = (
         replace(config.data, path=str(Path(config.data.path).expanduser().absolute()))
         if config.data.path
         else config.data
     )
-    return replace(
-        config,
-        paths=paths,
-        data=data,
-        tracking=replace(config.tracking, uri=_absolute_uri(config.tracking.uri)),
-    )
+    return replace(config, data=data, **places(cfg))
+
+
+def places(cfg: DictConfig) -> dict[str, Any]:
+    """Return the groups ``paths`` and ``tracking`` alone, with absolute paths: all that reading results takes."""
+    paths, tracking = _to_object(cfg.paths), _to_object(cfg.tracking)
+    absolute = {
+        f.name: str(Path(getattr(paths, f.name)).expanduser().absolute()) for f in fields(PathsConfig)
+    }
+    return {
+        "paths": PathsConfig(**absolute),
+        "tracking": replace(tracking, uri=_absolute_uri(tracking.uri)),
+    }
+
+
+def _to_object(cfg: DictConfig) -> Any:
+    try:
+        return OmegaConf.to_object(cfg)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise ConfigError(f"{key} has no value; give it on the command line, e.g. {key}=...") from None
+
+
+def _model(keys: dict[str, Any]) -> ModelConfig:
+    """Type the ``model`` group by its family."""
+    family = str(keys.get("family"))
+    if family not in FAMILIES and ":" not in family:
+        raise ConfigError(
+            f"model.family={family} is not known; allowed: {', '.join(FAMILIES)}, or your own as module:"
+            f"{suggest(family, FAMILIES)}"
+        )
+    kind = family_module(family).Config
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), keys))
+    except ConfigKeyError as error:
+        known = [f.name for f in fields(kind)]
+        strange = str(error.key)
+        raise ConfigError(
+            f"model.{strange} is not a key of the {family} family; allowed: {', '.join(known)}"
+            f"{suggest(strange, known)}"
+        ) from None
+    except ValidationError as error:
+        raise ConfigError(f"model.{error.full_key}: {str(error).splitlines()[0]}") from None
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"model.{error.full_key} has no value") from None
+    assert isinstance(typed, ModelConfig)
+    return typed
+
+
+def like(family: str) -> str:
+    """Return the shipped family that this one is treated as: somebody's own module says so in ``LIKE``."""
+    return family if family in FAMILIES else str(family_module(family).LIKE)
+
+
+def family_module(name: str) -> Any:
+    """Return the module of a family of models (`tsexp.models.family` says what it holds)."""
+    return look_up(f"{FAMILIES[name]}:" if name in FAMILIES else name, {})
 
 
 def explain(error: BaseException) -> str:
@@ -416,9 +483,7 @@ def suggest(word: str, known: Any) -> str:
 
 
 def identity(cfg: Config) -> dict[str, Any]:
-    """Return what a result depends on, of everything that was asked.
-
-    One spelling for configurations that ask for the same.
+    """Return what a result depends on, of everything that was asked: one spelling for all that ask the same.
 
     Cache, store and report know an experiment by this and by nothing else. Own code counts by its text.
     """
@@ -427,42 +492,20 @@ def identity(cfg: Config) -> dict[str, Any]:
         if not key.startswith(NOT_ASKED):
             group, _, name = key.rpartition(".")
             (asked.setdefault(group, {}) if group else asked)[name] = value
-    asked |= {"prune": asked_of_pruning(cfg.prune), "quant": asked_of_quantization(cfg.quant)}
-    code = own_digests(
-        cfg.model.tokenizer, cfg.runtime.name, *([cfg.prune.method] if cfg.prune.ratio else [])
-    )
-    return asked | {"code": code}
+    for f in fields(cfg):
+        group = getattr(cfg, f.name)
+        if hasattr(group, "asked"):
+            asked[f.name] = group.asked()
+    if not cfg.model.gradient:
+        del asked["train"]
+    return asked | {"code": own_digests(*_own_names(asked))}
 
 
-def asked_of_training(train: TrainConfig) -> dict[str, Any]:
-    """Return the part of the ``train`` group that the weights depend on."""
-    return {k: v for k, v in asdict(train).items() if f"train.{k}" not in NOT_ASKED}
-
-
-def asked_of_pruning(prune: PruneConfig) -> dict[str, Any]:
-    """Return the part of the ``prune`` group that the weights depend on: nothing at ratio 0."""
-    if prune.ratio == 0:
-        return {}
-    idle = set() if prune.method == "taylor" or ":" in prune.method else {"calibration_series"}
-    idle |= set() if prune.finetune_epochs else {"finetune_lr", "distill", "temperature"}
-    idle |= set() if prune.distill else {"temperature"}
-    return {k: v for k, v in asdict(prune).items() if k not in idle}
-
-
-CALIBRATED = ("static", "qat")
-"""Modes whose ranges of activations come from train series."""
-
-
-def asked_of_quantization(quant: QuantConfig) -> dict[str, Any]:
-    """Return the part of the ``quant`` group that matters for its mode."""
-    matters: dict[str, Any] = {"mode": quant.mode}
-    if quant.mode in CALIBRATED:
-        matters |= {"calibration": quant.calibration, "calibration_series": quant.calibration_series}
-    if quant.mode == "qat":
-        matters |= {"qat_epochs": quant.qat_epochs, "qat_lr": quant.qat_lr}
-    if quant.mode == "weight_only":
-        matters |= {"weight_bits": quant.weight_bits}
-    return matters
+def _own_names(asked: Any) -> list[str]:
+    """Return all values that name somebody's own code, ``module:object``."""
+    if isinstance(asked, dict):
+        return [name for value in asked.values() for name in _own_names(value)]
+    return [asked] if isinstance(asked, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[\w.]*", asked) else []
 
 
 def flat(node: Any) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Preprocessing:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
+        """Rebuild from the plain values of ``arch.json``."""
+        return cls(**raw | {"mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -70,6 +75,8 @@ class Dataset:
         SHA-256 over both files.
     files
         Where they were found.
+    task
+        What is learned from it (`tsexp.tasks`).
     """
 
     name: str
@@ -83,6 +90,7 @@ class Dataset:
     preprocessing: Preprocessing
     checksum: str
     files: tuple[str, str]
+    task: str = "classification"
 
     @property
     def channels(self) -> int:

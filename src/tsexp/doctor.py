@@ -219,7 +219,7 @@ def untrained(cfg: Config, dataset: Dataset, cache: Cache) -> Fitted:
     def build(target: Path) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            training.save(models.Classifier(models.architecture(cfg.model, dataset)), [], target)
+            training.save(models.build(cfg.model, dataset), [], target)
 
     return Fitted(cache.stage("untrained", 1, {"model": asdict(cfg.model), "data": dataset.checksum}, build))
 

@@ -15,14 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from tsexp import config as configs
 from tsexp import processes
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, DataConfig, Unsupported
-from tsexp.locking import sharing_the_machine
 
 if TYPE_CHECKING:  # the command line imports this room before it knows that it has work
     from tsexp.data import Dataset
@@ -34,7 +32,7 @@ PID = "pid"
 """In a job's folder: the number of its process, which a killed one cannot tell any more."""
 SWEEP = "sweep.json"
 PRELOAD = (
-    *("tsexp.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.task", "tsexp.warm"),
+    *("tsexp.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.loop", "tsexp.warm"),
     *("aeon.datasets", "sklearn.model_selection", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
     *(
         "mlflow.pyfunc",
@@ -116,29 +114,10 @@ def _name(cfg: Config) -> str:
 
 def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) -> tuple[str, bool]:
     """Return the run id, and whether it was there before."""
-    from tsexp import pipeline, tracking
-
-    pipeline.check(cfg)
-    dataset, signature = _identify(cfg)
-    locks = Path(cfg.paths.cache) / "jobs"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{signature}.lock"):  # two sweeps that share a job run it once
-        known = None if cfg.rerun else tracking.finished(cfg.tracking, signature)
-        if known is not None:
-            return known, True
-        with tracking.tracked(cfg, resolved_yaml, name, signature, parent) as run:
-            r = pipeline.run(cfg, dataset, run.enter)
-            run.enter("track")
-            with sharing_the_machine():
-                run.log(cfg, dataset, r.dense, r.slim, r.tuned, r.artifact, r.record)
-            return run.run_id, False
-
-
-def _identify(cfg: Config) -> tuple[Dataset, str]:
     from tsexp import pipeline
 
-    dataset = dataset_of(cfg)
-    return dataset, pipeline.signature(cfg, dataset)
+    pipeline.check(cfg)
+    return pipeline.run(cfg, dataset_of(cfg), resolved_yaml, name, parent)
 
 
 def dataset_of(cfg: Config) -> Dataset:
@@ -166,12 +145,14 @@ def _at_once(cfg: DictConfig, name: str) -> Outcome | None:
 
     None also if it cannot be told here.
     """
-    from tsexp import runtimes, tracking
+    from tsexp import compress, pipeline, runtimes, tracking
 
     try:
         checked = configs.parse(cfg)
-        runtimes.check(checked.quant, checked.runtime)
-        known = None if checked.rerun else tracking.finished(checked.tracking, _identify(checked)[1])
+        compress.check(checked)
+        runtimes.check(checked.quant, checked.runtime, configs.like(checked.model.family))
+        about = pipeline.signature(checked, dataset_of(checked))
+        known = None if checked.rerun else tracking.finished(checked.tracking, about)
     except Unsupported as error:
         return Outcome(name, "skipped", error=str(error))
     except Exception:  # the job itself will say why

@@ -1,68 +1,113 @@
-"""The experiment, one direction: data → train → prune → (qat) → deploy → measure."""
+"""The experiment, one direction: data → fit → compress → deploy → measure → store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tsexp import data, energy, processes, pruning, qat, runtimes, training
+from filelock import FileLock
+
+from tsexp import compress, data, energy, processes, runtimes, tasks, tracking, training
 from tsexp.cache import Cache
-from tsexp.config import Config, ConfigError, RuntimeConfig, digest, identity, look_up, own_digests
+from tsexp.config import Config, ConfigError, RuntimeConfig, digest, identity, like, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
-from tsexp.energy.record import accuracy
+from tsexp.locking import sharing_the_machine
 from tsexp.runtimes import Artifact
 from tsexp.training import Fitted
 
 
-@dataclass(frozen=True)
-class Result:
-    """What an experiment made: the model's way from dense to artifact, and its record.
+def run(
+    cfg: Config, dataset: Dataset, resolved_yaml: str, name: str, parent: str | None = None
+) -> tuple[str, bool]:
+    """Run one experiment, unless the store has it.
 
-    ``slim`` is ``dense`` if nothing was pruned, ``tuned`` is ``slim`` but for ``quant.mode=qat``.
+    Parameters
+    ----------
+    cfg
+        What is asked for; `check` has passed it.
+    dataset
+        Of ``cfg.data``.
+    resolved_yaml
+        The configuration as it is to be logged.
+    name
+        Of the run.
+    parent
+        Run id of the sweep that it belongs to.
+
+    Returns
+    -------
+    str
+        The run's id.
+    bool
+        It was there before: nothing was run.
     """
+    about = signature(cfg, dataset)
+    with _alone(cfg, about):  # two sweeps that share a job run it once
+        known = None if cfg.rerun else tracking.finished(cfg.tracking, about)
+        if known is not None:
+            return known, True
+        processes.start(energy.PRELOAD)  # imports while this trains; in a sweep it is there already
+        cache = Cache(Path(cfg.paths.cache), lambda: meters.counter(cfg.train.device, cfg.measure.meter))
+        with tracking.tracked(cfg, resolved_yaml, name, about, parent) as run:
+            run.enter("train")
+            dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
+            run.enter("compress")
+            made = compress.compress(dense, cfg, dataset, cache)
+            control = compress.control(dense, cfg, dataset, cache)
+            run.enter("deploy")
+            fitted = [dense, *made.values()][-1]
+            kind = like(cfg.model.family)
+            artifacts = [
+                runtimes.deploy(fitted, cfg.quant, runtime, dataset, cache)
+                for runtime in runtimes.candidates(cfg.quant, cfg.runtime, kind)
+            ]
+            reference = plain(control, cfg, dataset, cache)
+            run.enter("measure")
+            artifact, tried = _chosen(artifacts, fitted, cfg, dataset, cache)
+            record = _measure(artifact, reference, cfg, dataset, cache)
+            record = _with_costs(record, dense, made, artifacts, cfg)
+            record.metrics["test/dense_accuracy"] = _accuracy(
+                plain(dense, cfg, dataset, cache), cfg, dataset, cache
+            )
+            record.raw.update(tried=tried, peak_gmacs=_peaks(cfg, cache))
+            run.enter("track")
+            notes = [note for step in made.values() for note in step.notes()]
+            with sharing_the_machine():
+                run.log(cfg, dataset, {"dense": dense, **made}, notes, artifact, record)
+            return run.run_id, False
 
-    dense: Fitted
-    slim: Fitted
-    tuned: Fitted
-    artifact: Artifact
-    record: Record
+
+def plain(fitted: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Artifact:
+    """A model in fp32, run eagerly."""
+    eager = RuntimeConfig("eager", cfg.runtime.device)
+    return runtimes.deploy(fitted, replace(cfg.quant, mode="none"), eager, dataset, cache)
 
 
-def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda stage: None) -> Result:
-    """Run one experiment; `enter` is told each stage as it begins."""
-    processes.start(energy.PRELOAD)  # imports while this trains; in a sweep it is there already
-    cache = Cache(Path(cfg.paths.cache), lambda: meters.counter(cfg.train.device, cfg.measure.meter))
-    enter("train")
-    dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-    enter("prune")
-    slim = pruning.prune(dense, cfg.prune, cfg.train, cfg.seed, dataset, cache)
-    # What accuracy is judged against: the dense architecture with the same training in total.
-    control = pruning.tune_alike(dense, cfg.prune, cfg.train, cfg.seed, dataset, cache)
-    if cfg.quant.mode == "qat":
-        enter("qat")
-    tuned = qat.tune(slim, cfg.quant, cfg.train, cfg.seed, dataset, cache)
-    control = qat.tune(control, cfg.quant, cfg.train, cfg.seed, dataset, cache, fake=False)
-    enter("deploy")
-    artifacts = [
-        runtimes.deploy(tuned, cfg.quant, one, dataset, cache)
-        for one in runtimes.candidates(cfg.quant, cfg.runtime)
-    ]
-    untuned, reference = (_plain(model, cfg, dataset, cache) for model in (dense, control))
-    enter("measure")
-    artifact, tried = artifacts[0], list[dict[str, Any]]()
-    if cfg.runtime.name == runtimes.AUTO:
-        artifact, tried = energy.choose(
-            artifacts, _plain(tuned, cfg, dataset, cache), dataset, cfg.measure, cache
-        )
-    scores, reference_scores, untuned_scores = (
-        energy.score(a, dataset, cfg.measure, cache, cfg.train.progress)
-        for a in (artifact, reference, untuned)
+def _alone(cfg: Config, about: str) -> FileLock:
+    locks = Path(cfg.paths.cache) / "jobs"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{about}.lock")
+
+
+def _chosen(
+    artifacts: list[Artifact], fitted: Fitted, cfg: Config, dataset: Dataset, cache: Cache
+) -> tuple[Artifact, list[dict[str, Any]]]:
+    """Return the one artifact, or with ``runtime=auto`` the fastest that keeps the accuracy."""
+    if cfg.runtime.name != runtimes.AUTO:
+        return artifacts[0], []
+    return energy.choose(artifacts, plain(fitted, cfg, dataset, cache), dataset, cfg.measure, cache)
+
+
+def _measure(artifact: Artifact, reference: Artifact, cfg: Config, dataset: Dataset, cache: Cache) -> Record:
+    scores, reference_scores = (
+        energy.score(a, dataset, cfg.measure, cache, cfg.train.progress) for a in (artifact, reference)
     )
-    title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {cfg.prune.scope} {cfg.prune.ratio:g}"
-    record = energy.measure(
+    title = f"measure {dataset.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode}"
+    if cfg.prune.ratio:
+        title += f" {cfg.prune.scope} {cfg.prune.ratio:g}"
+    return energy.measure(
         artifact,
         reference,
         scores,
@@ -73,21 +118,23 @@ def run(cfg: Config, dataset: Dataset, enter: Callable[[str], None] = lambda sta
         title,
         cfg.train.progress,
     )
-    made = {f.signature: f.entry.cost for f in (slim, tuned) if f != dense} | {
-        a.signature: a.entry.cost for a in artifacts
-    }
-    record = record.with_costs(dense.entry.cost, list(made.values()), cfg.measure.watts_per_core)
-    record.metrics["test/dense_accuracy"] = accuracy(untuned_scores.test, dataset.y_test)
-    peaks = energy.peaks(cfg.measure, cache) if cfg.runtime.device == "cpu" else {}
-    record.raw.update(tried=tried, peak_gmacs=peaks)
-    return Result(dense, slim, tuned, artifact, record)
 
 
-def _plain(model: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Artifact:
-    """A model in fp32, run eagerly."""
-    return runtimes.deploy(
-        model, replace(cfg.quant, mode="none"), RuntimeConfig("eager", cfg.runtime.device), dataset, cache
-    )
+def _with_costs(
+    record: Record, dense: Fitted, made: dict[str, Fitted], artifacts: list[Artifact], cfg: Config
+) -> Record:
+    compressing = [step.entry.cost for step in made.values()] + [a.entry.cost for a in artifacts]
+    return record.with_costs(dense.entry.cost, compressing, cfg.measure.watts_per_core)
+
+
+def _accuracy(artifact: Artifact, cfg: Config, dataset: Dataset, cache: Cache) -> float:
+    scores = energy.score(artifact, dataset, cfg.measure, cache, cfg.train.progress)
+    quality: dict[str, float] = tasks.of(dataset).quality(scores.test, dataset.y_test, "test")
+    return quality["test/accuracy"]
+
+
+def _peaks(cfg: Config, cache: Cache) -> dict[str, float]:
+    return energy.peaks(cfg.measure, cache) if cfg.runtime.device == "cpu" else {}
 
 
 def check(cfg: Config) -> None:
@@ -98,19 +145,13 @@ def check(cfg: Config) -> None:
     Raises
     ------
     ConfigError
-        If somebody's own tokenizer or pruning method is not of the right kind, the dataset is nowhere, the
-        runtime does not support the mode or the device, the device is not there, or no meter answers although
+        If somebody's own tokenizer or pruning method is not of the right kind, the dataset is nowhere, no step or
+        runtime takes this model in this mode on this device, the device is not there, or no meter answers although
         one is required.
     """
-    runtimes.check(cfg.quant, cfg.runtime)
-    if ":" in cfg.model.tokenizer:
-        from tsexp.models.classifier import tokenizer_class
-
-        tokenizer_class(cfg.model.tokenizer)
-    if ":" in cfg.prune.method and not callable(look_up(cfg.prune.method, {})):
-        raise ConfigError(
-            f"prune.method={cfg.prune.method} is not a function; docs/extending.md has an example"
-        )
+    compress.check(cfg)
+    runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))
+    cfg.model.ready()
     data.ensure(cfg.data, cfg.paths.data)
     if "cuda" in (cfg.train.device, cfg.runtime.device):
         import torch
@@ -134,11 +175,10 @@ def signature(cfg: Config, dataset: Dataset) -> str:
             "data": dataset.checksum,
             "hardware": hardware.describe(cfg.runtime.device),
             "meter": meters.source(cfg.runtime.device, cfg.measure.meter),
-            "libraries": runtimes.versions(cfg.quant, cfg.runtime),
+            "libraries": runtimes.versions(cfg.quant, cfg.runtime, like(cfg.model.family)),
             "versions": [
                 training.STAGE_VERSION,
-                pruning.STAGE_VERSION,
-                qat.STAGE_VERSION,
+                compress.versions(),
                 runtimes.STAGE_VERSION,
                 energy.PROTOCOL_VERSION,
             ],

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from tsexp import __version__, locking
+from tsexp import __version__, locking, stores, tasks
 from tsexp.config import Config, TrackingConfig, digest, flat, identity, own_code, redact
 from tsexp.data import Dataset
 from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed, Record
 from tsexp.energy.meters import ESTIMATED
-from tsexp.runtimes import Artifact, softmax
+from tsexp.runtimes import Artifact
 from tsexp.training import Fitted
 
 SQLITE = "sqlite:///"
@@ -111,10 +111,6 @@ def store(config: TrackingConfig) -> Any:
 @lru_cache
 def _ready(uri: str, experiment: str, process: int) -> Any:
     """Make it so once per process: connections do not survive a fork."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
-
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
@@ -122,7 +118,7 @@ def _ready(uri: str, experiment: str, process: int) -> Any:
         file.parent.mkdir(parents=True, exist_ok=True)
     lock = f"{file}.lock" if file is not None else str(locking.for_everybody("store.lock"))
     with FileLock(lock):
-        client = mlflow.MlflowClient(uri)
+        client = stores.client(uri)
         if client.get_experiment_by_name(experiment) is None:
             client.create_experiment(
                 experiment, None if file is None else (file.parent / "mlartifacts").as_uri()
@@ -222,9 +218,8 @@ class Tracked:
         self,
         cfg: Config,
         dataset: Dataset,
-        dense: Fitted,
-        slim: Fitted,
-        tuned: Fitted,
+        fits: dict[str, Fitted],
+        files: list[Path],
         artifact: Artifact,
         record: Record,
     ) -> None:
@@ -237,10 +232,7 @@ class Tracked:
             "prune/requested_ratio": cfg.prune.ratio
         }
         metrics = [Metric(k, v, now, 0) for k, v in values.items()]
-        fits = {
-            f.signature: (prefix, f) for prefix, f in (("qat", tuned), ("finetune", slim), ("dense", dense))
-        }
-        for prefix, fitted in fits.values():
+        for prefix, fitted in fits.items():
             for line in fitted.history():
                 names = [k for k in line if k != "epoch"]
                 metrics += [Metric(f"{prefix}/{k}", line[k], now, int(line["epoch"])) for k in names]
@@ -265,11 +257,12 @@ class Tracked:
             (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
             (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
             (folder / "manifest.json").write_text(json.dumps(record.manifest, indent=1))
-            kept = slim.entry.folder / "kept.json"
-            if kept.exists():
-                (folder / "kept.json").write_bytes(kept.read_bytes())
-            write_predictions(folder / "predictions.csv", record, dataset.classes)
-            _draw_curves(folder / "training.png", list(reversed(fits.values())))
+            for file in files:
+                (folder / file.name).write_bytes(file.read_bytes())
+            write_predictions(folder / "predictions.csv", record, dataset)
+            _draw_curves(
+                folder / "training.png", [(name, fitted) for name, fitted in fits.items() if fitted.history()]
+            )
             _draw_confusion(folder / "confusion.png", record, dataset.classes)
             self.client.log_artifacts(self.run_id, str(folder))
         self._log_model(cfg, dataset, artifact)
@@ -434,27 +427,13 @@ def _describe(values: dict[str, float], record: Record) -> str:
     return "\n".join([*lines, f"\nEnergy covers {record.raw['scope']}."])
 
 
-def write_predictions(path: Path, record: Record, classes: tuple[str, ...]) -> None:
-    """One line per test series: its label, both predictions, and the probabilities of both, with all their digits."""
-    p, q = (softmax(s.astype(np.float64)) for s in (record.scores, record.reference_scores))
+def write_predictions(path: Path, record: Record, dataset: Dataset) -> None:
+    """One line per test series, as its task has it (`tsexp.tasks`)."""
+    heading, rows = tasks.of(dataset).predictions(
+        record.scores, record.reference_scores, record.labels, dataset
+    )
     with path.open("w", newline="") as f:
-        out = csv.writer(f)
-        out.writerow(
-            [
-                "label",
-                "predicted",
-                "dense_predicted",
-                *(f"p_{c}" for c in classes),
-                *(f"dense_p_{c}" for c in classes),
-            ]
-        )
-        for i, y in enumerate(record.labels):
-            names = [
-                classes[y],
-                classes[record.scores[i].argmax()],
-                classes[record.reference_scores[i].argmax()],
-            ]
-            out.writerow([*names, *map(repr, p[i].tolist()), *map(repr, q[i].tolist())])
+        csv.writer(f).writerows([heading, *rows])
 
 
 DPI = 80

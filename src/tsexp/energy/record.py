@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tsexp import tasks
 from tsexp.data import Dataset, FloatArray, IntArray
 from tsexp.energy import hardware
 from tsexp.energy.meters import CpuTimeMeter
 
 if TYPE_CHECKING:
-    from tsexp.energy import Scores
+    from tsexp.energy.measure import Scores
 
 ESTIMATE = CpuTimeMeter.source
 VARIATION_PCT = 5.0
@@ -232,34 +233,32 @@ def assemble(
     dataset: Dataset,
     seed: int,
 ) -> Record:
-    """Make a `Record` of what the processes returned, of what was answered, and of what was counted on both artifacts."""
+    """Make a `Record` of what the processes returned, what was answered, and what was counted on both."""
+    task = tasks.of(dataset)
     invalid, warnings = doubts(raw)
     for name, values in (("artifact", scores), ("reference", reference_scores)):
         if not (np.isfinite(values.test).all() and np.isfinite(values.val).all()):
             invalid += (f"the {name} answers series with scores that are not finite",)
-    if np.ptp(dataset.y_test) and not np.ptp(scores.test.argmax(1)):
-        warnings += (
-            "the artifact answers the same class for every test series: it has learned nothing, or lost "
-            "everything",
-        )
+    pointless = task.pointless(scores.test, dataset.y_test)
+    if pointless:
+        warnings += (f"the artifact answers {pointless}",)
     y_val = dataset.y_train[dataset.val]
-    metrics = quality(scores.test, dataset.y_test, "test") | drop(
-        scores.test, reference_scores.test, dataset.y_test, seed
-    )
-    metrics |= {
-        "test/control_accuracy": accuracy(reference_scores.test, dataset.y_test),
-        "val/series": len(y_val),
-    }
+    control = task.quality(reference_scores.test, dataset.y_test, "test")
+    metrics = task.quality(scores.test, dataset.y_test, "test")
+    metrics |= task.drop(scores.test, reference_scores.test, dataset.y_test, seed)
+    metrics |= {"test/control_accuracy": control["test/accuracy"], "val/series": len(y_val)}
     if len(y_val):
-        lost_pt = 100 * (accuracy(reference_scores.val, y_val) - accuracy(scores.val, y_val))
-        metrics |= quality(scores.val, y_val, "val") | {"val/accuracy_drop_pt": lost_pt}
+        lost_pt = task.loss_pt(scores.val, y_val).mean() - task.loss_pt(reference_scores.val, y_val).mean()
+        metrics |= task.quality(scores.val, y_val, "val") | {"val/accuracy_drop_pt": lost_pt}
     sizes = {
         "size/parameters": manifest["parameters"],
-        "size/macs": manifest["macs"],
         "size/bytes": manifest["bytes"],
         "vs_dense/size_ratio": dense["bytes"] / manifest["bytes"],
-        "prune/achieved_ratio": 1 - manifest["channels"] / dense["channels"],
     }
+    if manifest["macs"] is not None:
+        sizes["size/macs"] = manifest["macs"]
+    if dense.get("channels"):
+        sizes["prune/achieved_ratio"] = 1 - manifest["channels"] / dense["channels"]
     return Record(
         metrics={
             k: float(v) for k, v in (metrics | sizes | summarize(raw)).items() if np.isfinite(v)
@@ -276,113 +275,82 @@ def assemble(
     )
 
 
-def accuracy(scores: FloatArray, labels: IntArray) -> float:
-    """Share of series whose highest score is that of their label.
-
-    Answers that are not finite count as guesses.
-    """
-    return float((np.nan_to_num(scores).argmax(1) == labels).mean())
-
-
-def quality(scores: FloatArray, labels: IntArray, prefix: str) -> dict[str, float]:
-    """Accuracy, balanced accuracy, macro F1 and negative log-likelihood (nats) of class scores (series, classes)."""
-    from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
-
-    from tsexp.runtimes import softmax
-
-    scores = np.nan_to_num(
-        scores
-    )  # whoever answers NaN makes the record invalid; its quality is that of guessing
-    return {
-        f"{prefix}/accuracy": accuracy(scores, labels),
-        f"{prefix}/balanced_accuracy": float(balanced_accuracy_score(labels, scores.argmax(1))),
-        f"{prefix}/macro_f1": float(f1_score(labels, scores.argmax(1), average="macro", zero_division=0)),
-        f"{prefix}/nll": float(
-            log_loss(labels, softmax(scores.astype(np.float64)), labels=np.arange(scores.shape[1]))
-        ),
-    }
-
-
-def drop(scores: FloatArray, reference: FloatArray, labels: IntArray, seed: int = 0) -> dict[str, float]:
-    """Points of accuracy lost against the reference, with a 95 % interval over paired test predictions."""
-    scores, reference = np.nan_to_num(scores), np.nan_to_num(reference)
-    right, right_ref = scores.argmax(1) == labels, reference.argmax(1) == labels
-    # Resampling series with replacement only redraws how many pairs differ by -1, 0 and +1.
-    lost, gained = int((right_ref & ~right).sum()), int((right & ~right_ref).sum())
-    n = len(labels)
-    # Half a pair is added to each kind, unless the scores are the very same: no flip among n series is not
-    # proof that none can happen.
-    half = 0.0 if np.array_equal(scores, reference) else 0.5
-    odds = np.array([lost + half, gained + half, n - lost - gained + half]) / (n + 3 * half)
-    draws = np.random.default_rng(seed).multinomial(n, odds, size=10_000)
-    low, high = np.percentile(100 * (draws[:, 0] - draws[:, 1]) / n, [2.5, 97.5])
-    return {
-        "vs_dense/accuracy_drop_pt": 100 * (lost - gained) / n,
-        "vs_dense/accuracy_drop_lo": float(low),
-        "vs_dense/accuracy_drop_hi": float(high),
-    }
+SUBJECTS = ("artifact", "reference")
 
 
 def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Judge a measurement: (reasons why it is invalid, warnings)."""
-    invalid, warn = [], []
     windows = [w for w in raw["windows"] if w["subject"] != "idle" and not w["discarded"]]
-    if any(w["energy_j"] <= 0 for w in windows):
-        invalid.append("a window with zero or negative energy")
-    for name in ("artifact", "reference"):
-        kept = _kept(raw, name)
-        if len(kept) < raw["repeats"]:
-            invalid.append(
-                f"only {len(kept)} of {raw['repeats']} windows of the {name}: the others were discarded "
-                f"(counter wrap)"
-            )
-        short = sum(w["wall_s"] < SHORTEST * raw["window_s"] for w in kept)
-        if short:
-            invalid.append(
-                f"{short} windows of the {name} shorter than {raw['window_s']:g} s: the clock was changed; "
-                f"measure again"
-            )
-        if not raw["same_outputs"][name]:
-            invalid.append(f"the {name} answers the probe batch differently after the windows")
-        if not raw["same_weights"][name]:
-            invalid.append(f"the weights of the {name} changed while it was measured")
-        if not raw["as_scored"][name]:
-            invalid.append(f"the {name} answers otherwise than when it was scored")
+    invalid = ["a window with zero or negative energy"] if any(w["energy_j"] <= 0 for w in windows) else []
+    for name in SUBJECTS:
+        invalid += _wrong(raw, name)
     if invalid:
         return tuple(invalid), ()
-    for name in ("artifact", "reference"):
-        each = _per_inference(raw, name)
-        values = each["energy_j"]
-        middles = np.array([np.median(values[each["process"] == p]) for p in np.unique(each["process"])])
-        variation = 100 * float(middles.std(ddof=1) / middles.mean()) if len(middles) > 1 else 0.0
-        if variation > VARIATION_PCT:
-            warn.append(f"energy of the {name} varies by {variation:.0f} % between processes")
-        third = max(1, len(values) // 3)
-        drift = 100 * abs(float(np.median(values[-third:]) / np.median(values[:third])) - 1)
-        if drift > DRIFT_PCT:
-            warn.append(f"energy of the {name} drifts by {drift:.0f} %")
+    unsteady = [line for name in SUBJECTS for line in _unsteady(raw, name)]
+    return (), (*unsteady, *_disturbed(raw, windows), *_wide(raw))
+
+
+def _wrong(raw: dict[str, Any], name: str) -> list[str]:
+    """Why nothing that was measured of this subject counts."""
+    kept, found = _kept(raw, name), []
+    if len(kept) < raw["repeats"]:
+        found.append(
+            f"only {len(kept)} of {raw['repeats']} windows of the {name}: the others were discarded (counter wrap)"
+        )
+    short = sum(w["wall_s"] < SHORTEST * raw["window_s"] for w in kept)
+    if short:
+        found.append(
+            f"{short} windows of the {name} shorter than {raw['window_s']:g} s: the clock was changed; measure again"
+        )
+    broken = {
+        "same_outputs": f"the {name} answers the probe batch differently after the windows",
+        "same_weights": f"the weights of the {name} changed while it was measured",
+        "as_scored": f"the {name} answers otherwise than when it was scored",
+    }
+    return found + [line for check, line in broken.items() if not raw[check][name]]
+
+
+def _unsteady(raw: dict[str, Any], name: str) -> list[str]:
+    each, found = _per_inference(raw, name), []
+    values = each["energy_j"]
+    middles = np.array([np.median(values[each["process"] == p]) for p in np.unique(each["process"])])
+    variation = 100 * float(middles.std(ddof=1) / middles.mean()) if len(middles) > 1 else 0.0
+    if variation > VARIATION_PCT:
+        found.append(f"energy of the {name} varies by {variation:.0f} % between processes")
+    third = max(1, len(values) // 3)
+    drift = 100 * abs(float(np.median(values[-third:]) / np.median(values[:third])) - 1)
+    if drift > DRIFT_PCT:
+        found.append(f"energy of the {name} drifts by {drift:.0f} %")
+    return found
+
+
+def _disturbed(raw: dict[str, Any], windows: list[dict[str, Any]]) -> list[str]:
+    """What others did to the machine meanwhile."""
+    found = []
     foreign = max(0.0, sum(w["foreign_cpu_s"] for w in windows)) / sum(w["wall_s"] for w in windows)
     if foreign > FOREIGN_CORES:
-        warn.append(f"foreign load of {foreign:.1f} cores: trust vs_dense/cpu_speedup, not vs_dense/speedup")
+        found.append(f"foreign load of {foreign:.1f} cores: trust vs_dense/cpu_speedup, not vs_dense/speedup")
     if raw.get("throttle_events"):
-        warn.append(f"{raw['throttle_events']} thermal throttling events")
+        found.append(f"{raw['throttle_events']} thermal throttling events")
     slowed = [w for w in windows if w.get("gpu_slowed_by")]
     if slowed:
         by = sorted({reason for w in slowed for reason in w["gpu_slowed_by"]})
-        warn.append(f"GPU slowed down by {' and '.join(by)} in {len(slowed)} of {len(windows)} windows")
+        found.append(f"GPU slowed down by {' and '.join(by)} in {len(slowed)} of {len(windows)} windows")
     others = max(w.get("gpu_foreign") or 0 for w in windows)
     if others:
-        warn.append(f"other processes on the GPU: up to {others}")
+        found.append(f"other processes on the GPU: up to {others}")
     discarded = sum(w["discarded"] for w in raw["windows"])
     if discarded:
-        warn.append(f"{discarded} windows discarded (counter wrap)")
+        found.append(f"{discarded} windows discarded (counter wrap)")
+    return found
+
+
+def _wide(raw: dict[str, Any]) -> list[str]:
     stats = summarize(raw)
     width = stats["vs_dense/energy_saving_hi"] - stats["vs_dense/energy_saving_lo"]
-    if width > WIDE_PT:
-        warn.append(
-            f"the interval of the saving is {width:.0f} points wide; more measure.processes narrow it"
-        )
-    return (), tuple(warn)
+    if width <= WIDE_PT:
+        return []
+    return [f"the interval of the saving is {width:.0f} points wide; more measure.processes narrow it"]
 
 
 def _kept(raw: dict[str, Any], subject: str) -> list[dict[str, Any]]:

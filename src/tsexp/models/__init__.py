@@ -1,22 +1,19 @@
-"""Transformer classifiers for time series, each an ordinary model described by its `Arch`.
+"""Classifiers for time series: families of models, each described by its ``arch`` and rebuilt without pickle."""
 
-A pruned model is nothing special here: heads and FFN widths may differ per block, so that ``arch.json`` and a
-safetensors file rebuild any of them.
-"""
-
-from tsexp.models.arch import Arch, Block, architecture
-from tsexp.models.classifier import Classifier, load, save
 from tsexp.models.counting import Layer, count_macs, count_parameters, summary
+from tsexp.models.family import Model, build, family_of, load, rebuild, save
+from tsexp.models.network import Network
 
 __all__ = [
-    "Arch",
-    "Block",
-    "Classifier",
     "Layer",
-    "architecture",
+    "Model",
+    "Network",
+    "build",
     "count_macs",
     "count_parameters",
+    "family_of",
     "load",
+    "rebuild",
     "save",
     "summary",
 ]

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tsexp.models.classifier import Classifier
+from tsexp.models.family import Model
+from tsexp.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Layer:
     bytes: int
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters (buffers are not parameters)."""
-    return sum(p.numel() for p in model.parameters())
+def count_parameters(model: Model | nn.Module) -> int:
+    """Number of parameters (buffers of a network are not); of what is no network, all numbers that it learned."""
+    if isinstance(model, nn.Module):
+        return sum(p.numel() for p in model.parameters())
+    return sum(t.numel() for t in model.state().values())
 
 
-def count_macs(model: Classifier) -> int:
+def count_macs(model: Model) -> int | None:
     """Multiply–accumulates of one series, as the model executes them.
 
     Convolutions, linear layers, and both products of attention.
@@ -46,7 +49,7 @@ def count_macs(model: Classifier) -> int:
     (`runtimes.rewrite.FlatBlock`) more. Padding that a mask hides is computed, and counts. Not counted: what
     is no product (norms, activations, softmax, additions, scaling, resampling).
     """
-    return _flops(model).get("Global", 0) // 2
+    return _flops(model).get("Global", 0) // 2 if isinstance(model, Network) else None
 
 
 def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
@@ -57,7 +60,7 @@ def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any
     return 2 * q[0] * q[1] * k[1] * (q[2] + v[2])
 
 
-def summary(model: Classifier) -> list[Layer]:
+def summary(model: Network) -> list[Layer]:
     """Return one `Layer` per module that owns parameters, in order of execution."""
     flops = _flops(model)
     layers = []
@@ -78,7 +81,7 @@ def summary(model: Classifier) -> list[Layer]:
     return layers
 
 
-def _flops(model: Classifier) -> dict[str, int]:
+def _flops(model: Network) -> dict[str, int]:
     importlib.import_module("torch.onnx.ops")  # registers its operators; takes .3 s
     pre = model.arch.preprocessing
     device = next(model.parameters()).device

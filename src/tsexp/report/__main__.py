@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 PARTS = ("freeze", "tables", "figures", "page")
@@ -104,7 +105,7 @@ def _configure(settings: list[str]) -> tuple[Any, str | None]:
             composed = compose("config", [s for s in settings if not s.startswith("where=")])
         with open_dict(composed):
             composed.pop("hydra", None)
-        return configs.parse(composed), where[-1] if where else None
+        return SimpleNamespace(**configs.places(composed)), where[-1] if where else None
     except configs.ConfigError as error:
         _end(2, str(error))
     except (HydraException, OmegaConfBaseException) as error:

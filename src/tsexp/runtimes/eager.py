@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tsexp import models
 from tsexp.config import QuantConfig, Unsupported
 from tsexp.data import FloatArray
-from tsexp.models import Arch, Classifier
+from tsexp.models import Network
 from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
@@ -38,13 +38,13 @@ def ready(quant: QuantConfig, device: str) -> None:
         )
 
 
-def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
+def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     """Write the model; return what was counted on the files that were written."""
     # A number format changes neither count, and the flop counter knows fp32 only.
     plain = rewritten(model, job.quant.mode)
     facts = {"parameters": models.count_parameters(plain), "macs": models.count_macs(plain)}
     written = _in_format(plain, job.quant.mode)
-    (folder / "arch.json").write_text(model.arch.to_json())
+    models.save(model, folder)
     save_file(
         {name: t.detach().cpu().contiguous() for name, t in _tensors(written.state_dict())},
         folder / "weights.safetensors",
@@ -52,14 +52,16 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def rewritten(model: Classifier, mode: str) -> Classifier:
+def rewritten(model: Network, mode: str) -> Network:
     """Return what is exported in a mode: a copy."""
     return copy.deepcopy(model).eval()
 
 
 def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor:
     """Load what `export` wrote; PyTorch's threads are the process's, see `energy.worker`."""
-    model = _rebuilt(Arch.from_json((folder / "arch.json").read_text()), mode)
+    plain = models.rebuild(folder)
+    assert isinstance(plain, Network)
+    model = _in_format(plain.eval(), mode)
     stored = load_file(folder / "weights.safetensors")
     state = {}
     for name, t in model.state_dict().items():
@@ -71,14 +73,10 @@ def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor:
                 {p: stored[f"{name}.{p}"] for p in parts}, context, None, None
             )
     model.load_state_dict(state)
-    return EagerPredictor(model.requires_grad_(False).to(device), device)
+    return EagerPredictor(model.requires_grad_(False).to(device), mode, device)
 
 
-def _rebuilt(arch: Arch, mode: str) -> Classifier:
-    return _in_format(Classifier(arch).eval(), mode)
-
-
-def _in_format(model: Classifier, mode: str) -> Classifier:
+def _in_format(model: Network, mode: str) -> Network:
     """Bring a model into the number format of a mode, in place."""
     if mode == "bf16":
         return to_bf16(model)
@@ -92,18 +90,17 @@ def _in_format(model: Classifier, mode: str) -> Classifier:
 
         # By default it changes inductor's settings, for the whole process.
         config = {"dynamic": Int8DynamicActivationInt8WeightConfig, "weight_only": Int8WeightOnlyConfig}[mode]
-        # Raw series have peaks, which int8 ranges do not bear: as in every runtime, the tokenizer's
+        # Raw series have peaks, which int8 ranges do not bear: as in every runtime, the stem's
         # activations stay fp32.
-        spared = "tokenizer." if mode == "dynamic" else "nothing"
         quantize_(
             model,
             config(set_inductor_config=False),
-            lambda m, name: isinstance(m, nn.Linear) and not name.startswith(spared),
+            lambda m, name: isinstance(m, nn.Linear) and not (mode == "dynamic" and model.in_stem(name)),
         )
     return model
 
 
-def to_bf16(model: Classifier) -> Classifier:
+def to_bf16(model: Network) -> Network:
     """Cast all that has weights, in place.
 
     Not preprocessing: of a raw series with mean 1e4 and spread 1, bf16 leaves nothing.
@@ -111,8 +108,8 @@ def to_bf16(model: Classifier) -> Classifier:
     for name, child in model.named_children():
         if name != "preprocess":
             child.bfloat16()
-    if model.cls is not None:
-        model.cls.data = model.cls.data.bfloat16()
+    for parameter in model.parameters(recurse=False):
+        parameter.data = parameter.data.bfloat16()
     return model
 
 
@@ -130,11 +127,11 @@ def _tensors(named: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 class EagerPredictor:
-    """Raw series → class scores with a `Classifier` in eval mode."""
+    """Raw series → class scores with a `Network` in eval mode."""
 
-    def __init__(self, model: Classifier, device: str) -> None:
+    def __init__(self, model: Network, mode: str, device: str) -> None:
         self.model, self.device = model, device
-        self.dtype = model.positions.table.dtype
+        self.dtype = torch.bfloat16 if mode == "bf16" else torch.float32
 
     @torch.inference_mode()
     def __call__(self, series: FloatArray) -> FloatArray:

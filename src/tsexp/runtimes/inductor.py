@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tsexp import models
 from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported, digest
 from tsexp.data import FloatArray
-from tsexp.models import Classifier
+from tsexp.models import Network
 from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 from tsexp.runtimes.eager import to_bf16
@@ -67,7 +67,7 @@ def machine() -> dict[str, str]:
     return {"cpu": f"{torch.backends.cpu.get_cpu_capability()} {digest(flags)[:12]}"}
 
 
-def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
+def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     """Write ``model.pt2``; parameters and MACs are those of the rewritten model that was compiled."""
     from torch._inductor import aoti_compile_and_package
     from torch._inductor import config as inductor
@@ -76,7 +76,7 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
     pre = model.arch.preprocessing
     ragged = pre.masked or pre.resample
-    taken = {pre.length, model.tokenizer.tokens, *(n for t in lean.state_dict().values() for n in t.shape)}
+    taken = model.lengths() | {n for t in lean.state_dict().values() for n in t.shape}
     series = torch.randn(next(n for n in BATCHES if n not in taken), model.arch.channels, pre.length + ragged)
     options = {
         "freezing": True,
@@ -92,7 +92,7 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
         graph: nn.Module = InBf16(lean) if job.quant.mode == "bf16" else lean
         if job.quant.mode in ("dynamic", *CALIBRATED):
             graph = _quantized(
-                torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module(), series, job
+                torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module(), series, job, model.STEM
             )
         program = torch.export.export(graph, (series,), dynamic_shapes=(sizes,))
         known = inductor.get_config_copy()
@@ -114,22 +114,20 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def rewritten(model: Classifier, mode: str) -> Classifier:
+def rewritten(model: Network, mode: str) -> Network:
     """Return what is exported in a mode."""
-    from tsexp.runtimes import rewrite
-
     # A deep copy: frozen int8 kernels have been seen to write into parameters, of whoever shares them.
     # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch
     # 2.13): there, all tokens are computed. Convolutions stay convolutions there, which PT2E leaves in fp32:
     # raw series have peaks that int8 ranges do not bear.
     exact = mode in ("none", "bf16")
-    return rewrite.deployed(model, first_only=exact, products=exact)
+    return model.deployable(first_only=exact, products=exact)
 
 
 class InBf16(nn.Module):
     """A classifier in bf16 behind preprocessing in fp32; scores in fp32."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = to_bf16(model)
 
@@ -138,7 +136,7 @@ class InBf16(nn.Module):
         return self.model.network(x.bfloat16(), mask).float()
 
 
-def _quantized(graph: Any, series: Tensor, job: Job) -> Any:
+def _quantized(graph: Any, series: Tensor, job: Job, stems: tuple[str, ...]) -> Any:
     from torchao.quantization.pt2e import MinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -152,8 +150,10 @@ def _quantized(graph: Any, series: Tensor, job: Job) -> Any:
                 config.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12)
             ),
         )
-    # Raw series have peaks that int8 ranges do not bear: the tokenizer stays fp32.
-    quantizer = x86.X86InductorQuantizer().set_global(config).set_module_name_qconfig("tokenizer", None)
+    # Raw series have peaks that int8 ranges do not bear: the stem stays fp32.
+    quantizer = x86.X86InductorQuantizer().set_global(config)
+    for stem in stems:
+        quantizer.set_module_name_qconfig(stem, None)
     prepared = prepare_pt2e(graph, quantizer)
     # Weights, too, are observed only when the model runs.
     prepared(series if dynamic else torch.from_numpy(job.calibration))

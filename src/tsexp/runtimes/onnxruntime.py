@@ -1,4 +1,4 @@
-"""ONNX Runtime: exported with the rewrites of `rewrite`, quantized by ONNX Runtime's own tools.
+"""ONNX Runtime: exported as `Network.deployable` rewrites it, quantized by ONNX Runtime's own tools.
 
 What was found out about it is in docs/log.md: which nodes to quantize, which fusion to switch off.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from tsexp.config import ConfigError, QuantConfig
 from tsexp.data import FloatArray
-from tsexp.models import Classifier
+from tsexp.models import Network
 from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
@@ -69,7 +69,7 @@ def ready(quant: QuantConfig, device: str) -> None:
         )
 
 
-def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
+def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     """Write ``model.onnx``; parameters and MACs are those of the rewritten model that was exported."""
     from tsexp import models
 
@@ -81,22 +81,20 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
 
 
-def rewritten(model: Classifier, mode: str) -> Classifier:
+def rewritten(model: Network, mode: str) -> Network:
     """Return what is exported in a mode."""
-    from tsexp.runtimes import rewrite
-
     # In two dimensions biases and residuals come for free, but int8 products are not fused with them, and
     # MatMulNBits does not know Gemm.
-    return rewrite.deployed(model, fused=True, flat=mode == "none")
+    return model.deployable(fused=True, flat=mode == "none")
 
 
-def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> list[str]:
+def to_onnx(model: Network, file: Path, opset: int = OPSET) -> list[str]:
     """Export as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size.
 
     Returns
     -------
     list of str
-        Names of the tokenizer's products, which stay fp32: raw series have peaks, and int8 ranges that hold
+        Names of the stem's products, which stay fp32: raw series have peaks, and int8 ranges that hold
         them cost up to 20 dB and 9 points.
     """
     import torch
@@ -127,7 +125,7 @@ def to_onnx(model: Classifier, file: Path, opset: int = OPSET) -> list[str]:
         }  # lists of modules
         ClearMetadataAndDocStringPass()(program.model)  # stack traces of the exporter: a third of the file
         program.save(file)
-    return [str(name) for name, scope in scopes.items() if "tokenizer" in ast.literal_eval(scope)]
+    return [str(name) for name, scope in scopes.items() if set(model.STEM) & set(ast.literal_eval(scope))]
 
 
 def _quantize(source: Path, stem: list[str], job: Job, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: exported with the rewrites of `rewrite`, quantized by NNCF.
+"""OpenVINO on the CPU: exported as `Network.deployable` rewrites it, quantized by NNCF.
 
 There is no `dynamic`: the plugin quantizes activations of compressed layers while it runs, but drops that
 silently, layer by layer, where widths do not suit it, and the graph that it shows does not tell
@@ -19,7 +19,7 @@ import numpy as np
 
 from tsexp.config import CALIBRATED, QuantConfig, Unsupported
 from tsexp.data import FloatArray
-from tsexp.models import Classifier
+from tsexp.models import Network
 from tsexp.quiet import quiet
 from tsexp.runtimes import FLOATS, Job, Layer
 
@@ -48,7 +48,7 @@ def ready(quant: QuantConfig, device: str) -> None:
         )
 
 
-def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
+def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     """Write ``model.xml`` and ``model.bin``.
 
     Parameters and MACs are those of the rewritten model that was exported.
@@ -63,19 +63,16 @@ def export(model: Classifier, job: Job, folder: Path) -> dict[str, Any]:
     return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
 
 
-def rewritten(model: Classifier, mode: str) -> Classifier:
+def rewritten(model: Network, mode: str) -> Network:
     """Return what is exported in a mode."""
-    from tsexp.runtimes import rewrite
-
-    return rewrite.deployed(
-        model, products=False
-    )  # its convolutions are faster than products on gathered windows
+    # Its convolutions are faster than products on gathered windows.
+    return model.deployable(products=False)
 
 
-def convert(model: Classifier) -> tuple[Any, list[str]]:
+def convert(model: Network) -> tuple[Any, list[str]]:
     """Convert as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size.
 
-    And the names of the tokenizer's nodes.
+    And the names of the stem's nodes.
     """
     import openvino as ov
     import torch
@@ -92,7 +89,7 @@ def convert(model: Classifier) -> tuple[Any, list[str]]:
     inside = {
         n.name
         for n in program.graph.nodes
-        if any(path == "tokenizer" for path, _ in n.meta.get("nn_module_stack", {}).values())
+        if any(path in model.STEM for path, _ in n.meta.get("nn_module_stack", {}).values())
     }
     return converted, [
         n.get_friendly_name() for n in converted.get_ops() if n.get_friendly_name().split("/")[0] in inside

@@ -1,20 +1,20 @@
-"""The whole model, from raw series to class scores, and its folder on disk."""
+"""The whole model, from raw series to class scores."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tsexp.config import ConfigError, look_up
-from tsexp.models.arch import Arch
-from tsexp.models.encoder import Encoder
+from tsexp.data import Dataset
+from tsexp.models.network import Network
 from tsexp.models.preprocess import Preprocess
-from tsexp.models.tokenizers import TOKENIZERS
+from tsexp.models.transformer.arch import Arch, Config, architecture
+from tsexp.models.transformer.encoder import Encoder
+from tsexp.models.transformer.tokenizers import TOKENIZERS
 
 
 class Positions(nn.Module):
@@ -60,7 +60,7 @@ class Pooling(nn.Module):
         return (x * weight).sum(1) / weight.sum(1)
 
 
-class Classifier(nn.Module):
+class Classifier(Network):
     """Preprocess → tokenizer → positions → encoder → pooling → head.
 
     Parameters
@@ -69,9 +69,12 @@ class Classifier(nn.Module):
         The description; ``model.arch`` afterwards.
     """
 
+    family: ClassVar[str] = "transformer"
+    STEM: ClassVar[tuple[str, ...]] = ("tokenizer",)
+
     def __init__(self, arch: Arch) -> None:
         super().__init__()
-        self.arch = arch
+        self.arch: Arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
         self.tokenizer = tokenizer_class(arch.tokenizer)(arch)
         self.cls = (
@@ -91,10 +94,6 @@ class Classifier(nn.Module):
             )
         else:
             self.head = nn.Sequential(nn.Linear(arch.d_model, classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Raw series (batch, channels, time) → class scores (batch, classes), unnormalised."""
-        return self.network(*self.preprocess(x))
 
     def network(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """All that has weights: preprocessed series (batch, channels, length) and mask → class scores."""
@@ -119,6 +118,37 @@ class Classifier(nn.Module):
         tokens = tokens.gather(1, keep[..., None].expand(-1, -1, width))
         return tokens, None if mask is None else mask.gather(1, keep)
 
+    def deployable(
+        self, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False
+    ) -> Self:
+        """See `rewrite.deployed`."""
+        from tsexp.models.transformer import rewrite
+
+        return rewrite.deployed(self, fused, first_only, products, flat)  # type: ignore[return-value]
+
+    def first_token_layers(self) -> tuple[nn.Module, ...]:
+        """With a class token, what comes after keys and values in the last block."""
+        last: Any = self.encoder.blocks[-1]
+        return (last.attention.q, last.attention.o, last.fc1, last.fc2) if self.cls is not None else ()
+
+    def prunable(self) -> int:
+        """Channels of heads, and FFN units."""
+        return sum(b.heads * self.arch.head_dim + b.ffn for b in self.arch.blocks)
+
+    def lengths(self) -> set[int]:
+        """Steps and tokens."""
+        return {self.arch.preprocessing.length, self.tokenizer.tokens}
+
+
+def build(config: Config, dataset: Dataset) -> Classifier:
+    """Return an untrained model for a dataset."""
+    return Classifier(architecture(config, dataset))
+
+
+def rebuild(arch: dict[str, Any]) -> Classifier:
+    """Return the model that ``arch.json`` describes."""
+    return Classifier(Arch.from_dict(arch)).eval()
+
 
 def tokenizer_class(name: str) -> Any:
     """Return the class of modules that ``model.tokenizer`` names.
@@ -134,19 +164,3 @@ def tokenizer_class(name: str) -> Any:
             f"model.tokenizer={name} is not a class of torch.nn.Module; docs/extending.md has an example"
         )
     return kind
-
-
-def save(model: Classifier, folder: Path) -> None:
-    """Write ``arch.json`` and ``weights.safetensors`` into an existing folder."""
-    (folder / "arch.json").write_text(model.arch.to_json())
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
-        folder / "weights.safetensors",
-    )
-
-
-def load(folder: Path) -> Classifier:
-    """Rebuild, in eval mode and bit-equal, what `save` wrote."""
-    model = Classifier(Arch.from_json((folder / "arch.json").read_text()))
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
-    return model.eval()

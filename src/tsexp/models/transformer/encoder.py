@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp.models.arch import Arch, Block
+from tsexp.models.transformer.arch import Arch, Block
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 

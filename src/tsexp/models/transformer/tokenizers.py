@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp.models.arch import Arch
+from tsexp.models.transformer.arch import Arch
 
 
 class PatchTokenizer(nn.Module):

@@ -13,16 +13,15 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
 
+from tsexp import tasks
 from tsexp.config import TrainConfig
 from tsexp.data import Dataset
-from tsexp.models import Classifier
+from tsexp.models import Network
 from tsexp.progress import bar
-from tsexp.training import Teacher
+from tsexp.training.train import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ VALIDATIONS = 25
 
 
 def fit(
-    model: Classifier,
+    model: Network,
     config: TrainConfig,
     dataset: Dataset,
     seed: int,
@@ -42,7 +41,7 @@ def fit(
         torch.manual_seed(seed)
         epochs = _epochs(config, len(dataset.fit))
         batches = Batches(model, config, dataset, teacher)
-        task = Task(model, config, teacher)
+        fitting = Fitting(model, config, teacher, tasks.of(dataset))
         curves = Curves(config, len(dataset.fit))
         callbacks: list[Callback] = [curves, Progress(title, epochs, config.progress)]
         if config.ema:
@@ -68,7 +67,7 @@ def fit(
             deterministic="warn" if config.device == "cuda" else None,
         )
         try:
-            trainer.fit(task, batches)
+            trainer.fit(fitting, batches)
         except SystemExit:  # Lightning's word for Ctrl-C
             raise KeyboardInterrupt from None
     model.cpu().eval()
@@ -125,7 +124,7 @@ class Batches(L.LightningDataModule):
     """
 
     def __init__(
-        self, model: Classifier, config: TrainConfig, dataset: Dataset, teacher: Teacher | None
+        self, model: Network, config: TrainConfig, dataset: Dataset, teacher: Teacher | None
     ) -> None:
         super().__init__()
         self.batch_size = config.batch_size
@@ -149,47 +148,41 @@ class Batches(L.LightningDataModule):
 
 
 @torch.no_grad()
-def _scores(model: Classifier, x: Tensor, mask: Tensor | None) -> Tensor:
+def _scores(model: Network, x: Tensor, mask: Tensor | None) -> Tensor:
     model.eval()
     masks = [None] * len(x.split(256)) if mask is None else mask.split(256)
     return torch.cat([model.network(a, b) for a, b in zip(x.split(256), masks, strict=True)])
 
 
-class Task(L.LightningModule):
+class Fitting(L.LightningModule):
     """Loss, optimizer and validation metrics of one fit."""
 
-    def __init__(self, model: Classifier, config: TrainConfig, teacher: Teacher | None) -> None:
+    def __init__(self, model: Network, config: TrainConfig, teacher: Teacher | None, task: Any) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.task = task
         self.distill = (teacher.weight, teacher.temperature) if teacher else None
-        self.train_loss: list[
-            Tensor
-        ] = []  # one per step; a metric's update costs small models 2 % of their speed
-        self.validation = MetricCollection(
-            {"accuracy": MulticlassAccuracy(len(model.arch.classes), average="micro")}
-        )
+        # One per step; a metric's update costs small models 2 % of their speed.
+        self.train_loss: list[Tensor] = []
+        self.validation = task.Validation(len(model.arch.classes))
         self.val_loss = MeanMetric()
 
     def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
         x, mask, y, teacher = batch
         scores = self.model.network(x, mask if mask.numel() else None)
-        loss = F.cross_entropy(scores, y, label_smoothing=self.config.label_smoothing)
+        loss = self.task.loss(scores, y, self.config.label_smoothing)
         if self.distill is not None:
             weight, t = self.distill
-            soft = (
-                F.kl_div(F.log_softmax(scores / t, -1), F.softmax(teacher / t, -1), reduction="batchmean")
-                * t
-                * t
-            )
+            soft = self.task.distillation(scores, teacher, t)
             loss = (1 - weight) * loss + weight * soft
         self.train_loss.append(loss.detach() * len(y))
-        return loss
+        return loss  # type: ignore[no-any-return]
 
     def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
         x, mask, y, _teacher = batch
         scores = self.model.network(x, mask if mask.numel() else None)
-        self.val_loss.update(F.cross_entropy(scores, y), len(y))
+        self.val_loss.update(self.task.loss(scores, y), len(y))
         self.validation.update(scores, y)
 
     def on_validation_epoch_end(self) -> None:
@@ -229,9 +222,9 @@ class Curves(Callback):
         self._validated: tuple[float, float] | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Task)
+        assert isinstance(pl_module, Fitting)
         accuracy, loss = (
-            float(pl_module.validation.compute()["accuracy"]),
+            float(pl_module.validation.compute()),
             float(pl_module.val_loss.compute()),
         )
         pl_module.validation.reset()
@@ -241,7 +234,7 @@ class Curves(Callback):
             self.best = {k: v.detach().cpu().clone() for k, v in pl_module.model.state_dict().items()}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Task)
+        assert isinstance(pl_module, Fitting)
         line = {"epoch": trainer.current_epoch, "train_loss": float(sum(pl_module.train_loss)) / self.series}
         pl_module.train_loss.clear()
         if not math.isfinite(line["train_loss"]):
@@ -276,7 +269,7 @@ class Averaging(Callback):
             decay = min(self._decay, (1 + self._step) / (10 + self._step))
             torch._foreach_lerp_(self._average, self._current, 1 - decay)
         else:  # as PyTorch's AveragedModel: the first step is its own average
-            assert isinstance(pl_module, Task)
+            assert isinstance(pl_module, Fitting)
             self._current = [p.detach() for p in pl_module.model.parameters()]
             self._average = [p.clone() for p in self._current]
 

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp.models import Classifier
-from tsexp.models.classifier import Positions
-from tsexp.models.encoder import Attention, Encoder, EncoderBlock
 from tsexp.models.preprocess import Preprocess, _spread
-from tsexp.models.tokenizers import ConvStemTokenizer, PatchTokenizer, _token_mask
+from tsexp.models.transformer.classifier import Classifier, Positions
+from tsexp.models.transformer.encoder import Attention, Encoder, EncoderBlock
+from tsexp.models.transformer.tokenizers import ConvStemTokenizer, PatchTokenizer, _token_mask
 
 
 class PackedAttention(nn.Module):

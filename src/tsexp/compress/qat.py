@@ -9,9 +9,10 @@ channel (Jacob et al. 2018, arXiv 1712.05877).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,73 +20,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsexp import training
-from tsexp.cache import Cache
-from tsexp.config import CALIBRATED, QuantConfig, TrainConfig, asked_of_training
+from tsexp.config import CALIBRATED, Config, QuantConfig, TrainConfig
 from tsexp.data import Dataset, IntArray
-from tsexp.models import Classifier
-from tsexp.training import Fitted, Teacher
+from tsexp.models import Network
+from tsexp.training import Teacher
 
-STAGE_VERSION = 2
+if TYPE_CHECKING:
+    from tsexp.compress.fold import Context
+
+VERSION = 3
+FAMILIES = ("transformer",)
+TRAINS = True
 EPS = 1e-12
 DISTILL, TEMPERATURE = 0.5, 2.0
 """The teacher is the model itself before any rounding: it must only learn to live with it."""
 
 
-def tune(
-    model: Fitted,
-    quant: QuantConfig,
-    recipe: TrainConfig,
-    seed: int,
-    dataset: Dataset,
-    cache: Cache,
-    fake: bool = True,
-) -> Fitted:
-    """Return a model of the same architecture, fine-tuned with fake quantization.
+def asked(cfg: Config, changed: bool) -> dict[str, Any]:
+    """The ``quant`` group in mode ``qat``, and the rest of the ``train`` recipe."""
+    if cfg.quant.mode != "qat":
+        return {}
+    distill = {"distill": DISTILL, "temperature": TEMPERATURE}
+    return {**cfg.quant.asked(), **distill, "train": _recipe(cfg).asked()}
 
-    In every mode but ``qat`` the model itself.
+
+def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list[dict[str, float]]]:
+    """Train further with fake quantization; the control without.
 
     What comes out is an ordinary fp32 model: quantizing it is the runtime's work.
-
-    Parameters
-    ----------
-    model
-        Dense or pruned; also the teacher.
-    quant
-        The ``quant`` group: ``qat_epochs``, ``qat_lr``, ``calibration_series``.
-    recipe
-        The ``train`` group, followed with the first two.
-    seed
-        Of the fine-tuning.
-    dataset
-        Only the train split is used.
-    cache
-        Where the result is kept.
-    fake
-        False: the same tuning without any rounding, to tell what the rounding costs from what longer training
-        brings.
     """
-    if quant.mode != "qat":
-        return model
-    tuning = replace(recipe, epochs=quant.qat_epochs, lr=quant.qat_lr, warmup=0.0)
-    chosen = calibration(quant, dataset)
+    cfg, dataset = context.cfg, context.dataset
+    ordinary, teacher = copy.deepcopy(model), copy.deepcopy(model)
+    if not context.control:
+        chosen = calibration(cfg.quant, dataset)
+        fake_quantize(model, torch.from_numpy(dataset.x_train[chosen]))
+    title = f"fine-tune {dataset.name} {'without' if context.control else 'with'} fake quantization"
+    history = training.fit(
+        model, _recipe(cfg), dataset, cfg.seed, title, Teacher(teacher, DISTILL, TEMPERATURE)
+    )
+    ordinary.set_state(model.state())
+    return ordinary, history
 
-    def build(folder: Path) -> None:
-        tuned, before = model.load(), model.load()
-        if fake:
-            fake_quantize(tuned, torch.from_numpy(dataset.x_train[chosen]))
-        title = f"fine-tune {dataset.name} {'with' if fake else 'without'} fake quantization"
-        history = training.fit(tuned, tuning, dataset, seed, title, Teacher(before, DISTILL, TEMPERATURE))
-        before.load_state_dict(tuned.state_dict())
-        training.save(before, history, folder)
 
-    key = {
-        "model": model.signature,
-        "tuning": asked_of_training(tuning),
-        "seed": seed,
-        "distill": [DISTILL, TEMPERATURE],
-    }
-    key["ranges"] = chosen.tolist() if fake else None
-    return Fitted(cache.stage("qat", STAGE_VERSION, key, build))
+def _recipe(cfg: Config) -> TrainConfig:
+    return replace(cfg.train, epochs=cfg.quant.qat_epochs, lr=cfg.quant.qat_lr, warmup=0.0)
 
 
 def calibration(quant: QuantConfig, dataset: Dataset) -> IntArray:
@@ -102,7 +80,7 @@ def calibration(quant: QuantConfig, dataset: Dataset) -> IntArray:
 
 
 @torch.no_grad()
-def fake_quantize(model: Classifier, series: Tensor) -> None:
+def fake_quantize(model: Network, series: Tensor) -> None:
     """Let the linear layers of encoder and head round from now on, in place.
 
     The parameters and their names stay.
@@ -116,19 +94,14 @@ def fake_quantize(model: Classifier, series: Tensor) -> None:
         ``quant.calibration``. They stay as they are: five epochs at 1e-4 move them by less than 4 %, and
         ranges of batches with dropout would not be those that are deployed.
     """
-    # With a class token, artifacts compute nothing else in the last block once its keys and values are there
-    # (`runtimes.rewrite`).
-    last: Any = model.encoder.blocks[-1]
-    alone = (last.attention.q, last.attention.o, last.fc1, last.fc2) if model.cls is not None else ()
+    alone = model.first_token_layers()
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def see(layer: nn.Module, inputs: tuple[Tensor]) -> None:
         low, high = torch.aminmax(inputs[0][:, :1] if layer in alone else inputs[0])
         seen[layer] = low, high
 
-    linears = {
-        n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith("tokenizer.")
-    }
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not model.in_stem(n)}
     hooks = [m.register_forward_pre_hook(see) for m in linears.values()]
     model(series)
     for hook in hooks:

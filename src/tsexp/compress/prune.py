@@ -13,29 +13,25 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tsexp import training
-from tsexp.cache import Cache, write_json
-from tsexp.config import (
-    ConfigError,
-    PruneConfig,
-    TrainConfig,
-    asked_of_pruning,
-    asked_of_training,
-    look_up,
-    own_digests,
-)
+from tsexp import tasks
+from tsexp.cache import write_json
+from tsexp.config import Config, ConfigError, PruneConfig, look_up, own_digests
 from tsexp.data import Dataset
-from tsexp.models import Block, Classifier
-from tsexp.models.encoder import EncoderBlock
-from tsexp.training import Fitted, Teacher
+from tsexp.models.transformer import Block, Classifier
+from tsexp.models.transformer.encoder import EncoderBlock
+from tsexp.training import Fitted
 
-STAGE_VERSION = 2
+if TYPE_CHECKING:
+    from tsexp.compress.fold import Context
+
+VERSION = 3
+FAMILIES = ("transformer",)
+TRAINS = False
 
 
 @dataclass(frozen=True)
@@ -57,99 +53,26 @@ class Scores:
     ffn: Tensor
 
 
-def prune(
-    dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache
-) -> Fitted:
-    """Return a physically smaller, fine-tuned model; with ratio 0 the dense model itself.
-
-    Parameters
-    ----------
-    dense
-        The baseline; also the teacher, if ``prune.distill`` > 0.
-    config
-        The ``prune`` group.
-    recipe
-        The ``train`` group: fine-tuning follows it, with its own epochs and learning rate.
-    seed
-        Of the random scores, the calibration series and the fine-tuning.
-    dataset
-        Only the train split is used.
-    cache
-        Where the result is kept.
-    """
-    if config.ratio == 0:
-        return dense
-
-    def build(folder: Path) -> None:
-        model = dense.load()
-        kept = select(score(model, config, dataset, seed), config, model.arch.head_dim)
-        slim = shrink(model, kept)
-        title = f"fine-tune {dataset.name} {config.method} {config.scope} {config.ratio:g}"
-        training.save(slim, _tune(slim, model, config, recipe, seed, dataset, title), folder)
-        write_json(folder / "kept.json", [asdict(k) for k in kept])
-
-    key = {
-        "dense": dense.signature,
-        "prune": asked_of_pruning(config),
-        "train": asked_of_training(recipe),
-        "seed": seed,
-    }
-    return Fitted(cache.stage("slim", STAGE_VERSION, key | own_digests(config.method), build))
+def asked(cfg: Config, changed: bool) -> dict[str, Any]:
+    """Method, scope and ratio; with what a method of somebody's own says."""
+    tuning = ("finetune_epochs", "finetune_lr", "distill", "temperature")
+    found = {k: v for k, v in cfg.prune.asked().items() if k not in tuning}
+    return found | own_digests(cfg.prune.method) if found else {}
 
 
-def tune_alike(
-    dense: Fitted, config: PruneConfig, recipe: TrainConfig, seed: int, dataset: Dataset, cache: Cache
-) -> Fitted:
-    """Return the dense model, fine-tuned as `prune` fine-tunes what it leaves, with nothing removed.
-
-    The control.
-
-    What a pruned model gains or loses against it is owed to pruning alone, not to the longer training. The
-    parameters are those of `prune`; method, scope and ratio do not matter, but for ratio 0, which is not
-    fine-tuned.
-    """
-    if config.ratio == 0 or config.finetune_epochs == 0:
-        return dense
-
-    def build(folder: Path) -> None:
-        control, teacher = dense.load(), dense.load()
-        training.save(
-            control,
-            _tune(
-                control, teacher, config, recipe, seed, dataset, f"fine-tune {dataset.name}, nothing pruned"
-            ),
-            folder,
-        )
-
-    tuning = {
-        k: v
-        for k, v in asked_of_pruning(config).items()
-        if k.startswith(("finetune", "distill", "temperature"))
-    }
-    key = {"dense": dense.signature, "tuning": tuning, "train": asked_of_training(recipe), "seed": seed}
-    return Fitted(cache.stage("control", STAGE_VERSION, key, build))
+def ready(cfg: Config) -> None:
+    """Refuse a method of somebody's own that is no function."""
+    method = cfg.prune.method
+    if ":" in method and not callable(look_up(method, {})):
+        raise ConfigError(f"prune.method={method} is not a function; docs/extending.md has an example")
 
 
-def _tune(
-    model: Classifier,
-    dense: Classifier,
-    config: PruneConfig,
-    recipe: TrainConfig,
-    seed: int,
-    dataset: Dataset,
-    title: str,
-) -> list[dict[str, float]]:
-    if not config.finetune_epochs:
-        return []
-    tuning = replace(recipe, epochs=config.finetune_epochs, lr=config.finetune_lr)
-    return training.fit(
-        model,
-        tuning,
-        dataset,
-        seed,
-        title,
-        Teacher(dense, config.distill, config.temperature) if config.distill else None,
-    )
+def apply(model: Classifier, context: Context, folder: Path) -> tuple[Classifier, list[dict[str, float]]]:
+    """Return the physically smaller model; ``kept.json`` says what stayed."""
+    config = context.cfg.prune
+    stay = select(score(model, config, context.dataset, context.cfg.seed), config, model.arch.head_dim)
+    write_json(folder / "kept.json", [asdict(k) for k in stay])
+    return shrink(model, stay), []
 
 
 def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
@@ -300,7 +223,7 @@ def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int)
     with torch.enable_grad():
         for part in parts:
             scores = model(torch.from_numpy(dataset.x_train)[part])
-            loss = F.cross_entropy(scores, torch.from_numpy(dataset.y_train)[part])
+            loss = tasks.of(dataset).loss(scores, torch.from_numpy(dataset.y_train)[part])
             blocks = [b for b in model.encoder.blocks if isinstance(b, EncoderBlock)]
             gradients = torch.autograd.grad(
                 loss, [w for b in blocks for w in (b.attention.o.weight, b.fc2.weight)]

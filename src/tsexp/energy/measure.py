@@ -1,0 +1,383 @@
+"""Accuracy, latency and energy of exactly the artifact that would be deployed, against a reference.
+
+`score` says what an artifact answers, `measure` what it costs. Both load its folder in processes of their own
+(`worker`, `tsexp.processes`) and block until those end; `record` judges what came back. The protocol itself
+is in `windows`, the meters are in `meters`.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsexp import processes, tasks
+from tsexp.cache import Cache, write_json
+from tsexp.config import MeasureConfig
+from tsexp.data import Dataset, FloatArray
+from tsexp.energy import hardware
+from tsexp.energy import record as records
+from tsexp.energy.record import Record
+from tsexp.energy.windows import Plan
+from tsexp.locking import owning_the_machine
+from tsexp.progress import bar
+from tsexp.runtimes import Artifact
+
+PROTOCOL_VERSION = 2
+SCORES_VERSION = 1
+PEAKS_VERSION = 1
+
+PROBE = 8
+"""Test series, at least, that each process must answer as they were scored, before and after its windows."""
+TRIAL_SERIES = 512
+"""Series, at most, that an automatic choice is timed on."""
+TOLERANCE_PT = 1.0
+"""Points of accuracy, on validation series, that an automatic choice may lose against the same model in fp32.
+"""
+LEAST_PROCESSES = 5
+"""Before a measurement may be narrow enough to stop (`measure.target_pct`): after three, intervals hold the
+truth in 90 instead of 93 to 95 %."""
+PRELOAD = (
+    "torch", "torchao.quantization", "onnxruntime", "openvino", "zeus.monitor", "psutil", "safetensors.numpy", "safetensors.torch",
+    "tsexp.runtimes.eager", "tsexp.runtimes.inductor", "tsexp.runtimes.onnxruntime", "tsexp.runtimes.openvino", "tsexp.energy.worker",
+)  # fmt: skip
+"""What a measuring process would import; the server has it."""
+
+
+class MeasuringFailed(RuntimeError):
+    """A process did not come back with a result. The message says why; `details` holds its traceback."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an artifact answers: class scores, float32 (series, classes), on the whole test split and on the validation series."""
+
+    test: FloatArray
+    val: FloatArray
+
+
+SPLITS = ("test", "val")
+
+
+def score(
+    artifact: Artifact,
+    dataset: Dataset,
+    config: MeasureConfig,
+    cache: Cache,
+    progress: bool = True,
+    splits: tuple[str, ...] = SPLITS,
+) -> Scores:
+    """Score test and validation series in a process of its own, at the batch size that is measured, once per artifact.
+
+    Some formats' answers depend on the other series of the batch, and a different batch size is then another
+    classifier. Of `splits` that are not asked for, there are no scores.
+
+    Raises
+    ------
+    MeasuringFailed
+        If the process died, ran out of time, or could not load or run the artifact.
+    """
+    from safetensors.numpy import load_file
+
+    def build(folder: Path) -> None:
+        request = {
+            "artifact": str(artifact.folder),
+            "batch_size": config.batch_size,
+            "title": f"score {dataset.name}, {artifact.manifest['runtime']} {artifact.manifest['mode']}",
+            "progress": progress,
+        }
+        arrays = {"test": dataset.x_test, "val": dataset.x_train[dataset.val]}
+        arrays = {name: x for name, x in arrays.items() if name in splits and len(x)}
+        with _asked("score", request, arrays, artifact.manifest["device"], config) as answer:
+            (answer.folder / "scores.safetensors").rename(folder / "scores.safetensors")
+
+    key = {
+        "artifact": artifact.signature,
+        "data": dataset.checksum,
+        "val": dataset.val.tolist(),
+        "batch_size": config.batch_size,
+        "threads": config.threads,
+        "cpu": hardware.cpu_model(),
+        "splits": list(splits),
+    }
+    arrays = load_file(cache.stage("scores", SCORES_VERSION, key, build).folder / "scores.safetensors")
+    nothing = np.zeros((0, len(dataset.classes)), np.float32)
+    return Scores(*(arrays.get(name, nothing) for name in SPLITS))
+
+
+def peaks(config: MeasureConfig, cache: Cache) -> dict[str, float]:
+    """What this CPU reaches in one large product (`hardware.peaks`), looked at once per machine and number of threads."""
+
+    def build(folder: Path) -> None:
+        with _asked("peaks", {}, {}, "cpu", config) as answer:
+            write_json(folder / "peaks.json", answer.result)
+
+    key = {"hardware": hardware.describe("cpu"), "threads": config.threads}
+    return json.loads((cache.stage("peaks", PEAKS_VERSION, key, build).folder / "peaks.json").read_text())  # type: ignore[no-any-return]
+
+
+def measure(
+    artifact: Artifact,
+    reference: Artifact,
+    scores: Scores,
+    reference_scores: Scores,
+    dataset: Dataset,
+    config: MeasureConfig,
+    seed: int,
+    title: str = "measure",
+    progress: bool = True,
+    planted: float = 0.0,
+) -> Record:
+    """Measure an artifact against a reference, in several fresh processes that have the machine for themselves.
+
+    Parameters
+    ----------
+    artifact, reference
+        Folders that each process loads.
+    scores, reference_scores
+        What they were seen to answer (`score`); each process has to answer likewise.
+    dataset
+        Windows are fed from its test split.
+    config
+        The ``measure`` group.
+    seed
+        Of all orders, and of the series in each window.
+    title, progress
+        Of the bar.
+    planted
+        Extra work of the artifact that does nothing, as a share (for the self-test).
+
+    Raises
+    ------
+    MeasuringFailed
+        If a process died, ran out of time, could not load or run an artifact, or found no meter although one
+        is required (`pipeline.check` refuses that earlier).
+    """
+    first = -(-PROBE // config.batch_size) * config.batch_size  # whole batches, as they were scored
+    arrays = {
+        "x": dataset.x_test,
+        "probe": dataset.x_test[:first],
+        "artifact_scores": scores.test[:first],
+        "reference_scores": reference_scores.test[:first],
+    }
+    seen: list[dict[str, Any]] = []
+    with owning_the_machine(), bar(title, config.processes, show=progress) as progress_bar:
+        end = time.monotonic() + config.timeout_s
+        for process in range(config.processes):
+            pairs = (
+                config.repeats * (process + 1) // config.processes
+                - config.repeats * process // config.processes
+            )
+            latency_calls = -(-config.latency_calls // config.processes)
+            plan = Plan(
+                config.batch_size,
+                pairs,
+                config.window_s,
+                config.idle_s,
+                latency_calls,
+                process,
+                seed,
+                planted,
+            )
+            request = {
+                "artifact": str(artifact.folder),
+                "reference": str(reference.folder),
+                "device": artifact.manifest["device"],
+                "watts_per_core": config.watts_per_core,
+                "require": config.require,
+                "meter": config.meter,
+                "plan": asdict(plan),
+                "timeout_s": end - time.monotonic(),
+            }
+            with _asked("measure", request, arrays, artifact.manifest["device"], config) as answer:
+                seen.append(answer.result)
+            progress_bar.advance()
+            if (
+                config.target_pct is not None
+                and len(seen) >= LEAST_PROCESSES
+                and records.reach_pct(_together(seen, config)) <= config.target_pct
+            ):
+                break
+    raw = _together(seen, config) | {"planted": planted, "device": artifact.manifest["device"]}
+    return records.assemble(
+        raw, scores, reference_scores, artifact.manifest, reference.manifest, dataset, seed
+    )
+
+
+def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, Any]:
+    """One measurement of the processes' shares: windows in one list, pairs numbered through."""
+    windows, before = [], 0
+    for one in seen:
+        windows += [w | {"pair": w["pair"] + before if w["pair"] >= 0 else -1} for w in one["windows"]]
+        before += 1 + max((w["pair"] for w in one["windows"]), default=-1)
+    subjects = ("artifact", "reference")
+    throttled = [one["throttle_events"] for one in seen if one["throttle_events"] is not None]
+    return {
+        "windows": windows,
+        "latencies_ms": [v for one in seen for v in one["latencies_ms"]],
+        "started": {s: [one["started"][s] for one in seen] for s in subjects},
+        "orders": [one["orders"] for one in seen],
+        "meter_overhead_s": [v for one in seen for v in one["meter_overhead_s"]],
+        **{
+            kind: {s: all(one[kind][s] for one in seen) for s in subjects}
+            for kind in ("same_outputs", "same_weights", "as_scored")
+        },
+        "throttle_events": sum(throttled) if throttled else None,
+        "peak_mb": max(one["peak_mb"] for one in seen),
+        "threads": seen[0]["threads"],
+        "window_s": seen[0]["window_s"],
+        "source": seen[0]["source"],
+        "scope": seen[0]["scope"],
+        "batch_size": config.batch_size,
+        "processes": len(seen),
+        "repeats": sum(one["pairs"] for one in seen),
+        "target_pct": config.target_pct,
+    }
+
+
+def choose(
+    candidates: list[Artifact], exact: Artifact, dataset: Dataset, config: MeasureConfig, cache: Cache
+) -> tuple[Artifact, list[dict[str, Any]]]:
+    """Take the fastest of several artifacts of one model that keeps its accuracy, on validation series.
+
+    The model was not fitted on them.
+
+    Parameters
+    ----------
+    candidates
+        To choose from.
+    exact
+        The same model in fp32, run eagerly: what accuracy is compared with.
+    dataset
+        Its validation series are used; where there are none, nothing can be said of accuracy, and the fastest
+        is taken. Nothing of the test split.
+    config
+        The ``measure`` group: batch size and threads.
+    cache
+        Of the scores.
+
+    Returns
+    -------
+    Artifact
+        The fastest (by CPU time; of several threads or on a GPU by wall time) among those that lose at most
+        one point; if all lose more, the most accurate.
+    list of dict
+        What was seen, per candidate: ``runtime``, ``accuracy_drop_pt``, ``val_series``, and ``cpu_ms`` or
+        ``wall_ms`` (per series), or ``error``.
+    """
+    clock = "cpu" if config.threads == 1 and exact.manifest["device"] == "cpu" else "wall"
+    chosen_on = dataset.val if len(dataset.val) else dataset.fit
+    some = np.random.default_rng(0).permutation(chosen_on)[:TRIAL_SERIES]  # the files are sorted by class
+    request = {
+        "candidates": [str(a.folder) for a in candidates],
+        "batch_size": config.batch_size,
+        "clock": clock,
+    }
+    with (
+        owning_the_machine(),
+        _asked("compare", request, {"x": dataset.x_train[some]}, exact.manifest["device"], config) as answer,
+    ):
+        seen: list[dict[str, Any]] = answer.result["seen"]
+    labels, task = dataset.y_train[dataset.val], tasks.of(dataset)
+
+    def lost_pt(artifact: Artifact) -> float:
+        if not len(labels):
+            return 0.0
+        return float(
+            task.loss_pt(score(artifact, dataset, config, cache, False, ("val",)).val, labels).mean()
+        )
+
+    tried = []
+    for artifact, one in zip(candidates, seen, strict=True):
+        drop = (
+            {}
+            if "error" in one
+            else {"accuracy_drop_pt": lost_pt(artifact) - lost_pt(exact), "val_series": len(labels)}
+        )
+        tried.append({"runtime": artifact.manifest["runtime"], **drop, **one})
+    working = [i for i, t in enumerate(tried) if "error" not in t]
+    if not working:
+        raise MeasuringFailed(f"none of the runtimes works: {tried}")
+    good = [i for i in working if tried[i]["accuracy_drop_pt"] <= TOLERANCE_PT]
+    best = (
+        min(good, key=lambda i: tried[i][f"{clock}_ms"])
+        if good
+        else min(working, key=lambda i: tried[i]["accuracy_drop_pt"])
+    )
+    return candidates[best], tried
+
+
+class _asked:
+    """Ask a function of `worker` in a process of its own.
+
+    Inside the ``with``, its `folder` is still there, and `result` is what it said.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        request: dict[str, Any],
+        arrays: dict[str, Any],
+        device: str,
+        config: MeasureConfig,
+    ) -> None:
+        self.function, self.arrays, self.device, self.config = function, arrays, device, config
+        self.request = {"threads": config.threads, "timeout_s": config.timeout_s} | request
+
+    def __enter__(self) -> _asked:
+        from safetensors.numpy import save_file
+
+        self._scratch = tempfile.TemporaryDirectory(prefix="tsexp-measure-")
+        self.folder = Path(self._scratch.name)
+        try:
+            save_file(
+                {k: np.ascontiguousarray(v) for k, v in self.arrays.items()},
+                self.folder / "series.safetensors",
+            )
+            write_json(self.folder / "request.json", self.request)
+            # Blocks without polling (a timeout here would poll; the process has a watchdog of its own): this
+            # process must not disturb the other. CUDA does not survive a fork.
+            code = processes.run(
+                f"{WORKER}:{self.function}", str(self.folder), preload=PRELOAD, fork=self.device == "cpu"
+            )
+            self.result = self._read(code)
+        except BaseException:
+            self._scratch.cleanup()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.cleanup()
+
+    def _read(self, code: int) -> dict[str, Any]:
+        result, error, watchdog = (
+            self.folder / name for name in ("result.json", "error.txt", "watchdog.txt")
+        )
+        if code == 0 and result.exists():
+            return json.loads(result.read_text())  # type: ignore[no-any-return]
+        if watchdog.exists() and watchdog.read_text():
+            raise MeasuringFailed(
+                f"measuring took longer than measure.timeout_s={self.config.timeout_s:g} and was stopped",
+                watchdog.read_text(),
+            )
+        if error.exists():
+            details = error.read_text()
+            raise MeasuringFailed(f"the measuring process failed: {details.splitlines()[0]}", details)
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            raise MeasuringFailed(f"the measuring process was killed by {name}{hint}")
+        raise MeasuringFailed(f"the measuring process ended with status {code} and no result")
+
+
+WORKER = "tsexp.energy.worker"

@@ -1,0 +1,93 @@
+"""What a family of models is, and the folder that any model is kept in.
+
+A family is a module with one line in `config.FAMILIES` (or somebody's own, ``model.family=module:``) and
+
+``Config``
+    Dataclass of its ``model`` group: a subclass of `config.ModelConfig` with its own keys and their ranges.
+``build(config, dataset)``
+    An unfitted `Model` for a dataset; a network draws its weights from PyTorch's global generator.
+``rebuild(arch)``
+    The `Model` that an ``arch.json`` describes, without its weights.
+
+Which families a step of compression or a runtime takes, that step or runtime says.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tsexp.config import ModelConfig, family_module
+from tsexp.data import Dataset, FloatArray
+
+
+class Model(Protocol):
+    """A classifier, fitted or not.
+
+    Torch models are `Network`: Lightning fits them. Any other has ``fit(dataset, seed)``, which returns its
+    training curves (`training.Fitted.history`; perhaps none).
+
+    Attributes
+    ----------
+    family
+        Name of its family.
+    arch
+        A frozen dataclass of plain values: all but the weights. It has ``channels``, ``classes`` and
+        ``preprocessing``.
+    """
+
+    family: ClassVar[str]
+    arch: Any
+
+    def scores(self, series: FloatArray) -> FloatArray:
+        """Raw series, float32 (batch, channels, time) → class scores, float32 (batch, classes)."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that was learned, by name."""
+        ...
+
+    def set_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `state` returned."""
+        ...
+
+
+def build(config: ModelConfig, dataset: Dataset) -> Model:
+    """Fit a configuration to a dataset; nothing is learned yet."""
+    model: Model = family_module(config.family).build(config, dataset)
+    return model
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write ``arch.json`` and ``weights.safetensors`` into an existing folder."""
+    arch = {"family": model.family, **asdict(model.arch)}
+    (folder / "arch.json").write_text(json.dumps(arch, indent=1))
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in model.state().items()}, folder / "weights.safetensors"
+    )
+
+
+def family_of(folder: Path) -> str:
+    """Return the family of a saved model."""
+    # Before there were families, there were transformers.
+    return str(json.loads((folder / "arch.json").read_text()).get("family", "transformer"))
+
+
+def rebuild(folder: Path) -> Model:
+    """Rebuild what `save` wrote, but for its weights."""
+    arch = json.loads((folder / "arch.json").read_text())
+    arch.pop("family", None)
+    model: Model = family_module(family_of(folder)).rebuild(arch)
+    return model
+
+
+def load(folder: Path) -> Model:
+    """Rebuild, ready to answer and bit-equal, what `save` wrote."""
+    model = rebuild(folder)
+    model.set_state(load_file(folder / "weights.safetensors"))
+    return model

@@ -1,0 +1,90 @@
+"""What all torch models share: raw series in, class scores out, and how they are prepared for a runtime."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from tsexp.data import FloatArray
+from tsexp.models.preprocess import Preprocess
+
+
+class Network(nn.Module):
+    """Preprocessing, then `network`, which is what a family defines.
+
+    Attributes
+    ----------
+    arch
+        All but the weights: a frozen dataclass.
+    preprocess
+        From raw series to what `network` takes; it has no parameters.
+    """
+
+    family: ClassVar[str]
+    STEM: ClassVar[tuple[str, ...]] = ()
+    """Modules, by name, whose products stay in floating point where all others are int8: raw series have peaks
+    that int8 ranges do not bear."""
+
+    arch: Any
+    preprocess: Preprocess
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw series (batch, channels, time) → class scores (batch, classes), unnormalised."""
+        return self.network(*self.preprocess(x))
+
+    def network(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """All that has weights: preprocessed series (batch, channels, length) and mask → class scores."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def scores(self, series: FloatArray) -> FloatArray:
+        """As `forward`, on arrays."""
+        return self(torch.from_numpy(series)).numpy()  # type: ignore[no-any-return]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return parameters and persistent buffers."""
+        return self.state_dict()
+
+    def set_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take them over, and leave training mode."""
+        self.load_state_dict(tensors)
+        self.eval()
+
+    def in_stem(self, name: str) -> bool:
+        """Whether a module or parameter of this name belongs to the stem."""
+        return any(name == stem or name.startswith(f"{stem}.") for stem in self.STEM)
+
+    def deployable(
+        self, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False
+    ) -> Self:
+        """Return a copy in eval mode, rewritten exactly: the same scores up to float rounding, less work.
+
+        What a family has no use for, it ignores.
+
+        Parameters
+        ----------
+        fused
+            Attention as ONNX's operator.
+        first_only
+            With a class token, compute nothing else in the last block.
+        products
+            Convolutions as matrix products where that is cheaper.
+        flat
+            All tokens as rows of one matrix.
+        """
+        return copy.deepcopy(self).eval().requires_grad_(False)
+
+    def first_token_layers(self) -> tuple[nn.Module, ...]:
+        """Layers that `deployable` computes for the first token alone: ranges of int8 are to be seen on it alone."""
+        return ()
+
+    def prunable(self) -> int:
+        """Channels that structured pruning counts: as wide as its layers are inside."""
+        return 0
+
+    def lengths(self) -> set[int]:
+        """Sizes of axes inside, beside those of the weights: what a batch to export with must not be as large as."""
+        return {self.arch.preprocessing.length}

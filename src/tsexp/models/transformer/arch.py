@@ -1,0 +1,130 @@
+"""The description of a model: plain values, no torch, no pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tsexp.config import ModelConfig, choice, number
+from tsexp.data import Dataset, Preprocessing
+
+
+@dataclass
+class Config(ModelConfig):
+    """The ``model`` group of a transformer; `architecture` makes an `Arch` of it for a dataset."""
+
+    tokenizer: str = choice("patch", "conv_stem", own=True)
+    patch: int = number(ge=1)
+    d_model: int = number(ge=2)
+    layers: int = number(ge=1)
+    heads: int = number(ge=1)
+    ffn: int = number(ge=1)
+    dropout: float = number(ge=0, lt=1)
+    token_dropout: float = number(ge=0, lt=1)
+    norm: str = choice("pre", "post")
+    activation: str = choice("relu", "gelu")
+    position: str = choice("sinusoidal", "learned")
+    pooling: str = choice("cls", "mean")
+    head: str = choice("linear", "bottleneck")
+
+    def ready(self) -> None:
+        """Refuse a tokenizer that is no module."""
+        from tsexp.models.transformer.classifier import tokenizer_class
+
+        tokenizer_class(self.tokenizer)
+
+    def problems(self) -> list[str]:
+        """Heads must share the width evenly; sines come in pairs."""
+        found = []
+        if self.d_model % self.heads:
+            good = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0 and h <= 16]
+            found.append(
+                f"model.heads={self.heads} does not divide model.d_model={self.d_model}; allowed here: "
+                f"{', '.join(map(str, good))}"
+            )
+        if self.position == "sinusoidal" and self.d_model % 2:
+            found.append(
+                f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}; "
+                "use position=learned or an even width"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Block:
+    """Widths of one encoder block."""
+
+    heads: int
+    ffn: int
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Everything needed to rebuild a model except its weights.
+
+    Attributes
+    ----------
+    channels
+        Of a raw series.
+    classes
+        The labels, in the order of the scores.
+    preprocessing
+        What happens to a raw series first.
+    head_dim
+        Width of one attention head; stays what it was when heads are pruned.
+    blocks
+        One per layer, in order.
+    head_width
+        Inner width of a ``bottleneck`` head.
+    """
+
+    channels: int
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    tokenizer: str
+    patch: int
+    d_model: int
+    head_dim: int
+    blocks: tuple[Block, ...]
+    dropout: float
+    token_dropout: float
+    norm: str
+    activation: str
+    position: str
+    pooling: str
+    head: str
+    head_width: int
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Arch:
+        """Rebuild from the plain values of ``arch.json``."""
+        return cls(
+            **raw
+            | {
+                "preprocessing": Preprocessing.from_dict(raw["preprocessing"]),
+                "blocks": tuple(Block(**b) for b in raw["blocks"]),
+                "classes": tuple(raw["classes"]),
+            }
+        )
+
+
+def architecture(config: Config, dataset: Dataset) -> Arch:
+    """Fit a model configuration to a dataset."""
+    return Arch(
+        channels=dataset.channels,
+        classes=dataset.classes,
+        preprocessing=dataset.preprocessing,
+        tokenizer=config.tokenizer,
+        patch=config.patch,
+        d_model=config.d_model,
+        head_dim=config.d_model // config.heads,
+        blocks=(Block(config.heads, config.ffn),) * config.layers,
+        dropout=config.dropout,
+        token_dropout=config.token_dropout,
+        norm=config.norm,
+        activation=config.activation,
+        position=config.position,
+        pooling=config.pooling,
+        head=config.head,
+        head_width=config.ffn,
+    )

@@ -1,0 +1,444 @@
+"""Model → artifact folder → something that answers raw series with class scores.
+
+One file per runtime. A runtime is a module with one line in `RUNTIMES` (or somebody's own,
+``runtime.name=module:``, docs/extending.md) and
+
+``SUPPORTED``
+    Quantization mode → devices, for transformers.
+``FAMILIES``
+    Optional. The same for other families of models: family → mode → devices. Of a family that is not listed, a
+    convolution gets mode ``none``, and whatever is no network nothing.
+``PACKAGES``
+    What it imports beyond the core dependencies, by distribution name; the extra ``runtimes`` installs all of
+    them.
+``export(model, job, folder)``
+    Write the artifact's files; return ``parameters`` and ``macs``, counted on what was written. Must leave
+    `model` as it was.
+``load(folder, mode, device, threads)``
+    Return a `Predictor`.
+``ready(quant, device)``
+    Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any
+    work.
+``machine()``
+    Optional. What of the machine an artifact depends on; like a version, another one is another artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from tsexp.cache import Cache, Entry, sha256, write_json
+from tsexp.config import (
+    ConfigError,
+    QuantConfig,
+    RuntimeConfig,
+    Unsupported,
+    look_up,
+    own_digests,
+    suggest,
+)
+from tsexp.data import Dataset, FloatArray
+
+if TYPE_CHECKING:
+    from tsexp.models import Model
+
+    # The measuring process imports this module, and must not pay for PyTorch Lightning.
+    from tsexp.training import Fitted
+
+STAGE_VERSION = 7
+
+RUNTIMES = {name: f"tsexp.runtimes.{name}" for name in ("eager", "inductor", "onnxruntime", "openvino")}
+
+AUTO = "auto"
+"""Not a runtime: the choice among them, see `pipeline`."""
+
+FLOATS = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation with weights, or one matrix product, of the graph that runs.
+
+    Attributes
+    ----------
+    name
+        In that graph.
+    kind
+        The operation.
+    dtype
+        That the product is computed in: ``float32``, ``bfloat16``, ``int8``; ``int8 weights`` where they are
+        stored as int8 but the product is computed in floating point.
+    bytes
+        Of its weights as stored.
+    matmul
+        It is a matrix product (linear layer, attention, convolution as such are; a norm is not).
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    bytes: int
+    matmul: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `export` is asked for.
+
+    Attributes
+    ----------
+    quant
+        The ``quant`` group.
+    device
+        ``cpu`` or ``cuda``.
+    calibration
+        Raw train series, float32 (series, channels, time); only for modes that calibrate.
+    """
+
+    quant: QuantConfig
+    device: str
+    calibration: FloatArray
+
+
+class Predictor(Protocol):
+    """A loaded artifact."""
+
+    def __call__(self, series: FloatArray) -> FloatArray:
+        """Raw series, float32 (batch, channels, time) → class scores, float32 (batch, classes), for any batch size."""
+        ...
+
+    def weights_digest(self) -> str:
+        """Hash of the weights as they are in memory now.
+
+        Of the file, where the runtime keeps them to itself.
+        """
+        ...
+
+    def layers(self) -> list[Layer]:
+        """Read off the graph that runs, after the runtime's own optimizations."""
+        ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that can be shipped.
+
+    Attributes
+    ----------
+    entry
+        Holds ``manifest.json`` and the runtime's own files.
+    manifest
+        ``runtime``, ``mode``, ``device``, ``classes``, ``shape`` (channels and length of a series),
+        ``channels`` (prunable: heads × head_dim + FFN units), ``calibration`` (indices into the train split),
+        ``parameters``, ``macs`` (per series),
+        ``layers`` (of the graph that runs),
+        ``matmuls`` (how many per dtype), ``sqnr_db`` (of the scores against the model in fp32, by batch
+        size), ``bytes`` (of the files), and
+        ``files`` with their SHA-256: counted on what is in the folder.
+    """
+
+    entry: Entry
+    manifest: dict[str, Any]
+
+    @property
+    def signature(self) -> str:
+        """Content address of everything the artifact depends on."""
+        return self.entry.signature
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.entry.folder
+
+
+def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer") -> None:
+    """Refuse a combination that no runtime supports, or whose libraries are not there.
+
+    Parameters
+    ----------
+    quant, runtime
+        The groups of these names.
+    family
+        Of the model (`config.like`).
+
+    Raises
+    ------
+    Unsupported
+        With the table of what is supported.
+    ConfigError
+        If the runtime is not known, cannot calibrate in that way, or a library is missing.
+    """
+    known = [*RUNTIMES, AUTO]
+    if runtime.name not in known and ":" not in runtime.name:
+        allowed = f"{', '.join(known)}, or your own as module:"
+        raise ConfigError(
+            f"runtime.name={runtime.name} is not known; allowed: {allowed}{suggest(runtime.name, known)}"
+        )
+    if runtime.name == AUTO:
+        if not candidates(quant, runtime, family):
+            raise Unsupported(
+                f"no installed runtime supports quant.mode={quant.mode} of a {family} on {runtime.device}; "
+                f"supported:\n{_table(family)}"
+            )
+        return
+    module = _module(runtime.name)
+    if runtime.device not in _supported(runtime.name, family).get(quant.mode, ()):
+        raise Unsupported(
+            f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported for a "
+            f"{family}; supported:\n{_table(family, runtime.name)}"
+        )
+    missing = [p for p in _packages(quant, runtime) if _version(p) is None]
+    if missing:
+        hint = "; pip install 'tsexp[runtimes]' brings it" if runtime.name in RUNTIMES else ""
+        raise ConfigError(
+            f"runtime={runtime.name} quant.mode={quant.mode} needs {', '.join(missing)}, which is not "
+            f"installed{hint}"
+        )
+    if hasattr(module, "ready"):
+        module.ready(quant, runtime.device)
+
+
+def candidates(
+    quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer"
+) -> list[RuntimeConfig]:
+    """Return what ``runtime=auto`` chooses from.
+
+    Every installed runtime that supports the mode on the device; else just `runtime`.
+    """
+    if runtime.name != AUTO:
+        return [runtime]
+    found = []
+    for name in RUNTIMES:
+        one = RuntimeConfig(name, runtime.device)
+        try:
+            check(quant, one, family)
+        except ConfigError:
+            continue
+        found.append(one)
+    return found
+
+
+def available() -> dict[str, dict[str, str]]:
+    """Runtime → its modes on the CPU → why it cannot be used here, or an empty string."""
+    found: dict[str, dict[str, str]] = {}
+    for name in RUNTIMES:
+        found[name] = {}
+        for mode, devices in _module(name).SUPPORTED.items():
+            if "cpu" in devices:
+                try:
+                    check(QuantConfig(mode, calibration="minmax", weight_bits=8), RuntimeConfig(name, "cpu"))
+                    found[name][mode] = ""
+                except ConfigError as error:
+                    found[name][mode] = str(error)
+    return found
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(RUNTIMES[name]) if name in RUNTIMES else look_up(name, {})
+
+
+def _supported(name: str, family: str) -> dict[str, tuple[str, ...]]:
+    """Mode → devices."""
+    module = _module(name)
+    modes: dict[str, tuple[str, ...]] = module.SUPPORTED
+    if family == "transformer":
+        return modes
+    plain = {"none": modes.get("none", ())} if family == "convolution" else {}
+    found: dict[str, tuple[str, ...]] = getattr(module, "FAMILIES", {}).get(family, plain)
+    return found
+
+
+def _table(family: str, *also: str) -> str:
+    lines = []
+    for name in dict.fromkeys([*RUNTIMES, *also]):
+        supported = _supported(name, family)
+        for device in sorted({d for devices in supported.values() for d in devices}):
+            modes = ", ".join(mode for mode, devices in supported.items() if device in devices)
+            lines.append(f"  {name:12} {device:5} {modes}")
+    return "\n".join(lines)
+
+
+def _packages(quant: QuantConfig, runtime: RuntimeConfig) -> tuple[str, ...]:
+    packages: dict[str, tuple[str, ...]] = _module(runtime.name).PACKAGES
+    return packages.get("every", ()) + packages.get(quant.mode, ())
+
+
+BUILDS = {"onnxruntime": ("onnxruntime-gpu",)}
+"""Other distributions that bring the same library."""
+
+
+def _version(package: str) -> str | None:
+    for name in (package, *BUILDS.get(package, ())):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
+def versions(
+    quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer"
+) -> dict[str, str | None]:
+    """Versions of the libraries that make and run this artifact: another version is another artifact."""
+    packages = [p for one in candidates(quant, runtime, family) for p in _packages(quant, one)]
+    return {p: _version(p) for p in dict.fromkeys(["torch", *packages])}
+
+
+def deploy(
+    fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, dataset: Dataset, cache: Cache
+) -> Artifact:
+    """Export a fitted model for a runtime, load what was written, and list what it executes.
+
+    Parameters
+    ----------
+    fitted
+        The model.
+    quant, runtime
+        The groups of these names.
+    dataset
+        Calibration takes series of its fit split, and no others.
+    cache
+        Where the artifact folder is kept.
+
+    Raises
+    ------
+    RuntimeError
+        If the mode changed nothing (no product of the graph that runs is in another number format than fp32),
+        or if the artifact's scores have nothing to do with those of the model.
+    """
+    from tsexp.compress.qat import calibration  # PyTorch, which checking need not wait for
+
+    check(quant, runtime, fitted.family)
+    module = _module(runtime.name)
+    machine = module.machine() if hasattr(module, "machine") else None
+    chosen = calibration(quant, dataset)
+    compared = np.random.default_rng(1).permutation(dataset.fit)[:64]
+
+    def build(folder: Path) -> None:
+        model = fitted.load()
+        facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
+        predictor: Predictor = module.load(folder, quant.mode, runtime.device, 1)
+        sqnr_db = _compare(
+            model, predictor, dataset.x_train[compared], f"{runtime.name} {quant.mode}", least_db(quant)
+        )
+        layers = predictor.layers()
+        matmuls = Counter(layer.dtype for layer in layers if layer.matmul)
+        if quant.mode != "none" and not set(matmuls) - set(FLOATS):
+            raise RuntimeError(
+                f"quant.mode={quant.mode} changed nothing in {runtime.name}: every product of the graph that "
+                f"runs is {dict(matmuls)}"
+            )
+        files = sorted(p for p in folder.iterdir() if p.is_file())
+        manifest = {
+            "runtime": runtime.name,
+            "mode": quant.mode,
+            "device": runtime.device,
+            "versions": versions(quant, runtime),
+            "machine": machine,
+            "classes": list(model.arch.classes),
+            "shape": [model.arch.channels, model.arch.preprocessing.length],
+            **({"channels": model.prunable()} if hasattr(model, "prunable") else {}),
+            "calibration": chosen.tolist(),
+            **facts,
+            "sqnr_db": sqnr_db,
+            "layers": [asdict(layer) for layer in layers],
+            "matmuls": dict(matmuls),
+            "bytes": sum(p.stat().st_size for p in files),
+            "files": {p.name: sha256(p) for p in files},
+        }
+        write_json(folder / "manifest.json", manifest)
+
+    key = {
+        "model": fitted.signature,
+        "quant": quant.asked(),
+        "runtime": runtime.name,
+        "device": runtime.device,
+        "versions": versions(quant, runtime),
+        "machine": machine,
+        "calibration": chosen.tolist(),
+        **own_digests(runtime.name),
+    }
+    entry = cache.stage("artifact", STAGE_VERSION, key, build)
+    return Artifact(entry, read_manifest(entry.folder))
+
+
+LEAST_DB = {
+    # rounding of fp32 alone: 117 to 143 dB seen; with one bias left out 9, with one value of it 19
+    "none": 60.0,
+    "bf16": 15.0,  # 8 bits of mantissa: 29 to 54 seen
+    # 8 bits, ranges by call: 26 to 53 seen, less where layers are many and series have peaks
+    "dynamic": 12.0,
+    "static": 10.0,  # 8 bits, ranges from other series: 24 to 52 seen
+    "qat": 10.0,  # as static: compared with itself in fp32, tuned for it or not
+    "weight_only": 20.0,  # 8 bits, of the weights alone: 31 to 67 seen
+    "weight_only 4": 5.0,  # 4 bits: 10 to 44 seen
+}
+"""Less signal than this over the noise of a mode (dB) is no rounding any more, but an error of the export.
+Seen on T1, T2 and T3, six datasets."""
+
+
+def least_db(quant: QuantConfig) -> float:
+    """Return the entry of `LEAST_DB` for a mode."""
+    return LEAST_DB["weight_only 4" if (quant.mode, quant.weight_bits) == ("weight_only", 4) else quant.mode]
+
+
+def _compare(
+    model: Model, predictor: Predictor, series: FloatArray, what: str, least: float
+) -> dict[str, float]:
+    """Signal to quantization noise (dB) of the scores against the model in fp32.
+
+    One series at a time and all at once: libraries corrupt silently.
+    """
+    exact = model.scores(series)
+    together = predictor(series)
+    alone = np.concatenate([predictor(np.ascontiguousarray(s)) for s in np.split(series, len(series))])
+    found = {}
+    for batch, scores in ((1, alone), (len(series), together)):
+        noise = max(float(((exact - scores) ** 2).sum()), 1e-30)
+        found[str(batch)] = db = round(10 * math.log10(float((exact**2).sum()) / noise), 1)
+        if not db >= least:
+            raise RuntimeError(
+                f"{what} answers batches of {batch} with other scores than the model: {db} dB, at least "
+                f"{least:g} expected"
+            )
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an artifact folder."""
+    return json.loads((folder / "manifest.json").read_text())  # type: ignore[no-any-return]
+
+
+def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor:
+    """Load an artifact folder, wherever it was copied to.
+
+    Parameters
+    ----------
+    folder
+        With a ``manifest.json``.
+    device
+        If not the one it was exported for.
+    threads
+        That one call may use.
+
+    Raises
+    ------
+    ValueError
+        If a file is not the one that the manifest lists.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        if sha256(folder / name) != expected:
+            raise ValueError(f"{folder / name} is not what the manifest lists; the artifact is damaged")
+    predictor: Predictor = _module(manifest["runtime"]).load(
+        folder, manifest["mode"], device or manifest["device"], threads
+    )
+    return predictor

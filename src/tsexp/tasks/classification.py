@@ -1,0 +1,107 @@
+"""Which of several classes a series belongs to: scores (batch, classes) and targets int64 (batch,)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsexp.data import Dataset, FloatArray, IntArray
+
+if TYPE_CHECKING:  # judging scores needs no PyTorch
+    from torch import Tensor
+
+Rows = list[list[str]]
+
+
+def loss(scores: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in nats, with label smoothing."""
+    from torch.nn import functional as F
+
+    return F.cross_entropy(scores, targets, label_smoothing=smoothing)
+
+
+def distillation(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL of softened class probabilities (Hinton et al. 2015, arXiv 1503.02531)."""
+    from torch.nn import functional as F
+
+    soft, target = F.log_softmax(scores / temperature, -1), F.softmax(teacher / temperature, -1)
+    return F.kl_div(soft, target, reduction="batchmean") * temperature * temperature
+
+
+def Validation(classes: int) -> Any:
+    """Return torchmetrics' accuracy."""
+    from torchmetrics.classification import MulticlassAccuracy
+
+    return MulticlassAccuracy(classes, average="micro")
+
+
+def accuracy(scores: FloatArray, targets: IntArray) -> float:
+    """Share of series whose highest score is that of their label; answers that are not finite count as guesses."""
+    return float((np.nan_to_num(scores).argmax(1) == targets).mean())
+
+
+def quality(scores: FloatArray, targets: IntArray, prefix: str) -> dict[str, float]:
+    """Accuracy, balanced accuracy, macro F1 and negative log-likelihood (nats)."""
+    from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
+
+    scores = np.nan_to_num(scores)  # NaN makes the record invalid; its quality is that of guessing
+    probabilities = softmax(scores.astype(np.float64))
+    return {
+        f"{prefix}/accuracy": accuracy(scores, targets),
+        f"{prefix}/balanced_accuracy": float(balanced_accuracy_score(targets, scores.argmax(1))),
+        f"{prefix}/macro_f1": float(f1_score(targets, scores.argmax(1), average="macro", zero_division=0)),
+        f"{prefix}/nll": float(log_loss(targets, probabilities, labels=np.arange(scores.shape[1]))),
+    }
+
+
+def softmax(scores: FloatArray) -> FloatArray:
+    """Class scores (batch, classes) → probabilities."""
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def loss_pt(scores: FloatArray, targets: IntArray) -> FloatArray:
+    """0 or 100 per series: the mean is the error in points."""
+    return 100.0 * (np.nan_to_num(scores).argmax(1) != targets)  # type: ignore[no-any-return]
+
+
+def drop(scores: FloatArray, reference: FloatArray, targets: IntArray, seed: int = 0) -> dict[str, float]:
+    """Points of accuracy lost against the reference, with a 95 % interval over paired test predictions."""
+    difference = loss_pt(scores, targets) - loss_pt(reference, targets)
+    # Resampling series with replacement only redraws how many pairs differ by -1, 0 and +1.
+    lost, gained = int((difference > 0).sum()), int((difference < 0).sum())
+    n = len(targets)
+    # Half a pair is added to each kind, unless the scores are the very same: no flip among n series is not
+    # proof that none can happen.
+    half = 0.0 if np.array_equal(np.nan_to_num(scores), np.nan_to_num(reference)) else 0.5
+    odds = np.array([lost + half, gained + half, n - lost - gained + half]) / (n + 3 * half)
+    draws = np.random.default_rng(seed).multinomial(n, odds, size=10_000)
+    low, high = np.percentile(100 * (draws[:, 0] - draws[:, 1]) / n, [2.5, 97.5])
+    return {
+        "vs_dense/accuracy_drop_pt": 100 * (lost - gained) / n,
+        "vs_dense/accuracy_drop_lo": float(low),
+        "vs_dense/accuracy_drop_hi": float(high),
+    }
+
+
+def pointless(scores: FloatArray, targets: IntArray) -> str:
+    """A model that answers the same for all."""
+    if np.ptp(targets) and not np.ptp(scores.argmax(1)):
+        return "the same class for every test series: it has learned nothing, or lost everything"
+    return ""
+
+
+def predictions(
+    scores: FloatArray, reference: FloatArray, targets: IntArray, dataset: Dataset
+) -> tuple[list[str], Rows]:
+    """Label, both predictions, and the probabilities of both, with all their digits."""
+    p, q = (softmax(s.astype(np.float64)) for s in (scores, reference))
+    classes = dataset.classes
+    heading = ["label", "predicted", "dense_predicted"]
+    heading += [f"p_{c}" for c in classes] + [f"dense_p_{c}" for c in classes]
+    rows = []
+    for i, y in enumerate(targets):
+        names = [classes[y], classes[scores[i].argmax()], classes[reference[i].argmax()]]
+        rows.append([*names, *map(repr, p[i].tolist()), *map(repr, q[i].tolist())])
+    return heading, rows

@@ -1,0 +1,135 @@
+"""Models on disk, and how they come there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsexp import models
+from tsexp.cache import Cache, Entry, write_json
+from tsexp.config import ModelConfig, TrainConfig, like, own_digests
+from tsexp.data import Dataset
+from tsexp.models import Model, Network
+
+STAGE_VERSION = 4
+
+OF_A_MODEL = ("arch.json", "weights.safetensors", "history.json", "entry.json")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model on disk.
+
+    Attributes
+    ----------
+    entry
+        Cache entry holding ``arch.json``, ``weights.safetensors`` and ``history.json``.
+    """
+
+    entry: Entry
+
+    @property
+    def signature(self) -> str:
+        """Content address of everything the weights depend on."""
+        return self.entry.signature
+
+    @property
+    def family(self) -> str:
+        """Of the model, as runtimes and steps know it."""
+        return like(models.family_of(self.entry.folder))
+
+    def load(self) -> Model:
+        """Return a fresh copy, ready to answer."""
+        return models.load(self.entry.folder)
+
+    def history(self) -> list[dict[str, float]]:
+        """One dict per epoch: train_loss, val_loss, val_accuracy, lr; none of what was not trained by epochs."""
+        return json.loads((self.entry.folder / "history.json").read_text())  # type: ignore[no-any-return]
+
+    def notes(self) -> list[Path]:
+        """Return what else the stage that made it wrote down."""
+        return sorted(p for p in self.entry.folder.iterdir() if p.name not in OF_A_MODEL)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model to distil from (Hinton et al. 2015, arXiv 1503.02531): loss = (1 - weight) · task + weight · T² · KL."""
+
+    model: Network
+    weight: float
+    temperature: float
+
+
+def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, cache: Cache) -> Fitted:
+    """Fit a model from scratch, once per (data, model, train, seed).
+
+    Networks are trained by the ``train`` group; any other model fits itself.
+
+    Raises
+    ------
+    RuntimeError
+        If the loss stops being a number.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = models.build(model, dataset)
+    arch = json.loads(json.dumps(asdict(fresh.arch)))
+    key = {
+        "data": dataset.checksum,
+        "fit": dataset.fit.tolist(),
+        "arch": arch if fresh.family == "transformer" else {"family": fresh.family, **arch},
+        "seed": seed,
+        **own_digests(*(v for v in (model.family, *arch.values()) if isinstance(v, str))),
+    }
+    if isinstance(fresh, Network):
+        key["train"] = config.asked()
+
+    def build(folder: Path) -> None:
+        if isinstance(fresh, Network):
+            history = fit(fresh, config, dataset, seed, title=f"train {dataset.name} {model.name}")
+        else:
+            own: Any = fresh
+            history = own.fit(dataset, seed)
+        save(fresh, history, folder)
+
+    return Fitted(cache.stage("dense", STAGE_VERSION, key, build))
+
+
+def save(model: Model, history: list[dict[str, float]], folder: Path) -> None:
+    """Write a model and its training curves."""
+    models.save(model, folder)
+    write_json(folder / "history.json", history)
+
+
+def fit(
+    model: Network,
+    config: TrainConfig,
+    dataset: Dataset,
+    seed: int,
+    title: str,
+    teacher: Teacher | None = None,
+) -> list[dict[str, float]]:
+    """Fit `model` in place and return its training curves.
+
+    Parameters
+    ----------
+    model
+        Ends in eval mode with the selected weights.
+    config
+        The recipe.
+    dataset
+        Fitted on ``dataset.fit``, selected on ``dataset.val``; the test split is not touched.
+    seed
+        Of the order of the batches and of dropout: same seed, same weights.
+    title
+        Shown by the progress bar.
+    teacher
+        Distil from it.
+    """
+    from tsexp.training import loop
+
+    return loop.fit(model, config, dataset, seed, title, teacher)
