@@ -1,0 +1,23 @@
+"""MLflow: one run per experiment, a parent run per sweep, with all that it takes to recompute a number."""
+
+from tsexp.tracking.client import SQLITE, VIEW, finished, store, view_url
+from tsexp.tracking.model import requirements
+from tsexp.tracking.origin import git_sha
+from tsexp.tracking.run import Tracked, as_shown, mark_killed, tracked
+from tsexp.tracking.sweep import close_sweep, sweep_run
+
+__all__ = [
+    "SQLITE",
+    "VIEW",
+    "Tracked",
+    "as_shown",
+    "close_sweep",
+    "finished",
+    "git_sha",
+    "mark_killed",
+    "requirements",
+    "store",
+    "sweep_run",
+    "tracked",
+    "view_url",
+]

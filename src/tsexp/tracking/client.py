@@ -1,0 +1,158 @@
+"""The store: made ready once, dressed for the UI, searched for what was measured before."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tsexp import locking, stores
+from tsexp.config import TrackingConfig
+from tsexp.stores import SQLITE as SQLITE
+
+VIEW = "tsexp"
+VIEW_COLUMNS = (
+    "metrics.`test/accuracy`",
+    "metrics.`vs_dense/accuracy_drop_pt`",
+    "metrics.`vs_dense/energy_saving_pct`",
+    "metrics.`sweep/best_saving_pct`",  # of a parent, which has none of the others
+    "metrics.`energy/per_inference_j`",
+    "tags.`tsexp.energy_source`",  # beside the joules: estimates and measurements cannot be compared
+    "tags.`tsexp.valid`",
+    "metrics.`vs_dense/speedup`",
+    "metrics.`latency/p50_ms`",
+    "metrics.`size/parameters`",
+    "metrics.`size/bytes`",
+    "params.`data.name`",
+    "params.`model.name`",
+    "params.`prune.method`",
+    "params.`prune.ratio`",
+    "params.`quant.mode`",
+    "params.`runtime.name`",
+    "params.`seed`",
+    "tags.`tsexp.warnings`",
+    "metrics.`sweep/jobs`",
+    "metrics.`sweep/kept`",
+    "metrics.`sweep/failed`",
+    "metrics.`sweep/skipped`",
+)
+NAME = "attributes.`Run Name`"
+NAME_WIDTH = 320
+"""Pixels; the UI's own 190 show 18 characters."""
+ABOUT = """Each run is one artifact, measured against the dense architecture with the same training in total,
+fp32 in eager PyTorch, in alternating windows of several processes; a sweep is the parent of its jobs.
+
+- `test/*`: 0 to 1, whole test split; `val/*`: the same on validation series, what choices are made by.
+  `test/control_accuracy`: of the reference;
+  `test/dense_accuracy`: of the dense model before any tuning. `vs_dense/accuracy_drop_pt`: points lost
+  against the reference, with its 95 % interval
+- `cost/*`: what it took to get there. `invalid/*`: of a record that may not be trusted
+- `energy/per_inference_j`: joules per series, by `tsexp.energy_source` (compare like with like).
+  `vs_dense/energy_saving_pct`: %, paired
+- `vs_dense/speedup`: wall time, `vs_dense/cpu_speedup`: CPU time; times. `latency/*_ms`: one call. `size/*`:
+  counted on the artifact itself
+- `tsexp.valid`: only `true` may stand in a table; `tsexp.warnings`: why to look twice
+- `sweep/*`, of a parent: how many of its jobs were measured (`jobs`), `failed`, were `skipped`, or kept the
+  accuracy (`kept`: the interval of the drop ends within 1 point); `best_saving_pct`: the best of those
+- the artifact itself: `mlflow.pyfunc.load_model("runs:/RUN_ID/model").predict(series)`
+"""
+
+
+def store(config: TrackingConfig) -> Any:
+    """Return an `mlflow.MlflowClient` on a store that is ready, and make it the current one.
+
+    The first use creates the tables and the experiment; a lock keeps parallel jobs from doing that at the
+    same time (they die in the migration otherwise). Artifacts lie in ``mlartifacts`` beside a sqlite store.
+    """
+    client = _ready(config.uri, config.experiment, os.getpid())
+    import mlflow
+
+    mlflow.set_tracking_uri(config.uri)
+    return client
+
+
+@lru_cache
+def _ready(uri: str, experiment: str, process: int) -> Any:
+    """Make it so once per process: connections do not survive a fork."""
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    lock = f"{file}.lock" if file is not None else str(locking.for_everybody("store.lock"))
+    with FileLock(lock):
+        client = stores.client(uri)
+        if client.get_experiment_by_name(experiment) is None:
+            client.create_experiment(
+                experiment, None if file is None else (file.parent / "mlartifacts").as_uri()
+            )
+        _dress(client, client.get_experiment_by_name(experiment))
+    return client
+
+
+def _dress(client: Any, experiment: Any) -> None:
+    """Tell the UI what kind of experiment it is, what its numbers are, and which columns to show.
+
+    The columns have the UI's own form of a saved view.
+    """
+    widths = {column: 40 + 7 * len(column.split("`")[1]) for column in VIEW_COLUMNS} | {NAME: NAME_WIDTH}
+    view = {
+        "selectedColumns": VIEW_COLUMNS,
+        "columnOrder": (NAME, *VIEW_COLUMNS),
+        "columnWidths": widths,
+    }
+    saved = {"name": VIEW, "createdAt": 0, "state": json.dumps(view)}
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(saved),
+        "mlflow.note.content": ABOUT,
+    }
+    for key, value in tags.items():
+        if experiment.tags.get(key) != value:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
+
+
+def experiment_of(client: Any, config: TrackingConfig) -> str:
+    """Return the number of the experiment that runs are logged to."""
+    return str(client.get_experiment_by_name(config.experiment).experiment_id)
+
+
+def view_url(experiment_id: str, server: str = "http://127.0.0.1:5000") -> str:
+    """Return the address of an experiment's runs in the UI, with the columns that matter."""
+    return (
+        f"{server}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+    )
+
+
+def finished(config: TrackingConfig, signature: str) -> str | None:
+    """Return the id of the newest valid, finished run with this signature, or None.
+
+    Runs that a killed process left behind as RUNNING are marked as KILLED on the way.
+    """
+    client = store(config)
+    same = f"tags.`tsexp.signature` = '{signature}'"
+    for run in client.search_runs(
+        [experiment_of(client, config)], same, order_by=["attributes.start_time DESC"]
+    ):
+        tags = run.data.tags
+        if run.info.status == "FINISHED" and tags.get("tsexp.valid") == "true":
+            return str(run.info.run_id)
+        if (
+            run.info.status == "RUNNING"
+            and tags.get("tsexp.host") == socket.gethostname()
+            and not _alive(tags.get("tsexp.pid"))
+        ):
+            client.set_terminated(run.info.run_id, "KILLED")
+    return None
+
+
+def _alive(pid: str | None) -> bool:
+    import psutil
+
+    return pid is not None and psutil.pid_exists(int(pid))

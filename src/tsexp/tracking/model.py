@@ -1,0 +1,171 @@
+"""The artifact as an MLflow model: how it is named, described and logged.
+
+It is a logged model of its own, named by what it is, for the UI and the registry, and its files are among the
+run's artifacts as well: ``runs:/RUN_ID/model`` loads it, whatever its name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from importlib.metadata import requires
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsexp.config import Config, flat, own_code, redact
+
+if TYPE_CHECKING:
+    from tsexp.data import Dataset
+    from tsexp.runtimes import Artifact
+
+REQUIREMENTS = requires("tsexp") or []
+FOLDER = "model"
+"""Among the artifacts of the run."""
+NUMBERS = {"none": "fp32", "dynamic": "int8dynamic", "static": "int8static", "qat": "int8qat", "bf16": "bf16"}
+KNOWN_STEPS = ("dense", "prune", "finetune", "qat")
+"""Parts of the way to an artifact that the other words of its name tell of."""
+
+
+def name_of(cfg: Config, runtime: str, steps: Iterable[str] = ()) -> str:
+    """Return the name of a model: dataset, model, compression, number format, runtime.
+
+    MLflow allows no dots, slashes, colons, quotes and per cent signs in it.
+
+    Parameters
+    ----------
+    cfg
+        What was asked for.
+    runtime
+        That executes it.
+    steps
+        Of compression; those that this module does not know are named as they are.
+    """
+    p, q = cfg.prune, cfg.quant
+    words = [cfg.data.name, cfg.model.name]
+    words += [p.method, p.scope, f"{100 * p.ratio:g}pct"] if p.ratio else []
+    words += [step for step in steps if step not in KNOWN_STEPS]
+    words += [NUMBERS.get(q.mode, f"int{q.weight_bits}weights"), runtime]
+    return re.sub(r"[^\w-]+", "_", "-".join(word.strip(":") for word in words))[:250]
+
+
+def log(client: Any, run: Any, name: str, cfg: Config, dataset: Dataset, artifact: Artifact) -> str:
+    """Log an artifact as an MLflow model and return its id.
+
+    Parameters
+    ----------
+    client
+        An `mlflow.MlflowClient`.
+    run
+        The `mlflow.entities.Run` that it comes from.
+    name
+        Of the model.
+    cfg, dataset, artifact
+        Of the run.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run_id = run.info.run_id
+    with tempfile.TemporaryDirectory(prefix="tsexp-model-") as temporary:
+        folder = Path(temporary) / FOLDER
+        about = Model(run_id=run_id)
+        _save(folder, about, cfg, dataset, artifact)
+        model = client.create_logged_model(
+            run.info.experiment_id,
+            name,
+            run_id,
+            tags={"mlflow.note.content": _describe(run_id, dataset, artifact)},
+            params={k: redact(str(v))[:6000] for k, v in flat(cfg).items()},
+            model_type="classifier",
+        )
+        about.model_id = about.model_uuid = model.model_id
+        about.artifact_path = model.artifact_location
+        about.save(str(folder / "MLmodel"))
+        client.log_model_artifacts(model.model_id, str(folder))
+        _also_in_the_run(client, run, model, folder)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def _save(folder: Path, about: Any, cfg: Config, dataset: Dataset, artifact: Artifact) -> None:
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    names = (v for v in flat(cfg.model).values() if isinstance(v, str))
+    code = {_top_level(name, file) for name, file in own_code(*names, cfg.runtime.name).items()}
+    answers: list[Any] = [ColSpec("string", "class")]
+    answers += [ColSpec("double", f"p_{name}") for name in artifact.manifest["classes"]]
+    # No schema of the input: MLflow would refuse float64 and lists; `served` checks, and says what it takes.
+    signature = ModelSignature(None, Schema(answers), ParamSchema([ParamSpec("scores", "boolean", False)]))
+    with warnings.catch_warnings():
+        # An example would be predicted, and written, once more for every job.
+        warnings.filterwarnings("ignore", message=".*(type hint|input example)", category=UserWarning)
+        mlflow.pyfunc.save_model(
+            str(folder),
+            mlflow_model=about,
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={"artifact": str(artifact.folder)},
+            model_config={"ragged": _ragged(dataset)},
+            metadata={"input": _takes(dataset, artifact)},
+            signature=signature,
+            code_paths=[str(Path(__file__).parents[1]), *map(str, code)],
+            pip_requirements=requirements(artifact.manifest["versions"]),
+        )
+
+
+def _also_in_the_run(client: Any, run: Any, model: Any, folder: Path) -> None:
+    """Put the same files where ``runs:/RUN_ID/model`` finds them: hard links, where the store is a folder."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    if is_local_uri(run.info.artifact_uri):
+        source, target = map(local_file_uri_to_path, (model.artifact_location, run.info.artifact_uri))
+        try:
+            shutil.copytree(source, Path(target) / FOLDER, copy_function=os.link)
+            return
+        except (OSError, shutil.Error):  # a file system without them
+            shutil.rmtree(Path(target) / FOLDER, ignore_errors=True)
+    client.log_artifacts(run.info.run_id, str(folder), FOLDER)
+
+
+def _ragged(dataset: Dataset) -> bool:
+    return dataset.preprocessing.masked or dataset.preprocessing.resample
+
+
+def _takes(dataset: Dataset, artifact: Artifact) -> str:
+    from tsexp.tracking import served
+
+    channels, length = artifact.manifest["shape"]
+    return served.takes(channels, length, _ragged(dataset))
+
+
+def _describe(run_id: str, dataset: Dataset, artifact: Artifact) -> str:
+    return f"""`mlflow.pyfunc.load_model("runs:/{run_id}/{FOLDER}").predict(series)`
+
+Takes {_takes(dataset, artifact)}. Answers a table: `class`, and the probability of each class, `p_…`;
+with `params={{"scores": True}}` the raw scores as an array (batch, classes)."""
+
+
+def _top_level(name: str, file: Path) -> Path:
+    """What has to lie in the path for ``package.module:object`` to be imported.
+
+    The package's folder, or the module's file.
+    """
+    dots = name.split(":")[0].count(".")
+    return file.parents[dots] if file.name == "__init__.py" else file.parents[dots - 1] if dots else file
+
+
+def requirements(libraries: Mapping[str, str]) -> list[str]:
+    """What a logged model needs beside its code.
+
+    The package's own requirements, and the libraries that made and run the artifact.
+    """
+    return [line for line in REQUIREMENTS if "extra ==" not in line] + [
+        f"{name}=={version}" for name, version in libraries.items() if name != "torch"
+    ]

@@ -1,0 +1,282 @@
+"""The run of one experiment."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsexp import tasks
+from tsexp.config import Config, TrackingConfig, digest, flat, identity, redact
+from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed
+from tsexp.energy.meters import ESTIMATED
+from tsexp.tracking import model, origin, pictures
+from tsexp.tracking.client import experiment_of, store
+
+if TYPE_CHECKING:
+    from tsexp.data import Dataset
+    from tsexp.energy import Record
+    from tsexp.runtimes import Artifact
+    from tsexp.training import Fitted
+
+FROM_WINDOWS = (
+    *("energy/", "power/", "latency/", "throughput/", "memory/", "measure/"),
+    *("cost/break_even", "cost/load", "cost/first"),
+    *("vs_dense/speedup", "vs_dense/cpu_speedup", "vs_dense/energy"),
+)
+"""Metrics, by their beginnings, that are worth nothing if the record is invalid; accuracy and sizes are."""
+AT_ONCE = 900
+"""Metrics; MLflow takes 1000."""
+DIGEST = 16
+"""Hex digits of a dataset's checksum; MLflow takes 36, and shows them all wherever it names a dataset."""
+
+
+def as_shown(metric: str, valid: bool) -> str:
+    """Return the name that a metric has in the store.
+
+    Of an invalid record, nobody may mistake it for a result.
+    """
+    return metric if valid or not metric.startswith(FROM_WINDOWS) else f"invalid/{metric}"
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """An open run."""
+
+    run_id: str
+    client: Any
+
+    def enter(self, stage: str) -> None:
+        """Note where the experiment is; a failed or killed run tells from that how far it came."""
+        self.client.set_tag(self.run_id, "tsexp.stage", stage)
+
+    def log(
+        self,
+        cfg: Config,
+        dataset: Dataset,
+        fits: Mapping[str, Fitted],
+        files: Iterable[Path],
+        artifact: Artifact,
+        record: Record,
+    ) -> None:
+        """Store a record: inputs, metrics, tags, artifacts, and the model itself.
+
+        Parameters
+        ----------
+        cfg
+            What was asked for.
+        dataset
+            What the model was fitted and scored on.
+        fits
+            Prefix of their curves → the models on the way to the artifact, in the order of their making.
+        files
+            Attached as they are.
+        artifact
+            What was measured.
+        record
+            What came out.
+        """
+        self.client.log_inputs(self.run_id, inputs(dataset))
+        name = model.name_of(cfg, artifact.manifest["runtime"], fits)
+        logged = model.log(self.client, self.client.get_run(self.run_id), name, cfg, dataset, artifact)
+        histories = {prefix: fitted.history() for prefix, fitted in fits.items()}
+        self._log_numbers(cfg, dataset, histories, artifact, record, logged)
+        with tempfile.TemporaryDirectory(prefix="tsexp-track-") as temporary:
+            folder = Path(temporary)
+            (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
+            (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
+            (folder / "manifest.json").write_text(json.dumps(record.manifest, indent=1))
+            for file in files:
+                shutil.copyfile(file, folder / file.name)
+            write_predictions(folder / "predictions.csv", record, dataset)
+            pictures.curves(folder / "training.png", histories)
+            answers = {"dense": record.reference_scores.argmax(1), "artifact": record.scores.argmax(1)}
+            pictures.confusion(folder / "confusion.png", record.labels, answers, dataset.classes)
+            self.client.log_artifacts(self.run_id, str(folder))
+
+    def _log_numbers(
+        self,
+        cfg: Config,
+        dataset: Dataset,
+        histories: Mapping[str, list[dict[str, float]]],
+        artifact: Artifact,
+        record: Record,
+        model_id: str,
+    ) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        now = int(1000 * time.time())
+        # The UI compares runs by the first, accuracy, until told otherwise.
+        values = {as_shown(k, record.valid): v for k, v in record.metrics.items()} | {
+            "prune/requested_ratio": cfg.prune.ratio
+        }
+        on_test = {
+            "dataset_name": _split_name(dataset, "test"),
+            "dataset_digest": dataset.checksum[:DIGEST],
+        }
+        metrics = [
+            Metric(k, v, now, 0, model_id=model_id, **on_test if k.startswith("test/") else {})
+            for k, v in values.items()
+        ]
+        for prefix, history in histories.items():
+            for line in history:
+                names = [k for k in line if k != "epoch"]
+                metrics += [Metric(f"{prefix}/{k}", line[k], now, int(line["epoch"])) for k in names]
+        for i in range(0, len(metrics), AT_ONCE):
+            self.client.log_batch(self.run_id, metrics=metrics[i : i + AT_ONCE])
+        tags = {
+            "tsexp.energy_source": record.energy_source,
+            "tsexp.valid": "true" if record.valid else "false",
+            "tsexp.invalid_reasons": "; ".join(record.invalid_reasons),
+            "tsexp.warnings": "; ".join(record.warnings),
+            "tsexp.data_checksum": dataset.checksum,
+            "tsexp.protocol": str(PROTOCOL_VERSION),
+            "tsexp.config": digest({k: v for k, v in identity(cfg).items() if k != "seed"}),
+            "tsexp.cpu": record.hardware["cpu"],
+            "tsexp.artifact": artifact.signature,
+            "tsexp.runtime": artifact.manifest["runtime"],
+            "mlflow.note.content": _describe(values, record),
+        }
+        self.client.log_batch(self.run_id, tags=[RunTag(k, v[:4900]) for k, v in tags.items()])
+
+
+@contextmanager
+def tracked(
+    cfg: Config, resolved_yaml: str, name: str, signature: str, parent: str | None
+) -> Iterator[Tracked]:
+    """Open a run; it ends FINISHED, or FAILED with the traceback as its artifact ``traceback.txt``.
+
+    Parameters
+    ----------
+    cfg
+        Logged as flat params.
+    resolved_yaml
+        Logged as ``config.yaml``.
+    name
+        What varies.
+    signature
+        Of the record.
+    parent
+        Run id of the sweep, if there is one.
+    """
+    import mlflow
+    from mlflow.entities import Param, RunTag
+
+    client = store(cfg.tracking)
+    tags = {
+        "tsexp.signature": signature,
+        "tsexp.stage": "start",
+        "mlflow.runName": redact(name)[:250],
+        **({"mlflow.parentRunId": parent} if parent else {}),
+        **origin.tags(),
+    }
+    run_id = client.create_run(experiment_of(client, cfg.tracking), tags=tags).info.run_id
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        try:
+            params = [Param(k, redact(str(v))[:6000]) for k, v in flat(cfg).items()]
+            client.log_batch(run_id, params=params, tags=[RunTag("tsexp.data", cfg.data.name)])
+            client.log_text(run_id, redact(resolved_yaml), "config.yaml")
+            yield Tracked(run_id, client)
+        except BaseException as error:
+            details = error.details if isinstance(error, MeasuringFailed) else ""
+            client.log_text(run_id, redact(f"{traceback.format_exc()}\n{details}"), "traceback.txt")
+            client.set_tag(run_id, "tsexp.error", redact(f"{type(error).__name__}: {error}")[:4900])
+            raise
+        client.set_tag(run_id, "tsexp.stage", "done")
+
+
+def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:
+    """End as FAILED what a process that is gone left RUNNING."""
+    client = store(config)
+    mine = (
+        f"attributes.status = 'RUNNING' and tags.`tsexp.pid` = '{pid}' "
+        f"and tags.`tsexp.host` = '{socket.gethostname()}'"
+    )
+    for run in client.search_runs([experiment_of(client, config)], mine):
+        client.set_tag(run.info.run_id, "tsexp.error", reason)
+        client.log_text(run.info.run_id, f"{reason}\n", "traceback.txt")
+        client.set_terminated(run.info.run_id, "FAILED")
+
+
+def inputs(dataset: Dataset) -> list[Any]:
+    """Return both splits of a dataset as MLflow's dataset inputs, named and told apart as their files are.
+
+    The digest is the beginning of the checksum over both files.
+    """
+    from mlflow.data.schema import TensorDatasetSchema
+    from mlflow.entities import Dataset as Entity
+    from mlflow.entities import DatasetInput, InputTag
+    from mlflow.types import Schema, TensorSpec
+
+    steps = (
+        -1 if np.isnan(dataset.x_test).any() or np.isnan(dataset.x_train).any() else dataset.x_train.shape[2]
+    )
+    series = Schema([TensorSpec(dataset.x_train.dtype, (-1, dataset.channels, steps))])
+    schema = TensorDatasetSchema(series, Schema([TensorSpec(dataset.y_train.dtype, (-1,))]))
+    made = []
+    for split, file, x, y in (
+        ("train", dataset.files[0], dataset.x_train, dataset.y_train),
+        ("test", dataset.files[1], dataset.x_test, dataset.y_test),
+    ):
+        counts = np.bincount(y, minlength=len(dataset.classes)).tolist()
+        profile = {
+            "series": len(x),
+            "channels": dataset.channels,
+            "longest": x.shape[2],
+            "classes": dict(zip(dataset.classes, counts, strict=True)),
+        }
+        entity = Entity(
+            name=_split_name(dataset, split),
+            digest=dataset.checksum[:DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": file}),
+            schema=json.dumps(schema.to_dict()),
+            profile=json.dumps(profile),
+        )
+        made.append(DatasetInput(entity, [InputTag("mlflow.data.context", split)]))
+    return made
+
+
+def _split_name(dataset: Dataset, split: str) -> str:
+    return f"{dataset.name}_{split.upper()}"
+
+
+def _describe(values: Mapping[str, float], record: Record) -> str:
+    mark = "" if not record.energy_source.startswith(ESTIMATED) else " (estimate)"
+    lines = [
+        f"Accuracy **{100 * values['test/accuracy']:.1f} %**, drop "
+        f"{values['vs_dense/accuracy_drop_pt']:+.1f} points "
+        f"[{values['vs_dense/accuracy_drop_lo']:+.1f}, {values['vs_dense/accuracy_drop_hi']:+.1f}] against "
+        f"the dense model trained as long "
+        f"({100 * values['test/control_accuracy']:.1f} %).",
+    ]
+    if record.valid:
+        lines.append(
+            f"Energy saving{mark} **{values['vs_dense/energy_saving_pct']:.1f} %** "
+            f"[{values['vs_dense/energy_saving_lo']:.1f}, {values['vs_dense/energy_saving_hi']:.1f}], "
+            f"speedup **{values['vs_dense/speedup']:.2f}** "
+            f"[{values['vs_dense/speedup_lo']:.2f}, {values['vs_dense/speedup_hi']:.2f}]."
+        )
+    lines += [f"- **invalid**: {r}" for r in record.invalid_reasons] + [
+        f"- warning: {w}" for w in record.warnings
+    ]
+    return "\n".join([*lines, f"\nEnergy covers {record.raw['scope']}."])
+
+
+def write_predictions(path: Path, record: Record, dataset: Dataset) -> None:
+    """One line per test series, as its task has it (`tsexp.tasks`)."""
+    task = tasks.of(dataset)
+    heading, rows = task.predictions(record.scores, record.reference_scores, record.labels, dataset)
+    with path.open("w", newline="") as f:
+        csv.writer(f).writerows([heading, *rows])

@@ -1,0 +1,129 @@
+"""What runs inside the logged model: raw series in, class names and probabilities out.
+
+MLflow stores this file, this package and the artifact folder, and pickles nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]
+    """Raw series, numbers (batch, channels, time) → a table with a row per series.
+
+    Its columns are ``class``, the most probable class by name, and ``p_NAME``, the probability of each class.
+    """
+
+    def load_context(self, context: Any) -> None:
+        """Load the artifact folder that was logged."""
+        from tsexp import runtimes
+
+        folder = Path(context.artifacts["artifact"])
+        self.predictor = runtimes.load(folder)
+        manifest = runtimes.read_manifest(folder)
+        self.classes: list[str] = manifest["classes"]
+        self.channels, self.length = manifest["shape"]
+        self.ragged = bool((context.model_config or {})["ragged"])
+
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:  # type: ignore[type-arg]
+        """Answer a batch.
+
+        Parameters
+        ----------
+        context
+            Of MLflow.
+        model_input
+            What `checked` takes.
+        params
+            ``{"scores": True}``: answer the raw class scores instead, float32 (batch, classes), in the order
+            of ``classes`` in the artifact's manifest.
+        """
+        import pandas as pd
+        from scipy.special import softmax
+
+        scores = self.predictor(checked(model_input, self.channels, self.length, self.ragged))
+        if (params or {}).get("scores"):
+            return scores
+        probabilities = softmax(scores.astype(np.float64), axis=1)
+        columns = {f"p_{name}": column for name, column in zip(self.classes, probabilities.T, strict=True)}
+        return pd.DataFrame({"class": [self.classes[i] for i in scores.argmax(1)], **columns})
+
+
+def takes(channels: int, length: int, ragged: bool) -> str:
+    """Say in words what a model takes."""
+    steps = "time, at least 2" if ragged else str(length)
+    what = f"numbers of shape (batch, {channels}, {steps})"
+    return f"{what}; a shorter series ends in NaN" if ragged else what
+
+
+def checked(series: Any, channels: int, length: int, ragged: bool) -> FloatArray:
+    """Return series as a model takes them: float32, finite but for the NaN that shorter series end in.
+
+    Parameters
+    ----------
+    series
+        An array or nested lists, of any kind of number.
+    channels, length
+        Of each series.
+    ragged
+        Series may have any length, and end in NaN.
+
+    Raises
+    ------
+    MlflowException
+        In one line: what was wrong, and what is allowed.
+    """
+
+    def refuse(what: str) -> MlflowException:
+        allowed = f"this model takes {takes(channels, length, ragged)}"
+        return MlflowException(f"{what}; {allowed}", INVALID_PARAMETER_VALUE)
+
+    try:
+        found = np.asarray(series)
+        if found.dtype == object:  # a list with None, which is what JSON makes of NaN
+            found = found.astype(np.float64)
+    except (TypeError, ValueError):
+        raise refuse("not an array: lists of unequal length, or values that are no numbers") from None
+    if found.dtype.kind not in "fiub":
+        raise refuse(f"values of type {found.dtype}")
+    if found.size == 0:
+        raise refuse(f"an empty batch, of shape {found.shape}")
+    if found.ndim != 3:
+        hint = (
+            " (series[:, None] adds the axis of the one channel)" if (found.ndim, channels) == (2, 1) else ""
+        )
+        raise refuse(f"shape {found.shape} has {found.ndim} axes instead of 3{hint}")
+    if found.shape[1] != channels or (found.shape[2] < 2 if ragged else found.shape[2] != length):
+        raise refuse(f"shape {found.shape} does not fit")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+        x = np.ascontiguousarray(found, dtype=np.float32)
+    if np.isinf(x).any():
+        raise refuse(f"series {_first(np.isinf(x))} has infinite values, or some that float32 cannot hold")
+    missing = np.isnan(x)
+    if not missing.any():
+        return x
+    if not ragged:
+        raise refuse(f"series {_first(missing)} has NaN where a value is needed")
+    lengths = (~missing).any(1).sum(1)
+    if not lengths.all():
+        raise refuse(f"series {int(lengths.argmin())} has no values")
+    wrong = missing != (np.arange(x.shape[2]) >= lengths[:, None])[:, None]
+    if wrong.any():
+        raise refuse(f"series {_first(wrong)} has NaN before its end, or not in all channels")
+    return x
+
+
+def _first(found: np.ndarray[Any, Any]) -> int:
+    """Return the number of the first series in which something was found."""
+    return int(found.any((1, 2)).argmax())
+
+
+mlflow.models.set_model(ArtifactModel())

@@ -1,0 +1,66 @@
+"""The parent run of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tsexp.config import TrackingConfig, redact
+from tsexp.tracking import origin
+from tsexp.tracking.client import experiment_of, store
+
+
+def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
+    """Return the parent run of a sweep; the same command finds the same one again."""
+    client = store(config)
+    experiment = experiment_of(client, config)
+    found = client.search_runs([experiment], f"tags.`tsexp.sweep` = '{signature}'", max_results=1)
+    if found:
+        client.update_run(found[0].info.run_id, "RUNNING")
+        return str(found[0].info.run_id)
+    tags = {
+        "tsexp.sweep": signature,
+        "tsexp.stage": "sweep",
+        "mlflow.runName": redact(name)[:250],
+        **origin.tags(),
+    }
+    return str(client.create_run(experiment, tags=tags).info.run_id)
+
+
+def close_sweep(
+    config: TrackingConfig,
+    run_id: str,
+    ok: bool,
+    note: str,
+    files: Sequence[Path],
+    metrics: Mapping[str, float] | None = None,
+    energy_source: str = "",
+) -> None:
+    """End a parent run.
+
+    Parameters
+    ----------
+    config
+        The store.
+    run_id
+        Of the parent.
+    ok
+        No job failed.
+    note
+        Its description (Markdown).
+    files
+        Its pictures.
+    metrics
+        What came out (`report.sweep_metrics`).
+    energy_source
+        Where the joules of all its jobs come from.
+    """
+    client = store(config)
+    client.set_tag(run_id, "mlflow.note.content", redact(note))
+    if energy_source:
+        client.set_tag(run_id, "tsexp.energy_source", energy_source)
+    for name, value in (metrics or {}).items():
+        client.log_metric(run_id, name, value)
+    for file in files:
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
