@@ -108,8 +108,10 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
 
 
 def _name(cfg: Config) -> str:
+    """Name a single run; what is varied most comes first: the UI cuts names."""
     p = cfg.prune
-    return f"{cfg.data.name} {cfg.model.name} {cfg.runtime.name} {cfg.quant.mode} {p.method}-{p.scope}-{p.ratio:g} seed {cfg.seed}"
+    pruned = f"{p.method}-{p.scope}-{p.ratio:g}" if p.ratio else "unpruned"
+    return f"{pruned} {cfg.quant.mode} {cfg.runtime.name} {cfg.model.name} {cfg.data.name} seed {cfg.seed}"
 
 
 def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) -> tuple[str, bool]:
