@@ -15,8 +15,8 @@ import numpy as np
 DPI = 80
 PARTS = {"train_": "train", "val_": "validation"}
 """How the name of a curve begins → what it was computed on; what follows is the quantity."""
-LOG = ("lr",)
-"""Quantities that span magnitudes."""
+COLOURS = {"train": "C0", "validation": "C1"}
+LABELS = {"lr": "learning rate"}
 
 History = Sequence[Mapping[str, float]]
 
@@ -47,35 +47,35 @@ def curves(path: Path, fits: Mapping[str, History]) -> bool:
         False, and nothing is drawn, if no fit has a history (estimators have none).
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     fits = {name: history for name, history in fits.items() if history}
     rows = quantities(fits)
     if not rows:
         return False
-    width, height = 0.9 + 4.2 * len(fits), 0.7 + 2.0 * len(rows)
+    width, height = 1.1 + 4.2 * len(fits), 0.7 + 2.0 * len(rows)
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(len(rows), len(fits), squeeze=False, sharex="col", sharey="row")
     for (quantity, keys), row in zip(rows.items(), axes, strict=True):
+        parts = [part for part in map(_part, keys) if part]
         for axis, history in zip(row, fits.values(), strict=True):
             for key in keys:
                 points = [(line["epoch"], line[key]) for line in history if key in line]
-                part = next((label for prefix, label in PARTS.items() if key.startswith(prefix)), quantity)
-                axis.plot(
-                    *np.array(points).reshape(-1, 2).T, label=part, marker="." if len(points) < 3 else ""
-                )
+                part, marker = _part(key), "." if len(points) < 3 else ""
+                axis.plot(*np.reshape(points, (-1, 2)).T, label=part, color=COLOURS.get(part), marker=marker)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel("learning rate" if quantity == "lr" else quantity)
-        if len(keys) > 1:
+        if len(parts) > 1:
             row[-1].legend()
-        if quantity in LOG:
-            row[0].set_yscale("log")
+        of = f", {parts[0]}" if len(parts) == 1 else ""
+        row[0].set_ylabel(f"{LABELS.get(quantity, quantity)}{of}")
     for axis, name in zip(axes[0], fits, strict=True):
         axis.set_title(name)
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels(axes[:, 0])
     figure.subplots_adjust(
-        left=0.8 / width,
+        left=1 / width,
         right=1 - 0.1 / width,
         bottom=0.5 / height,
         top=1 - 0.3 / height,
@@ -84,6 +84,10 @@ def curves(path: Path, fits: Mapping[str, History]) -> bool:
     )
     figure.savefig(path, dpi=DPI)
     return True
+
+
+def _part(key: str) -> str:
+    return next((label for prefix, label in PARTS.items() if key.startswith(prefix)), "")
 
 
 def confusion(
