@@ -89,7 +89,7 @@ def test_without_a_part_everything_is_made(store, folder, monkeypatch, capsys):
         return path
 
     for name, module in (
-        ("study_figures", types.SimpleNamespace(draw=draw)),
+        ("figures", types.SimpleNamespace(draw=draw)),
         ("page", types.SimpleNamespace(write=write)),
     ):
         monkeypatch.setitem(sys.modules, f"tsexp.report.{name}", module)

@@ -57,7 +57,7 @@ def test_points_without_a_difference_seen_are_open_and_the_legend_says_so(draw):
         (open_marks,) = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
         assert list(open_marks.get_xdata()) == [0.5]
     left, _ = draw(seen, unseen).axes
-    assert legend(left) == ["open: no difference seen"]
+    assert legend(left) == ["open: no difference seen (interval holds 0)"]
     assert legend(draw(seen).axes[0]) == []
 
 

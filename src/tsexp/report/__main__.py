@@ -134,9 +134,9 @@ def _make(parts: list[str], config: Any, where: str | None, asked_for_store: boo
     else:
         said = notes(frozen, aggregate(frozen))
     if "figures" in parts:
-        from tsexp.report import study_figures
+        from tsexp.report import figures
 
-        written[f"{folder / 'figures'}/"] = f"{len(study_figures.draw(frozen, folder / 'figures'))} files"
+        written[f"{folder / 'figures'}/"] = f"{len(figures.draw(frozen, folder / 'figures'))} files"
     if "page" in parts:
         from tsexp.report import page
 

@@ -1,4 +1,4 @@
-"""What is drawn: the runs that are comparable, the mean of their seeds, and the controls that they are compared with."""
+"""What is drawn: the runs that are comparable, the mean of their seeds, and their controls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tsexp.report.frozen import Frozen
 from tsexp.report.statistics import aggregate
-from tsexp.report.style import COLOURS
+from tsexp.report.style import COLOURS, LEAST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,21 +24,16 @@ VALUES = {
             "accuracy_pct",
             "measured_j",
             "estimated_j",
-            "measured_saving_pct",
-            "estimated_saving_pct",
             "speedup",
         )
     },
     "accuracy_drop_pt": "drop_pt",
 }
 """What a point has, and its column in the tables."""
+SIDES = ("measured", "estimated")
+ENDS = ("", "_lo", "_hi")
 CONTROL = ["dataset", "model", "tuning"]
 """Names a control."""
-BARS = (
-    "Bars: 95 % intervals as in the tables: of accuracy over seeds and test series; of savings and speedups "
-    "t over seeds, of one seed t over "
-    "measuring processes. Those of two seeds are wide and may leave the panel."
-)
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,9 @@ class Points:
         each way and seed.
     points
         A row per `WAY`: n (seeds), n_energy (those with valid energy), warned (one of them has a warning),
-        and for each of `VALUES` its mean,
-        ``_lo`` and ``_hi`` (`BARS`).
+        and for each of `VALUES` its mean, ``_lo`` and ``_hi``, as in the tables. measured_relative and
+        estimated_relative, with ``_lo`` and ``_hi``, are the energies relative to the control's: of a saving
+        of 75 % .25, and 8.5 of one of -750 %.
     controls
         A row per `CONTROL`: accuracy_pct with ``_lo`` and ``_hi``, dense_accuracy_pct (before any tuning),
         measured_j, estimated_j (of the windows that it was the reference in), n.
@@ -118,7 +114,6 @@ def points(frozen: Frozen) -> Points:
     runs = runs.drop(columns="estimated").sort_values(
         [*WAY, "seed", "run_id"], kind="stable", ignore_index=True
     )
-    ends = ("", "_lo", "_hi")
     rows = aggregate(replace(frozen, results=runs))
     if rows.empty:
         empty = pd.DataFrame(
@@ -128,16 +123,23 @@ def points(frozen: Frozen) -> Points:
                 "n_energy",
                 "warned",
                 "tuning",
-                *(f"{v}{end}" for v in VALUES for end in ends),
+                *(f"{v}{end}" for v in (*VALUES, *(f"{s}_relative" for s in SIDES)) for end in ENDS),
             ]
         )
         return Points(runs, empty, pd.DataFrame(columns=CONTROL), tuple(notes))
     rows = rows.sort_values(WAY, kind="stable", ignore_index=True)
     table = rows[[*WAY, "n", "n_energy", "tuning"]].assign(
         warned=rows["warned"] > 0,
-        **{f"{ours}{end}": rows[f"{theirs}{end}"] for ours, theirs in VALUES.items() for end in ends},
+        **{f"{ours}{end}": rows[f"{theirs}{end}"] for ours, theirs in VALUES.items() for end in ENDS},
+        **{f"{side}_relative{end}": of for side in SIDES for end, of in _relative(rows, side).items()},
     )
     return Points(runs, table, _controls(rows), tuple(notes))
+
+
+def _relative(rows: pd.DataFrame, side: str) -> dict[str, pd.Series]:
+    """Energy relative to the control's; the most that is saved is the least that is left."""
+    left = {end: (1 - rows[f"{side}_saving_pct{end}"] / 100).clip(lower=LEAST) for end in ENDS}
+    return {"": left[""], "_lo": left["_hi"], "_hi": left["_lo"]}
 
 
 def _controls(rows: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +147,7 @@ def _controls(rows: pd.DataFrame) -> pd.DataFrame:
 
     The energy, which was measured anew with every artifact, the mean.
     """
-    energies = {side: f"{side}_reference_j" for side in ("measured", "estimated")}
+    energies = {side: f"{side}_reference_j" for side in SIDES}
     most = rows.sort_values("n", ascending=False, kind="stable").drop_duplicates(CONTROL)
     of = {f"accuracy_pct{end}": most[f"control_accuracy_pct{end}"] for end in ("", "_lo", "_hi")}
     table = most[[*CONTROL, "n", "dense_accuracy_pct"]].assign(**of)
@@ -160,7 +162,10 @@ def _controls(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _commonest(runs: pd.DataFrame, by: list[str], columns: list[str]) -> tuple[pd.DataFrame, int]:
-    """Of each group, the rows with its commonest values in these columns (the smallest of equally common ones); and how many others there are."""
+    """Of each group, the rows with its commonest values in these columns; and how many others there are.
+
+    Of equally common values, the smallest.
+    """
     counts = (
         runs.groupby(by + columns)
         .size()

@@ -20,6 +20,9 @@ VARIES_ALONG_X = "prune.ratio"
 NAMED_LINES = 24
 """More lines than this are not named: the legend would fill the picture, and colours repeat. Reports split
 them into tables and figures."""
+LETTER_IN = 0.075
+"""Width of a letter of the legend, for which the picture grows."""
+BARS = "bars: 95 % intervals of the paired difference to the control (dense, the same training in total)"
 FIXED = {
     "prune.method": "pruned by {}",
     "prune.scope": "scope {}",
@@ -62,7 +65,10 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
         return None
     lines = _lines(rows)
     along_ratio = len({_ratio(r) for r in rows}) > 1
-    figure = Figure(figsize=(9.5, 4.3 if along_ratio else 5), layout="constrained")
+    named = list(lines) if len(lines) <= NAMED_LINES else []
+    in_legend = named if along_ratio and len(named) > 1 else []
+    width_in = 9.5 + LETTER_IN * max(map(len, in_legend), default=0)
+    figure = Figure(figsize=(width_in, 4.3 if along_ratio else 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (label, members) in enumerate(lines.items()):
         style = {
@@ -78,14 +84,19 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
         _line(right, [r for r in members if r.valid], place, _energy, style)
         unsure = [r for r in members if not r.valid]
         left.plot([place(r) for r in unsure], [_accuracy(r).value for r in unsure], **RING)
-    mark = ESTIMATE if any(not r.measured for r in rows) else ""
+    estimated = any(not r.measured for r in rows)
     left.set_ylabel("test accuracy (%)")
-    right.set_ylabel(f"energy per inference{mark} (control = 1)")
+    right.set_ylabel(f"energy per inference{ESTIMATE if estimated else ''} (control = 1)")
     _scale(right, [_energy(r) for r in rows if r.valid])
-    _name_the_lines(figure, (left, right), list(lines), along_ratio)
+    for axes in (left, right):
+        _along(axes, named, along_ratio)
+    if in_legend:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     _explain_the_marks(left, rows)
     figure.suptitle(_title(rows), fontsize=10.5, x=0.01, ha="left")
-    figure.supxlabel(_small_print(rows, len(lines)), fontsize=7, color="0.4", x=0.01, ha="left")
+    many = f"{len(lines)} combinations, too many to name; " if not named else ""
+    note = f"; {ESTIMATE} estimated from CPU time" if estimated else ""
+    figure.supxlabel(f"{many}{BARS}{note}", fontsize=7, color="0.4", x=0.01, ha="left")
     save(figure, path)
     return path
 
@@ -136,21 +147,16 @@ def _energy(row: Row) -> _Point:
 def _scale(axes: Axes, points: Sequence[_Point]) -> None:
     log_axis(axes.yaxis, [1.0, *(p.low for p in points), *(p.high for p in points)])
     axes.axhline(1, color="0.6", lw=0.8, zorder=0)
-    for one in axes.figure.axes:
-        one.grid(alpha=0.3)
 
 
-def _name_the_lines(figure: Any, panels: Sequence[Axes], names: list[str], along_ratio: bool) -> None:
-    few = len(names) <= NAMED_LINES
-    for axes in panels:
-        if along_ratio:
-            axes.set_xlabel("pruning ratio (share of heads and FFN units)")
-        else:
-            places = range(len(names)) if few else []
-            axes.set_xticks(places, names[: len(places)], rotation=30, ha="right", fontsize=8)
-            axes.margins(x=0.15)
-    if along_ratio and few and len(names) > 1:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+def _along(axes: Axes, names: list[str], along_ratio: bool) -> None:
+    """What runs along x: the pruning ratio, or the combinations themselves."""
+    axes.grid(alpha=0.3)
+    if along_ratio:
+        axes.set_xlabel("pruning ratio (share of heads and FFN units)")
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+        axes.margins(x=0.15)
 
 
 def _explain_the_marks(axes: Axes, rows: Sequence[Row]) -> None:
@@ -159,7 +165,7 @@ def _explain_the_marks(axes: Axes, rows: Sequence[Row]) -> None:
     points = [*map(_accuracy, rows), *(_energy(r) for r in rows if r.valid)]
     handles = []
     if not all(p.differs for p in points):
-        handles.append(Line2D([], [], label="open: no difference seen", **OPEN))
+        handles.append(Line2D([], [], label="open: no difference seen (interval holds 0)", **OPEN))
     if any(not r.valid for r in rows):
         handles.append(Line2D([], [], label="ringed: energy invalid", **RING))
     if handles:
@@ -178,16 +184,6 @@ def _title(rows: Sequence[Row]) -> str:
             value = values.pop()
             said.append(words.format("fp32" if (key, value) == ("quant.mode", "none") else value))
     return " · ".join(filter(None, said))
-
-
-def _small_print(rows: Sequence[Row], lines: int) -> str:
-    said = [f"{lines} combinations, too many to name"] if lines > NAMED_LINES else []
-    said.append(
-        "bars: 95 % intervals of the paired difference to the control (dense, the same training in total)"
-    )
-    if any(not r.measured for r in rows):
-        said.append(f"{ESTIMATE} estimated from CPU time")
-    return "; ".join(said)
 
 
 def _lines(rows: list[Row]) -> dict[str, list[Row]]:

@@ -12,11 +12,26 @@ import pandas as pd
 import pytest
 
 from report_data import CLASSES, DATASETS, frozen, only
-from tsexp.report import study_figures as figures
-from tsexp.report.style import COLOURS
-from tsexp.report.points import WAY, colours, points
+from tsexp.report import figures
+from tsexp.report.figures import (
+    accuracy_energy,
+    channels,
+    confusion,
+    layout,
+    pruning,
+    quant_runtime,
+    roofline,
+    windows,
+    words,
+)
+from tsexp.report.figures.study import gather
+from tsexp.report.points import WAY, points
+from tsexp.report.style import COLOURS, STYLE, log_axis
 
-DRAW = "import sys; sys.path.insert(0, sys.argv[1]); from test_study_figures import *; figures.draw(small(), Path(sys.argv[2]))"
+DRAW = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from test_figures import *; "
+    "figures.draw(small(), Path(sys.argv[2]))"
+)
 
 
 def small(**changes):
@@ -24,8 +39,7 @@ def small(**changes):
 
 
 def study(results):
-    chosen = points(results)
-    return figures.Study(chosen.runs, chosen.points, chosen.controls, results, colours(results))
+    return gather(results, points(results))
 
 
 def changed(results, rows, **values):
@@ -55,7 +69,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _style():
-    with matplotlib.style.context(figures.STYLE, after_reset=True):
+    with matplotlib.style.context(STYLE, after_reset=True):
         yield
 
 
@@ -119,7 +133,7 @@ def test_all_text_is_readable_and_inside_the_figure(everything):
         canvas = FigureCanvasAgg(drawing.figure)
         canvas.draw()
         whole = drawing.figure.bbox.padded(2)
-        assert drawing.figure.get_figwidth() in (figures.COLUMN_IN, figures.PAGE_IN), name
+        assert drawing.figure.get_figwidth() in (layout.COLUMN_IN, layout.PAGE_IN), name
         for text in texts(drawing.figure):
             assert text.get_fontsize() >= 7, (name, text.get_text())
             box = text.get_window_extent(canvas.get_renderer())
@@ -132,16 +146,16 @@ def test_estimates_carry_a_dagger_and_measurements_share_no_figure_with_them(eve
             drawing = everything[f"{name}_{side}"]
             assert {d for d in DATASETS for a in drawing.figure.axes if a.get_title().startswith(d)} == panels
             assert any("†" in t.get_text() for t in texts(drawing.figure)) == (side == "estimated")
-            assert (figures.ESTIMATED in drawing.notes) == (side == "estimated")
+            assert (words.ESTIMATED in drawing.notes) == (side == "estimated")
 
 
 def test_savings_of_both_kinds_are_in_rows_of_their_own():
     results = half_measured()
-    figure = figures.ratio(study(results)).figure
+    figure = pruning.ratio(study(results)).figure
     labelled = {a.get_ylabel().replace("\n", " "): a for a in figure.axes if a.get_ylabel()}
     assert list(labelled) == [
-        "measured energy saving (%)",
-        "estimated energy saving† (%)",
+        "measured energy (control = 1)",
+        "estimated energy† (control = 1)",
         "speedup (wall time)",
     ]
     rows = [figure.axes[k : k + 3] for k in (0, 3, 6)]
@@ -151,8 +165,45 @@ def test_savings_of_both_kinds_are_in_rows_of_their_own():
     assert lines == [[0, 1, 0], [1, 0, 1], [1, 1, 1]]
 
 
+def test_energies_and_speedups_are_relative_to_the_control_on_logarithmic_axes():
+    """One that takes 8.5 times the energy leaves the others apart."""
+    results = small(datasets=("PLAID",), seeds=(0,))
+    r = results.results
+    worst = (r["ratio"] == 0.5) & (r["method"] == "l1") & (r["runtime"] == "eager")
+    of = dict(zip(("pct", "lo", "hi"), (-750.0, -800.0, -700.0), strict=True))
+    results = changed(results, worst, **{f"estimated_saving_{end}": v for end, v in of.items()})
+    energy, speedup = pruning.ratio(study(results)).figure.axes
+    assert (energy.get_yscale(), speedup.get_yscale()) == ("log", "log")
+    (line,) = energy.containers
+    assert line.lines[0].get_ydata()[-1] == pytest.approx(8.5)
+    assert sorted(line.lines[2][0].get_segments()[-1][:, 1]) == pytest.approx([8.0, 9.0])
+    low, high = energy.get_ylim()
+    assert low < 0.7 < 9.0 < high
+
+
+def test_the_numbers_on_a_front_have_their_key_in_the_figure():
+    drawing = accuracy_energy.accuracy_energy(study(small()), "estimated")
+    foot = " ".join(" ".join(t.get_text().split()) for t in drawing.figure.texts)
+    for axes in drawing.figure.axes:
+        listed = [n for n in drawing.notes if n.startswith(f"{axes.get_title()}, front ")]
+        assert [t.get_text() for t in axes.texts] == [str(k + 1) for k in range(len(listed))] != []
+        assert f"On the front of {axes.get_title()}: (1) " in foot
+        for number, note in enumerate(listed, 1):
+            said = note.split(f"front {number}: ")[1].removesuffix(".")
+            assert f"({number}) {said}" in foot
+
+
+def test_bars_are_explained_by_what_they_are_of():
+    of = study(small())
+    assert "two-way: over seeds and test series" in words.ACCURACY_BARS
+    assert words.ACCURACY_BARS in pruning.pruning_ways(of).notes
+    assert words.COST_BARS in pruning.ratio(of).notes
+    for make in (pruning.pruning_ways, figures.FIGURES["accuracy_energy_estimated"]):
+        assert words.COST_BARS not in make(of).notes
+
+
 def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
-    drawing = figures.pruning_ways(study(small(models=("t1", "t2"))))
+    drawing = pruning.pruning_ways(study(small(models=("t1", "t2"))))
     assert [a.get_title().split("\n")[0] for a in drawing.figure.axes] == [
         f"{d} · {m}" for m in ("t1", "t2") for d in DATASETS
     ]
@@ -165,7 +216,7 @@ def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
 
 def test_the_levels_of_the_control_and_of_the_untuned_model_are_the_rows_own():
     results = small(datasets=("PLAID",))
-    drawing = figures.pruning_ways(study(results))
+    drawing = pruning.pruning_ways(study(results))
     (axes,) = drawing.figure.axes
     pruned = results.results[results.results["ratio"] > 0]
     control, dense = (100 * pruned[f"{of}_accuracy"].mean() for of in ("control", "dense"))
@@ -193,10 +244,10 @@ def test_the_control_is_a_point_and_may_be_on_the_front():
     assert control["accuracy_pct"] == pytest.approx(100 * pruned["control_accuracy"].mean())
     assert control["estimated_j"] == pytest.approx(pruned["estimated_reference_j"].mean(), rel=1e-2)
     assert control["accuracy_pct_lo"] < control["accuracy_pct"] < control["accuracy_pct_hi"]
-    drawing = figures.accuracy_energy(one, "estimated")
+    drawing = accuracy_energy.accuracy_energy(one, "estimated")
     stars = [line for line in drawing.figure.axes[0].lines if line.get_marker() == "*"]
     assert [list(line.get_ydata()) for line in stars] == [[control["accuracy_pct"]]]
-    best = figures._front(one.points, "estimated_j", "accuracy_pct")
+    best = accuracy_energy.best_of(one.points, "estimated_j", "accuracy_pct")
     assert best["accuracy_pct"].max() < control["accuracy_pct"]
     assert any("t1, control" in note for note in drawing.notes)
 
@@ -204,7 +255,7 @@ def test_the_control_is_a_point_and_may_be_on_the_front():
 def test_a_dense_model_that_was_measured_itself_is_no_second_point():
     dense = small(datasets=("PLAID",))
     dense = only(dense, dense.results["ratio"] == 0)
-    drawing = figures.accuracy_energy(study(dense), "estimated")
+    drawing = accuracy_energy.accuracy_energy(study(dense), "estimated")
     assert not [line for line in drawing.figure.axes[0].lines if line.get_marker() == "*"]
 
 
@@ -246,7 +297,7 @@ def test_a_point_has_the_mean_and_the_interval_of_the_tables():
 
 
 def test_the_wide_bars_of_two_seeds_do_not_hide_the_rest():
-    axes = figures.pruning_ways(study(small(datasets=("PLAID",)))).figure.axes[0]
+    axes = pruning.pruning_ways(study(small(datasets=("PLAID",)))).figure.axes[0]
     low, high = axes.get_ylim()
     values = [y for c in axes.containers for y in c.lines[0].get_ydata()]
     ends = [
@@ -254,9 +305,9 @@ def test_the_wide_bars_of_two_seeds_do_not_hide_the_rest():
     ]
     assert low < min(values) < max(values) < high
     assert max(ends) - min(ends) > 2 * (high - low)  # of which some are cut, and the small print says so
-    assert "Those of two seeds are wide" in figures.BARS
+    assert "Those of two seeds are wide" in words.ACCURACY_BARS
     three = small(datasets=("PLAID",), seeds=(0, 1, 2))
-    axes = figures.pruning_ways(study(three)).figure.axes[0]
+    axes = pruning.pruning_ways(study(three)).figure.axes[0]
     low, high = axes.get_ylim()
     assert all(
         low < y < high
@@ -299,12 +350,12 @@ def test_the_front_has_what_nothing_beats_in_both():
     table = pd.DataFrame(
         {"j": [1, 2, 2, 3, 4, 5], "accuracy": [50, 60, 55, 58, 70, 70], "name": list("abcdef")}
     )
-    assert list(figures._front(table, "j", "accuracy")["name"]) == ["a", "b", "e"]
+    assert list(accuracy_energy.best_of(table, "j", "accuracy")["name"]) == ["a", "b", "e"]
 
 
 def test_pairs_that_were_not_measured_are_hatched_and_not_zero():
     results = small()
-    figure = figures.quant_runtime(study(results)).figure
+    figure = quant_runtime.quant_runtime(study(results)).figure
     valid = results.results[results.results["valid"] & (results.results["ratio"] == 0)]
     for axes, dataset in zip(figure.axes, DATASETS, strict=False):
         there = valid[valid["dataset"] == dataset].drop_duplicates(["mode", "runtime"])
@@ -323,13 +374,13 @@ def test_a_heat_map_without_dense_pairs_says_at_which_ratio_it_is():
     )
     assert any(
         note.startswith("At pruning ratio 0.3 (l1 global)")
-        for note in figures.quant_runtime(study(pruned)).notes
+        for note in quant_runtime.quant_runtime(study(pruned)).notes
     )
 
 
 def test_a_unit_has_the_colour_of_the_smallest_ratio_at_which_it_is_gone():
     results = small(datasets=("PLAID",), seeds=(0,))
-    drawing = figures.channels(study(results))
+    drawing = channels.channels(study(results))
     heads = drawing.figure.axes[0].images[0].get_array()
     r = results.results
     ids = {
@@ -362,7 +413,7 @@ def test_the_share_of_the_peak_is_what_it_says(threads, share_pct):
         peak_gmacs=40.0,
         threads=threads,
     )
-    axes = figures.roofline(study(results)).figure.axes[0]
+    axes = roofline.roofline(study(results)).figure.axes[0]
     assert {round(float(x), 9) for line in axes.lines for x in line.get_xdata()} == {share_pct}
 
 
@@ -370,10 +421,10 @@ def test_the_widest_run_is_shown_with_its_outlier_ringed():
     results = small(datasets=("PLAID",), series=20)
     r = results.results
     run = r[(r["mode"] == "bf16") & (r["seed"] == 1)].iloc[0]
-    windows = results.windows.copy()
-    planted = windows[(windows["run_id"] == run["run_id"]) & (windows["subject"] == "artifact")].index[2]
-    windows.loc[planted, "energy_j"] *= 1.5
-    drawing = figures.windows(study(replace(results, windows=windows)), "estimated")
+    table = results.windows.copy()
+    planted = table[(table["run_id"] == run["run_id"]) & (table["subject"] == "artifact")].index[2]
+    table.loc[planted, "energy_j"] *= 1.5
+    drawing = windows.windows(study(replace(results, windows=table)), "estimated")
     assert any(
         note.startswith("PLAID, widest") and "openvino, bf16, not pruned, seed 1" in note
         for note in drawing.notes
@@ -383,7 +434,7 @@ def test_the_widest_run_is_shown_with_its_outlier_ringed():
         for line in drawing.figure.axes[0].lines
         if line.get_markeredgecolor() == COLOURS[1] and line.get_marker() == "o" and len(line.get_xdata())
     ]
-    assert windows.loc[planted, "order"] in [x for line in rings for x in line.get_xdata()]
+    assert table.loc[planted, "order"] in [x for line in rings for x in line.get_xdata()]
 
 
 def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point_on_validation_series():
@@ -393,7 +444,7 @@ def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point_on
     )
     winner = results.results[(results.results["ratio"] == 0.3) & results.results["valid"]].index[0]
     results = changed(results, winner, val_drop_pt=0.9, accuracy_drop_pt=1.4, bytes=20)
-    drawing = figures.confusion(study(results))
+    drawing = confusion.confusion(study(results))
     run = results.results.loc[winner]
     assert any(
         f"{run['runtime']}" in n
@@ -458,7 +509,7 @@ def test_ranks_say_what_so_few_datasets_can_tell(everything):
 
 
 def test_the_style_has_the_colours_of_all_pictures():
-    style = matplotlib.rc_params_from_file(figures.STYLE, use_default_template=False)
+    style = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
     assert style["axes.prop_cycle"].by_key()["color"] == COLOURS
 
 
@@ -468,6 +519,6 @@ def test_an_axis_of_energies_names_at_least_two_values_however_near_they_are(hig
 
     axes = Figure().add_subplot()
     axes.plot([7.0, 7.0 * highest], [0, 1])
-    figures._log_ticks(axes.xaxis, pd.Series([7.0, 7.0 * highest]))
+    log_axis(axes.xaxis, pd.Series([7.0, 7.0 * highest]))
     low, high = axes.get_xlim()
     assert 2 <= sum(low <= tick <= high for tick in axes.xaxis.get_majorticklocs()) <= 6

@@ -1,0 +1,167 @@
+"""Accuracy against energy per inference, and the front of what nothing beats in both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tsexp.report.figures import layout, words
+from tsexp.report.figures.study import RUNTIMES, CannotDraw, Drawing, Study
+from tsexp.report.front import front
+from tsexp.report.style import MARKERS, log_axis
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+FEW = 12
+"""The bars of more points in a panel would hide the points."""
+NEAR = 14
+"""Pixels between numbers that would cover each other."""
+RING: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": "black", "mew": 0.6, "ls": "none"}
+STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.5, "ls": "none"}
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How the points of one figure are drawn, whatever the panel."""
+
+    column: str
+    factor: float
+    unit: str
+    colours: dict[str, str]
+    shapes: dict[str, str]
+
+    def place(self, p: pd.Series) -> tuple[float, float]:
+        return p[self.column] * self.factor, p["accuracy_pct"]
+
+
+def accuracy_energy(study: Study, side: str) -> Drawing:
+    """Draw a panel per dataset; the controls take part in the front, whose key is at the foot."""
+    shown = study.points[study.points[f"{side}_j"].notna()]
+    if shown.empty:
+        raise CannotDraw(f"no record has {side} energy")
+    sizes = shown.groupby("dataset").size()
+    if sizes.max() < 2:
+        raise CannotDraw("every dataset has one point only: there is nothing to compare")
+    controls = tuned(study, side)
+    factor, unit = layout.prefix(shown[f"{side}_j"].median())
+    shapes = dict(zip(words.ordered(shown["runtime"], RUNTIMES), MARKERS, strict=False))
+    look = _Look(f"{side}_j", factor, unit + words.dagger(side), study.colours, shapes)
+    figure, panels = layout.panels(shown["dataset"].unique(), height_in=2.3, legend_in=0.55)
+    key, listed = [], []
+    for dataset, axes in panels:
+        here, stars = (t[t["dataset"] == dataset] for t in (shown, controls))
+        entries = _panel(axes, dataset, here, stars, look)
+        numbered = " · ".join(f"({n}) {said}" for n, said in enumerate(entries, 1))
+        key.append(f"On the front of {dataset}: {numbered}")
+        listed += [f"{dataset}, front {n}: {said}." for n, said in enumerate(entries, 1)]
+    notes = words.small_print(study, side, warned=shown["warned"].any())
+    if sizes.min() <= FEW:
+        notes.append(words.ACCURACY_BARS)
+    if sizes.max() > FEW:
+        notes.append(f"Panels of more than {FEW} points have no bars, which would hide them.")
+    notes.append("The front is of test accuracy: what is on it may have been lucky there.")
+    energy = f"{side} energy per inference{words.dagger(side)} ({unit})"
+    layout.finish(figure, notes, _legend(shown, controls, look), energy, "test accuracy (%)", key)
+    return Drawing(figure, [*notes, *listed])
+
+
+def tuned(study: Study, side: str) -> pd.DataFrame:
+    """The controls with this kind of energy, but for the dense models that are points themselves."""
+    p, control = study.points, study.controls
+    dense = p[(p["ratio"] == 0) & (p["mode"] == "none") & (p["runtime"] == "eager")]
+    there = set(dense[["dataset", "model"]].itertuples(index=False, name=None))
+    other = [
+        tuning != "-" or (d, m) not in there
+        for d, m, tuning in zip(control["dataset"], control["model"], control["tuning"], strict=True)
+    ]
+    return control[other][lambda t: t[f"{side}_j"].notna()]
+
+
+def best_of(here: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
+    """Points that no other beats in both, by rising cost; of equal ones the first."""
+    best = here.iloc[front(list(zip(here[gain], here[cost], strict=True)))]
+    return best.drop_duplicates([gain, cost])
+
+
+def _panel(axes: Axes, dataset: str, here: pd.DataFrame, stars: pd.DataFrame, look: _Look) -> list[str]:
+    """One dataset; returned is what each number on its front stands for."""
+    import pandas as pd
+
+    among = pd.concat([here, stars], ignore_index=True) if len(stars) else here
+    best = best_of(among, look.column, "accuracy_pct")
+    steps = best[look.column] * look.factor, best["accuracy_pct"]
+    axes.step(*steps, where="post", color="0.55", lw=1, zorder=1)
+    for _, p in here.iterrows():
+        _point(axes, p, look, bars=len(here) <= FEW)
+    for _, p in stars.iterrows():
+        axes.plot(*look.place(p), color=look.colours[p["model"]], **STAR)
+    axes.set_title(dataset)
+    axes.margins(0.12, 0.15)
+    if len(here) <= FEW:
+        layout.frame(axes, here, "accuracy_pct")
+    log_axis(axes.xaxis, among[look.column] * look.factor)
+    _number(axes, [look.place(p) for _, p in best.iterrows()])
+    return [_said(p, look) for _, p in best.iterrows()]
+
+
+def _point(axes: Axes, p: pd.Series, look: _Look, bars: bool) -> None:
+    (x, y), colour, fp32 = look.place(p), look.colours[p["model"]], p["mode"] == "none"
+    axes.errorbar(
+        x,
+        y,
+        yerr=layout.around(p, "accuracy_pct") if bars else None,
+        color=colour,
+        marker=look.shapes[p["runtime"]],
+        mfc=colour if fp32 else "white",
+        mew=1,
+        elinewidth=0.5,
+    )
+    if p["warned"]:
+        layout.warn(axes, x, y, "white" if fp32 else "black")
+    if p["ratio"] == 0 and p["runtime"] == "eager" and fp32:
+        axes.plot(x, y, ms=9, **RING)
+
+
+def _number(axes: Axes, spots: Sequence[tuple[float, float]]) -> None:
+    """Number the points; of two that are near, one at the left and one at the right."""
+    last, right = (-math.inf, -math.inf), False
+    for number, spot in enumerate(spots, 1):
+        at = axes.transData.transform(spot)  # pixels, before the layout: near enough to keep numbers apart
+        right = not right and abs(at[0] - last[0]) < NEAR and abs(at[1] - last[1]) < NEAR
+        last = (at[0], at[1])
+        axes.annotate(
+            str(number),
+            spot,
+            xytext=(5 if right else -5, 4),
+            textcoords="offset points",
+            fontsize=7,
+            ha="left" if right else "right",
+            weight="bold",
+            zorder=5,
+        )
+
+
+def _said(p: pd.Series, look: _Look) -> str:
+    what = words.describe(p) if isinstance(p["runtime"], str) else f"{p['model']}, control"
+    joules, accuracy = look.place(p)
+    return f"{what}, {accuracy:.1f} %, {joules:.3g} {look.unit}"
+
+
+def _legend(shown: pd.DataFrame, controls: pd.DataFrame, look: _Look) -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    models = set(shown["model"])
+    grey: dict[str, Any] = {"color": "0.4", "ls": "none"}
+    handles: list[Any] = [Patch(fc=c, label=m) for m, c in look.colours.items() if m in models]
+    handles += [Line2D([], [], marker=s, label=r, **grey) for r, s in look.shapes.items()]
+    if (shown["mode"] != "none").any():
+        handles.append(Line2D([], [], marker="o", mfc="white", label="open: not fp32", **grey))
+    handles.append(Line2D([], [], ms=8, label="dense fp32 eager", **RING))
+    if len(controls):
+        handles.append(Line2D([], [], color="0.6", label="control: dense, tuned alike", **STAR))
+    return [*handles, Line2D([], [], color="0.55", label="Pareto front")]

@@ -1,0 +1,88 @@
+"""Labels against predictions, before and after compression."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from tsexp.report.figures import layout, words
+from tsexp.report.figures.study import CannotDraw, Drawing, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+LOSES_AT_MOST_PT = 1.0
+"""The smallest artifact that loses no more than this stands for what compression does."""
+MOST_NUMBERS, MOST_NAMES = 12, 20
+"""Classes beyond which cells have no numbers, and not every class a name."""
+
+
+def confusion(study: Study) -> Drawing:
+    """Draw the smallest artifact of each dataset that hardly loses, beside its control."""
+    small = study.runs[
+        ((study.runs["ratio"] > 0) | (study.runs["mode"] != "none"))
+        & study.runs["run_id"].isin(study.frozen.predictions["run_id"])
+    ]
+    if small.empty:
+        raise CannotDraw("nothing was compressed")
+    picks, notes = [], []
+    for dataset, group in small.groupby("dataset"):
+        run, note = _pick(group)
+        mine = study.frozen.predictions[study.frozen.predictions["run_id"] == run["run_id"]]
+        picks.append((dataset, run, mine, classes(mine)))
+        notes.append(f"{dataset}: {note}")
+    sides_in = [min(2.7, 0.2 * len(names) + 0.7) for *_, names in picks]
+    most = max(len(names) for *_, names in picks)
+    figure = layout.sized(3 if most > 5 else 1, sum(sides_in) + 0.3 * len(picks) + 0.5)
+    grid = figure.subplots(len(picks), 2, squeeze=False, height_ratios=sides_in, sharey="row")
+    for (left, right), (dataset, run, mine, names) in zip(grid, picks, strict=True):
+        _panel(left, mine, "dense_predicted", names, f"{dataset} · {run['model']}\ncontrol")
+        _panel(right, mine, "predicted", names, "compressed")
+    foot = [
+        words.invalid(study),
+        "Above: accuracy. In the cells: % of the series of that class. One run each.",
+    ]
+    layout.finish(figure, foot, x="predicted class", y="true class")
+    return Drawing(figure, [*foot, *notes])
+
+
+def _pick(group: pd.DataFrame) -> tuple[pd.Series, str]:
+    """The run that is shown of a dataset, and why."""
+    on_validation = group["val_drop_pt"].notna().any()
+    by, series = ("val_drop_pt", "validation") if on_validation else ("accuracy_drop_pt", "test")
+    group = group.sort_values(["bytes", by, "model", "mode", "runtime", "seed", "run_id"], kind="stable")
+    good = group[group[by] <= LOSES_AT_MOST_PT]
+    run = (good if len(good) else group).iloc[0]
+    why = "the smallest that loses" if len(good) else "the smallest; none loses"
+    return run, (
+        f"{words.describe(run)}, seed {run['seed']}, {why} at most {LOSES_AT_MOST_PT:g} point on {series} "
+        f"series: {run['accuracy_drop_pt']:+.1f} points lost on test series, {run['size_ratio']:.1f} times "
+        f"smaller."
+    )
+
+
+def _panel(axes: Axes, mine: pd.DataFrame, column: str, names: list[str], title: str) -> None:
+    import pandas as pd
+
+    counts = pd.crosstab(mine["label"], mine[column]).reindex(index=names, columns=names, fill_value=0)
+    share_pct = (100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)).to_numpy()
+    image = axes.imshow(share_pct, vmin=0, vmax=100, cmap="Blues", aspect="auto")
+    numbered = share_pct.nonzero() if len(names) <= MOST_NUMBERS else ((), ())
+    for y, x in zip(*numbered, strict=True):
+        colour = layout.readable_on(image.to_rgba(share_pct[y, x]))
+        axes.text(x, y, f"{share_pct[y, x]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_title(f"{title}: {100 * (mine['label'] == mine[column]).mean():.1f} %")
+    every = math.ceil(len(names) / MOST_NAMES)
+    short = [n if len(n) <= 9 else f"{n[:5]}…{n[-3:]}" for n in names[::every]]
+    tilted: dict[str, Any] = {"rotation": 45, "ha": "right"} if max(map(len, short)) > 2 else {}
+    axes.set_xticks(range(0, len(names), every), short, **tilted)
+    axes.set_yticks(range(0, len(names), every), short)
+    axes.grid(False)
+    axes.tick_params(length=0)
+
+
+def classes(predictions: pd.DataFrame) -> list[str]:
+    """Names of the classes of one run: numbers by size, then words."""
+    names = {n for column in ("label", "predicted", "dense_predicted") for n in predictions[column]}
+    return sorted(names, key=lambda n: (0, float(n), n) if n.replace(".", "", 1).isdigit() else (1, 0.0, n))

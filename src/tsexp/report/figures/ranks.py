@@ -1,0 +1,85 @@
+"""Mean ranks in accuracy over datasets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tsexp.report.figures import layout, words
+from tsexp.report.figures.study import CannotDraw, Drawing, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST = 10
+LEAST = 3
+"""Datasets, and configurations, of which ranks say anything."""
+ALPHA = 0.05
+
+
+def critical_difference(study: Study) -> Drawing:
+    """Draw mean ranks; bars join what no test tells apart."""
+    import matplotlib.pyplot as plt
+    from aeon.visualisation import plot_critical_difference
+
+    scores, total = _scores(study)
+    figure, axes = plot_critical_difference(
+        scores.to_numpy(),
+        list(scores.columns),
+        test="wilcoxon",
+        correction="holm",
+        alpha=ALPHA,
+        width=layout.PAGE_IN,
+        textspace=2.6,
+    )
+    plt.close(figure)
+    # Drawn for a poster: to the sizes of the other figures, and ranks with as many digits as they deserve.
+    for text in axes.texts:
+        text.set_fontsize(7.5)
+        if "." in text.get_text() and text.get_text().replace(".", "").isdigit():
+            text.set_text(f"{float(text.get_text()):.2f}")
+    for line in axes.lines:
+        line.set_linewidth(min(line.get_linewidth(), 3) / 1.5)
+    notes = [
+        words.invalid(study),
+        "Means over seeds and runtimes; 1 is the best rank.",
+        f"{len(scores)} datasets. Bars join what is not told apart (Friedman, then Wilcoxon with Holm, "
+        f"α = {ALPHA}).",
+    ]
+    smallest = 2 / 2 ** len(scores)
+    if smallest > ALPHA:
+        notes.append(
+            f"With {len(scores)} datasets Wilcoxon's test can tell no pair apart: its smallest p is "
+            f"{smallest:.2g}."
+        )
+    if total > MOST:
+        notes.append(
+            f"The {MOST} best mean ranks of {total} configurations, chosen by the scores that are compared."
+        )
+    figure.set_layout_engine("none")
+    foot = layout.wrapped(notes, layout.PAGE_IN)
+    figure.text(0.02, 0.02, foot, fontsize=7, color="0.35", ha="left", va="bottom")
+    return Drawing(figure, notes)
+
+
+def _scores(study: Study) -> tuple[pd.DataFrame, int]:
+    """Accuracy by dataset and configuration, the best ones; and how many configurations there are."""
+    import numpy as np
+    from scipy.stats import friedmanchisquare
+
+    if (n := study.points["dataset"].nunique()) < LEAST:
+        raise CannotDraw(f"ranks need at least {LEAST} datasets, there are {n}")
+    # The runtime changes the accuracy of a number format by rounding only: its runtimes are one competitor.
+    named = study.points.assign(name=[words.describe(p, runtime=False) for _, p in study.points.iterrows()])
+    scores = named.pivot_table(index="dataset", columns="name", values="accuracy_pct", aggfunc="mean")
+    scores = scores.dropna(axis=1)
+    total = scores.shape[1]
+    if total < LEAST:
+        raise CannotDraw(
+            f"only {total} configurations were measured on all {len(scores)} datasets: ranks need at least "
+            f"{LEAST}"
+        )
+    ranks = scores.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
+    scores = scores[ranks.index[:MOST]]
+    if not np.isfinite(friedmanchisquare(*scores.to_numpy().T).pvalue):
+        raise CannotDraw("all configurations are equally accurate on all datasets")
+    return scores, total
