@@ -36,12 +36,25 @@ LATEX = {
 }
 
 SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
+ENDS = ("", "_lo", "_hi")
+OURS = {"ours": "ours", "estimate": f"ours, estimated{ESTIMATE}"}
+CLAIM_STYLE = {"energy": (1, "+", " %"), "speed": (2, "", "x"), "accuracy": (1, "+", " points")}
+"""Digits, sign and unit of a change, by kind of claim."""
+CLAIMS_CAPTION = (
+    "Claims of arXiv 2502.16627 beside ours: change against dense fp32 in the same runtime [95 % interval]. "
+    "Reproduced: the interval shows at least the claimed effect (for accuracy: at most the claimed loss), "
+    "with accuracy kept where a saving of pruning or of quantization alone is claimed (a drop of at most "
+    f"{MARGIN_PT:g} point against the control, the dense model with the same training in total). One row "
+    "answers, chosen on validation series and judged on test series. The study's hardware, meter and numbers "
+    "per dataset are not public."
+)
+ALSO_IN_CSV = ("n_energy", "control_accuracy_pct", "dense_accuracy_pct", "val_drop_pt", "val_series")
 WIDTHS = {"claim": "p{1.8cm}", "paper": "p{1.4cm}", "verdict": "p{1.5cm}", "why": "p{3.4cm}"}
 """Columns of prose break their lines."""
 
 
 class Show(NamedTuple):
-    """One column: its heading, its text of a row, and the columns of numbers that it stands for in the CSV."""
+    """One column: heading, text of a row, and the columns of numbers that it stands for in the CSV."""
 
     head: str
     text: Callable[[Any], str]
@@ -142,7 +155,8 @@ def latex(table: Table) -> str:
         body = body.replace(sign, command)
     small = "\\scriptsize\\setlength{\\tabcolsep}{3pt}\n"
     if long:
-        return f"% \\usepackage{{booktabs,longtable}}\n{{{small}\\setlength{{\\LTcapwidth}}{{\\linewidth}}\n{body}}}\n"
+        width = "\\setlength{\\LTcapwidth}{\\linewidth}"
+        return f"% \\usepackage{{booktabs,longtable}}\n{{{small}{width}\n{body}}}\n"
     # A float begins in the normal size again; a table wider than the text is shrunk to it.
     start, end = "\\begin{tabular}", "\\end{tabular}"
     shrunk = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{"
@@ -150,80 +164,85 @@ def latex(table: Table) -> str:
     return f"% \\usepackage{{booktabs,graphicx}}\n{body}"
 
 
+class _Columns(NamedTuple):
+    """Columns of a table of results: those that are shown, and those whose one value goes to the caption."""
+
+    identity: list[Show]
+    shown: list[Show]
+    constant: list[Show]
+
+
 def _of_results(
     name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, ...], invalid: pd.DataFrame
 ) -> Table:
     import pandas as pd
 
-    given = [c for c in columns if c.numbers[0] not in rows or rows[list(c.numbers)].notna().any(axis=None)]
+    chosen = _choose(rows, columns)
+    rows = rows.sort_values([c.numbers[0] for c in chosen.identity], key=_rank, kind="stable")
+    text = pd.DataFrame({c.head: [c.text(row) for _, row in rows.iterrows()] for c in chosen.shown})
+    also = (*chosen.constant, *SETTINGS, *FINER, CONFIG)
+    numbers = [n for c in chosen.shown for n in c.numbers]
+    numbers += [*ALSO_IN_CSV, *(c.numbers[0] for c in also)]
+    return Table(
+        name,
+        _caption(title, rows, chosen, invalid),
+        text,
+        rows[list(dict.fromkeys(numbers))].reset_index(drop=True),
+        tuple(c.right for c in chosen.shown),
+    )
+
+
+def _choose(rows: pd.DataFrame, columns: tuple[Show, ...]) -> _Columns:
+    """Of a table's columns those that have something to say of these rows."""
+    there = [c for c in columns if c.numbers[0] not in rows or rows[list(c.numbers)].notna().any(axis=None)]
     if (rows["tuning"] == "-").all():
-        given = [c for c in given if c is not UNTUNED]  # it is the control
-    constant = [c for c in given if c.numbers[0] in PLACES and rows[c.numbers[0]].nunique() == 1]
-    identity = [c for c in given if c.numbers[0] in IDENTITY and c not in constant]
+        there = [c for c in there if c is not UNTUNED]  # it is the control
+    constant = [c for c in there if c.numbers[0] in PLACES and rows[c.numbers[0]].nunique() == 1]
+    identity = [c for c in there if c.numbers[0] in IDENTITY and c not in constant]
     identity += [c for c in SETTINGS if rows[c.numbers[0]].nunique() > 1]
     for c in (*FINER, CONFIG):  # only where nothing else tells two rows apart
         alike = rows.groupby([i.numbers[0] for i in identity])[c.numbers[0]].nunique()
-        identity += [c] if (alike > 1).any() else []
-    shown = [*identity, *(c for c in given if c.numbers[0] not in IDENTITY)]
-    rows = rows.sort_values([c.numbers[0] for c in identity], key=_rank, kind="stable")
-    text = pd.DataFrame({c.head: [c.text(row) for _, row in rows.iterrows()] for c in shown})
-    of_all = [f"{c.head} {c.text(rows.iloc[0])}" for c in constant]
+        if (alike > 1).any():
+            identity.append(c)
+    return _Columns(identity, [*identity, *(c for c in there if c.numbers[0] not in IDENTITY)], constant)
+
+
+def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.DataFrame) -> str:
+    """The title, and every sentence that one of the columns or rows asks for."""
+    of_all = [f"{c.head} {c.text(rows.iloc[0])}" for c in columns.constant]
     of_all += [words.format(rows[key].iloc[0]) for key, words in SAID.items() if rows[key].nunique() == 1]
-    caption = [f"{title}.", f"For all: {', '.join(of_all)}." if of_all else ""]
-    caption += [
-        "Brackets: 95 % intervals, of accuracy and drop over seeds and test series, of all else t over seeds"
-    ]
-    caption[-1] += (
-        ", of one seed t over measuring processes; n: seeds." if SPEEDUP in shown else "; n: seeds."
-    )
-    caption += (
-        ["Drop: against the control, the dense model with the same training in total."]
-        if DROP in shown
-        else []
-    )
-    caption += ["Untuned: the dense model before that tuning."] if UNTUNED in shown else []
-    caption += (
-        ["Savings and speedups: against the control, fp32 in eager PyTorch, paired."]
-        if SPEEDUP in shown
-        else []
-    )
-    caption += [
-        f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it is "
-        f"more; p: exact McNemar test, "
-        "the smallest over seeds times their number."
-        if VERDICT in shown
-        else ""
-    ]
-    caption += [
-        f"{ESTIMATE} estimated from CPU time, not measured." if any(c in shown for c in ESTIMATES) else ""
-    ]
-    caption += [f"{WARNING} a record has a warning: look twice." if rows["warned"].any() else ""]
+    shown = columns.shown
+    of_one_seed = ", of one seed t over measuring processes" if SPEEDUP in shown else ""
     scored = int(invalid["scored"].sum())
-    caption += [
-        f"{scored} record{'' if scored == 1 else 's'} with invalid energy: only the accuracy counts "
-        f"(notes.md says why)."
-        if scored
-        else ""
-    ]
-    caption += [
-        f"{len(invalid) - scored} invalid record{'' if len(invalid) - scored == 1 else 's'} left out."
-        if len(invalid) > scored
-        else ""
-    ]
-    numbers = [n for c in shown for n in c.numbers]
-    more = ("n_energy", "control_accuracy_pct", "dense_accuracy_pct", "val_drop_pt", "val_series")
-    numbers += [
-        n
-        for n in (*more, *(c.numbers[0] for c in (*constant, *SETTINGS, *FINER, CONFIG)))
-        if n not in numbers
-    ]
-    return Table(
-        name,
-        " ".join(filter(None, caption)),
-        text,
-        rows[numbers].reset_index(drop=True),
-        tuple(c.right for c in shown),
+    sentences = (
+        (True, f"{title}."),
+        (of_all, f"For all: {', '.join(of_all)}."),
+        (
+            True,
+            "Brackets: 95 % intervals, of accuracy and drop over seeds and test series, of all else t over "
+            f"seeds{of_one_seed}; n: seeds.",
+        ),
+        (DROP in shown, "Drop: against the control, the dense model with the same training in total."),
+        (UNTUNED in shown, "Untuned: the dense model before that tuning."),
+        (SPEEDUP in shown, "Savings and speedups: against the control, fp32 in eager PyTorch, paired."),
+        (
+            VERDICT in shown,
+            f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it "
+            "is more; p: exact McNemar test, the smallest over seeds times their number.",
+        ),
+        (any(c in shown for c in ESTIMATES), f"{ESTIMATE} estimated from CPU time, not measured."),
+        (rows["warned"].any(), f"{WARNING} a record has a warning: look twice."),
+        (
+            scored,
+            f"{_count(scored, 'record')} with invalid energy: only the accuracy counts (notes.md says why).",
+        ),
+        (len(invalid) > scored, f"{_count(len(invalid) - scored, 'invalid record')} left out."),
     )
+    return " ".join(sentence for asked, sentence in sentences if asked)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _datasets(frozen: Frozen) -> Table:
@@ -258,7 +277,10 @@ def _datasets(frozen: Frozen) -> Table:
         _word("checksum", "data_checksum", 12),
     )
     text = pd.DataFrame({c.head: [c.text(row) for _, row in numbers.iterrows()] for c in columns})
-    caption = "Datasets, default train/test split. Largest class: the accuracy of always naming it. Checksum: start of the SHA-256 of the files."
+    caption = (
+        "Datasets, default train/test split. Largest class: the accuracy of always naming it. Checksum: "
+        "start of the SHA-256 of the files."
+    )
     return Table(
         "datasets", caption, text, numbers[[c.numbers[0] for c in columns]], tuple(c.right for c in columns)
     )
@@ -267,75 +289,67 @@ def _datasets(frozen: Frozen) -> Table:
 def _claims(rows: pd.DataFrame) -> Table:
     import pandas as pd
 
-    made, text = [], []
     found = claims.answers(rows)
-    for a in found:
-        change = a.change or (math.nan,) * 3
-        empty = (math.nan,) * 3
-        ours, estimate = (empty, change) if a.estimated else (change, empty)
-        warned = f" {WARNING}" if a.row is not None and a.row["warned"] else ""
-        n = 0 if a.row is None else a.row["n"]
-        numbers = [f"{side}{end}" for side in ("ours", "estimate") for end in ("", "_lo", "_hi")]
-        made.append(
-            {
-                "claim": a.claim.name,
-                "paper": a.claim.paper,
-                "dataset": a.dataset,
-                "model": a.model,
-                "unit": claims.UNITS[a.claim.kind],
-            }
-            | dict(zip(numbers, (*ours, *estimate), strict=True))
-            | {"n": n, "verdict": a.verdict, "why": a.why, "config": "" if a.row is None else a.row["config"]}
-        )
-        digits, sign, unit = {
-            "energy": (1, "+", " %"),
-            "speed": (2, "", "x"),
-            "accuracy": (1, "+", " points"),
-        }[a.claim.kind]
-        text.append(
-            {
-                "claim": a.claim.name,
-                "paper": a.claim.paper,
-                "dataset": a.dataset,
-                "model": a.model,
-                "ours": _with_interval(*ours, digits, sign, unit),
-                f"ours, estimated{ESTIMATE}": _with_interval(*estimate, digits, sign, unit, ESTIMATE),
-                "n": f"{n}{warned}" if n else "",
-                "verdict": a.verdict,
-                "why": a.why,
-            }
-        )
-    shown = pd.DataFrame(text)
-    if not any(a.estimated for a in found):
-        shown = shown.drop(columns=f"ours, estimated{ESTIMATE}")
-    dropped = [
-        f"{side}{end}"
-        for side in ("ours", "estimate")
-        for end in ("", "_lo", "_hi")
-        if all(math.isnan(m[side]) for m in made)
-    ]
-    if all(not text for text in shown["ours"]):
-        shown = shown.drop(columns="ours")
-    caption = (
-        "Claims of arXiv 2502.16627 beside ours: change against dense fp32 in the same runtime [95 % "
-        "interval]. Reproduced: the interval shows at "
-        "least the claimed effect (for accuracy: at most the claimed loss), with accuracy kept where a "
-        "saving of pruning or of quantization alone is "
-        f"claimed (a drop of at most {MARGIN_PT:g} point against the control, the dense model with the same "
-        f"training in total). One row answers, "
-        "chosen on validation series and judged on test series. The study's hardware, meter and numbers per "
-        "dataset are not public."
+    shown, numbers = pd.DataFrame(map(_answer_text, found)), pd.DataFrame(map(_answer_numbers, found))
+    for side, there in (("ours", shown["ours"].any()), ("estimate", any(a.estimated for a in found))):
+        if not there:
+            shown = shown.drop(columns=OURS[side])
+        if numbers[side].isna().all():
+            numbers = numbers.drop(columns=[f"{side}{end}" for end in ENDS])
+    sentences = (
+        (True, CLAIMS_CAPTION),
+        (
+            any(a.estimated for a in found),
+            f"{ESTIMATE} estimated from CPU time: neither reproduces nor refutes.",
+        ),
+        (any(WARNING in n for n in shown["n"]), f"{WARNING} a record has a warning: look twice."),
     )
-    caption += (
-        f" {ESTIMATE} estimated from CPU time: neither reproduces nor refutes."
-        if any(a.estimated for a in found)
-        else ""
-    )
-    caption += (
-        f" {WARNING} a record has a warning: look twice." if any(WARNING in n for n in shown["n"]) else ""
-    )
+    caption = " ".join(sentence for asked, sentence in sentences if asked)
     right = tuple(head.startswith("ours") or head == "n" for head in shown)
-    return Table("claims", caption, shown, pd.DataFrame(made).drop(columns=dropped), right)
+    return Table("claims", caption, shown, numbers, right)
+
+
+def _sides(answer: claims.Answer) -> dict[str, tuple[float, float, float]]:
+    """The change that was found, on the side that it is of: a measurement or an estimate."""
+    empty = (math.nan,) * 3
+    change = answer.change or empty
+    return {"ours": empty, "estimate": change} if answer.estimated else {"ours": change, "estimate": empty}
+
+
+def _answer_numbers(answer: claims.Answer) -> dict[str, Any]:
+    row = answer.row
+    return {
+        "claim": answer.claim.name,
+        "paper": answer.claim.paper,
+        "dataset": answer.dataset,
+        "model": answer.model,
+        "unit": claims.UNITS[answer.claim.kind],
+        **{
+            f"{side}{end}": value
+            for side, values in _sides(answer).items()
+            for end, value in zip(ENDS, values, strict=True)
+        },
+        "n": 0 if row is None else row["n"],
+        "verdict": answer.verdict,
+        "why": answer.why,
+        "config": "" if row is None else row["config"],
+    }
+
+
+def _answer_text(answer: claims.Answer) -> dict[str, str]:
+    style = CLAIM_STYLE[answer.claim.kind]
+    sides, row = _sides(answer), answer.row
+    return {
+        "claim": answer.claim.name,
+        "paper": answer.claim.paper,
+        "dataset": answer.dataset,
+        "model": answer.model,
+        OURS["ours"]: _with_interval(*sides["ours"], *style),
+        OURS["estimate"]: _with_interval(*sides["estimate"], *style, ESTIMATE),
+        "n": "" if row is None else f"{row['n']}{f' {WARNING}' if row['warned'] else ''}",
+        "verdict": answer.verdict,
+        "why": answer.why,
+    }
 
 
 def _with_interval(
