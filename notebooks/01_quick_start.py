@@ -69,7 +69,8 @@ Image(picture)
 # %% [markdown]
 # ## The artifact
 #
-# What was measured is in the store as an MLflow model: raw series in, class scores out, with the code that runs it.
+# What was measured is in the store as an MLflow model: raw series in, classes and their probabilities out, with the
+# code that runs it.
 
 # %%
 import mlflow
@@ -81,12 +82,10 @@ run = mlflow.search_runs(
 model = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
 
 # %%
-import numpy as np
 from aeon.datasets import load_italy_power_demand
 
 series, labels = load_italy_power_demand(split="test")
-scores = model.predict(series[:5].astype(np.float32))
-scores.argmax(1), labels[:5]
+model.predict(series[:5]).assign(label=labels[:5])
 
 # %% [markdown]
 # `mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///…/mlflow.db`, the last line of the sweep, opens the store in a browser.

@@ -188,9 +188,9 @@ def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without
         "import mlflow, numpy as np, sys\n"
         f"mlflow.set_tracking_uri('sqlite:///{folder}/mlflow.db')\n"
         f"model = mlflow.pyfunc.load_model('runs:/{run.info.run_id}/model')\n"
-        "scores = model.predict(np.load(sys.argv[1], allow_pickle=False))\n"
+        "answer = model.predict(np.load(sys.argv[1], allow_pickle=False))\n"
         "import tsexp; print(tsexp.__file__)\n"
-        "print('SCORES', scores.argmax(1).tolist())"
+        "import json; print('CLASSES', json.dumps(answer['class'].tolist()))"
     )
     series = load_data("ItalyPowerDemand").x_test[:20]
     np.save(tmp_path / "x.npy", series)
@@ -206,22 +206,7 @@ def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without
     assert "/model/code/tsexp/" in done.stdout
     assert not any("tsexp" in p.read_text() for p in (folder / "mlartifacts").rglob("requirements.txt"))
     rows = rows_of(client(folder).download_artifacts(run.info.run_id, "predictions.csv"))
-    classes = load_data("ItalyPowerDemand").classes
-    predicted = json.loads(done.stdout.split("SCORES ")[1])
-    assert [classes[i] for i in predicted] == [r["predicted"] for r in rows[:20]]
-
-
-def test_a_logged_model_needs_the_libraries_of_its_artifact_and_no_others(monkeypatch):
-    monkeypatch.setattr(
-        tracking,
-        "REQUIREMENTS",
-        ["torch<3,>=2", "onnxruntime<2; extra == 'onnxruntime'", "openvino<3; extra == 'openvino'"],
-    )
-    assert tracking.requirements({"torch": "2.13"}) == ["torch<3,>=2"]
-    assert tracking.requirements({"torch": "2.13", "onnxruntime": "1.32"}) == [
-        "torch<3,>=2",
-        "onnxruntime==1.32",
-    ]
+    assert json.loads(done.stdout.split("CLASSES ")[1]) == [r["predicted"] for r in rows[:20]]
 
 
 def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):
@@ -270,14 +255,6 @@ def test_a_sweep_in_the_folder_of_another_shows_its_own_jobs_only(sweep):
         *ITALY,
     )
     assert "1 jobs, 1 of them measured before" in again.stdout
-
-
-def test_a_run_that_cannot_log_its_params_does_not_stay_running(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "flat", lambda cfg: {}["gone"])
-    with pytest.raises(KeyError), tracking.tracked(tiny, "", "a job", "signature", None):
-        pass
-    (run,) = runs(tmp_path)
-    assert run.info.status == "FAILED"
 
 
 def test_a_job_that_is_killed_does_not_take_its_sweep_along(tmp_path):
