@@ -8,10 +8,12 @@ from hydra.errors import HydraException
 
 from conftest import TINY, compose
 from tsexp import config as configs
-from tsexp import models, pipeline, pruning, runtimes
+from tsexp import models, pipeline, runtimes
+from tsexp.compress import prune
 from tsexp.config import ConfigError, conf_dir, digest, flat, parse
-from tsexp.models.encoder import ACTIVATIONS
-from tsexp.models.tokenizers import TOKENIZERS
+from tsexp.models import transformer
+from tsexp.models.transformer.encoder import ACTIVATIONS
+from tsexp.models.transformer.tokenizers import TOKENIZERS
 
 OPTIONS = sorted(f"{p.parent.name}={p.stem}" for p in conf_dir().glob("*/*.yaml") if p.parent.name != "hydra")
 
@@ -26,9 +28,7 @@ def test_every_shipped_config_composes_and_passes_the_checks(option):
 def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load_data):
     cfg = compose(f"model={model}", f"data={data}")
     dataset = load_data(cfg.data.name, scale=cfg.data.scale)
-    scores = models.Classifier(models.architecture(cfg.model, dataset)).eval()(
-        __import__("torch").from_numpy(dataset.x_test[:3])
-    )
+    scores = models.build(cfg.model, dataset).eval()(__import__("torch").from_numpy(dataset.x_test[:3]))
     assert scores.shape == (3, len(dataset.classes))
     assert scores.isfinite().all()
 
@@ -53,6 +53,7 @@ def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load
         ("tracking.uri=ftp://x", ["sqlite"]),
         ("+prune.ration=0.1", ["prune.ration", "did you mean ratio"]),
         ("+colour=red", ["colour"]),
+        ("+epochs=5", ["epochs is not a key", "did you mean train.epochs?"]),
         ("data=ucr", ["data.name"]),
         ("train.select=best data.val_fraction=0", ["nothing to select on"]),
     ],
@@ -71,12 +72,28 @@ def test_all_problems_are_told_at_once():
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("prune.ration=1", "did you mean ratio"), ("data=acsf", "acsf1"), ("prune.ratio=abc", "Float")],
+    [
+        ("prune.ration=1", "did you mean ratio"),
+        ("prune.ratio=abc", "Float"),
+        ("data=plad", "(did you mean plaid?); any other of the archive: data=ucr data.name=NAME"),
+        ("experiment=quik", "allowed: paper, paper_pruning, pareto, published, quick (did you mean quick?)"),
+        ("epochs=5", "did you mean train.epochs?"),
+        ("ratio=0.5", "did you mean prune.ratio?"),
+        ("name=x", "did you mean data.name or model.name or runtime.name?"),
+        ("experiment=null", "null is no option of a group; leave the group out"),
+    ],
 )
 def test_hydras_own_errors_are_explained(override, words):
-    with pytest.raises(HydraException) as error:
+    with pytest.raises((HydraException, ValueError)) as error:
         compose(override)
-    assert words in configs.explain(error.value)
+    assert configs.is_known(error.value)
+    said = configs.explain(error.value)
+    assert words in said
+    assert "experiment" in override or len(said.splitlines()) <= 2
+
+
+def test_a_fault_of_ours_is_no_error_of_the_configuration():
+    assert not configs.is_known(ValueError("something else"))
 
 
 def test_changed_code_of_ones_own_is_another_experiment(tmp_path, monkeypatch, italy):
@@ -119,13 +136,13 @@ def test_a_module_of_ones_own_that_fails_is_told_in_a_line(tmp_path, monkeypatch
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_names_allowed_by_the_schema_are_the_ones_the_rooms_know():
+def test_names_allowed_by_the_schema_are_the_ones_the_parts_know():
     allowed = {
         f"{g}.{k}": f.metadata.get("allowed")
         for g, c in _groups().items()
         for k, f in c.__dataclass_fields__.items()
     }
-    assert set(allowed["prune.method"]) == set(pruning.SCORES)
+    assert set(allowed["prune.method"]) == set(prune.SCORES)
     assert set(allowed["model.tokenizer"]) == set(TOKENIZERS)
     assert set(allowed["model.activation"]) == set(ACTIVATIONS)
     supported = [__import__(path, fromlist=["SUPPORTED"]).SUPPORTED for path in runtimes.RUNTIMES.values()]
@@ -136,10 +153,8 @@ def test_names_allowed_by_the_schema_are_the_ones_the_rooms_know():
 
 
 def _groups():
-    return {
-        n: getattr(configs, f"{n.capitalize()}Config")
-        for n in ("data", "model", "train", "prune", "quant", "runtime", "measure")
-    }
+    names = ("data", "train", "prune", "quant", "runtime", "measure")
+    return {n: getattr(configs, f"{n.capitalize()}Config") for n in names} | {"model": transformer.Config}
 
 
 def test_every_key_of_the_base_files_is_commented():
@@ -196,7 +211,15 @@ def test_help_names_every_group_and_imports_nothing_heavy():
     print(f"--help took {time.perf_counter() - start:.2f} s")
     assert "HEAVY []" in out
     assert all(f"\n{group}: " in out for group in {o.split("=")[0] for o in OPTIONS})
-    assert out.count("python -m tsexp") >= 4
+    for line in (
+        "tsexp -m prune.ratio=",
+        "tsexp report",
+        "tsexp compare RUN_A RUN_B",
+        "tsexp doctor",
+        "tsexp ui",
+    ):
+        assert f"\n  {line}" in out
+    assert 'eval "$(tsexp -sc install=bash)"' in out
 
 
 def test_the_papers_models_bring_the_papers_recipe_unless_another_is_given():

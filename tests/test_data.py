@@ -185,17 +185,28 @@ def test_labels_unseen_in_train_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text[: text.index("@data")] + "@data\n", "holds no series"),
-        (lambda text: "", "holds no series"),
+        (lambda text: text[: text.index("@data")] + "@data\n", "line 8: it holds no series after @data"),
+        (lambda text: text[: text.index("@class")], "line 6: it ends before @data; is it cut off?"),
+        (lambda text: "", "is empty"),
+        (lambda text: "\n\n", "is empty"),
+        (lambda text: "\x00\x01garbage", "line 1: this is no text"),
+        (lambda text: "any,thing\nelse\n", "line 1: a header line begins with @.*any,thing"),
+        (lambda text: text.replace("@missing false", "@missing"), "line 3: @missing is true or false"),
+        (lambda text: text.replace(" true a b", " true"), "line 7: @classLabel is true and the labels"),
+        (lambda text: text.replace("2,3,4,5:", "2,3:"), r"line 10: 2 values, the first series has 4"),
+        (lambda text: text[:-5], r"line \d+: channels and a label.* in the first series 1.*is it cut off\?"),
+        (lambda text: text[:-2], r"line \d+: no label.*is it cut off\?"),
+        (lambda text: text + "\n", r"line \d+: an empty line; remove it"),
+        (lambda text: text.replace("2,3,4,5:", "2,3,4,5:1,2,3,4:"), r"line 10: .*: here are 2, in the first"),
         (
             lambda text: (
                 text.replace("@classLabel true a b", "@classLabel false").replace(":a", "").replace(":b", "")
             ),
             "no class labels",
         ),
-        (lambda text: text.replace(":b", ":?"), r"series \d: no label"),
-        (lambda text: text.replace(":b", ":"), r"series \d: no label"),
-        (lambda text: text.replace("2,3,4,5", "2,3,4,five"), "not a .ts file that aeon can read"),
+        (lambda text: text.replace(":b", ":?"), r"line \d+: no label; add it"),
+        (lambda text: text.replace(":b", ":"), r"line \d+: no label; add it"),
+        (lambda text: text.replace("2,3,4,5", "2,3,4,five"), r"line 10: 'five' is no number: 2,3,4,five:"),
         (lambda text: text.replace("2,3,4,5", "2,3,4,1e39"), "infinite values"),
     ],
 )
@@ -207,6 +218,18 @@ def test_a_file_without_what_it_should_hold_is_refused_by_name(tmp_path, split, 
     with pytest.raises(ConfigError, match=f"Mine_{split}.ts.*{words}") as error:
         data.load(config, "nowhere", 0)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_label_that_lost_its_end_is_not_taken_for_another_class(tmp_path):
+    rows = [["1,2,3,4", "walking"], ["2,3,4,5", "running"], ["1,2,3,4", "walking"]]
+    own(tmp_path, rows, rows)
+    file = tmp_path / "Mine_TRAIN.ts"
+    file.write_text(file.read_text().rstrip("\n"))
+    config = replace(compose("data=acsf1").data, name="Mine", path=str(tmp_path), val_fraction=0.0)
+    assert data.load(config, "nowhere", 0).classes == ("running", "walking")
+    file.write_text(file.read_text()[:-3])
+    with pytest.raises(ConfigError, match=r"Mine_TRAIN.ts, line 11: label 'walk' is none of @classLabel"):
+        data.load(config, "nowhere", 0)
 
 
 WHOLE = b"@missing false\n@univariate true\n@equalLength true\n@classLabel true a b\n@data\n1,2,3,4:a\n2,3,4,5:b\n1,2,3,5:a\n2,4,4,5:b\n"
@@ -334,10 +357,24 @@ def test_dataset_nowhere_names_the_places_and_leaves_nothing(tmp_path, monkeypat
         (target / "mine.txt").touch()
     with pytest.raises(ConfigError) as error:
         data.load(replace(compose().data, name="NoSuchSet"), tmp_path / "data", 0)
+    assert "did you mean" not in str(error.value)
     for part in (str(target), "aeon's wheel", "no network", "TSEXP_DATA", "data.path"):
         assert part in str(error.value)
     assert (target / "mine.txt").exists() == existed
     assert target.exists() == existed
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("ACSFI", "ACSF1"), ("Screentype", "ScreenType"), ("MyOwnn", "MyOwn")]
+)
+def test_a_misspelt_dataset_is_told_which_was_meant(tmp_path, monkeypatch, name, meant):
+    def download(name, extract_path):
+        raise ValueError("no such file")
+
+    monkeypatch.setattr(aeon.datasets, "load_classification", download)
+    write_ts(tmp_path / "MyOwn", "MyOwn", "TRAIN", TRAIN)
+    with pytest.raises(ConfigError, match=rf"dataset {name} is nowhere \(did you mean {meant}\?\)"):
+        data.load(replace(compose().data, name=name), tmp_path, 0)
 
 
 def test_download_is_used_when_nothing_else_has_it(tmp_path, monkeypatch):

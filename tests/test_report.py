@@ -1,8 +1,10 @@
+import io
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
-from tsexp.report.console import _si, sweep_table, table
+from tsexp.report.console import SAID, _si, in_words, short, sweep_table, table, terminal
 from tsexp.report.store import Row
 
 
@@ -61,12 +63,10 @@ def row(name="job", source="estimated:cpu_time", valid=True, ratio=0.3, warnings
     return Row(name, name, "FINISHED", base | params, metrics, tags)
 
 
-def text(renderable):
-    from rich.console import Console
-
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def text(renderable, width=200):
+    console = Console(width=width, file=io.StringIO())
     console.print(renderable)
-    return console.export_text()
+    return console.file.getvalue()
 
 
 def test_estimates_are_marked_and_measurements_are_not():
@@ -117,13 +117,14 @@ def test_scores_that_are_not_finite_have_no_accuracy():
 def test_one_run_tells_what_it_is_held_against_and_what_it_cost():
     shown = text(table(row()))
     for said in (
-        "control, dense fp32 eager: 81.0 %, 75.0 % before tuning",
+        "control: 81.0 %, 75.0 % before tuning",
+        "control: dense fp32 in eager PyTorch, with the same training in total",
         "on 40 validation series",
         "70.0 %",
         "drop +2.0 points",
     ):
         assert said in shown
-    for said in ("21 ms", "500 mJ†", "3 ms", "61 s", "610 J†", "12 s", "after 123,456 series"):
+    for said in ("21 ms", "500 mJ†", "3 ms", "61 s", "610 J†", "12 s", "paid for itself after", "123,456"):
         assert said in shown
     untuned = row()
     assert "before tuning" not in text(
@@ -146,15 +147,139 @@ def test_a_search_says_what_its_front_was_chosen_on(series, said):
     }
     shown = " ".join(text(sweep_table([replace(made, metrics=metrics)], {}, "search", front={"job"})).split())
     assert said in shown
-    assert ("val. acc. %" in shown) == (series > 0)
-    assert "val. acc. %" not in text(sweep_table([made], {}, "sweep"))
+    assert ("val. %" in shown) == (series > 0)
+
+
+def changed(name, saving=(30, 20, 40), drop=(1, -1, 3), **changes):
+    """A row with these values and intervals of saving (%) and drop (points)."""
+    made = row(name, **changes)
+    keys = [f"vs_dense/energy_saving_{k}" for k in ("pct", "lo", "hi")]
+    keys += [f"vs_dense/accuracy_drop_{k}" for k in ("pt", "lo", "hi")]
+    return replace(made, metrics=made.metrics | dict(zip(keys, map(float, (*saving, *drop)), strict=True)))
+
+
+LONG = [
+    changed(
+        f"seed=0 data=refrigeration_devices prune.ratio={r} quant.mode={q} runtime={t}",
+        (-752.4, -901.3, -634.9),
+    )
+    for r in (0, 0.35)
+    for q, t in (("none", "eager"), ("static", "onnxruntime"))
+]
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_the_table_of_a_sweep_fits_and_its_job_column_does_not_vanish(width):
+    error = "RuntimeError: " + "something long that went wrong " * 20
+    lines = text(sweep_table(LONG, {"prune.ratio=0.9 (#7)": error}, "sweep"), width).splitlines()
+    assert max(map(len, lines)) <= width
+    head = next(line for line in lines if line.strip().startswith("job"))
+    assert head.split() == ["job", "acc.", "%", "drop,", "points", "saving", "%", "speedup"]
+    assert head.index("acc.") >= 16
+    assert sum("-752.4 [-901.3, -634.9]†" in line for line in lines) == len(LONG)
+    shown = " ".join("".join(lines).split())
+    for word in ("refrigeration_devices"[:14], "ratio=0.35", "quant=none", "onnxruntime"):
+        assert word in shown
+    below = [line for line in lines if line.startswith("FAILED prune.ratio=0.9 (#7): RuntimeError:")]
+    assert len(below) == 1
+    assert len(shown) - shown.index("FAILED") < 1000
+
+
+def test_one_run_fits_80_columns():
+    made = changed("one", (-752.4, -901.3, -634.9), (-12.3, -15.1, -10.2))
+    sizes = {"size/parameters": 12_345_678, "size/macs": 9_876_543_210, "size/bytes": 98_765_432}
+    lines = text(table(replace(made, metrics=made.metrics | sizes)), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("9,876,543,210" in line and "MACs per series" in line for line in lines)
+    assert any("drop -12.3 [-15.1, -10.2] points" in line for line in lines)
+
+
+def test_what_a_kind_of_model_does_not_have_is_a_dash():
+    made = row()
+    gone = ("size/macs", "prune/achieved_ratio", "vs_dense/size_ratio", "test/macro_f1")
+    made = replace(made, metrics={k: v for k, v in made.metrics.items() if k not in gone})
+    lines = text(table(made)).splitlines()
+    assert any("MACs per series" in line and "–" in line for line in lines)
+    assert any("channels removed: –" in line for line in lines)
+    assert "– " in text(sweep_table([made], {}, "sweep"))
+
+
+@pytest.mark.parametrize(
+    ("saving", "drop", "said"),
+    [
+        ((24.2, 20, 28), (0.5, -1, 2), "24 % less energy†, no difference in accuracy seen"),
+        ((60, 58, 62), (3.1, 1.2, 5), "60 % less energy†, accuracy lost: 3.1 points"),
+        ((9, -2, 20), (-2.0, -3, -1), "no saving seen, accuracy gained: 2.0 points"),
+        ((-12, -20, -3), (0, 0, 0), "12 % more energy†, no difference in accuracy seen"),
+        ((9, 0, 20), (3, 0, 5), "no saving seen, no difference in accuracy seen"),
+    ],
+)
+def test_a_job_in_words_claims_what_its_intervals_bear(saving, drop, said):
+    job = changed("prune.ratio=0.5", saving, drop)
+    assert in_words([job]) == [f"ratio 0.5: {said}"]
+    assert text(table(job)).rstrip().endswith(said)
+    assert text(sweep_table([job], {}, "sweep")).rstrip().endswith(f"ratio 0.5: {said}")
+
+
+def test_in_words_measured_energy_has_no_mark_and_invalid_energy_no_saving():
+    assert in_words([changed("a=b", source="zeus:rapl")]) == [
+        "b: 30 % less energy, no difference in accuracy seen"
+    ]
+    assert in_words([invalid(name="a=b")])[0].startswith("b: energy invalid, ")
+
+
+def test_jobs_that_differ_in_the_seed_alone_share_a_line_in_words():
+    jobs = [
+        changed(f"seed={i} prune.ratio=0.5", saving) for i, saving in enumerate([(20, 10, 30), (26, 20, 30)])
+    ]
+    said = "2 seeds: 20 to 26 % less energy†, no difference in accuracy seen"
+    assert in_words(jobs) == [f"ratio 0.5, {said}"]
+    unsure = changed("seed=2 prune.ratio=0.5", (5, -1, 10))
+    assert "20 to 26 % less energy† in 2 of 3" in in_words([*jobs, unsure])[0]
+    assert in_words([replace(job, name=f"seed={i}") for i, job in enumerate(jobs)]) == [said]
+
+
+def test_of_many_jobs_words_name_the_best_and_count_the_others():
+    good = [changed(f"prune.ratio=0.{i}", (i, i - 1, i + 1)) for i in range(10, 30)]
+    bad = [changed(f"prune.ratio=0.9{i}", drop=(5, 4, 6)) for i in range(3)]
+    lines = in_words([*bad, *good])
+    assert lines[0].startswith("ratio 0.29: 29 % less")
+    assert len(lines) == SAID + 1
+    assert lines[-1].startswith("… and 7 more")
+    assert (
+        "20 save energy with no loss of accuracy seen, 3 lose accuracy, in 0 no saving was seen" in lines[-1]
+    )
+
+
+def test_names_are_shortened_to_what_is_needed_to_tell_them_apart():
+    assert short(["data=acsf1 prune.ratio=0.5 quant.mode=none runtime=eager"]) == [
+        "acsf1 ratio=0.5 quant=none eager"
+    ]
+    assert short(["job", "train.clip=null"]) == ["job", "clip=null"]
+    same = ["prune.ratio=1 quant.ratio=2", "quant.ratio=1 prune.ratio=2"]
+    assert short(same) == same
 
 
 def test_failed_jobs_and_warnings_are_shown():
     shown = text(sweep_table([row(warnings="it drifts")], {"bad job": "boom"}, "sweep"))
-    assert "FAILED" in shown
-    assert "boom" in shown
+    assert "FAILED bad job: boom" in shown
     assert "it drifts" in shown
+
+
+def test_what_is_said_of_several_jobs_is_said_once_with_its_range():
+    warnings = [f"it drifts by {x} %; foreign load of {y} cores" for x, y in ((5, 1.5), (12, 0.5))]
+    shown = text(sweep_table([row(f"a={i}", warnings=w) for i, w in enumerate(warnings)], {}, "sweep"))
+    assert "⚠ it drifts by 5 to 12 % (a=0, a=1)" in shown
+    assert "⚠ foreign load of 0.5 to 1.5 cores (a=0, a=1)" in shown
+    skipped = {f"quant.mode=qat seed={i}": "qat is not supported" for i in range(5)}
+    assert "skipped qat is not supported (5 jobs)" in text(sweep_table([row()], {}, "sweep", skipped))
+
+
+def test_without_a_terminal_the_width_is_fixed(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert terminal().width == 100
+    monkeypatch.setenv("COLUMNS", "80")
+    assert terminal().width == 80
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 from hydra import initialize_config_dir
@@ -13,12 +14,15 @@ from omegaconf import OmegaConf
 from conftest import TINY, compose
 from test_cli import runs, tsexp
 from tsexp import data, sweep
-from tsexp.config import ConfigError, conf_dir
+from tsexp.config import Config, ConfigError, conf_dir
 
 
 @pytest.fixture
 def checked(monkeypatch):
-    """What is asked for by these arguments of ``python -m tsexp -m``, checked but for datasets, which the shipped studies would download."""
+    """What is asked for by these arguments of ``tsexp -m``, checked.
+
+    But for datasets, which the shipped studies would download.
+    """
     monkeypatch.setattr(data, "ensure", lambda *_: None)
     monkeypatch.setattr(sweep, "_check_validation", lambda _: None)
 
@@ -65,6 +69,13 @@ def test_the_whole_study_is_checked_in_seconds(checked):
     )  # 10 on the machine that this was written on; every job composed by itself, 240
 
 
+def test_a_group_given_as_null_in_a_sweep_is_refused_in_a_line(checked):
+    with pytest.raises(
+        ConfigError, match=r"job data=null: null is no option of a group.*\nnothing was started"
+    ):
+        checked("data=acsf1,null")
+
+
 def test_a_search_is_refused_without_its_two_objectives_or_with_a_value_that_nothing_takes(checked):
     assert checked("experiment=pareto").names is None
     with pytest.raises(ConfigError, match="two objectives"):
@@ -105,7 +116,7 @@ def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny):
     )
     monkeypatch.setattr(tracking, "store", lambda config: None)
     monkeypatch.setattr(report, "read", lambda client, ids: [row])
-    cfg = OmegaConf.structured(tiny)
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), asdict(tiny))
     outcome = jobs.Outcome("one", "finished", "run")
     assert sweep.objectives(outcome, cfg, str(tmp_path)) == (0.7, 0.001)
     row.tags["tsexp.energy_source"] = "estimated:cpu_time"
@@ -130,7 +141,7 @@ def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
     done = tsexp(tmp_path, "-m", "experiment=pareto", *TINY, "data=italy_power_demand", *choices, *size)
     measured = [r for r in runs(tmp_path) if "tsexp.valid" in r.data.tags]
     assert 1 <= len(measured) <= 2
-    assert "skipped, prune.ratio=" in done.stdout
+    assert "skipped quant.mode=static with runtime=eager on cpu is not supported" in done.stdout
     assert "◆" in done.stdout
     assert f"{len(measured)} jobs" in done.stdout  # what was proposed twice is shown once
     assert (tmp_path / "one" / "front.png").read_bytes().startswith(b"\x89PNG")

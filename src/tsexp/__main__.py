@@ -1,6 +1,7 @@
-"""The command line: ``python -m tsexp``.
+"""The command line: ``tsexp``, or ``python -m tsexp``.
 
-Imports only what ``--help`` and ``--cfg job`` need; jobs import the rest.
+Imports only what ``--help``, ``--cfg job`` and the shell's completion need; jobs and subcommands import the
+rest.
 """
 
 from __future__ import annotations
@@ -14,13 +15,11 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from tsexp import __version__, command, secret
 from tsexp import config as configs
-from tsexp import secret
 
 configs.register()
 
@@ -50,14 +49,13 @@ def main(cfg: DictConfig) -> tuple[float, float] | None:
 
 
 def _show(cfg: DictConfig, outcome: object) -> None:
-    from rich.console import Console
-
     from tsexp import jobs, report, sweep, tracking
+    from tsexp.report.console import terminal
 
     assert isinstance(outcome, jobs.Outcome)
     assert outcome.run_id is not None
     checked = configs.parse(cfg)
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = terminal()
     if outcome.status == "found":
         console.print("measured before: nothing was run (rerun=true measures again)")
     (row,) = report.read(tracking.store(checked.tracking), [outcome.run_id])
@@ -66,12 +64,42 @@ def _show(cfg: DictConfig, outcome: object) -> None:
 
 
 def cli() -> None:
-    """`main`, with errors of the configuration told in one line each instead of Hydra's frames."""
+    """Run a subcommand, answer the shell, or run `main`."""
     if sys.platform == "win32":
         sys.exit(
             "tsexp: error: this needs Linux or macOS (process groups and signals end a measurement); on "
             "Windows, use WSL"
         )
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--version"]:
+        print(f"tsexp {__version__}")
+        return
+    status = command.dispatch(arguments)
+    if status is not None:
+        sys.exit(status)
+    completing = {"-sc", "--shell-completion"} & set(arguments)
+    sys.argv[0] = "tsexp" if completing else command.called()  # which Hydra's usage and completion name
+    if completing and "COMP_LINE" in os.environ:
+        _complete(os.environ["COMP_LINE"])
+    else:
+        _run()
+
+
+def _complete(line: str) -> None:
+    """Print what may stand at the end of this command line, and never an error: a user is typing."""
+    words, more = command.offered(line)
+    print(*words, sep="\n")
+    if more:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+            contextlib.suppress(Exception, SystemExit),
+        ):
+            main()
+
+
+def _run() -> None:
+    """Run `main`, with errors of the configuration told in one line each instead of Hydra's frames."""
     wants_frames = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
     os.environ.setdefault(
@@ -82,11 +110,14 @@ def cli() -> None:
     try:
         with contextlib.redirect_stdout(shown):
             main()
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("tsexp: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        known = isinstance(error, HydraException | OmegaConfBaseException)
+        known = configs.is_known(error)
         text = (
             f"tsexp: error: {configs.explain(error)}"
             if known and not wants_frames

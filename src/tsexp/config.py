@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -32,6 +33,9 @@ PLUGINS = {
     "hydra/launcher/joblib": ("Hydra's joblib launcher, which runs jobs in parallel,", "parallel"),
 }
 """Options of plugins → what they are, and the package's extra that brings them."""
+
+NO_OPTION = "Config group override must be a string or a list"
+"""What Hydra says, as a mere ValueError, if a group is given as ``null``."""
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
@@ -315,7 +319,7 @@ def parse(cfg: DictConfig) -> Config:
 
 
 def places(cfg: DictConfig) -> dict[str, Any]:
-    """Return the groups ``paths`` and ``tracking`` alone, with absolute paths: all that reading results takes."""
+    """Return the groups ``paths`` and ``tracking`` with absolute paths: all that reading results takes."""
     paths, tracking = _to_object(cfg.paths), _to_object(cfg.tracking)
     absolute = {
         f.name: str(Path(getattr(paths, f.name)).expanduser().absolute()) for f in fields(PathsConfig)
@@ -370,14 +374,27 @@ def family_module(name: str) -> Any:
     return look_up(f"{FAMILIES[name]}:" if name in FAMILIES else name, {})
 
 
+def is_known(error: BaseException) -> bool:
+    """It is an error of the configuration, which `explain` tells in a line; anything else is a fault here."""
+    return isinstance(error, HydraException | OmegaConfBaseException) or NO_OPTION in str(error)
+
+
 def explain(error: BaseException) -> str:
     """Tell an error of Hydra or OmegaConf in a line.
 
-    What is allowed where a key is wrong, else the part of the message that is for people.
+    What is allowed where a key or an option is wrong, else the part of the message that is for people.
     """
     for option, (what, extra) in PLUGINS.items():
         if f"Could not find '{option}'" in str(error):
             return f"{what} is not installed; install it: pip install 'tsexp[{extra}]'"
+    if NO_OPTION in str(error):
+        return "null is no option of a group; leave the group out to have its default (--help lists options)"
+    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", str(error))
+    if isinstance(error, MissingConfigException) and missing and error.options:
+        group, name = missing.groups()
+        archive = "; any other of the archive: data=ucr data.name=NAME" if group == "data" else ""
+        allowed = f"{', '.join(error.options)}{suggest(name, error.options)}"
+        return f"{group}={name} is not there; allowed: {allowed}{archive}"
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if (
         isinstance(cause, ConfigKeyError | ConfigAttributeError)
@@ -386,7 +403,11 @@ def explain(error: BaseException) -> str:
     ):
         group, _, key = cause.full_key.rpartition(".")
         known = sorted(map(str, cause.parent_node.keys()))
-        return f"{cause.full_key} is not a key; allowed in {group or 'the configuration'}: {', '.join(known)}{suggest(key, known)}"
+        hint = _elsewhere(key, cause.parent_node._get_root()) or suggest(key, known)
+        return (
+            f"{cause.full_key} is not a key; allowed in {group or 'the configuration'}: "
+            f"{', '.join(known)}{hint}"
+        )
     lines = [line.strip() for line in str(error).split("Config search path:")[0].splitlines()]
     lines += [str(cause).splitlines()[0]] if cause is not None and str(cause) else []
     kept = [
@@ -397,12 +418,23 @@ def explain(error: BaseException) -> str:
     return "\n  ".join(dict.fromkeys(kept))
 
 
+def _elsewhere(key: str, root: Any) -> str:
+    """Return ``' (did you mean train.epochs?)'`` when other groups have this key, else an empty string."""
+    found = [
+        f"{group}.{key}"
+        for group in sorted(map(str, root))
+        if group != "hydra" and OmegaConf.is_dict(root._get_node(group)) and key in root[group]
+    ]
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
 def _unknown(node: DictConfig, schema: Any, prefix: str = "") -> list[str]:
     """Keys that were added with ``+``: nothing reads them."""
     nested = {f.name: f.default_factory for f in fields(schema) if f.default_factory is not NO_FACTORY}
     known = [f.name for f in fields(schema)]
     found = [
-        f"{prefix}{k} is not a key; allowed: {', '.join(known)}{suggest(k, known)}"
+        f"{prefix}{k} is not a key; allowed: {', '.join(known)}"
+        f"{('' if prefix else _elsewhere(k, node)) or suggest(k, known)}"
         for k in map(str, node)
         if k not in known
     ]

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tsexp.config import ConfigError, DataConfig
+from tsexp import tsfile
+from tsexp.config import ConfigError, DataConfig, suggest
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -185,24 +186,7 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
 
 def _read(file: Path, config: DataConfig) -> tuple[list[FloatArray], list[str]]:
     """Return the series of one file, without gaps, and their labels."""
-    from aeon.datasets import load_from_ts_file
-
-    try:
-        raw, labels = load_from_ts_file(str(file))
-    except Exception as error:  # aeon's parser raises many kinds
-        raise ConfigError(
-            f"{file} is not a .ts file that aeon can read ({type(error).__name__}: {error})"
-        ) from None
-    if not len(raw):
-        raise ConfigError(f"{file} holds no series; is it cut off?")
-    if len(labels) != len(raw):
-        raise ConfigError(f"{file}: its header says that it has no class labels; a classifier needs them")
-    labels = list(map(str, labels))
-    missing = [
-        i for i, label in enumerate(labels) if label.strip() in ("", "NaN")
-    ]  # NaN: what aeon makes of a question mark
-    if missing:
-        raise ConfigError(f"{file}, series {missing[0]}: no label; add it, or remove the series")
+    raw, labels = tsfile.read(file)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         return [
             _fill(np.asarray(x, np.float32), config, f"{file}, series {i}") for i, x in enumerate(raw)
@@ -223,6 +207,14 @@ def _wheel_dir() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "datasets" / "data"
+
+
+def _known(data_dir: Path) -> set[str]:
+    """Names of the datasets that are here, and of those that aeon can download."""
+    from aeon.datasets.tsc_datasets import tsc_zenodo
+
+    here = {file.parent.name for root in (data_dir, _wheel_dir()) for file in root.glob("*/*_TRAIN.ts")}
+    return here | set(tsc_zenodo)
 
 
 def _pair_in(folder: Path, name: str) -> tuple[Path, Path]:
@@ -257,13 +249,12 @@ def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
         if not existed:
             shutil.rmtree(target, ignore_errors=True)  # aeon leaves an empty folder behind
         raise ConfigError(
-            f"dataset {config.name} is nowhere. Looked in: {target} (paths.data, environment variable "
-            f"TSEXP_DATA), "
+            f"dataset {config.name} is nowhere{suggest(config.name, _known(data_dir))}. "
+            f"Looked in: {target} (paths.data, environment variable TSEXP_DATA), "
             f"{_wheel_dir() / config.name} (aeon's wheel), aeon's download ({type(error).__name__}: "
             f"{str(error)[:100]}). "
             f"Put {config.name}_TRAIN.ts and {config.name}_TEST.ts into {target}, or give data.path=FOLDER, "
-            f"or check the name "
-            "against https://timeseriesclassification.com"
+            f"or check the name against https://timeseriesclassification.com"
         ) from None
     found = find(config, data_dir)
     if found is None:

@@ -17,10 +17,8 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import compose, secret
 from tsexp import config as configs
@@ -36,7 +34,10 @@ to be read."""
 
 
 class Sweep(Callback):
-    """Hydra's callback: what surrounds the jobs of a sweep, and, in a single run, too, keeps passwords out of the files that Hydra writes."""
+    """Hydra's callback: what surrounds the jobs of a sweep.
+
+    In a single run, too, it keeps passwords out of the files that Hydra writes.
+    """
 
     _open: tuple[TrackingConfig, str] | None = None
 
@@ -112,47 +113,28 @@ class Sweep(Callback):
             sys.exit(status)
 
     def _end(self, config: DictConfig) -> int:
-        from rich.console import Console
-
+        """Show what came out, and close the parent run; return the exit status."""
         from tsexp import report, tracking
+        from tsexp.report.console import terminal
+        from tsexp.report.summary import sweep_metrics
 
-        folder = Path(config.hydra.sweep.dir)
-        about = json.loads((folder / SWEEP).read_text())
         assert self._open is not None
         store, _ = self._open
-        outcomes = {
-            int(p.parent.name): read_outcome(p.parent)
-            for p in folder.glob(f"*/{OUTCOME}")
-            if p.parent.name.isdigit()
-        }
-        ordered = [o for _, o in sorted(outcomes.items()) if o is not None]
+        folder = Path(config.hydra.sweep.dir)
+        about = json.loads((folder / SWEEP).read_text())
         client = tracking.store(store)
-        if about["search"]:  # it may propose the same job again
-            ordered = list({o.run_id or i: o for i, o in reversed(list(enumerate(ordered)))}.values())[::-1]
-        measured = [o for o in ordered if o.ok and o.run_id]
+        outcomes = _outcomes(folder, distinct=bool(about["search"]))
+        measured = [o for o in outcomes if o.ok and o.run_id]
         # A job that was found has the name that it was first measured under; here it has this sweep's.
         rows = [
             replace(r, name=o.name)
             for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)
         ]
-        skipped = {
-            o.name: (o.error or "").splitlines()[0].removesuffix("; supported:")
-            for o in ordered
-            if o.status == "skipped"
-        }
-        failed = {
-            f"{o.name} (#{i})": o.error or o.status
-            for i, o in enumerate(ordered)
-            if not o.ok and o.status != "skipped"
-        }
-        missing = max(0, len(about["names"] or ordered) - len(ordered))
-        if missing:
-            failed[f"{missing} job(s)"] = "did not start or did not end"
-        found = sum(o.status == "found" for o in ordered)
-        counts = {"of them measured before": found, "skipped": len(skipped), "failed": len(failed)}
-        title = ", ".join([f"{len(rows)} jobs", *(f"{n} {what}" for what, n in counts.items() if n)])
-        console = Console(width=None if sys.stdout.isatty() else 170)
+        skipped, failed = _unmeasured(outcomes, expected=len(about["names"] or outcomes))
         front = report.energy_front(rows) if about["search"] else set()
+
+        console = terminal()
+        title = _title(len(rows), outcomes, skipped, failed)
         console.print(report.sweep_table(rows, failed, title, skipped, front))
         drawn = [
             report.sweep_figure(rows, folder / "sweep.png"),
@@ -163,20 +145,68 @@ class Sweep(Callback):
             console.print(f"picture: {picture.absolute()}", soft_wrap=True)
         console.print(ui_line(store), soft_wrap=True, markup=False)
         number = client.get_experiment_by_name(store.experiment).experiment_id
-        named = [
-            f"[{o.name}](#/experiments/{number}/runs/{o.run_id})" if o.run_id else f"{o.name}"
-            for o in ordered
-        ]
-        lines = [
-            f"- {name}: {o.status}{f', {o.error}' if o.error else ''}"
-            for name, o in zip(named, ordered, strict=True)
-        ]
-        note = "\n".join([f"`{about['command']}`", "", "Pictures: among the artifacts.", "", *lines])
-        tracking.close_sweep(store, about["parent"], not failed, note, pictures)
+        note = _note(about["command"], outcomes, number)
+        unsupported = sum(o.status == "skipped" for o in outcomes)
+        lost = len(about["names"] or outcomes) - len(rows) - unsupported
+        metrics, source = sweep_metrics(rows, lost, unsupported)
+        tracking.close_sweep(store, about["parent"], not failed, note, pictures, metrics, source)
         self._open = None
-        for name, error in failed.items():
-            print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
+        if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else they stand below the table
+            for name, error in failed.items():
+                print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
         return 1 if failed else 0
+
+
+def _outcomes(folder: Path, distinct: bool) -> list[Outcome]:
+    """Return how the jobs of a sweep ended, in their order.
+
+    Parameters
+    ----------
+    folder
+        Hydra's, of the sweep.
+    distinct
+        It is a search, which may propose the same job again: each run is to be there once.
+    """
+    files = [f for f in folder.glob(f"*/{OUTCOME}") if f.parent.name.isdigit()]
+    read = [read_outcome(f.parent) for f in sorted(files, key=lambda f: int(f.parent.name))]
+    outcomes = [o for o in read if o is not None]
+    if not distinct:
+        return outcomes
+    return list({o.run_id or i: o for i, o in reversed(list(enumerate(outcomes)))}.values())[::-1]
+
+
+def _unmeasured(outcomes: Sequence[Outcome], expected: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Return name → reason of the jobs that were skipped, and of those that failed or are missing."""
+    skipped = {
+        o.name: (o.error or "").splitlines()[0].removesuffix("; supported:")
+        for o in outcomes
+        if o.status == "skipped"
+    }
+    failed = {
+        f"{o.name} (#{i})": o.error or o.status
+        for i, o in enumerate(outcomes)
+        if not o.ok and o.status != "skipped"
+    }
+    if expected > len(outcomes):
+        failed[f"{expected - len(outcomes)} job(s)"] = "did not start or did not end"
+    return skipped, failed
+
+
+def _title(
+    measured: int, outcomes: Sequence[Outcome], skipped: dict[str, str], failed: dict[str, str]
+) -> str:
+    found = sum(o.status == "found" for o in outcomes)
+    counts = {"of them measured before": found, "skipped": len(skipped), "failed": len(failed)}
+    return ", ".join([f"{measured} jobs", *(f"{n} {what}" for what, n in counts.items() if n)])
+
+
+def _note(command: str, outcomes: Sequence[Outcome], experiment: str) -> str:
+    """What the UI shows of a sweep: the command, and every job with a link to its run."""
+    lines = [f"`{command}`", "", "Pictures: among the artifacts.", ""]
+    for o in outcomes:
+        name = f"[{o.name}](#/experiments/{experiment}/runs/{o.run_id})" if o.run_id else o.name
+        lines.append(f"- {name}: {o.status}{f', {o.error}' if o.error else ''}")
+    return "\n".join(lines)
 
 
 def ui_line(store: TrackingConfig) -> str:
@@ -187,11 +217,15 @@ def ui_line(store: TrackingConfig) -> str:
     if store.uri.startswith("http"):
         return f"compare: {tracking.view_url(number, configs.redact(store.uri).rstrip('/'))}"
     uri = shlex.quote(configs.redact(store.uri))
-    return f"compare: mlflow ui --host 127.0.0.1 --backend-store-uri {uri}\n         then {tracking.view_url(number)}"
+    served = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
+    return f"compare: {served}\n         then {tracking.view_url(number)}"
 
 
 def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | None, str]:
-    """Return the run id of the sweep whose folder this is, and the name of its job with this number and these overrides."""
+    """Return the run id of the sweep whose folder this is, and the name of one of its jobs.
+
+    The job with this number and these overrides.
+    """
     about = _about(sweep_dir)
     if about.get("names"):
         return about["parent"], about["names"][number]
@@ -247,47 +281,49 @@ def _check(config: DictConfig) -> _Checked:
 
     Of a search, which chooses its jobs on the way, each value that it may choose.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    from tsexp import pipeline
-    from tsexp.progress import bar
-
-    sweeper = config.hydra.sweeper
     search = _is_search(config)
-    if search and [str(getattr(d, "name", d)) for d in _listed(sweeper.get("direction"))] != [
-        "maximize",
-        "minimize",
-    ]:
-        raise ConfigError(
-            "a search has two objectives here, accuracy and energy per inference; use "
-            "hydra.sweeper.direction=[maximize,minimize], "
-            "or start from experiment=pareto\nnothing was started"
-        )
-    every = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + secret.as_given(
-        config.hydra.overrides.task
-    )
+    if search:
+        _check_objectives(config.hydra.sweeper)
+    given = list((config.hydra.sweeper.get("params") or {}).items())
+    every = [f"{k}={v}" for k, v in given] + secret.as_given(config.hydra.overrides.task)
     loader = compose.loader()
     overrides = {
         o.get_key_element(): o for o in OverridesParser.create(config_loader=loader).parse_overrides(every)
     }  # the last of a key counts
     fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
-    stores = [
-        key
-        for key in overrides
-        if key.lstrip("+").split(".")[0] == "tracking"
-        and (key not in fixed or key in (sweeper.get("params") or {}))
-    ]
-    if stores:
-        raise ConfigError(
-            f"{stores[0]}: a sweep has one store; give it as one value, and outside of "
-            f"hydra.sweeper.params\nnothing was started"
-        )
+    for key in overrides:
+        if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in dict(given)):
+            raise ConfigError(
+                f"{key}: a sweep has one store; give it as one value, and outside of "
+                f"hydra.sweeper.params\nnothing was started"
+            )
+    jobs = _one_by_one(list(overrides.values())) if search else _every_job(list(overrides.values()))
+    checked, unsupported = _check_jobs(config, jobs, loader)
     if search:
-        jobs = _one_by_one(list(overrides.values()))
-    else:
-        jobs = [
-            job for batch in BasicSweeper.split_arguments(list(overrides.values()), None) for job in batch
-        ]
+        _check_validation(checked)
+        return _Checked(checked[0], None, fixed)
+    if len(unsupported) == len(jobs):
+        raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
+    return _Checked(checked[0], _names(jobs), fixed)
+
+
+def _check_objectives(sweeper: Any) -> None:
+    directions = [str(getattr(d, "name", d)) for d in _listed(sweeper.get("direction"))]
+    if directions != ["maximize", "minimize"]:
+        raise ConfigError(
+            "a search has two objectives here, accuracy and energy per inference; use "
+            "hydra.sweeper.direction=[maximize,minimize], "
+            "or start from experiment=pareto\nnothing was started"
+        )
+
+
+def _check_jobs(
+    config: DictConfig, jobs: list[list[str]], loader: compose.Loader
+) -> tuple[list[Config], list[Unsupported]]:
+    """Return the configuration of each job, and why those that nothing supports will be skipped."""
+    from tsexp import pipeline
+    from tsexp.progress import bar
+
     checked, unsupported = [], []
     with bar(f"check {len(jobs)} jobs", len(jobs), show=len(jobs) >= MANY) as progress:
         for job in jobs:
@@ -297,22 +333,28 @@ def _check(config: DictConfig) -> _Checked:
                     pipeline.check(cfg)
                 except Unsupported as error:  # skipped when its turn comes
                     unsupported.append(error)
-            except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            except Exception as error:
+                if not (isinstance(error, ConfigError) or configs.is_known(error)):
+                    raise
                 what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
                 raise ConfigError(
                     configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")
                 ) from None
             checked.append(cfg)
             progress.advance()
-    if search:
-        _check_validation(checked)
-        return _Checked(checked[0], None, fixed)
-    if len(unsupported) == len(jobs):
-        raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
-    # Every job has the same overrides in the same order; what varies names it.
+    return checked, unsupported
+
+
+def _every_job(overrides: list[Override]) -> list[list[str]]:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    return [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+
+
+def _names(jobs: list[list[str]]) -> list[str]:
+    """Name each job by what varies: every one has the same overrides in the same order."""
     varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
-    names = [configs.redact(" ".join(job[i] for i in varying) or " ".join(job) or "job") for job in jobs]
-    return _Checked(checked[0], names, fixed)
+    return [configs.redact(" ".join(job[i] for i in varying) or " ".join(job) or "job") for job in jobs]
 
 
 def _check_validation(configurations: list[Config]) -> None:

@@ -1,20 +1,20 @@
-"""The MLflow UI on a store: ``python -m tsexp.ui sqlite:////path/mlflow.db``.
-
-Says where the runs are, with the columns that matter.
-"""
+"""The MLflow UI on a store, with the addresses of its runs."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 
 from tsexp import config as configs
-from tsexp import tracking
+from tsexp import stores
+from tsexp.command import called
 
 HOST = "127.0.0.1"
+PORT = 5000
 
 
 def addresses(uri: str, port: int) -> dict[str, str]:
@@ -23,51 +23,72 @@ def addresses(uri: str, port: int) -> dict[str, str]:
     Raises
     ------
     ConfigError
-        If the store is not there, or nothing in it comes from tsexp.
+        If the store is not there, does not answer, or nothing in it comes from tsexp.
     """
-    import mlflow
+    from tsexp import tracking
 
-    file = Path(uri.removeprefix(tracking.SQLITE))
-    if uri.startswith(tracking.SQLITE) and not file.exists():
+    file = Path(uri.removeprefix(stores.SQLITE).split("?")[0])
+    if uri.startswith(stores.SQLITE) and not file.is_file():
         raise configs.ConfigError(
-            f"{file} is not there; run something first (python -m tsexp), or give another store: make ui STORE=sqlite:////path/mlflow.db"
+            f"{file} is not there; run something first (tsexp, or python -m tsexp), or give another store: "
+            f"{called('ui')} PATH/mlflow.db"
         )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    ours = [
-        e
-        for e in mlflow.MlflowClient(uri).search_experiments()
-        if f"mlflow.sharedViewState.{tracking.VIEW}" in e.tags
-    ]
+    client = stores.client(uri)
+    ours = [e for e in client.search_experiments() if f"mlflow.sharedViewState.{tracking.VIEW}" in e.tags]
     if not ours:
         raise configs.ConfigError(
             f"{configs.redact(uri)} has no experiment of tsexp; run something first: python -m tsexp"
         )
-    return {e.name: tracking.view_url(e.experiment_id, f"http://{HOST}:{port}") for e in ours}
+    server = configs.redact(uri).rstrip("/") if uri.startswith("http") else f"http://{HOST}:{port}"
+    return {e.name: tracking.view_url(e.experiment_id, server) for e in ours}
 
 
-def main() -> None:
-    """Serve the UI until it is interrupted."""
-    parse = argparse.ArgumentParser(prog="python -m tsexp.ui", description=__doc__)
-    parse.add_argument("store", nargs="?", default=f"{tracking.SQLITE}{Path('mlflow.db').absolute()}")
-    parse.add_argument("--port", type=int, default=5000)
-    asked = parse.parse_args()
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+def main(arguments: list[str] | None = None) -> int:
+    """Print where the runs are, and serve the UI until it is interrupted; a server's own UI is there already."""
+    parser = argparse.ArgumentParser(prog=called("ui"), description=__doc__)
+    parser.add_argument(
+        "store",
+        nargs="?",
+        default="mlflow.db",
+        help="path of a sqlite file, or any URI that MLflow takes (default: mlflow.db in this folder)",
+    )
+    parser.add_argument("--port", type=int, default=PORT, help=f"of the server, on {HOST} (default: {PORT})")
+    asked = parser.parse_args(arguments)
+    uri = configs.redact(asked.store)
     try:
-        for name, address in addresses(asked.store, asked.port).items():
+        uri = stores.uri_of(asked.store)
+        if not uri.startswith("http"):
+            _check_free(asked.port)
+        for name, address in addresses(uri, asked.port).items():
             print(f"{name}: {address}", flush=True)
     except configs.ConfigError as error:
         sys.exit(f"tsexp: error: {error}")
     except Exception as error:  # whatever MLflow and its drivers raise
-        sys.exit(
-            configs.redact(f"tsexp: error: {asked.store} cannot be read ({type(error).__name__}: {error})")
-        )
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = (
-        asked.store
-    )  # there may be a password in it, and everybody sees the arguments of a process
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.exit(configs.redact(f"tsexp: error: {uri} cannot be read ({text})"))
+    if uri.startswith("http"):
+        return 0
+    # Not among the arguments, which everybody sees of a process: there may be a password in it.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
     os.execv(
         sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(asked.port)]
     )
 
 
+def _check_free(port: int) -> None:
+    if not 0 < port < 2**16:
+        raise configs.ConfigError(f"--port={port} is no port; allowed: 1 to {2**16 - 1}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise configs.ConfigError(
+                f"port {port} of {HOST} cannot be had ({error.strerror}); another UI may be running there; "
+                f"take another: --port {port % (2**16 - 1) + 1}"
+            ) from None
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

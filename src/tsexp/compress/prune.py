@@ -53,7 +53,7 @@ class Scores:
     ffn: Tensor
 
 
-def asked(cfg: Config, changed: bool) -> dict[str, Any]:
+def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
     """Method, scope and ratio; with what a method of somebody's own says."""
     tuning = ("finetune_epochs", "finetune_lr", "distill", "temperature")
     found = {k: v for k, v in cfg.prune.asked().items() if k not in tuning}
@@ -183,7 +183,31 @@ def _best(scores: Tensor, count: int) -> tuple[int, ...]:
 def score(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:
     """Importance of every head and FFN unit, one `Scores` per block."""
     found: list[Scores] = look_up(config.method, SCORES)(model, config, dataset, seed)
+    wrong = _wrong(found, model)
+    if wrong:
+        raise ConfigError(
+            f"prune.method={config.method} returned {wrong}; it must be a list of Scores, one per block, of "
+            f"finite float tensors (heads,) and (ffn,): here {_sizes(model)}"
+        )
     return found
+
+
+def _wrong(found: Any, model: Classifier) -> str:
+    """Say what somebody's own method returned instead of scores; empty if it is right."""
+    if not isinstance(found, list) or not all(isinstance(s, Scores) for s in found):
+        inside = sorted({type(s).__name__ for s in found}) if isinstance(found, list | tuple) else []
+        return type(found).__name__ + (f" of {', '.join(inside)}" if inside else "")
+    parts = [part for s in found for part in (s.heads, s.ffn)]
+    if not all(isinstance(part, Tensor) for part in parts):
+        return f"Scores of {', '.join(sorted({type(part).__name__ for part in parts}))}"
+    sizes = [(tuple(s.heads.shape), tuple(s.ffn.shape)) for s in found]
+    if sizes != [((b.heads,), (b.ffn,)) for b in model.arch.blocks]:
+        return f"Scores of shapes {', '.join(f'{heads} and {ffn}' for heads, ffn in sizes) or 'none'}"
+    return "" if all(bool(part.isfinite().all()) for part in parts) else "Scores that are not finite"
+
+
+def _sizes(model: Classifier) -> str:
+    return ", ".join(f"({b.heads},) and ({b.ffn},)" for b in model.arch.blocks)
 
 
 def _groups(block: EncoderBlock, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
