@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,20 @@ def test_a_logged_model_answers_classes_and_probabilities_by_any_address(store, 
     assert raw.dtype == np.float32
     assert np.array_equal(raw, scores)
     assert np.array_equal(found.predict([[list(range(24))]], params={"scores": True}).shape, (1, 2))
+
+
+def test_the_example_of_the_documentation_runs(store, italy, load):
+    page = (Path(__file__).parents[1] / "docs" / "mlflow.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    said = {"series": italy.x_test[:3]}
+    exec(example.replace("RUN_ID", store.network), said)
+    assert list(said["answer"].columns) == ["class", "p_1", "p_2"]
+    assert said["scores"].shape == (3, 2)
+
+
+def test_every_artifact_of_a_run_is_explained(store):
+    page = (Path(__file__).parents[1] / "docs" / "mlflow.md").read_text()
+    assert not [name for name in names(store, store.network) if f"`{name}`" not in page]
 
 
 def test_a_logged_model_refuses_what_it_cannot_answer_in_one_line(store, load):
