@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from tsexp import compress, data
 from tsexp import config as configs
-from tsexp import data, models
+from tsexp.cache import Cache
 from tsexp.config import Config, DataConfig
 from tsexp.data import Dataset
+from tsexp.models import transformer
+from tsexp.training import Fitted
 
 configs.register()
 
@@ -79,12 +82,12 @@ def pickup(load_data: Callable[..., Dataset]) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Callable[..., models.Classifier]:
+def tiny_model() -> Callable[..., transformer.Classifier]:
     """Make an untrained small model for a dataset: tiny_model(dataset, "model=t1")."""
 
-    def make(dataset: Dataset, *overrides: str, seed: int = 0) -> models.Classifier:
+    def make(dataset: Dataset, *overrides: str, seed: int = 0) -> transformer.Classifier:
         torch.manual_seed(seed)
-        return models.Classifier(models.architecture(compose(*TINY, *overrides).model, dataset)).eval()
+        return transformer.build(compose(*TINY, *overrides).model, dataset).eval()
 
     return make
 
@@ -98,6 +101,11 @@ def tiny(tmp_path: Path) -> Config:
         f"paths.cache={tmp_path}/cache",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     )
+
+
+def compressed(dense: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Fitted:
+    """What all steps that are asked for make of a model."""
+    return [dense, *compress.compress(dense, cfg, dataset, cache).values()][-1]
 
 
 def as_tensor(x: np.ndarray) -> torch.Tensor:

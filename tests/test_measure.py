@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import TINY, compose
+from conftest import TINY, compose, compressed
 from test_meters import add_zone, drawing
-from tsexp import energy, models, pruning, runtimes, training
+from tsexp import energy, models, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, MeasureConfig, QuantConfig, RuntimeConfig, Unsupported
 from tsexp.data import Dataset
-from tsexp.energy import MeasuringFailed, Record, meters
+from tsexp.energy import MeasuringFailed, Record, measuring, meters
 from tsexp.runtimes import Artifact
 from tsexp.training import Fitted
 
@@ -57,7 +57,7 @@ def bench(italy: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     cfg = compose(*TINY, "data=italy_power_demand", "prune.ratio=0.5", "prune.finetune_epochs=0")
     cache = Cache(tmp_path_factory.mktemp("cache"))
     dense = training.train(cfg.model, cfg.train, cfg.seed, italy, cache)
-    slim = pruning.prune(dense, cfg.prune, cfg.train, cfg.seed, italy, cache)
+    slim = compressed(dense, cfg, italy, cache)
     deployed = [runtimes.deploy(m, cfg.quant, cfg.runtime, italy, cache) for m in (dense, slim)]
     return Bench(cfg, italy, slim, *deployed, cache)
 
@@ -84,7 +84,7 @@ def in_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
             f"{code}\nfrom tsexp.energy.worker import compare, measure, peaks, score\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setattr(energy, "WORKER", "planted")
+        monkeypatch.setattr(measuring, "WORKER", "planted")
 
     return plant
 
@@ -199,7 +199,7 @@ def test_peaks_of_the_machine_are_looked_at_once(bench: Bench, monkeypatch: pyte
     seen = energy.peaks(bench.cfg.measure, bench.cache)
     assert {"fp32", "bf16"} <= set(seen) <= {"fp32", "bf16", "int8"}
     assert all(0.1 < rate < 1e5 for rate in seen.values())
-    monkeypatch.setattr(energy, "WORKER", "nothing")
+    monkeypatch.setattr(measuring, "WORKER", "nothing")
     assert energy.peaks(bench.cfg.measure, bench.cache) == seen
 
 
@@ -371,7 +371,7 @@ def test_automatic_choice_judges_on_series_that_the_model_was_not_fitted_on(
     val = bench.dataset.val
     right = np.eye(len(bench.dataset.classes), dtype=np.float32)[bench.dataset.y_train]
     answers = {bench.slim.signature: right[val], bench.dense.signature: 1 - right[val]}
-    monkeypatch.setattr(energy, "score", lambda a, *_: energy.Scores(right[:0], answers[a.signature]))
+    monkeypatch.setattr(measuring, "score", lambda a, *_: energy.Scores(right[:0], answers[a.signature]))
     chosen, tried = energy.choose(
         [bench.dense, bench.slim], bench.slim, bench.dataset, bench.cfg.measure, bench.cache
     )

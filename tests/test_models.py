@@ -1,6 +1,7 @@
 """Models: published sizes, files, and scores that depend on the series alone."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from conftest import TINY, as_tensor, compose
 from tsexp import models
 from tsexp.data import Preprocessing
-from tsexp.models import Arch, Block, Classifier
+from tsexp.models import transformer
 from tsexp.models.preprocess import Preprocess
+from tsexp.models.transformer import Arch, Block, Classifier
 
 MODELS = ["t1", "t2", "t3"]
 
@@ -23,7 +25,7 @@ def published(italy, name):
         classes=tuple("abcdefghi"),
         preprocessing=replace(italy.preprocessing, length=160),
     )
-    return Classifier(models.architecture(compose(f"model={name}").model, problem)).eval()
+    return Classifier(transformer.architecture(compose(f"model={name}").model, problem)).eval()
 
 
 def ragged(lengths, channels=2, total=None, seed=0):
@@ -54,7 +56,9 @@ def test_macs_on_720_steps(italy, name, macs):
         classes=("a", "b", "c"),
         preprocessing=replace(italy.preprocessing, length=720),
     )
-    assert models.count_macs(Classifier(models.architecture(compose(f"model={name}").model, long))) == macs
+    assert (
+        models.count_macs(Classifier(transformer.architecture(compose(f"model={name}").model, long))) == macs
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -98,9 +102,9 @@ def test_saved_model_comes_back_bit_equal(tiny_model, load_data, tmp_path, name,
 def test_arch_survives_json(load_data, scale):
     dataset = load_data("BasicMotions", scale=scale)
     arch = replace(
-        models.architecture(compose("model=t3").model, dataset), blocks=(Block(1, 7), Block(4, 128))
+        transformer.architecture(compose("model=t3").model, dataset), blocks=(Block(1, 7), Block(4, 128))
     )
-    again = Arch.from_json(arch.to_json())
+    again = Arch.from_dict(json.loads(json.dumps(asdict(arch))))
     assert again == arch
     assert hash(again) == hash(arch)
 
@@ -306,7 +310,7 @@ def test_dropout_only_in_training(tiny_model, italy, dropout):
 def test_gradients_reach_every_parameter(italy, name):
     torch.manual_seed(0)
     model = Classifier(
-        models.architecture(compose(*TINY, f"model={name}", "model.dropout=0").model, italy)
+        transformer.architecture(compose(*TINY, f"model={name}", "model.dropout=0").model, italy)
     ).train()
     torch.nn.functional.cross_entropy(model(as_tensor(italy.x_train)), as_tensor(italy.y_train)).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []

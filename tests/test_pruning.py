@@ -11,11 +11,12 @@ import torch_pruning as tp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import TINY, as_tensor, compose
-from tsexp import models, pruning, training
+from conftest import TINY, as_tensor, compose, compressed
+from tsexp import compress, models, training
 from tsexp.cache import Cache, sha256
+from tsexp.compress import prune as pruning
+from tsexp.compress.prune import Scores
 from tsexp.config import ConfigError
-from tsexp.pruning import Scores
 
 PRUNE = compose(*TINY).prune
 PROPERTY = settings(
@@ -336,12 +337,18 @@ def home(tmp_path_factory, italy):
 
 def prune(home, italy, seed=0, **changes):
     config, cache, dense = home
-    return pruning.prune(dense, replace(config.prune, **changes), config.train, seed, italy, cache)
+    return compressed(dense, replace(config, prune=replace(config.prune, **changes), seed=seed), italy, cache)
+
+
+def kept_by(home, italy, **changes):
+    """What the step wrote down."""
+    config, cache, dense = home
+    made = compress.compress(dense, replace(config, prune=replace(config.prune, **changes)), italy, cache)
+    return pruning.kept(made["prune"])
 
 
 def test_ratio_zero_is_the_dense_model_itself(home, italy):
     assert prune(home, italy, ratio=0.0) is home[2]
-    assert pruning.kept(home[2]) is None
 
 
 @pytest.mark.parametrize("distill", [0.0, 0.5, 1.0])
@@ -349,7 +356,7 @@ def test_pruned_model_is_smaller_fine_tuned_and_cached(home, italy, distill, mon
     dense = home[2]
     before = {p: sha256(p) for p in dense.entry.folder.iterdir()}
     slim = prune(home, italy, distill=distill)
-    kept = pruning.kept(slim)
+    kept = kept_by(home, italy, distill=distill)
     assert kept == select(dense.load(), italy, home[0].prune)[1]
     assert (
         [(b.heads, b.ffn) for b in slim.load().arch.blocks]
@@ -370,7 +377,7 @@ def test_pruned_model_is_smaller_fine_tuned_and_cached(home, italy, distill, mon
 
 def tune_alike(home, italy, **changes):
     config, cache, dense = home
-    return pruning.tune_alike(dense, replace(config.prune, **changes), config.train, 0, italy, cache)
+    return compress.control(dense, replace(config, prune=replace(config.prune, **changes)), italy, cache)
 
 
 def test_the_control_is_tuned_likewise_with_nothing_removed_once_for_all_ways_of_pruning(
@@ -424,7 +431,8 @@ def test_without_fine_tuning_the_model_is_the_shrunk_one(home, italy):
     slim = prune(home, italy, finetune_epochs=0)
     assert slim.history() == []
     assert torch.equal(
-        scores(slim.load(), italy), scores(pruning.shrink(home[2].load(), pruning.kept(slim)), italy)
+        scores(slim.load(), italy),
+        scores(pruning.shrink(home[2].load(), kept_by(home, italy, finetune_epochs=0)), italy),
     )
 
 
@@ -450,9 +458,8 @@ def test_other_pruning_is_another_entry(home, italy, change):
 def test_fine_tuning_follows_the_recipe_but_for_epochs_and_rate(home, italy):
     config, cache, dense = home
     recipe = replace(config.train, schedule="none", warmup=0.0, epochs=9)
-    slim = pruning.prune(
-        dense, replace(config.prune, finetune_epochs=3, finetune_lr=0.007), recipe, 0, italy, cache
-    )
+    changed = replace(config.prune, finetune_epochs=3, finetune_lr=0.007)
+    slim = compressed(dense, replace(config, prune=changed, train=recipe), italy, cache)
     assert [line["lr"] for line in slim.history()] == [0.007] * 3
 
 
@@ -461,6 +468,7 @@ def test_test_split_is_not_touched(home, italy):
     blind = replace(italy, x_test=np.full_like(italy.x_test, np.nan))
     slim = prune(home, italy, method="taylor")
     other = Cache(cache.root / "blind")
-    blinded = pruning.prune(dense, replace(config.prune, method="taylor"), config.train, 0, blind, other)
+    taylor = replace(config, prune=replace(config.prune, method="taylor"))
+    blinded = compressed(dense, taylor, blind, other)
     assert not blinded.entry.reused
     assert torch.equal(scores(slim.load(), italy), scores(blinded.load(), italy))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import TINY, compose
-from tsexp import qat, runtimes, training
+from conftest import TINY, compose, compressed
+from tsexp import compress, runtimes, training
 from tsexp.cache import Cache
+from tsexp.compress import qat
 from tsexp.config import RuntimeConfig
 
 RECIPE = "train=default"  # T1's own does not average
@@ -36,7 +37,8 @@ def home(tmp_path_factory, italy, request):
 def tune(home, **changes):
     cfg, cache, fitted, italy = home
     fake = changes.pop("fake", True)
-    return qat.tune(fitted, replace(cfg.quant, **changes), cfg.train, 0, italy, cache, fake=fake)
+    cfg = replace(cfg, quant=replace(cfg.quant, **changes))
+    return (compressed if fake else compress.control)(fitted, cfg, italy, cache)
 
 
 def faked(home, fitted):

@@ -21,13 +21,12 @@ from tsexp.energy.record import (
     Record,
     assemble,
     doubts,
-    drop,
     pooled_saving,
-    quality,
     reach_pct,
     scatter_p,
     summarize,
 )
+from tsexp.tasks.classification import drop, quality
 
 PAIRS, PROCESSES = 12, 4
 NAMES = ("artifact", "reference")
@@ -530,7 +529,7 @@ def assembled(
 ) -> Record:
     manifest = {"parameters": 5, "macs": 7, "bytes": 100, "channels": 6, "device": "cpu"}
     dense = {"parameters": 10, "macs": 14, "bytes": 300, "channels": 8, "device": "cpu"}
-    dataset = SimpleNamespace(y_test=labels, y_train=labels, val=np.arange(val))
+    dataset = SimpleNamespace(y_test=labels, y_train=labels, val=np.arange(val), task="classification")
     both = (Scores(s, s[:val]) for s in (scores, reference))
     return assemble(raw | {"source": "estimated:cpu_time"}, *both, manifest, dense, dataset, 0)
 

@@ -13,20 +13,22 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import TINY, compose
-from tsexp import models, qat, runtimes, training
+from conftest import TINY, compose, compressed
+from tsexp import models, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
-from tsexp.models import Block, Classifier
-from tsexp.models.tokenizers import PatchTokenizer
-from tsexp.runtimes import Job, inductor, onnxruntime, rewrite
+from tsexp.models import transformer
+from tsexp.models.transformer import Block, Classifier, rewrite
+from tsexp.models.transformer.tokenizers import PatchTokenizer
+from tsexp.runtimes import Job, inductor, onnxruntime
+from tsexp.runtimes import artifact as artifact_module
 
 
 def pairs():
     """(runtime, mode); compiling takes 10 s each time, so that most of inductor's are slow."""
     for name in runtimes.RUNTIMES:
-        for mode, devices in runtimes._module(name).SUPPORTED.items():
+        for mode, devices in artifact_module._module(name).SUPPORTED.items():
             if "cpu" in devices:
                 slow = name == "inductor" and mode != "none"
                 yield pytest.param(name, mode, marks=pytest.mark.slow if slow else ())
@@ -61,7 +63,7 @@ def home(tmp_path_factory, italy):
 def deploy(home, name, mode, **changes):
     cfg, cache, fitted, italy = home
     quant = replace(cfg.quant, mode=mode, **changes)
-    tuned = qat.tune(fitted, quant, cfg.train, 0, italy, cache)
+    tuned = compressed(fitted, replace(cfg, quant=quant), italy, cache)
     return runtimes.deploy(tuned, quant, RuntimeConfig(name, "cpu"), italy, cache), tuned
 
 
@@ -119,7 +121,7 @@ def test_the_formula_gives_what_was_counted_on_paper():
 def shaped(model, channels=1, length=720, classes="abc", blocks=None, **changes):
     """A model of full size; by default for RefrigerationDevices."""
     pre = Preprocessing(**{"scale": "znorm", "length": length, "resample": False, "masked": False} | changes)
-    arch = models.architecture(
+    arch = transformer.architecture(
         compose(f"model={model}").model,
         SimpleNamespace(channels=channels, classes=tuple(classes), preprocessing=pre),
     )
@@ -142,7 +144,7 @@ def test_macs_are_those_of_a_hand_formula(model, changes):
     arch = shaped(model, **changes)
     source = Classifier(arch).eval()
     for name in runtimes.RUNTIMES:
-        module = runtimes._module(name)
+        module = artifact_module._module(name)
         for mode in module.SUPPORTED:
             assert models.count_macs(module.rewritten(source, mode)) == macs(arch, name, mode), (name, mode)
 
@@ -284,7 +286,7 @@ def test_rewriting_leaves_an_own_tokenizer_alone(italy, tiny_model, tokenizer):
     x = torch.from_numpy(italy.x_test[:8])
     for name in runtimes.RUNTIMES:
         for mode in ("none", "static"):
-            assert (runtimes._module(name).rewritten(source, mode)(x) - source(x)).abs().max() < 1e-5
+            assert (artifact_module._module(name).rewritten(source, mode)(x) - source(x)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("tokenizer", ["conv_stem", *OWN])
@@ -388,7 +390,7 @@ def test_an_fp32_export_that_is_slightly_wrong_is_an_error(home, monkeypatch, tm
 
 
 def test_every_mode_has_its_limit(tiny):
-    modes = {mode for name in runtimes.RUNTIMES for mode in runtimes._module(name).SUPPORTED}
+    modes = {mode for name in runtimes.RUNTIMES for mode in artifact_module._module(name).SUPPORTED}
     limits = {
         (m, bits): runtimes.least_db(replace(tiny.quant, mode=m, weight_bits=bits))
         for m in modes
@@ -401,7 +403,9 @@ def test_every_mode_has_its_limit(tiny):
 
 
 def test_missing_library_is_told_before_any_work(monkeypatch, home):
-    monkeypatch.setattr(runtimes, "_version", lambda package: None if package == "onnxruntime" else "1")
+    monkeypatch.setattr(
+        artifact_module, "_version", lambda package: None if package == "onnxruntime" else "1"
+    )
     with pytest.raises(ConfigError, match=r"needs onnxruntime, which is not installed; pip install 'tsexp\["):
         runtimes.check(home[0].quant, RuntimeConfig("onnxruntime", "cpu"))
 
@@ -413,7 +417,7 @@ def test_the_doctor_learns_what_is_missing_of_each_runtime(monkeypatch):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
-    monkeypatch.setattr(runtimes, "_version", lambda package: None if package == "nncf" else "1")
+    monkeypatch.setattr(artifact_module, "_version", lambda package: None if package == "nncf" else "1")
     found = runtimes.available()
     assert "no compiler was found" in found["inductor"]["none"]
     assert "needs nncf" in found["openvino"]["static"]
@@ -442,11 +446,11 @@ def test_onnx_runtime_does_not_fall_back_on_the_cpu_silently(home):
 def test_another_build_of_a_library_is_that_library(monkeypatch):
     def only_the_gpu_build(name):
         if name == "onnxruntime":
-            raise runtimes.metadata.PackageNotFoundError
+            raise artifact_module.metadata.PackageNotFoundError
         return "1.0"
 
-    monkeypatch.setattr(runtimes.metadata, "version", only_the_gpu_build)
-    assert runtimes._version("onnxruntime") == "1.0"
+    monkeypatch.setattr(artifact_module.metadata, "version", only_the_gpu_build)
+    assert artifact_module._version("onnxruntime") == "1.0"
 
 
 def test_threads_of_onnx_runtime_do_not_spin_between_calls(home):

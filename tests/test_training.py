@@ -13,8 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from conftest import TINY, as_tensor, compose
 from tsexp import data, models, training
 from tsexp.cache import Cache
-from tsexp.models import Classifier
-from tsexp.training import Teacher, task
+from tsexp.models import transformer
+from tsexp.models.transformer import Classifier
+from tsexp.tasks import classification
+from tsexp.training import Teacher, loop
 
 OURS = compose(*TINY).train
 PUBLISHED = compose(*TINY, "train=paper").train
@@ -116,7 +118,7 @@ def test_averaging_changes_the_weights(tiny_model, italy):
 def averaged(model, decay, steps):
     """What `Averaging` makes of a model whose parameters are all the number of the step, and what PyTorch's, which has no warm-up, makes of it."""
     with torch.no_grad():
-        ours, module = task.Averaging(decay), task.Task(model, OURS, None)
+        ours, module = loop.Averaging(decay), loop.Fitting(model, OURS, None, classification)
         theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         for step in range(steps):
             for p in model.parameters():
@@ -275,7 +277,7 @@ def test_patience_stops_early(tiny_model, italy, patience):
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_weight_decay_spares_biases_norms_and_positions(tiny_model, italy, optimizer):
     model = tiny_model(italy, "model.pooling=cls")
-    fit = task.Task(model, replace(OURS, optimizer=optimizer, weight_decay=0.1), None)
+    fit = loop.Fitting(model, replace(OURS, optimizer=optimizer, weight_decay=0.1), None, classification)
     fit.trainer = type("Trainer", (), {"estimated_stepping_batches": 10})()
     groups = fit.configure_optimizers()["optimizer"].param_groups
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
@@ -291,7 +293,7 @@ def test_weight_decay_spares_biases_norms_and_positions(tiny_model, italy, optim
 def test_uneven_model_can_be_fitted(tiny_model, italy):
     arch = tiny_model(italy).arch
     torch.manual_seed(0)
-    model = Classifier(replace(arch, blocks=(models.Block(1, 3), models.Block(2, 7))))
+    model = Classifier(replace(arch, blocks=(transformer.Block(1, 3), transformer.Block(2, 7))))
     assert len(training.fit(model, OURS, italy, 0, "test")) == 2
     assert not model.training
 

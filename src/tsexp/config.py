@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -291,12 +290,7 @@ def parse(cfg: DictConfig) -> Config:
     assert isinstance(config, Config)
     config.model = _model(config.model)
     problems = _problems(config) + config.model.problems()
-    scheme = config.tracking.uri.split(":")[0].split("+")[0]
-    if scheme not in SCHEMES:
-        problems.append(
-            f"tracking.uri={redact(config.tracking.uri)} is not a store MLflow takes; allowed: "
-            f"{', '.join(f'{s}:...' for s in SCHEMES)}"
-        )
+    problems += _no_store(config.tracking.uri)
     if config.data.val_fraction == 0 and (config.train.select == "best" or config.train.patience):
         problems.append(
             "data.val_fraction=0 leaves nothing to select on; use train.select=last train.patience=0, or a "
@@ -321,6 +315,8 @@ def parse(cfg: DictConfig) -> Config:
 def places(cfg: DictConfig) -> dict[str, Any]:
     """Return the groups ``paths`` and ``tracking`` with absolute paths: all that reading results takes."""
     paths, tracking = _to_object(cfg.paths), _to_object(cfg.tracking)
+    for problem in _no_store(tracking.uri):
+        raise ConfigError(problem)
     absolute = {
         f.name: str(Path(getattr(paths, f.name)).expanduser().absolute()) for f in fields(PathsConfig)
     }
@@ -376,6 +372,8 @@ def family_module(name: str) -> Any:
 
 def is_known(error: BaseException) -> bool:
     """It is an error of the configuration, which `explain` tells in a line; anything else is a fault here."""
+    from hydra.errors import HydraException
+
     return isinstance(error, HydraException | OmegaConfBaseException) or NO_OPTION in str(error)
 
 
@@ -384,6 +382,8 @@ def explain(error: BaseException) -> str:
 
     What is allowed where a key or an option is wrong, else the part of the message that is for people.
     """
+    from hydra.errors import MissingConfigException
+
     for option, (what, extra) in PLUGINS.items():
         if f"Could not find '{option}'" in str(error):
             return f"{what} is not installed; install it: pip install 'tsexp[{extra}]'"
@@ -441,6 +441,13 @@ def _unknown(node: DictConfig, schema: Any, prefix: str = "") -> list[str]:
     for name, factory in nested.items():
         found += _unknown(node[name], factory, f"{prefix}{name}.")
     return found
+
+
+def _no_store(uri: str) -> list[str]:
+    if uri.split(":")[0].split("+")[0] in SCHEMES:
+        return []
+    allowed = ", ".join(f"{s}:..." for s in SCHEMES)
+    return [f"tracking.uri={redact(uri)} is not a store MLflow takes; allowed: {allowed}"]
 
 
 def _absolute_uri(uri: str) -> str:

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tsexp import config as configs
+from tsexp.command import called
 from tsexp.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ INSTRUCTIONS = {
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
 }
 ADVICE = {
-    "rapl": "Needs a bare-metal x86 machine (most virtual machines hide RAPL) and read permission: run as root, or run Zeus' daemon zeusd",
+    "rapl": "Needs a bare-metal x86 machine (most virtual machines hide RAPL) and read permission: run as root, "
+    "or run Zeus' daemon zeusd",
     "soc": "Only on Apple silicon (pip install 'zeus\\[apple]') and NVIDIA Jetson",
     "nvml": "Needs an NVIDIA GPU with its driver",
 }
@@ -49,12 +51,12 @@ ADVICE = {
 def main(arguments: list[str] | None = None) -> int:
     """Print the findings; return 1 if the self-test fails."""
     parser = argparse.ArgumentParser(
-        prog="python -m tsexp.doctor", description="What this machine can measure, and what is missing."
+        prog=called("doctor"), description="What this machine can measure, and what is missing."
     )
     parser.add_argument(
         "--selftest",
         action="store_true",
-        help=f"measure an artifact against itself {ROUNDS} times, and with {PLANTED:.0%} more work (minutes)",
+        help=f"measure an artifact against itself {ROUNDS} times, and with {100 * PLANTED:g} %% more work (minutes)",
     )
     parser.add_argument(
         "--meter",
@@ -185,7 +187,10 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
         found = high < 0
         ok = right and found
         if right and not found:
-            failed = f"self-test FAILED: the intervals are right, but too wide to see {PLANTED:.0%}: quiet the machine, or raise measure.processes"
+            failed = (
+                f"self-test FAILED: the intervals are right, but too wide to see {PLANTED:.0%}: quiet the "
+                f"machine, or raise measure.processes"
+            )
         reach = max(records.reach_pct(r.raw) for r in nulls)
         said = (
             f"{sum(_holds(r, 0) for r in nulls)} of {rounds} intervals hold 0; the rounds scatter "

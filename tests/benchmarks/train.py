@@ -17,14 +17,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import compose
-from tsexp import data, models, training
-from tsexp.training import task
+from tsexp import data, training
+from tsexp.models import transformer
+from tsexp.training import loop
 
 PAIRS = 5
 STEPS = 600
 
 
-def bare(model: models.Classifier, config: training.TrainConfig, dataset: data.Dataset) -> float:
+def bare(model: transformer.Classifier, config: training.TrainConfig, dataset: data.Dataset) -> float:
     """Seconds of the shortest loop that follows the same recipe step by step and validates as often.
 
     No metrics, no progress.
@@ -42,7 +43,7 @@ def bare(model: models.Classifier, config: training.TrainConfig, dataset: data.D
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     model.train()
-    every = max(1, config.epochs // task.VALIDATIONS)
+    every = max(1, config.epochs // loop.VALIDATIONS)
     start = time.perf_counter()
     for epoch in range(config.epochs):
         for i in torch.randperm(len(y)).split(config.batch_size):
@@ -71,12 +72,12 @@ def main() -> None:
     for name in ("acsf1", "basic_motions", *sys.argv[1:]):
         cfg = compose(f"data={name}", "train.progress=false", f"train.max_steps={STEPS}")
         dataset = data.load(cfg.data, cfg.paths.data, 0)
-        epochs = task._epochs(cfg.train, len(dataset.fit))
+        epochs = loop._epochs(cfg.train, len(dataset.fit))
         recipe = replace(cfg.train, epochs=epochs, max_steps=0)
         ratios = []
         for pair in range(PAIRS + 1):
-            arch = models.architecture(cfg.model, dataset)
-            theirs, ours = models.Classifier(arch), models.Classifier(arch)
+            arch = transformer.architecture(cfg.model, dataset)
+            theirs, ours = transformer.Classifier(arch), transformer.Classifier(arch)
             reference = bare(theirs, recipe, dataset)
             start = time.perf_counter()
             training.fit(ours, recipe, dataset, pair, name)

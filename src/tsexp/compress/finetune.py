@@ -19,7 +19,7 @@ FAMILIES = ("transformer", "convolution")
 TRAINS = True
 
 
-def asked(cfg: Config, changed: bool) -> dict[str, Any]:
+def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
     """Epochs, learning rate and teacher, and the rest of the ``train`` recipe."""
     p = cfg.prune
     if not changed or not p.finetune_epochs:

@@ -8,9 +8,11 @@ A step is a module with one line in `STEPS` and
     Families of models that it takes.
 ``TRAINS``
     It trains: the control, too, goes through it, so that what is compared had the same training in total.
-``asked(cfg, changed)``
+``asked(cfg, changed, control)``
     All of the configuration that its result depends on, besides the seed and the model; empty if the step is not
-    asked for. `changed`: some step before it is.
+    asked for. `changed`: some step before it is. `control`: see `Context`.
+``ready(cfg)``
+    Optional. Raise `ConfigError`, before any work, for what the ranges of the configuration cannot say.
 ``apply(model, context, folder)``
     Return the model that the step makes, and its training curves. It may change `model`, and write notes into
     `folder`.
@@ -78,7 +80,7 @@ def control(dense: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Fitte
 
 def _fold(context: Context, cache: Cache) -> dict[str, Fitted]:
     model, made = context.dense, dict[str, Fitted]()
-    for name, step, asked in _asked(context.cfg):
+    for name, step, asked in _asked(context.cfg, context.control):
         if step.TRAINS or not context.control:
             model = made[name] = _stage(name, step, asked, model, context, cache)
     return made
@@ -101,11 +103,10 @@ def _stage(
     return Fitted(cache.stage(name, step.VERSION, key, build))
 
 
-def _asked(cfg: Config) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def _asked(cfg: Config, control: bool = False) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     changed = False
-    for name, place in STEPS.items():
-        step = importlib.import_module(place)
-        asked = step.asked(cfg, changed)
+    for name, step in _steps():
+        asked = step.asked(cfg, changed, control)
         if asked:
             changed = True
             yield name, step, asked
@@ -121,6 +122,9 @@ def check(cfg: Config) -> None:
     ConfigError
         If somebody's own code is not of the right kind.
     """
+    for _, step in _steps():
+        if hasattr(step, "ready"):
+            step.ready(cfg)
     for name, step, _ in _asked(cfg):
         family = like(cfg.model.family)
         if family not in step.FAMILIES:
@@ -128,10 +132,12 @@ def check(cfg: Config) -> None:
                 f"{name} with model={cfg.model.name} is not supported: it takes models of these families: "
                 f"{', '.join(step.FAMILIES)}; this one is: {family}"
             )
-        if hasattr(step, "ready"):
-            step.ready(cfg)
 
 
 def versions() -> dict[str, int]:
     """Return the version of each step."""
-    return {name: importlib.import_module(place).VERSION for name, place in STEPS.items()}
+    return {name: step.VERSION for name, step in _steps()}
+
+
+def _steps() -> list[tuple[str, Any]]:
+    return [(name, importlib.import_module(place)) for name, place in STEPS.items()]

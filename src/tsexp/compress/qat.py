@@ -36,12 +36,12 @@ DISTILL, TEMPERATURE = 0.5, 2.0
 """The teacher is the model itself before any rounding: it must only learn to live with it."""
 
 
-def asked(cfg: Config, changed: bool) -> dict[str, Any]:
-    """The ``quant`` group in mode ``qat``, and the rest of the ``train`` recipe."""
+def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
+    """In mode ``qat`` its recipe, and which series ranges are seen on."""
     if cfg.quant.mode != "qat":
         return {}
-    distill = {"distill": DISTILL, "temperature": TEMPERATURE}
-    return {**cfg.quant.asked(), **distill, "train": _recipe(cfg).asked()}
+    ranges = {} if control else {"calibration_series": cfg.quant.calibration_series}
+    return {**ranges, "distill": DISTILL, "temperature": TEMPERATURE, "train": _recipe(cfg).asked()}
 
 
 def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list[dict[str, float]]]:

@@ -1,6 +1,6 @@
-"""Accuracy, latency and energy of exactly the artifact that would be deployed, against a reference (`measure`)."""
+"""Accuracy, latency and energy of exactly the artifact that would be deployed, against a reference (`measuring`)."""
 
-from tsexp.energy.measure import (
+from tsexp.energy.measuring import (
     LEAST_PROCESSES,
     PRELOAD,
     PROTOCOL_VERSION,

@@ -14,7 +14,7 @@ from tsexp.energy import hardware
 from tsexp.energy.meters import CpuTimeMeter
 
 if TYPE_CHECKING:
-    from tsexp.energy.measure import Scores
+    from tsexp.energy.measuring import Scores
 
 ESTIMATE = CpuTimeMeter.source
 VARIATION_PCT = 5.0
@@ -257,7 +257,7 @@ def assemble(
     }
     if manifest["macs"] is not None:
         sizes["size/macs"] = manifest["macs"]
-    if dense.get("channels"):
+    if "channels" in manifest and dense.get("channels"):
         sizes["prune/achieved_ratio"] = 1 - manifest["channels"] / dense["channels"]
     return Record(
         metrics={

@@ -1,6 +1,6 @@
-"""Model → artifact folder → something that answers raw series with class scores; `deploy` says what a runtime is."""
+"""Model → artifact folder → something that answers raw series with class scores; `artifact` says what a runtime is."""
 
-from tsexp.runtimes.deploy import (
+from tsexp.runtimes.artifact import (
     AUTO,
     FLOATS,
     LEAST_DB,

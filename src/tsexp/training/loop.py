@@ -21,7 +21,7 @@ from tsexp.config import TrainConfig
 from tsexp.data import Dataset
 from tsexp.models import Network
 from tsexp.progress import bar
-from tsexp.training.train import Teacher
+from tsexp.training.fitted import Teacher
 
 log = logging.getLogger(__name__)
 
