@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Arguments for the main job: make run ARGS="data=plaid"
 ARGS ?=
-# The store that make ui shows: make ui STORE=sqlite:////path/mlflow.db
-STORE ?= sqlite:///$(CURDIR)/mlflow.db
+# What make ui shows, and where: make ui STORE=path/mlflow.db PORT=5001
+STORE ?= mlflow.db
+PORT ?= 5000
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
@@ -74,8 +75,8 @@ figures: freeze ## the figures of the study, from the store, in report/figures
 report: freeze ## tables, figures and the interactive page, from the store, in report/
 	$(BIN)/python -m tsexp.report tables figures page $(ARGS)
 
-ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's: STORE=sqlite:////path/mlflow.db
-	@$(BIN)/python -m tsexp.ui '$(STORE)'
+ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's, another port: STORE=path/mlflow.db PORT=5001
+	@$(BIN)/python -m tsexp.ui '$(STORE)' --port '$(PORT)'
 
 clean: ## remove the environment, caches and outputs; not the store
 	rm -rf .venv cache outputs multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -12,15 +12,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from tsexp.command import called
+
 PARTS = ("freeze", "tables", "figures", "page")
 UI = "http://127.0.0.1:5000"
 HELP = """\
 From the MLflow store to what a paper needs. Nothing is trained or measured.
 
   freeze    the store's runs → REPORT/frozen: results.parquet, results.csv, windows, predictions, channels
-  tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, claims; as .tex,
-  .md, .csv; notes.md figures   REPORT/frozen → REPORT/figures: .pdf and .png page      REPORT/frozen →
-  REPORT/index.html, interactive, without network
+  tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, claims;
+            as .tex, .md, .csv; notes.md
+  figures   REPORT/frozen → REPORT/figures: .pdf and .png
+  page      REPORT/frozen → REPORT/index.html, interactive, without network
 
 Without a part, all of them. Tables, figures and page are made of the frozen results alone; if there are none
 yet, they are frozen first."""
@@ -30,8 +33,8 @@ EXAMPLES = """\
   paths.report=report                        REPORT
   where="params.`data.name` = 'ACSF1'"       which runs to freeze, in MLflow's filter language
 
-  python -m tsexp.report                     everything
-  python -m tsexp.report freeze tables       new numbers, tables only"""
+  %(prog)s                     everything
+  %(prog)s freeze tables       new numbers, tables only"""
 GROUPS = ("tracking", "paths")
 
 
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     End with status 2 for a wrong word, 1 if there is nothing to report.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m tsexp.report",
+        prog=called("report"),
         usage="%(prog)s [freeze] [tables] [figures] [page] [key=value ...]",
         description=HELP,
         epilog=EXAMPLES,
@@ -169,7 +172,7 @@ def _freeze(config: Any, where: str, folder: Path) -> Any:
 
 
 def _check_same(frozen: Any, config: Any, where: str | None, folder: Path) -> None:
-    """Whoever names a store or a filter means those runs, not whatever was frozen before."""
+    """A store or a filter that is named means those runs, not others that were frozen before."""
     from tsexp.report.frozen import store_id
     from tsexp.report.store import ReportError
 
