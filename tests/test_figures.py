@@ -465,6 +465,17 @@ def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point_on
                 assert shown[y, x] == pytest.approx(share_pct)
 
 
+def test_models_of_other_families_are_drawn_beside_the_transformer_and_alone(tmp_path):
+    results = small(models=("t1", "fcn", "minirocket"))
+    notes = figures.draw(results, tmp_path)[-1].read_text()
+    assert notes.count("Not drawn: ") == 2  # those of measured energy
+    assert "Multiply-accumulates not counted: minirocket." in notes
+    shown = roofline.roofline(study(results)).figure.legends[0].get_texts()
+    assert [t.get_text() for t in shown] == ["fcn", "t1", "open: pruned"]
+    alone = figures.draw(small(models=("minirocket",)), tmp_path)[-1].read_text()
+    assert "Not drawn: no model here has counted multiply-accumulates (size/macs)." in alone
+
+
 def test_nothing_worth_a_figure_is_a_note_and_no_crash_and_old_figures_go(tmp_path):
     results = small(datasets=("PLAID",), seeds=(0,), series=20)
     dense = only(

@@ -189,7 +189,7 @@ def test_an_invalid_record_has_its_accuracy_and_nothing_of_its_windows(store, tm
 
 def test_runs_without_a_whole_record_are_left_out_with_a_reason(store, tmp_path):
     store.run("good")
-    store.run("old", seed=1, without=("prune/achieved_ratio",))
+    store.run("old", seed=1, without=("test/control_accuracy",))
     store.run("torn", seed=2, without=("kept.json",))
     store.run("absurd", seed=3, test__accuracy=1.5)
     store.run("going", "RUNNING", seed=4)
@@ -215,7 +215,7 @@ def test_runs_without_a_whole_record_are_left_out_with_a_reason(store, tmp_path)
         "stored by another version of tsexp, or damaged": ["old", "torn"],
     }
     assert "accuracy is 1.5" in left_out["outside the schema"][0]
-    assert "prune/achieved_ratio" in left_out["stored by another version of tsexp, or damaged"][0]
+    assert "test/control_accuracy" in left_out["stored by another version of tsexp, or damaged"][0]
 
 
 def test_of_repetitions_the_newest_valid_one_counts(store, tmp_path):
@@ -296,6 +296,30 @@ def test_what_another_version_froze_or_what_is_damaged_is_refused(store, tmp_pat
         frozen.load(folder)
 
 
+def test_a_model_of_another_family_has_a_row_though_some_counts_are_missing(store, tmp_path):
+    """What an estimator has not: channels to prune, multiply-accumulates, a graph of products."""
+    missing = ("size/macs", "prune/achieved_ratio", "model.heads", "model.ffn", "kept.json")
+    store.run("pruned")
+    store.run("other", without=missing, model__name="minirocket", prune__ratio=0, manifest={})
+    freeze(store, tmp_path / "frozen")
+    read = frozen.load(tmp_path / "frozen")
+    assert read.about["left_out"] == {}
+    (row,) = read.results[read.results["model"] == "minirocket"].to_dict("records")
+    assert pd.isna(row["macs"])
+    assert pd.isna(row["achieved_ratio"])
+    assert (row["matmuls"], row["number_format"], row["parameters"]) == (0, "fp32", 1000)
+    assert set(read.channels["run_id"]) == set(read.results.loc[read.results["model"] == "t1", "run_id"])
+
+
+def test_results_that_were_frozen_when_every_model_had_these_counts_are_read(store, tmp_path):
+    store.run()
+    freeze(store, tmp_path / "frozen")
+    file = tmp_path / "frozen" / "results.parquet"
+    before = pd.read_parquet(file).astype({"macs": "int64", "achieved_ratio": "float64"})
+    before.to_parquet(file, index=False)
+    assert list(frozen.load(tmp_path / "frozen").results["macs"]) == [1000.0]
+
+
 def test_a_store_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(ReportError, match="there is no store at"):
         connect(f"sqlite:///{tmp_path}/sub/mlflow.db")
@@ -329,7 +353,9 @@ def test_words_that_measuring_and_reports_share_are_the_same():
     assert str(energy.PROTOCOL_VERSION) == frozen.PROTOCOL
     scores = energy.Scores(np.full((4, 2), np.nan, np.float32), np.zeros((0, 2), np.float32))
     manifest = {"parameters": 1, "macs": 1, "bytes": 1, "channels": 1, "device": "cpu"}
-    dataset = SimpleNamespace(y_test=np.array([0, 1, 0, 1]), y_train=np.array([0]), val=np.array([], int))
+    dataset = SimpleNamespace(
+        task="classification", y_test=np.array([0, 1, 0, 1]), y_train=np.array([0]), val=np.array([], int)
+    )
     reasons = assemble(
         make() | {"source": "mains:plug"}, scores, scores, manifest, manifest, dataset, 0
     ).invalid_reasons

@@ -501,6 +501,23 @@ def test_the_table_of_claims_keeps_estimates_in_their_own_column(small):
     assert line["ours"] == ""
 
 
+def test_what_a_model_of_another_family_has_not_is_a_dash():
+    """Beside a transformer; alone, such columns are not there at all."""
+    both_kinds = made(frozen(datasets=("PLAID",), models=("t1", "fcn", "minirocket")))
+    head, *cells = lines(both_kinds["dense"])
+    assert {row[head.index("model")]: row[head.index("MACs, M")] for row in cells} == {
+        "fcn": "20.0",
+        "minirocket": "–",
+        "t1": "4.00",
+    }
+    head, *cells = lines(both_kinds["quantization"])
+    products = {(row[head.index("model")], row[head.index("int8 products")] == "–") for row in cells}
+    assert products == {("fcn", True), ("minirocket", True), ("t1", False)}
+    alone = made(frozen(datasets=("PLAID",), models=("minirocket",)))
+    assert "MACs, M" not in lines(alone["dense"])[0]
+    assert {"datasets", "dense", "quantization", "claims"} == set(alone)
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX")
 def test_latex_compiles_and_nothing_is_wider_than_the_page(whole, tmp_path):
     files, _ = tables.write(whole, tmp_path)

@@ -10,12 +10,11 @@ as long. A saving counts only where accuracy was kept, if the claim says so: at 
 saving can be had.
 
 One row answers for a claim on a dataset with a model, chosen on validation series and judged on test series:
-whoever looks for the best of many on the series that it is judged by finds it by chance. For a saving or a
-speedup it is the largest one among
-the rows that lose at most the margin on validation series, or, if none does, the one that loses the least
-there; for a loss of accuracy it is the one that loses the most there, as it has to hold for all. Without
-validation series it is the first by ratio, number format, runtime (eager first), scope and batch size, which
-nobody chose by a result.
+the best of many, looked for on the series that it is judged by, is found by chance. For a saving or a speedup
+it is the largest one among the rows that lose at most the margin on validation series, or, if none does, the
+one that loses the least there; for a loss of accuracy it is the one that loses the most there, as it has to
+hold for all. Without validation series it is the first by ratio, number format, runtime (eager first), scope
+and batch size, which nobody chose by a result.
 """
 
 from __future__ import annotations
@@ -235,7 +234,10 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
 
 
 def _chosen(rows: pd.DataFrame, ranks: Sequence[Any]) -> tuple[Any, str]:
-    """Return the row of the highest rank among those that have validation numbers, or else the first in a fixed order; and how it was chosen."""
+    """Return the row of the highest rank among those that have validation numbers, and how it was chosen.
+
+    If none has, it is the first in a fixed order.
+    """
     order = ["ratio", "mode", "runtime", "scope", "batch_size", "config"]
     fixed = rows.sort_values(
         order, key=lambda v: v.map(_first_of) if v.name in ("mode", "runtime") else v, kind="stable"
@@ -278,7 +280,7 @@ def _verdict(claim: Claim, row: Any, change: Interval) -> str:
 
 
 def _reached(claim: Claim, change: Interval) -> str:
-    """Say whether the interval shows at least the claimed change (``yes``), less (``no``), or neither (``unclear``)."""
+    """Say if the interval shows at least the claimed change (``yes``), less (``no``), or is ``unclear``."""
     at_least, at_most = (-change.high, -change.low) if claim.kind == "energy" else (change.low, change.high)
     reach = -claim.reach if claim.kind == "energy" else claim.reach
     return "yes" if at_least >= reach else "no" if at_most < reach else "unclear"

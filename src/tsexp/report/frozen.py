@@ -1,4 +1,4 @@
-"""The results, frozen: every number that a table or a figure is made of, in five files that are read without a store.
+"""The results, frozen: every number that a table or a figure is made of, in files read without a store.
 
 ``results.parquet`` (and ``.csv``) has a row per run; ``windows``, ``predictions`` and ``channels`` have what
 the statistics are made of;
@@ -66,7 +66,7 @@ COLUMNS = (
     Column("machine", "str", "", "content address of everything known of the machine and its libraries"),
     Column("dataset", "str", "param:data.name", "the archive's name"),
     Column("data_checksum", "str", "tag:tsexp.data_checksum", "of the files"),
-    Column("model", "str", "param:model.name", "t1, t2, t3"),
+    Column("model", "str", "param:model.name", "its name: t1, fcn, minirocket, …"),
     Column("recipe", "str", "", "content address of the train group"),
     Column(
         "tuning",
@@ -78,7 +78,11 @@ COLUMNS = (
     Column("scope", "str", "param:prune.scope", "local, global, depth; - at ratio 0"),
     Column("ratio", "float", "param:prune.ratio", "asked for"),
     Column(
-        "achieved_ratio", "float", "metric:prune/achieved_ratio", "channels removed over channels there were"
+        "achieved_ratio",
+        "float",
+        "metric:prune/achieved_ratio",
+        "channels removed over channels there were; empty for a model without any",
+        True,
     ),
     Column("finetune_epochs", "int", "param:prune.finetune_epochs", "after pruning; 0 at ratio 0"),
     Column("mode", "str", "param:quant.mode", "number format"),
@@ -147,7 +151,13 @@ COLUMNS = (
     Column("cpu_speedup_lo", "float", "metric:vs_dense/cpu_speedup_lo", "95 %", True),
     Column("cpu_speedup_hi", "float", "metric:vs_dense/cpu_speedup_hi", "95 %", True),
     Column("parameters", "int", "metric:size/parameters", "counted on the artifact"),
-    Column("macs", "int", "metric:size/macs", "per series, counted on the artifact"),
+    Column(
+        "macs",
+        "float",
+        "metric:size/macs",
+        "per series, counted on the artifact; empty for a model without such a count",
+        True,
+    ),
     Column("bytes", "int", "metric:size/bytes", "on disk"),
     Column("size_ratio", "float", "metric:vs_dense/size_ratio", "times smaller on disk"),
     Column("peak_mb", "float", "metric:memory/peak_mb", "of the measuring process, MiB", True),
@@ -165,7 +175,7 @@ COLUMNS = (
             ("break_even_inferences", "after which compressing has paid for itself; empty if it never does"),
         )
     ),
-    Column("matmuls", "int", "", "products in the graph that runs"),
+    Column("matmuls", "int", "", "products in the graph that runs; 0 where there is no such graph"),
     Column("matmuls_int8", "int", "", "of them in int8"),
     Column("number_format", "str", "", "int8 if any product of the graph is, else bf16 if any is, else fp32"),
     Column(
@@ -237,7 +247,8 @@ def freeze(
     where
         Which runs, in MLflow's filter language; all by default.
     begin
-        Told how many runs will be read; what it returns is told the name of each when it was read.
+        Called with the number of runs to be read; what it returns is called with the name of each that was
+        read.
 
     Raises
     ------
@@ -332,7 +343,7 @@ def freeze(
 
 
 def store_id(uri: str) -> str:
-    """Content address of a store's URI: tells stores apart without telling where they lie."""
+    """Content address of a store's URI: distinguishes stores without saying where they lie."""
     return digest(redact(uri))
 
 
@@ -398,7 +409,7 @@ def schema() -> Any:
         "macro_f1": pa.Check.in_range(0, 1),
         "ratio": pa.Check.in_range(0, 1, include_max=False),
         "achieved_ratio": pa.Check.in_range(0, 1, include_max=False),
-        "parameters": pa.Check.gt(0),
+        "parameters": pa.Check.ge(0),
         "macs": pa.Check.gt(0),
         "bytes": pa.Check.gt(0),
     }
@@ -482,7 +493,7 @@ def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.D
             dtype=str,
             keep_default_na=False,
         )
-        pruned = float(row.params["prune.ratio"]) > 0
+        pruned = _ratio(row) > 0
         channels = _channels(json.loads(artifact("kept.json").read_text()), row) if pruned else []
     windows = pd.DataFrame(raw["windows"])[
         ["process", "subject", "pair", "wall_s", "cpu_s", "energy_j", "inferences", "discarded"]
@@ -511,11 +522,11 @@ def _result(
         if c.source:
             place, key = c.source.split(":", 1)
             out[c.name] = places[place].get(key) if c.optional else places[place][key]
-    if float(row.params["prune.ratio"]) == 0:  # nothing else about pruning matters then
+    if _ratio(row) == 0:  # nothing else about pruning matters then
         out |= {"method": "-", "scope": "-", "finetune_epochs": 0}
     if not row.valid:
         out |= dict.fromkeys(FROM_WINDOWS)
-    kinds = manifest["matmuls"]
+    kinds = manifest.get("matmuls", {})
     format = "int8" if "int8" in kinds else "bf16" if "bfloat16" in kinds else "fp32"
     side = "measured" if row.measured else "estimated"
     m = row.metrics if row.valid else {}
@@ -536,6 +547,10 @@ def _result(
         "number_format": format,
         "peak_gmacs": raw.get("peak_gmacs", {}).get(format),
     }
+
+
+def _ratio(row: Row) -> float:
+    return float(row.params["prune.ratio"])
 
 
 def _tuning(row: Row, finetune_epochs: Any) -> str:

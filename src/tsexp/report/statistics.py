@@ -36,7 +36,10 @@ class Interval(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A column of ``results``, how one row's own interval is called, and the scale on which seeds are averaged (a ratio: its logarithm)."""
+    """A column of ``results``, the names of one row's own interval, and the scale on which seeds are averaged.
+
+    Of a ratio, that is its logarithm.
+    """
 
     name: str
     low: str = ""
@@ -86,7 +89,7 @@ KEPT_AS_THEY_ARE = (
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
-    """Exact McNemar test of whether `lost` and `gained` predictions (right only before, right only after) are as likely as each other."""
+    """Exact McNemar test that `lost` predictions (right only before) and `gained` ones are equally likely."""
     from scipy.stats import binomtest
 
     return float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
@@ -160,7 +163,7 @@ def over_seeds(values: NDArray[np.floating[Any]], metric: Metric = PLAIN) -> Int
 
 
 def degradation(low_pt: float, high_pt: float, margin_pt: float = MARGIN_PT) -> str:
-    """Tell from the interval of the drop whether accuracy was ``kept`` (it is within the margin), ``lost`` (beyond it) or ``undecided``."""
+    """What an interval of the drop means: ``kept`` (within the margin), ``lost`` (beyond), ``undecided``."""
     return "kept" if high_pt <= margin_pt else "lost" if low_pt > margin_pt else "undecided"
 
 

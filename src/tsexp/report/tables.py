@@ -200,7 +200,7 @@ def _choose(rows: pd.DataFrame, columns: tuple[Show, ...]) -> _Columns:
     constant = [c for c in there if c.numbers[0] in PLACES and rows[c.numbers[0]].nunique() == 1]
     identity = [c for c in there if c.numbers[0] in IDENTITY and c not in constant]
     identity += [c for c in SETTINGS if rows[c.numbers[0]].nunique() > 1]
-    for c in (*FINER, CONFIG):  # only where nothing else tells two rows apart
+    for c in (*FINER, CONFIG):  # only where two rows are alike in all else
         alike = rows.groupby([i.numbers[0] for i in identity])[c.numbers[0]].nunique()
         if (alike > 1).any():
             identity.append(c)
@@ -224,7 +224,7 @@ def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.Data
         ),
         (DROP in shown, "Drop: against the control, the dense model with the same training in total."),
         (UNTUNED in shown, "Untuned: the dense model before that tuning."),
-        (SPEEDUP in shown, "Savings and speedups: against the control, fp32 in eager PyTorch, paired."),
+        (SPEEDUP in shown, "Savings and speedups: against the control, fp32, runtime eager, paired."),
         (
             VERDICT in shown,
             f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it "
@@ -474,7 +474,7 @@ MACS = _number("MACs, M", "macs", 1e-6)
 SIZE = _number("kB", "bytes", 1e-3)
 INT8 = Show(
     "int8 products",
-    lambda row: f"{row['matmuls_int8']:.0f}/{row['matmuls']:.0f}",
+    lambda row: f"{row['matmuls_int8']:.0f}/{row['matmuls']:.0f}" if row["matmuls"] else "–",
     ("matmuls_int8", "matmuls"),
 )
 N = Show(
@@ -489,7 +489,7 @@ N = Show(
 
 KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...], str]] = {
     "dense": (
-        "Dense baselines: fp32 in eager PyTorch",
+        "Dense baselines: fp32, runtime eager",
         lambda t: (t["ratio"] == 0) & (t["mode"] == "none") & (t["runtime"] == "eager"),
         (DATASET, MODEL, ACCURACY, F1, PARAMETERS, MACS, *JOULES, LATENCY, N),
         "python -m tsexp prune.ratio=0",

@@ -17,7 +17,7 @@ ALPHA = 0.05
 
 
 def critical_difference(study: Study) -> Drawing:
-    """Draw mean ranks; bars join what no test tells apart."""
+    """Draw mean ranks; bars join what no test distinguishes."""
     import matplotlib.pyplot as plt
     from aeon.visualisation import plot_critical_difference
 
@@ -42,7 +42,7 @@ def critical_difference(study: Study) -> Drawing:
     notes = [
         words.invalid(study),
         "Means over seeds and runtimes; 1 is the best rank.",
-        f"{len(scores)} datasets. Bars join what is not told apart (Friedman, then Wilcoxon with Holm, "
+        f"{len(scores)} datasets. Bars join what is not distinguished (Friedman, then Wilcoxon with Holm, "
         f"α = {ALPHA}).",
     ]
     smallest = 2 / 2 ** len(scores)
