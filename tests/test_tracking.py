@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -389,3 +390,16 @@ def test_a_run_that_cannot_log_its_params_does_not_stay_running(store, monkeypat
     experiment = store.client.get_experiment_by_name("params").experiment_id
     (left,) = store.client.search_runs([experiment])
     assert left.info.status == "FAILED"
+
+
+def test_a_fresh_store_is_made_without_a_word(tmp_path):
+    code = (
+        "import sys\n"
+        "from tsexp import tracking\n"
+        "from tsexp.config import TrackingConfig\n"
+        "tracking.store(TrackingConfig(sys.argv[1], 'tsexp'))"
+    )
+    uri = f"sqlite:///{tmp_path}/a folder/mlflow.db"
+    done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+    assert (tmp_path / "a folder" / "mlflow.db").exists()

@@ -80,6 +80,8 @@ def store(config: TrackingConfig) -> Any:
 @lru_cache
 def _ready(uri: str, experiment: str, process: int) -> Any:
     """Make it so once per process: connections do not survive a fork."""
+    import mlflow  # noqa: F401 (sets the level of its loggers)
+
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
