@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from conftest import TINY, as_tensor, compose
 from tsexp import models
@@ -320,3 +321,50 @@ def test_a_description_calls_nothing_but_a_module_class(italy, tiny_model):
     arch = replace(tiny_model(italy).arch, tokenizer="os:getcwd")
     with pytest.raises(ValueError, match=r"os:getcwd is not a class of torch\.nn\.Module"):
         Classifier(arch)
+
+
+class Halves(nn.Module):
+    """A linear layer whose inputs come in two halves: something that a step might put in its place."""
+
+    def __init__(self, source: nn.Linear, scale: int) -> None:
+        super().__init__()
+        half = source.in_features // 2
+        self.a, self.b = (
+            nn.Linear(half, source.out_features),
+            nn.Linear(half, source.out_features, bias=False),
+        )
+        self.scale = scale
+
+    @classmethod
+    def like(cls, source: nn.Linear, scale: int) -> "Halves":
+        return cls(source, scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = x.chunk(2, -1)
+        return self.scale * (self.a(left) + self.b(right))
+
+
+@pytest.mark.parametrize("name", ["t1", "t3"])
+@pytest.mark.parametrize("layer", ["encoder.blocks.1.attention.k", "encoder.blocks.1.fc2", "head.0"])
+def test_what_replaces_a_layer_is_saved_loaded_and_deployed_with_the_model(
+    tiny_model, italy, tmp_path, name, layer
+):
+    model = tiny_model(italy, f"model={name}")
+    model.replace(layer, Halves.like(model.get_submodule(layer), 3), scale=3)
+    x = as_tensor(italy.x_test[:9])
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    assert isinstance(again.get_submodule(layer), Halves)
+    assert torch.equal(again(x), model(x))
+    for how in ({}, {"flat": True}, {"fused": False, "products": False}):
+        assert (again.deployable(**how)(x) - model(x)).abs().max() < 1e-5
+
+
+def test_a_saved_model_can_name_modules_only(tiny_model, italy, tmp_path):
+    model = tiny_model(italy)
+    models.save(model, tmp_path)
+    arch = json.loads((tmp_path / "arch.json").read_text())
+    arch["replaced"] = {"head.0": {"kind": "os:system", "command": "true"}}
+    (tmp_path / "arch.json").write_text(json.dumps(arch))
+    with pytest.raises(ValueError, match="os:system is not a class of"):
+        models.load(tmp_path)

@@ -306,9 +306,8 @@ def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, to
     # Inductor's, before it is compiled.
     job = Job(replace(cfg.quant, mode="static"), "cpu", italy.x_train[:16])
     x = torch.from_numpy(job.calibration)
-    graph = inductor._quantized(
-        torch.export.export(inductor.rewritten(fitted.load(), "static"), (x,)).module(), x, job
-    )
+    program = torch.export.export(inductor.rewritten(fitted.load(), "static"), (x,)).module()
+    graph = inductor._quantized(program, x, job, fitted.load().STEM)
     weights = [n for n in graph.graph.nodes if "dequantize_per_channel" in str(n.target)]
     assert len(weights) == 2 * 4 + 1
 

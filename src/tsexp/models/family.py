@@ -67,6 +67,8 @@ def build(config: ModelConfig, dataset: Dataset) -> Model:
 def save(model: Model, folder: Path) -> None:
     """Write ``arch.json`` and ``weights.safetensors`` into an existing folder."""
     arch = {"family": model.family, **asdict(model.arch)}
+    if getattr(model, "replaced", None):
+        arch["replaced"] = model.replaced  # type: ignore[attr-defined]
     (folder / "arch.json").write_text(json.dumps(arch, indent=1))
     save_file(
         {k: v.detach().cpu().contiguous() for k, v in model.state().items()}, folder / "weights.safetensors"
@@ -83,8 +85,11 @@ def rebuild(folder: Path) -> Model:
     """Rebuild what `save` wrote, but for its weights."""
     arch = json.loads((folder / "arch.json").read_text())
     arch.pop("family", None)
-    model: Model = family_module(family_of(folder)).rebuild(arch)
-    return model
+    replaced = arch.pop("replaced", {})
+    model: Any = family_module(family_of(folder)).rebuild(arch)
+    if replaced:
+        model.replace_again(replaced)
+    return model  # type: ignore[no-any-return]
 
 
 def load(folder: Path) -> Model:

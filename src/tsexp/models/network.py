@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from tsexp.config import look_up
 from tsexp.data import FloatArray
 from tsexp.models.preprocess import Preprocess
 
@@ -21,6 +22,8 @@ class Network(nn.Module):
         All but the weights: a frozen dataclass.
     preprocess
         From raw series to what `network` takes; it has no parameters.
+    replaced
+        Modules that a step of compression has put in the place of the family's own, by name.
     """
 
     family: ClassVar[str]
@@ -30,6 +33,44 @@ class Network(nn.Module):
 
     arch: Any
     preprocess: Preprocess
+    replaced: dict[str, dict[str, Any]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced = {}
+
+    def replace(self, name: str, module: nn.Module, **sizes: Any) -> None:
+        """Put another module where `name` is now; a saved model remembers.
+
+        Parameters
+        ----------
+        name
+            Of a submodule.
+        module
+            Its class has ``like(original, **sizes)``, which makes one of these sizes for `original`, with any
+            weights.
+        sizes
+            JSON values.
+        """
+        kind = type(module)
+        self.set_submodule(name, module)
+        self.replaced[name] = {"kind": f"{kind.__module__}:{kind.__qualname__}", **sizes}
+
+    def replace_again(self, replaced: dict[str, dict[str, Any]]) -> None:
+        """Replace as a saved model says; weights come later.
+
+        Raises
+        ------
+        ValueError
+            If it names anything but a module: the file may come from elsewhere, and must not call what it likes.
+        """
+        for name, sizes in replaced.items():
+            kind = look_up(sizes["kind"], {})
+            if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+                raise ValueError(f"{sizes['kind']} is not a class of torch.nn.Module")
+            sizes = {k: v for k, v in sizes.items() if k != "kind"}
+            like: Any = kind
+            self.replace(name, like.like(self.get_submodule(name), **sizes), **sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw series (batch, channels, time) → class scores (batch, classes), unnormalised."""

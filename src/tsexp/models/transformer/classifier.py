@@ -128,8 +128,11 @@ class Classifier(Network):
 
     def first_token_layers(self) -> tuple[nn.Module, ...]:
         """With a class token, what comes after keys and values in the last block."""
+        from tsexp.models.transformer import rewrite
+
         last: Any = self.encoder.blocks[-1]
-        return (last.attention.q, last.attention.o, last.fc1, last.fc2) if self.cls is not None else ()
+        alone = self.cls is not None and rewrite.packable(last)
+        return (last.attention.q, last.attention.o, last.fc1, last.fc2) if alone else ()
 
     def prunable(self) -> int:
         """Channels of heads, and FFN units."""

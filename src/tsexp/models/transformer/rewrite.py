@@ -225,14 +225,26 @@ def deployed(
         )
         parts.cls = None
     blocks = parts.encoder.blocks
+    flat = flat and all(packable(b) and _plain(b.fc1, b.fc2) for b in blocks)
     for i, block in enumerate(blocks):
-        last = first_only and model.cls is not None and i == len(blocks) - 1
-        block.attention = PackedAttention(block.attention, fused, first_only=last)
-        if last:
-            blocks[i] = FirstTokenBlock(block)
+        if packable(block):
+            last = first_only and model.cls is not None and i == len(blocks) - 1
+            block.attention = PackedAttention(block.attention, fused, first_only=last)
+            if last:
+                blocks[i] = FirstTokenBlock(block)
     if flat:
         parts.encoder = FlatEncoder(parts.encoder, model.tokenizer.tokens + (model.cls is not None))
     return new
+
+
+def packable(block: EncoderBlock) -> bool:
+    """Whether queries, keys and values are what they were built as: of what has replaced them nothing is known."""
+    a = block.attention
+    return _plain(a.q, a.k, a.v)
+
+
+def _plain(*layers: nn.Module) -> bool:
+    return all(type(layer) is nn.Linear for layer in layers)
 
 
 class ProductTokenizer(nn.Module):
