@@ -1,6 +1,7 @@
 """The benchmarks that `make` names run to their end; what they measure is for people to look at."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,18 +46,25 @@ def test_the_meter_is_held_against_itself(tmp_path):
 @pytest.mark.slow
 def test_runtimes_are_held_against_the_control(tmp_path):
     asked = (
-        "--data",
-        "italy_power_demand",
-        "--models",
-        "t3",
-        "--pruned",
-        "0,0.5",
-        "--modes",
-        "none,qat",
-        "--runtimes",
-        "eager,onnxruntime",
+        "--data italy_power_demand --models t3 --pruned 0,0.5 --modes none,qat --runtimes eager,onnxruntime"
     )
-    run(tmp_path, "runtimes.py", *asked, "--out", "runtimes.md")
+    settings = ("debug=smoke", "measure.repeats=6", "measure.processes=3")
+    printed = run(tmp_path, "runtimes.py", *asked.split(), "--out", "runtimes.md", *settings)
     text = (tmp_path / "runtimes.md").read_text()
-    assert "| ItalyPowerDemand | t3 | onnxruntime qat | 0.5 local |" in text
-    assert "control" in text
+    tables = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")
+    ]
+    best = [dict(zip(tables[0], row, strict=True)) for row in tables[2:4]]
+    assert [row["batch"] for row in best] == ["1", "32"], printed
+    for row in best:
+        for key in ("× control [95 %]", "× dense ONNX fp32, plain", "× dense ONNX dynamic int8, plain"):
+            value, low, high = map(float, re.findall(r"[\d.]+", row[key]))
+            assert low <= value <= high
+        assert row["drop, points [95 %]"].endswith("]")
+        assert float(row["drop on validation"]) <= 1
+        assert row["share of peak"].split(" of ")[1] in ("fp32", "int8")
+    every = {(row[2], row[3]) for row in tables[6:]}
+    asked_for = {"eager none", "onnxruntime none", "onnxruntime qat"}
+    assert every == {(name, pruned) for name in asked_for for pruned in ("0", "0.5 local")}
+    assert "6 pairs of windows in 3 processes" in text
+    assert "ItalyPowerDemand, t3, batch 1: onnxruntime" in text

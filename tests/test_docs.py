@@ -113,7 +113,7 @@ SMALLEST = {
 
 
 def shrunk(command):
-    """A documented command on small embedded data, with a tiny model, and of what it sweeps over the first and the last value."""
+    """A documented command on small embedded data with a tiny model; of a sweep, its ends."""
     flags = [a for a in command.split()[1:] if a.startswith("-")]
     given = dict(a.split("=", 1) for a in command.split()[1:] if not a.startswith("-"))
     asked = SMALLEST.get(given.get("experiment", ""), {}) | given | {"data": "italy_power_demand"}
@@ -180,7 +180,8 @@ def test_commands_that_compare_run_to_their_end(visitor, command):
     sweep = [sys.executable, "-m", "tsexp", "-m", *TINY, "data=italy_power_demand", "prune.ratio=0,0.5"]
     subprocess.run(sweep, cwd=visitor, check=True, timeout=600, capture_output=True)
     client = mlflow.MlflowClient(f"sqlite:///{visitor}/mlflow.db")
-    asked = "tags.`tsexp.stage` = 'done' and params.`prune.ratio` = '{}' and params.`data.name` = 'ItalyPowerDemand'"
+    asked = "tags.`tsexp.valid` = 'true' and params.`prune.ratio` = '{}'"
+    asked += " and params.`data.name` = 'ItalyPowerDemand' and tags.`tsexp.stage` = 'done'"
     place = [client.get_experiment_by_name("tsexp").experiment_id]
     runs = {
         name: client.search_runs(place, asked.format(ratio))[0].info.run_id

@@ -1,17 +1,21 @@
 """Every runtime and mode against dense fp32 eager PyTorch, and against what a user would pick instead.
 
-``make bench-runtimes``.
+``make bench-runtimes``: by default both archives' datasets and all three models, about 45 minutes once what
+has to be trained is in the cache (``--prepare``). The meter is that of every experiment, `energy.measure`:
+windows of an artifact and of its control alternate in several processes. The control is the dense model in
+eager fp32 with the same training in total; else what tuning brings could pay for what pruning loses.
 
-One process, one thread, CPU time. All artifacts are screened at batch 1 and 32; the fastest that loses at
-most one point on validation series is then measured in alternating rounds against the references. "One point"
-is against the control, the dense model with the same training in total: else what tuning brings could pay for
-what pruning loses. Test series are only reported. Writes docs/runtimes.md.
+All artifacts are measured shortly (`CANDIDATE`), on validation series, at batch 1 and 32. The fastest that
+loses at most one point there is measured again, with `REPORTED` and on the test split, which nothing before
+has seen: against its control, and against the dense model as ONNX's tools export and quantize it by default.
+Writes docs/runtimes.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -22,58 +26,247 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from scipy.stats import bootstrap
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import plain_onnx
+
 from conftest import compose
-from tsexp import data, pruning, qat, runtimes, training
+from tsexp import compress, data, energy, pipeline, processes, runtimes, training
 from tsexp.cache import Cache, write_json
-from tsexp.config import Config, RuntimeConfig
+from tsexp.config import Config, MeasureConfig, RuntimeConfig, digest
 from tsexp.data import Dataset
-from tsexp.energy import hardware, windows
-from tsexp.energy.record import accuracy, drop
-from tsexp.quiet import quiet
+from tsexp.energy import Record, hardware
+from tsexp.energy.meters import ESTIMATED
 from tsexp.runtimes import Artifact, Predictor, onnxruntime
 from tsexp.runtimes.openvino import OpenvinoPredictor
 
+DATA = "refrigeration_devices,electric_devices"
+MODELS = "t1,t2,t3"
+PRUNED = {"t3": "0,0.5,0.7,0.9,0.5:depth,0.75:depth,0.9:depth"}
+FEWER = "0,0.7,0.75:depth"
+"""Of models that are not in `PRUNED`."""
 BATCHES = (1, 32)
-ROUNDS = 15
 MODES = ("none", "dynamic", "static", "qat", "weight_only", "bf16")
 LOST_PT = 1.0
+CANDIDATE = {"processes": 1, "repeats": 4, "window_s": 0.05, "idle_s": 0.01, "latency_calls": 1}
+"""What every artifact is measured with: seconds, enough to choose by; processes differ by less than 1 %."""
+REPORTED = "quick"
+"""The ``measure`` group of what is reported: 8 processes of 10 pairs."""
+FILE = "bench_runtimes.json"
+"""In the cache: the rows of every dataset and model that was measured, of which the document is made."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Candidate:
-    """An artifact, loaded, and what was seen of it, by batch size.
-
-    Test accuracy, drop against the control with its interval, drop on validation.
-    """
+    """An artifact, its control, and by batch size what was seen of them on validation series."""
 
     name: str
     pruned: str
-    predictor: Predictor
-    macs: int
-    bytes: int
-    int8: str
-    format: str
-    accuracy: dict[int, float]
-    against: dict[int, tuple[float, float, float]]
-    val_lost_pt: dict[int, float]
-    cpu_ms: dict[int, float]
+    artifact: Artifact
+    control: Artifact
+    seen: dict[int, Record]
+
+    @property
+    def format(self) -> str:
+        """That its products are computed in."""
+        kinds = self.artifact.manifest["matmuls"]
+        return "int8" if "int8" in kinds else "bf16" if "bfloat16" in kinds else "fp32"
+
+    @property
+    def int8(self) -> str:
+        """How many of its products are in int8."""
+        kinds = self.artifact.manifest["matmuls"]
+        return f"{kinds.get('int8', 0)}/{sum(kinds.values())}"
+
+    def keeps(self, batch: int) -> bool:
+        """It may be chosen: a valid record, and no more than a point lost."""
+        return self.seen[batch].valid and self.lost_pt(batch) <= LOST_PT
+
+    def lost_pt(self, batch: int) -> float:
+        """Points of accuracy lost on validation series."""
+        return self.seen[batch].metrics["vs_dense/accuracy_drop_pt"]
+
+    def speedup(self, batch: int) -> float:
+        """In CPU time, against the control; NaN of an invalid record."""
+        record = self.seen[batch]
+        return record.metrics["vs_dense/cpu_speedup"] if record.valid else float("nan")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What to combine: ratio and scope of pruning, number format, runtime.
-
-    Ratio 0 in eager fp32 comes first, as the reference.
-    """
+    """What to combine: ratio and scope of pruning, number format, runtime."""
 
     pruned: list[tuple[float, str]]
     modes: list[str]
     runtimes: list[str]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One dataset and model, and where what was made of them is kept."""
+
+    cfg: Config
+    dataset: Dataset
+    cache: Cache
+
+    def measure(self, a: Artifact, b: Artifact, dataset: Dataset, batch: int, **changes: object) -> Record:
+        """Measure one artifact against another on the test split of a dataset."""
+        config: MeasureConfig = replace(self.cfg.measure, batch_size=batch, **changes)  # type: ignore[arg-type]
+        dataset = replace(dataset, val=dataset.val[:0])
+        scores = (energy.score(x, dataset, config, self.cache, False, ("test",)) for x in (a, b))
+        return energy.measure(a, b, *scores, dataset, config, self.cfg.seed, progress=False)
+
+    def on_validation(self) -> Dataset:
+        """Return the dataset with validation series in the place of the test split."""
+        d = self.dataset
+        return replace(
+            d,
+            x_test=d.x_train[d.val],
+            y_test=d.y_train[d.val],
+            checksum=digest([d.checksum, d.val.tolist()]),  # other series, other scores
+        )
+
+
+def deployed(bench: Bench, grid: Grid) -> Iterator[tuple[str, Candidate | Exception]]:
+    """Every supported artifact, or why it could not be had."""
+    cfg, dataset, cache = bench.cfg, bench.dataset, bench.cache
+    dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
+    for ratio, scope in grid.pruned:
+        pruned = f"{ratio:g} {scope}" if ratio else "0"
+        for mode in grid.modes:
+            one = replace(
+                cfg,
+                prune=replace(cfg.prune, ratio=ratio, scope=scope),
+                quant=replace(cfg.quant, mode=mode),
+            )
+            for runtime in runtimes.candidates(one.quant, RuntimeConfig(runtimes.AUTO, "cpu")):
+                if runtime.name not in grid.runtimes:
+                    continue
+                name = f"{runtime.name} {mode}"
+                try:
+                    fitted = [dense, *compress.compress(dense, one, dataset, cache).values()][-1]
+                    control = pipeline.plain(
+                        compress.control(dense, one, dataset, cache), one, dataset, cache
+                    )
+                    artifact = runtimes.deploy(fitted, one.quant, runtime, dataset, cache)
+                    yield f"{name} {pruned}", Candidate(name, pruned, artifact, control, {})
+                except Exception as error:
+                    yield f"{name} {pruned}", error
+
+
+def candidates(bench: Bench, grid: Grid) -> tuple[list[Candidate], list[str]]:
+    """Return every artifact, measured on validation series, and what could not be had."""
+    view = bench.on_validation()
+    found, notes = [], []
+    for label, made in deployed(bench, grid):
+        try:
+            if isinstance(made, Exception):
+                raise made
+            for batch in BATCHES:
+                made.seen[batch] = bench.measure(made.artifact, made.control, view, batch, **CANDIDATE)
+        except Exception as error:
+            notes.append(f"{label}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            print("  failed", notes[-1], flush=True)
+            continue
+        found.append(made)
+        speeds = " / ".join(f"{made.speedup(b):.2f}" for b in BATCHES)
+        print(f"  {label:34} drop {made.lost_pt(1):+.1f}  speedup {speeds}", flush=True)
+    return found, notes
+
+
+def cell(bench: Bench, grid: Grid, peak: dict[str, float]) -> dict[str, object]:
+    """Measure one dataset and model: the rows of the document."""
+    start = time.monotonic()
+    head = [bench.dataset.name, bench.cfg.model.name]
+    found, notes = candidates(bench, grid)
+    best_rows, profiles = [], []
+    dense = training.train(bench.cfg.model, bench.cfg.train, bench.cfg.seed, bench.dataset, bench.cache)
+    plain = [plain_onnx.artifact(dense, mode, bench.cache) for mode in ("none", "dynamic")]
+    for batch in BATCHES:
+        kept = [c for c in found if c.keeps(batch)]
+        if not kept:
+            notes.append(
+                f"batch {batch}: every artifact loses more than {LOST_PT:g} point on validation series"
+            )
+            continue
+        best = max(kept, key=lambda c: c.speedup(batch))
+        against = [
+            bench.measure(best.artifact, other, bench.dataset, batch) for other in (best.control, *plain)
+        ]
+        best_rows.append([*head, str(batch), *row(best, batch, against, peak)])
+        print("  best", best_rows[-1], flush=True)
+        whom = ("its control", "plain ONNX fp32", "plain ONNX int8")
+        notes += [
+            f"batch {batch}, the fastest against {name}: {'; '.join(said)}"
+            for name, record in zip(whom, against, strict=True)
+            if (said := record.invalid_reasons + record.warnings)
+        ]
+        in_int8 = max((c for c in kept if c.format == "int8"), key=lambda c: c.speedup(batch), default=best)
+        for c in {c.name + c.pruned: c for c in (best, in_int8)}.values():
+            told = f"{c.name}, pruned {c.pruned}, {share(c, batch, c.seen[batch], peak)}"
+            spent = profile(runtimes.load(c.artifact.folder), feed(bench.dataset, batch))
+            profiles.append(f"- {', '.join(head)}, batch {batch}: {told}: {spent}")
+    return {
+        "of": " ".join(head),
+        "made_by": [runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
+        "minutes": (time.monotonic() - start) / 60,
+        "estimated": all(c.seen[1].energy_source.startswith(ESTIMATED) for c in found),
+        "best": best_rows,
+        "all": [[*head, *brief(c)] for c in found],
+        "profiles": profiles,
+        "notes": [f"{' '.join(head)}, {n}" for n in notes],
+    }
+
+
+def row(best: Candidate, batch: int, against: list[Record], peak: dict[str, float]) -> list[str]:
+    """The fastest of a cell, as measured on the test split against its control and the plain exports."""
+    m = against[0].metrics
+    return [
+        best.name,
+        best.pruned,
+        f"{100 * m['test/accuracy']:.1f}",
+        f"{best.lost_pt(batch):+.1f}",
+        interval(against[0], "accuracy_drop_pt", "accuracy_drop", "{:+.1f}"),
+        interval(against[0], "cpu_speedup", "cpu_speedup", "{:.2f}"),
+        interval(against[0], "energy_saving_pct", "energy_saving", "{:.1f}"),
+        *(interval(r, "cpu_speedup", "cpu_speedup", "{:.2f}") for r in against[1:]),
+        best.int8,
+        share(best, batch, against[0], peak),
+    ]
+
+
+def interval(record: Record, key: str, bounds: str, form: str) -> str:
+    """A number of a record with its interval."""
+    if not record.valid and "drop" not in key:
+        return "invalid"
+    value, low, high = (
+        form.format(record.metrics[f"vs_dense/{k}"]) for k in (key, f"{bounds}_lo", f"{bounds}_hi")
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def brief(c: Candidate) -> list[str]:
+    """One of all artifacts, as it was measured on validation series."""
+    manifest = c.artifact.manifest
+    return [
+        c.name,
+        c.pruned,
+        f"{100 * c.seen[1].metrics['test/accuracy']:.1f}",
+        f"{c.lost_pt(1):+.1f}",
+        *(f"{c.speedup(b):.2f}" if c.seen[b].valid else "invalid" for b in BATCHES),
+        c.int8,
+        f"{manifest['macs']:,}",
+        f"{manifest['bytes']:,}",
+    ]
+
+
+def share(c: Candidate, batch: int, record: Record, peak: dict[str, float]) -> str:
+    """Of the peak of the number format that it computes in."""
+    cpu_s = [w["cpu_s"] / w["inferences"] for w in record.raw["windows"] if w["subject"] == "artifact"]
+    return (
+        f"{100 * c.artifact.manifest['macs'] / float(np.median(cpu_s)) / peak[c.format]:.0f} % of {c.format}"
+    )
 
 
 def feed(dataset: Dataset, batch: int) -> list[np.ndarray]:
@@ -82,47 +275,8 @@ def feed(dataset: Dataset, batch: int) -> list[np.ndarray]:
     return [np.ascontiguousarray(dataset.x_test[i]) for i in np.split(index, 32)]
 
 
-def scores(predictor: Predictor, x: np.ndarray, batch: int) -> np.ndarray:
-    """Of all series, in batches as they are timed."""
-    return np.concatenate(
-        [predictor(np.ascontiguousarray(x[i : i + batch])) for i in range(0, len(x), batch)]
-    )
-
-
-def plain_onnx(model: torch.nn.Module, folder: Path) -> dict[str, Predictor]:
-    """Dense fp32 and dense dynamic int8, exported and quantized with the tools' own defaults."""
-    from onnxruntime.quantization import quantize_dynamic
-
-    (folder / "fp32").mkdir()
-    (folder / "int8").mkdir()
-    onnxruntime.to_onnx(model, folder / "fp32" / onnxruntime.FILE, opset=18)
-    with quiet():
-        quantize_dynamic(folder / "fp32" / onnxruntime.FILE, folder / "int8" / onnxruntime.FILE)
-    return {
-        k: onnxruntime.OnnxPredictor(folder / k / onnxruntime.FILE, 1, disabled=()) for k in ("fp32", "int8")
-    }
-
-
-def paired(first: Predictor, second: Predictor, batches: list[np.ndarray]) -> str:
-    """How many times less CPU time `second` needs: median of alternating rounds and its 95 % interval."""
-    strides = [max(1, windows._work(p, batches, 0.15, 1, 0.0) // windows.LOOKS) for p in (first, second)]
-    ratios = []
-    for i in range(ROUNDS):
-        spent = [0.0, 0.0]
-        for k in (0, 1) if i % 2 else (1, 0):
-            start = time.process_time()
-            calls = windows._work((first, second)[k], batches, 0.15, strides[k], 0.0)
-            spent[k] = (time.process_time() - start) / calls
-        ratios.append(spent[0] / spent[1])
-    r = np.array(ratios)
-    low, high = bootstrap(
-        (r,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return f"{np.median(r):.2f} [{low:.2f}, {high:.2f}]"
-
-
 def profile(predictor: Predictor, batches: list[np.ndarray]) -> str:
-    """Share of the time by operator, by the runtime's own profiler (ONNX Runtime's costs each node about 1 µs)."""
+    """Share of the time by operator, by the runtime's own profiler (ONNX Runtime's: about 1 µs per node)."""
     if isinstance(predictor, onnxruntime.OnnxPredictor):
         spent = onnx_profile(predictor, batches)
     elif isinstance(predictor, OpenvinoPredictor):
@@ -175,284 +329,96 @@ def onnx_profile(predictor: onnxruntime.OnnxPredictor, batches: list[np.ndarray]
     return spent
 
 
-def deployed(
-    cfg: Config, dataset: Dataset, grid: Grid, cache: Cache
-) -> Iterator[tuple[str, tuple[str, str, Artifact] | Exception]]:
-    """Every supported artifact, or why it could not be had; the dense reference first."""
-    dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-    for ratio, scope in grid.pruned:
-        slim = pruning.prune(
-            dense, replace(cfg.prune, ratio=ratio, scope=scope), cfg.train, cfg.seed, dataset, cache
-        )
-        pruned = f"{ratio:g} {scope}" if ratio else "0"
-        for mode in grid.modes:
-            quant = replace(cfg.quant, mode=mode)
-            for runtime in runtimes.candidates(quant, RuntimeConfig(runtimes.AUTO, "cpu")):
-                if runtime.name not in grid.runtimes:
-                    continue
-                label = f"{runtime.name} {mode} {pruned}"
-                try:
-                    tuned = qat.tune(slim, quant, cfg.train, cfg.seed, dataset, cache)
-                    yield (
-                        label,
-                        (
-                            f"{runtime.name} {mode}",
-                            pruned,
-                            runtimes.deploy(tuned, quant, runtime, dataset, cache),
-                        ),
-                    )
-                except Exception as error:
-                    yield label, error
-
-
-def candidates(
-    cfg: Config, dataset: Dataset, grid: Grid, cache: Cache
-) -> tuple[Candidate, list[Candidate], list[str]]:
-    """Return the dense reference, every artifact with accuracy and speed, and what could not be had."""
-    controls = control_scores(cfg, grid, dataset, cache)
-    x_val, y_val = dataset.x_train[dataset.val], dataset.y_train[dataset.val]
-    found: list[Candidate] = []
-    notes = []
-    for label, made in deployed(cfg, dataset, grid, cache):
-        if isinstance(made, Exception):
-            notes.append(f"{label}: {type(made).__name__}: {str(made).splitlines()[0]}")
-            print("  failed", notes[-1], flush=True)
-            continue
-        name, pruned, artifact = made
-        predictor = runtimes.load(artifact.folder)
-        of_test, of_val = controls[pruned != "0", name.endswith(" qat")]
-        right, against, val_lost_pt = {}, {}, {}
-        for b in BATCHES:
-            answers = scores(predictor, dataset.x_test, b)
-            lost = drop(answers, of_test, dataset.y_test)
-            right[b] = accuracy(answers, dataset.y_test)
-            against[b] = tuple(lost[f"vs_dense/accuracy_drop_{k}"] for k in ("pt", "lo", "hi"))
-            val_lost_pt[b] = 100 * (accuracy(of_val, y_val) - accuracy(scores(predictor, x_val, b), y_val))
-        cpu_ms = {
-            b: windows.quick_ms(predictor, feed(dataset, b), time.process_time, 0.1, 3) for b in BATCHES
-        }
-        m = artifact.manifest
-        int8 = f"{m['matmuls'].get('int8', 0)}/{sum(m['matmuls'].values())}"
-        format = "int8" if "int8" in m["matmuls"] else "bf16" if "bfloat16" in m["matmuls"] else "fp32"
-        found.append(
-            Candidate(
-                name,
-                pruned,
-                predictor,
-                m["macs"],
-                m["bytes"],
-                int8,
-                format,
-                right,
-                against,
-                val_lost_pt,
-                cpu_ms,
-            )
-        )
-        speed = {b: found[0].cpu_ms[b] / cpu_ms[b] for b in BATCHES}
-        print(f"  {label:34} drop {against[1][0]:+.1f}  speedup {speed[1]:.2f} / {speed[32]:.2f}", flush=True)
-    return found[0], found, notes
-
-
 def main() -> None:
     """Benchmark the datasets and models asked for, and write the document of all that were."""
-    parse = argparse.ArgumentParser()
-    parse.add_argument("--data", default="acsf1")
-    parse.add_argument("--models", default="t3")
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("--data", default=DATA)
+    parse.add_argument("--models", default=MODELS)
     parse.add_argument(
         "--pruned",
-        default="0,0.7,0.75:depth",
-        help="ratios, each with its scope unless that is local; 0 comes first",
+        help=f"ratios, each with its scope unless that is local (default: {FEWER}; t3: {PRUNED['t3']})",
     )
     parse.add_argument("--modes", default=",".join(MODES))
     parse.add_argument("--runtimes", default=",".join(runtimes.RUNTIMES))
+    parse.add_argument("--measure", default=REPORTED, help="the measure group of what is reported")
     parse.add_argument("--out", default="docs/runtimes.md")
     parse.add_argument(
-        "--prepare", action="store_true", help="only train, prune and deploy what will be measured"
+        "--prepare", action="store_true", help="only train, compress and deploy what will be measured"
     )
+    parse.add_argument("overrides", nargs="*", metavar="key=value", help="of the configuration")
     asked = parse.parse_args()
     torch.set_num_threads(1)
-    ways = [
-        (float(ratio), scope or "local")
-        for ratio, _, scope in (way.partition(":") for way in asked.pruned.split(","))
-    ]
-    grid = Grid(ways, asked.modes.split(","), asked.runtimes.split(","))
-    peak = {kind: 1e9 * gmacs for kind, gmacs in hardware.peaks(1).items()}
+    # Measuring processes look `plain_onnx` up.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    )
+    processes.start(energy.PRELOAD)
     for data_name in asked.data.split(","):
         for model_name in asked.models.split(","):
-            cfg = compose(f"data={data_name}", f"model={model_name}")
+            cfg = compose(
+                f"data={data_name}", f"model={model_name}", f"measure={asked.measure}", *asked.overrides
+            )
             dataset = data.load(cfg.data, cfg.paths.data, cfg.seed)
-            cache = Cache(Path(cfg.paths.cache))
+            bench = Bench(cfg, dataset, Cache(Path(cfg.paths.cache)))
+            ways = (w.partition(":") for w in (asked.pruned or PRUNED.get(model_name, FEWER)).split(","))
+            grid = Grid(
+                [(float(ratio), scope or "local") for ratio, _, scope in ways],
+                asked.modes.split(","),
+                asked.runtimes.split(","),
+            )
             print(dataset.name, model_name, flush=True)
             if asked.prepare:
-                for label, _ in deployed(cfg, dataset, grid, cache):
-                    print(" ", label, flush=True)
-                control_scores(cfg, grid, dataset, cache)
+                for label, made in deployed(bench, grid):
+                    print(" ", label, made if isinstance(made, Exception) else "", flush=True)
                 continue
-            store = Path(cfg.paths.cache) / "bench-runtimes.json"
+            peak = {k: 1e9 * gmacs for k, gmacs in energy.peaks(cfg.measure, bench.cache).items()}
+            store = Path(cfg.paths.cache) / FILE
             cells = json.loads(store.read_text()) if store.exists() else {}
-            before = clocks()
-            made = cell(cfg, dataset, grid, cache, peak)
-            made["foreign_cores"] = [foreign_cores(before, clocks())]
-            cells[f"{dataset.name} {model_name}"] = made
+            cells[f"{dataset.name} {model_name}"] = cell(bench, grid, peak)
             write_json(store, cells)
-            write(Path(asked.out), [cells[k] for k in sorted(cells)], peak)
+            write(Path(asked.out), [cells[k] for k in sorted(cells)], peak, cfg.measure)
 
 
-def share(c: Candidate, batch: int, peak: dict[str, float]) -> str:
-    """Of the peak of the number format that it computes in."""
-    return f"{100 * c.macs / (c.cpu_ms[batch] / 1e3) / peak[c.format]:.0f} % of {c.format}"
-
-
-def control_scores(
-    cfg: Config, grid: Grid, dataset: Dataset, cache: Cache
-) -> dict[tuple[bool, bool], tuple[np.ndarray, np.ndarray]]:
-    """Of the dense model in eager fp32, with the tuning of those that were (pruned, trained by QAT).
-
-    On test and on validation series.
-    """
-    dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-    found = {}
-    for pruned in (False, True):
-        tuned = pruning.tune_alike(
-            dense, replace(cfg.prune, ratio=0.5 * pruned), cfg.train, cfg.seed, dataset, cache
-        )
-        for by_qat in (False, True) if "qat" in grid.modes else (False,):
-            quant = replace(cfg.quant, mode="qat" if by_qat else "none")
-            one = qat.tune(tuned, quant, cfg.train, cfg.seed, dataset, cache, fake=False)
-            eager = runtimes.deploy(
-                one, replace(cfg.quant, mode="none"), RuntimeConfig("eager", "cpu"), dataset, cache
-            )
-            predictor = runtimes.load(eager.folder)
-            found[pruned, by_qat] = (
-                scores(predictor, dataset.x_test, 64),
-                scores(predictor, dataset.x_train[dataset.val], 64),
-            )
-    return found
-
-
-def clocks() -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds of this machine, CPU seconds of this process and its children, so far."""
-    return time.monotonic(), windows._busy_s(), sum(psutil.Process().cpu_times()[:4])
-
-
-def foreign_cores(before: tuple[float, ...], after: tuple[float, ...]) -> float:
-    """How many cores others kept busy in between."""
-    wall, machine, own = (b - a for a, b in zip(before, after, strict=True))
-    return max(0.0, (machine - own) / wall)
-
-
-def cell(cfg: Config, dataset: Dataset, grid: Grid, cache: Cache, peak: dict[str, float]) -> dict[str, list]:
-    """Measure one dataset and model: the rows of the document."""
-    head = [dataset.name, cfg.model.name]
-    reference, found, notes = candidates(cfg, dataset, grid, cache)
-    rows: dict[str, list] = {
-        "stage": [runtimes.STAGE_VERSION],
-        "best": [],
-        "all": [],
-        "profiles": [],
-        "notes": [f"{' '.join(head)} {n}" for n in notes],
-    }
-    dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache).load()
-    with tempfile.TemporaryDirectory() as scratch:
-        plain = plain_onnx(dense, Path(scratch))
-        for batch in BATCHES:
-            batches = feed(dataset, batch)
-            kept = [c for c in found if c.val_lost_pt[batch] <= LOST_PT]
-            best = min(kept, key=lambda c: c.cpu_ms[batch])
-            row = [
-                *head,
-                str(batch),
-                best.name,
-                best.pruned,
-                f"{100 * best.accuracy[batch]:.1f}",
-                f"{best.val_lost_pt[batch]:+.1f}",
-            ]
-            row.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*best.against[batch]))
-            row += [
-                paired(p, best.predictor, batches)
-                for p in (reference.predictor, plain["fp32"], plain["int8"])
-            ]
-            rows["best"].append([*row, best.int8, share(best, batch, peak)])
-            print("  best", row, flush=True)
-            in_int8 = min(
-                (c for c in kept if c.format == "int8"), key=lambda c: c.cpu_ms[batch], default=best
-            )
-            for c in {id(c): c for c in (best, in_int8)}.values():
-                told = f"{c.name}, pruned {c.pruned}, {share(c, batch, peak)}"
-                rows["profiles"].append(
-                    f"- {', '.join(head)}, batch {batch}: {told}: {profile(c.predictor, batches)}"
-                )
-    for c in found:
-        quality = [f"{100 * c.accuracy[1]:.1f}", f"{c.val_lost_pt[1]:+.1f}", f"{c.against[1][0]:+.1f}"]
-        speeds = [f"{reference.cpu_ms[b] / c.cpu_ms[b]:.2f}" for b in BATCHES]
-        rows["all"].append(
-            [*head, c.name, c.pruned, *quality, *speeds, c.int8, f"{c.macs:,}", f"{c.bytes:,}"]
-        )
-    return rows
-
-
-def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> None:
+def write(path: Path, cells: list[dict], peak: dict[str, float], measure: MeasureConfig) -> None:
     """Write the tables as Markdown."""
     about = hardware.describe("cpu")
-    loads = ", ".join(
-        f"{' '.join(c['best'][0][:2])} {c['foreign_cores'][0]:.1f}" for c in cells if "foreign_cores" in c
-    )
-    stale = [" ".join(c["best"][0][:2]) for c in cells if c.get("stage") != [runtimes.STAGE_VERSION]]
+    now = [runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION]
+    stale = [c["of"] for c in cells if c["made_by"] != now]
+    mark = "†" if any(c["estimated"] for c in cells) else ""
     best_head = [
-        "dataset",
-        "model",
-        "batch",
-        "fastest artifact",
-        "pruned",
-        "accuracy %",
-        "drop on validation",
-        "drop, points [95 %]",
-    ]
-    best_head += [
-        "× dense eager [95 %]",
-        "× dense ONNX fp32, plain",
-        "× dense ONNX dynamic int8, plain",
-        "int8 products",
-        "share of peak",
+        *("dataset", "model", "batch", "fastest artifact", "pruned", "accuracy %", "drop on validation"),
+        *("drop, points [95 %]", "× control [95 %]", f"energy saved{mark}, % [95 %]"),
+        *("× dense ONNX fp32, plain", "× dense ONNX dynamic int8, plain", "int8 products", "share of peak"),
     ]
     all_head = [
-        "dataset",
-        "model",
-        "artifact",
-        "pruned",
-        "accuracy %",
-        "drop on validation",
-        "drop",
-        "× at batch 1",
-        "× at batch 32",
+        *("dataset", "model", "artifact", "pruned", "accuracy on validation, %", "drop"),
+        *("× at batch 1", "× at batch 32", "int8 products", "MACs", "bytes"),
     ]
-    all_head += ["int8 products", "MACs", "bytes"]
+    short = f"{CANDIDATE['repeats']} pairs in one process"
+    whole = f"{measure.repeats} pairs of windows in {measure.processes} processes"
+    tops = {kind: f"{2 * value / 1e9:.0f}" for kind, value in peak.items()}
     text = [
         "# Runtimes and number formats",
         "",
-        "Made by `make bench-runtimes`; do not edit. One process, one thread, CPU time; the references ran "
-        "in alternating rounds with the artifact.",
-        "The fastest artifact is the fastest that loses at most one accuracy point on validation series "
-        "against the control, the dense model with",
-        "the same training in total (tuned as the pruned ones are, and as long as those of QAT). Accuracy "
-        "and drop are those of the test split,",
-        "in batches as they are timed (in the second table, of one series).",
-        "Pruned by L1 and fine-tuned: T1 and T2 with `--pruned 0,0.7,0.75:depth`, T3 with `--pruned "
-        "0,0.5,0.7,0.9,0.5:depth,0.75:depth,0.9:depth`.",
-        "Speedups in the second table come from a screening (best of three short stretches), not from paired "
-        "rounds.",
+        "Made by `make bench-runtimes`; do not edit. Speedups (×) are ratios of CPU time, one thread, "
+        f"measured as everything here is ([measuring.md](measuring.md)): {whole} that alternate, "
+        "with 95 % intervals.",
         "",
-        f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: "
-        f"{2 * peak['fp32'] / 1e9:.0f} GFLOP/s fp32, {2 * peak['bf16'] / 1e9:.0f} bf16, "
-        f"{2 * peak['int8'] / 1e9:.0f} GOP/s int8.",
-        f"Cores that others kept busy meanwhile (CPU time hardly feels them, caches and memory do): {loads}.",
+        f"The fastest artifact is the fastest that loses at most {LOST_PT:g} accuracy point on validation "
+        "series against the control, the dense model with the same training in total, fp32 in eager PyTorch. "
+        f"It is chosen among all by a short measurement on those series ({short}) and then measured anew, on "
+        "the test split: against its control, and against the dense model as PyTorch exports it and ONNX "
+        "Runtime quantizes it by default.",
         "",
-        *(
-            [f"**To be measured again**, for artifacts are exported otherwise since: {', '.join(stale)}.", ""]
-            if stale
-            else []
-        ),
+        f"Pruned by L1 and fine-tuned; ratios and scopes: {FEWER.replace(',', ', ')}; T3: "
+        f"{PRUNED['t3'].replace(',', ', ')} (local unless it says depth).",
+        "",
+        f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: {tops['fp32']} "
+        f"GFLOP/s fp32, {tops['bf16']} bf16, {tops['int8']} GOP/s int8. "
+        f"Measuring took {sum(c['minutes'] for c in cells):.0f} minutes.",
+        *(["", f"{mark} CPU time, not energy: no counter answers here."] if mark else []),
+        *(["", f"**To be measured again**, made by an older version: {', '.join(stale)}."] if stale else []),
+        "",
         *_table(best_head, [row for c in cells for row in c["best"]]),
         "",
         "## Where the time of the fastest goes, and of the fastest in int8",
@@ -461,9 +427,12 @@ def write(path: Path, cells: list[dict[str, list]], peak: dict[str, float]) -> N
         "",
         "## Every artifact",
         "",
+        "By the short measurements on validation series: good enough to choose by, without intervals.",
+        "",
         *_table(all_head, [row for c in cells for row in c["all"]]),
         "",
-        *[f"- not had: {n}" for c in cells for n in c["notes"]],
+        *(["## Not had, or to be looked at twice", ""] if any(c["notes"] for c in cells) else []),
+        *[f"- {n}" for c in cells for n in c["notes"]],
     ]
     scratch = path.with_suffix(".tmp")
     scratch.write_text("\n".join(text).rstrip() + "\n")
