@@ -9,6 +9,7 @@ import pytest
 
 from report_data import frozen, only
 from tsexp.report import page
+from tsexp.report.front import front
 
 UI = "http://127.0.0.1:5000"
 EVIL = """</script><script>window.stolen = 1</script><img src=x onerror="window.stolen = 1">"'&{{plotly}} †"""
@@ -94,9 +95,9 @@ def test_only_the_kind_of_energy_that_there_is_has_columns_and_estimates_carry_a
         shown = data(file)
         assert shown["sides"] == {side: mark}
         labels = [
-            axis["label"] for name, axis in shown["axes"].items() if "saving" in name or name.endswith("_j")
+            axis["label"] for name, axis in shown["axes"].items() if "relative" in name or name.endswith("_j")
         ]
-        assert labels == [f"{side} energy saving{mark} (%)", f"{side} energy per inference{mark} (J)"]
+        assert labels == [f"{side} energy per inference{mark} (J)", f"{side} energy{mark} (control = 1)"]
         other = {"estimated": "measured", "measured": "estimated"}[side]
         assert not any(key.startswith(other) for run in shown["runs"] for key in run)
 
@@ -146,6 +147,12 @@ def test_a_store_without_a_valid_run_makes_a_page_that_says_so(tmp_path):
 def test_an_address_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="http"):
         page.write(small(), tmp_path / "page.html", "javascript:alert(1)")
+
+
+def test_a_password_in_the_address_is_left_out(tmp_path):
+    shown = data(page.write(small(), tmp_path / "page.html", "https://me:secret@mlflow.example/team"))
+    assert shown["runs"][0]["url"].startswith("https://mlflow.example/team/#/experiments/1/runs/")
+    assert "secret" not in json.dumps(shown)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +209,14 @@ def points(tab):
 
 
 def rows(tab):
-    return tab.locator("#runs tbody tr").count()
+    return tab.locator("#runs tr.run").count()
+
+
+def column(tab, heading):
+    """The texts of a column, group by group."""
+    place = tab.locator("#runs thead th").all_text_contents().index(heading) + 1
+    bodies = tab.locator("#runs tbody").all()
+    return [body.locator(f"tr.run td:nth-child({place})").all_text_contents() for body in bodies]
 
 
 @pytest.mark.browser
@@ -215,7 +229,10 @@ def test_filters_choose_the_points_and_the_rows(visit, written):
         f"table only."
     )
     assert "With invalid energy, which is left out: 4." in tab.inner_text("#about")
+    assert tab.locator("#runs td", has_text="invalid").count() == 4
+    tab.get_by_label("all columns").check()
     assert tab.locator("#runs td", has_text="energy invalid: outputs on the probe batch differ").count() == 4
+    tab.get_by_label("all columns").uncheck()
     tab.get_by_label("PLAID").uncheck()
     left = every[every["dataset"] != "PLAID"]
     assert (points(tab), rows(tab)) == (left["valid"].sum(), len(left))
@@ -235,10 +252,10 @@ def test_filters_choose_the_points_and_the_rows(visit, written):
 @pytest.mark.browser
 def test_axes_and_intervals_can_be_chosen(visit, written):
     tab = visit(written)
-    assert tab.locator("#plot .xtitle").text_content() == "estimated energy saving† (%)"
+    assert tab.locator("#plot .xtitle").text_content() == "estimated energy per inference† (J)"
     before = tab.locator("#plot .point").first.get_attribute("transform")
-    tab.locator("#x").select_option("latency_p50_ms")
-    assert tab.locator("#plot .xtitle").text_content() == "latency p50 (ms per call)"
+    tab.locator("#x").select_option("bytes")
+    assert tab.locator("#plot .xtitle").text_content() == "bytes on disk"
     assert tab.locator("#plot .point").first.get_attribute("transform") != before
     assert tab.locator("#plot .errorbar path").count() == 0
     tab.locator("#x").select_option("speedup")
@@ -268,7 +285,7 @@ def test_hovering_tells_the_run_and_a_click_opens_it(visit, written):
     hover = tab.locator("#plot .hoverlayer").text_content()
     assert warned["run_name"] in hover
     saving, low, high = (f"{warned[f'estimated_saving_{end}']:.1f}" for end in ("pct", "lo", "hi"))
-    assert f"estimated saving† %: {saving} [{low}, {high}]†" in hover
+    assert f"saving† %: {saving} [{low}, {high}]†" in hover
     assert f"⚠ {warned['warnings']}" in hover
     with tab.context.expect_page() as opened:
         tab.mouse.click(*at)
@@ -276,26 +293,99 @@ def test_hovering_tells_the_run_and_a_click_opens_it(visit, written):
 
 
 @pytest.mark.browser
-def test_the_table_links_sorts_and_is_reached_by_keyboard(visit, written):
+def test_the_table_links_ranks_per_dataset_and_is_reached_by_keyboard(visit, written):
+    results = small().results
     tab = visit(written)
-    assert (
-        tab.locator("#runs tbody a").first.get_attribute("href")
-        == f"{UI}/#/experiments/1/runs/{small().results['run_id'].iloc[0]}"
-    )
+    links = {a.get_attribute("href") for a in tab.locator("#runs tbody a").all()}
+    assert links == {f"{UI}/#/experiments/1/runs/{i}" for i in results["run_id"]}
+    of = results["dataset"].value_counts()
+    titles = [f"{dataset}: {of[dataset]} runs" for dataset in ("ElectricDevices", "PLAID")]
+    assert tab.locator("#runs .group th").all_text_contents() == titles
     heading = tab.locator("#runs th button", has_text="p50 ms")
     heading.focus()
     tab.keyboard.press("Enter")
-    column = tab.locator("#runs th button").all_text_contents().index("p50 ms") + 1
 
     def shown():
-        *values, unknown = tab.locator(f"#runs tbody td:nth-child({column})").all_text_contents()[:-3]
-        assert unknown == "–"  # what has no value comes last, whatever the order
-        return [float(v) for v in values]
+        for ranks, values in zip(column(tab, "rank"), column(tab, "p50 ms"), strict=True):
+            *known, _, unknown = values  # what has no value comes last, whatever the order
+            assert unknown == "–"
+            *ranks, _, none = [rank.rstrip(" ◆") for rank in ranks]
+            assert none == "–"
+            assert ranks == [str(k + 1) for k in range(len(ranks))]
+            yield [float(v) for v in known]
 
-    assert shown() == sorted(shown())
+    assert all(values == sorted(values) for values in shown())
     tab.keyboard.press("Enter")  # the heading still has the focus
-    assert shown() == sorted(shown(), reverse=True)
+    assert all(values == sorted(values, reverse=True) for values in shown())
     assert tab.locator("#runs th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+
+@pytest.mark.browser
+def test_energy_comes_first_of_the_numbers_and_ranks_to_begin_with(visit, written):
+    tab = visit(written)
+    headings = tab.locator("#runs thead th").all_text_contents()
+    numbers = headings[headings.index("seed") + 1 :]
+    assert numbers[:3] == ["energy†", "saving† %", "speedup"]
+    assert tab.locator("#runs th[aria-sort=ascending]").text_content() == "energy†"
+    assert "control %" not in headings
+    tab.get_by_label("all columns").check()
+    assert "control %" in tab.locator("#runs thead th").all_text_contents()
+
+
+@pytest.mark.browser
+def test_the_front_is_drawn_per_dataset_and_marked_in_the_table(visit, written):
+    tab = visit(written)
+    results = small().results
+    drawn = tab.evaluate(
+        "document.getElementById('plot').data.filter(t => t.name === 'Pareto front').map(t => [t.x, t.y])"
+    )
+    assert len(drawn) == 2
+    for (x, y), dataset, ranks in zip(drawn, ("ElectricDevices", "PLAID"), column(tab, "rank"), strict=True):
+        here = results[(results["dataset"] == dataset) & results["valid"]]
+        points = list(zip(here["accuracy"] * 100, here["estimated_j"], strict=True))
+        best = dict.fromkeys(points[i] for i in front(points))
+        assert y == pytest.approx([accuracy for accuracy, _ in best])
+        assert x == pytest.approx([joules for _, joules in best])
+        assert sum("◆" in rank for rank in ranks) == len(best)
+    tab.locator("#x").select_option("ratio")  # no end of it is the better one
+    assert not tab.evaluate("document.getElementById('plot').data.some(t => t.name === 'Pareto front')")
+
+
+@pytest.mark.browser
+def test_axes_of_energy_and_speedup_are_logarithmic_and_relative_to_the_control(visit, tmp_path):
+    """One that takes 8.5 times the energy does not squeeze the rest."""
+    results = small(seeds=(0,))
+    worst = results.results.index[0]
+    results = with_values(results, worst, estimated_saving_pct=-750.0, estimated_saving_lo=-800.0)
+    file = page.write(results, tmp_path / "page.html", UI)
+    run = data(file)["runs"][worst]
+    assert (run["estimated_relative"], run["estimated_relative_hi"]) == pytest.approx((8.5, 9.0))
+    tab = visit(file)
+    for axis in ("estimated_relative", "speedup", "cpu_speedup", "estimated_j"):
+        tab.locator("#x").select_option(axis)
+        assert tab.evaluate("document.getElementById('plot')._fullLayout.xaxis.type") == "log"
+
+
+@pytest.mark.browser
+def test_nothing_scrolls_sideways_on_a_desktop(visit, written):
+    tab = visit(written, width=1440)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1440
+    wide, there = tab.evaluate("(t => [t.scrollWidth, t.clientWidth])(document.querySelector('.table'))")
+    assert wide <= there
+
+
+@pytest.mark.browser
+def test_a_model_without_a_count_has_a_dash(visit, tmp_path):
+    results = small(models=("t1", "minirocket"), seeds=(0,))
+    tab = visit(page.write(results, tmp_path / "page.html", UI))
+    tab.get_by_label("all columns").check()
+    counts = {
+        pair
+        for models, macs in zip(column(tab, "model"), column(tab, "MACs"), strict=True)
+        for pair in zip(models, macs, strict=True)
+    }
+    assert ("minirocket", "–") in counts
+    assert not any(model == "t1" and count == "–" for model, count in counts)
 
 
 @pytest.mark.browser
@@ -310,7 +400,7 @@ def test_nothing_is_wider_than_a_phone(visit, written):
 @pytest.mark.browser
 def test_text_of_the_store_is_shown_as_text(visit, tmp_path):
     tab = visit(page.write(evil(), tmp_path / "page.html", UI))
-    assert tab.locator("#runs tbody a").first.text_content() == EVIL
+    assert EVIL in tab.locator("#runs tbody a").all_text_contents()
     tab.evaluate(
         "document.querySelectorAll('input[name=dataset]').forEach(b => { if (b.value !== '<b>PLAID & "
         "co</b>') b.click(); })"

@@ -103,6 +103,22 @@ def test_without_a_part_everything_is_made(store, folder, monkeypatch, capsys):
     assert "index.html" in capsys.readouterr().out
 
 
+def test_links_of_the_page_follow_the_address_that_is_given(store, folder, monkeypatch, capsys):
+    asked = []
+    fake = types.SimpleNamespace(write=lambda frozen, path, ui: asked.append(ui) or path)
+    monkeypatch.setitem(sys.modules, "tsexp.report.page", fake)
+    monkeypatch.setattr(report, "page", fake, raising=False)
+    main(["freeze", "page"])
+    main(["page", "ui=https://mlflow.example/team/"])
+    assert asked == ["http://127.0.0.1:5000", "https://mlflow.example/team"]
+    assert "links to MLflow at https://mlflow.example/team" in capsys.readouterr().out
+    for wrong in ("ui=127.0.0.1:5000", "ui=javascript:alert(1)", "ui="):
+        assert "is no address of an MLflow UI; it begins with http://" in fails(capsys, 2, "page", wrong)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "ui=http://127.0.0.1:5001" in capsys.readouterr().out
+
+
 def test_a_missing_store_is_not_made(folder, capsys):
     assert f"there is no store at {folder}/mlflow.db" in fails(capsys, 1)
     assert "there is no store at" in fails(capsys, 1, "tables", "tracking.uri=sqlite:///sub/other.db")
@@ -141,7 +157,10 @@ def test_a_missing_library_is_told(store, monkeypatch, capsys):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys\nfrom tsexp.report.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    code = (
+        "import sys\nfrom tsexp.report.__main__ import main\n"
+        "try: main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "freeze" in out
     assert not {"pandas", "mlflow", "hydra", "torch", "matplotlib", "scipy", "numpy"} & set(out.split())

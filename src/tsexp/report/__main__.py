@@ -6,10 +6,10 @@ From the store to frozen results, and from those to tables, figures and a page.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from tsexp.command import called
@@ -22,20 +22,25 @@ From the MLflow store to what a paper needs. Nothing is trained or measured.
   freeze    the store's runs → REPORT/frozen: results.parquet, results.csv, windows, predictions, channels
   tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, claims;
             as .tex, .md, .csv; notes.md
-  figures   REPORT/frozen → REPORT/figures: .pdf and .png
+  figures   REPORT/frozen → REPORT/figures: .pdf and .png; notes.md
   page      REPORT/frozen → REPORT/index.html, interactive, without network
 
 Without a part, all of them. Tables, figures and page are made of the frozen results alone; if there are none
 yet, they are frozen first."""
-EXAMPLES = """\
+EXAMPLES = f"""\
   tracking.uri=sqlite:////path/mlflow.db     the store (default: mlflow.db in this folder)
   tracking.experiment=tsexp                  which experiment of it
   paths.report=report                        REPORT
   where="params.`data.name` = 'ACSF1'"       which runs to freeze, in MLflow's filter language
+  ui=http://127.0.0.1:5001                   where the page's links find the MLflow UI (default: the store
+                                             itself if it is a server, else {UI})
 
-  %(prog)s                     everything
-  %(prog)s freeze tables       new numbers, tables only"""
+  python -m tsexp.report                     everything
+  python -m tsexp.report freeze tables       new numbers, tables only
+  python -m tsexp.report page ui=http://127.0.0.1:5001"""
 GROUPS = ("tracking", "paths")
+OWN = ("where", "ui")
+"""Settings that are no keys of the configuration."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,13 +59,17 @@ def main(arguments: list[str] | None = None) -> None:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         _end(2, f"{unknown[0]} is not an option; see --help")
-    parts, settings = _sort(options.words)
-    config, where = _configure(settings)
+    parts, settings, own = _sort(options.words)
+    config = _configure(settings)
+    ui = own.get("ui", config.tracking.uri if config.tracking.uri.startswith("http") else UI)
+    if not re.match(r"https?://[^/]", ui):
+        _end(2, f"ui={ui} is no address of an MLflow UI; it begins with http:// or https://, as in ui={UI}")
 
     from tsexp.report.store import ReportError
 
     try:
-        _make(parts, config, where, asked_for_store=any(not s.startswith("paths.") for s in settings))
+        asked_for_store = "where" in own or any(not s.startswith("paths.") for s in settings)
+        _make(parts, config, own.get("where"), ui.rstrip("/"), asked_for_store)
     except ReportError as error:
         _end(1, str(error))
     except ImportError as error:
@@ -71,17 +80,19 @@ def main(arguments: list[str] | None = None) -> None:
         _end(130, "interrupted; what was written is whole")
 
 
-def _sort(words: list[str]) -> tuple[list[str], list[str]]:
-    """Words into parts (in the order in which they are made) and settings."""
+def _sort(words: list[str]) -> tuple[list[str], list[str], dict[str, str]]:
+    """Words into parts (in the order in which they are made), settings, and those of `OWN`."""
     from tsexp.config import suggest
 
-    known = [*PARTS, "tracking.uri=…", "tracking.experiment=…", "paths.report=…", "where=…"]
-    asked, settings = set(), []
+    known = [*PARTS, "tracking.uri=…", "tracking.experiment=…", "paths.report=…", "where=…", "ui=…"]
+    asked, settings, own = set(), [], {}
     for word in words:
-        key, equals, _ = word.partition("=")
+        key, equals, value = word.partition("=")
         if not equals and word in PARTS:
             asked.add(word)
-        elif equals and (key == "where" or key.split(".")[0] in GROUPS):
+        elif equals and key in OWN:
+            own[key] = value
+        elif equals and key.split(".")[0] in GROUPS:
             settings.append(word)
         else:
             _end(
@@ -89,11 +100,11 @@ def _sort(words: list[str]) -> tuple[list[str], list[str]]:
                 f"{word} is not known here; allowed: "
                 f"{', '.join(known)}{suggest(key, [k.rstrip('=…') for k in known])}",
             )
-    return [p for p in PARTS if p in asked] or list(PARTS), settings
+    return [p for p in PARTS if p in asked] or list(PARTS), settings, own
 
 
-def _configure(settings: list[str]) -> tuple[Any, str | None]:
-    """Compose the configuration as the main app does; return it with the filter, None if none was given."""
+def _configure(settings: list[str]) -> Any:
+    """Compose the configuration as the main app does."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import open_dict
@@ -102,20 +113,19 @@ def _configure(settings: list[str]) -> tuple[Any, str | None]:
     from tsexp import config as configs
 
     configs.register()
-    where = [s.removeprefix("where=") for s in settings if s.startswith("where=")]
     try:
         with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
-            composed = compose("config", [s for s in settings if not s.startswith("where=")])
+            composed = compose("config", settings)
         with open_dict(composed):
             composed.pop("hydra", None)
-        return SimpleNamespace(**configs.places(composed)), where[-1] if where else None
+        return configs.parse(composed)
     except configs.ConfigError as error:
         _end(2, str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _end(2, " ".join(configs.explain(error).split()))
 
 
-def _make(parts: list[str], config: Any, where: str | None, asked_for_store: bool) -> None:
+def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_store: bool) -> None:
     from tsexp.report import frozen as freezer
     from tsexp.report.statistics import aggregate, notes
 
@@ -143,8 +153,9 @@ def _make(parts: list[str], config: Any, where: str | None, asked_for_store: boo
     if "page" in parts:
         from tsexp.report import page
 
-        ui = config.tracking.uri.rstrip("/") if config.tracking.uri.startswith("http") else UI
-        written[str(page.write(frozen, folder / "index.html", ui))] = f"links to MLflow at {ui} (make ui)"
+        written[str(page.write(frozen, folder / "index.html", ui))] = (
+            f"links to MLflow at {ui} (make ui; another address: ui=…)"
+        )
     for place, what in written.items():
         print(f"wrote {place}  {what}")
     if said:

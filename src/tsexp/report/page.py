@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexp.report.console import ESTIMATE
+from tsexp.report.console import ESTIMATE, FRONT
 from tsexp.report.frozen import Frozen
 from tsexp.report.points import SETUP, colours
+from tsexp.report.style import relative
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +66,8 @@ def write(frozen: Frozen, path: Path, ui: str) -> Path:
     path
         Of the file.
     ui
-        Where the MLflow UI answers, such as ``http://127.0.0.1:5000``: each run links to its page there.
+        Where the MLflow UI answers, such as ``http://127.0.0.1:5000``: each run links to its page there. A
+        name and password in it are left out.
 
     Returns
     -------
@@ -85,7 +87,7 @@ def write(frozen: Frozen, path: Path, ui: str) -> Path:
         )
     parts = {
         "title": html.escape(f"Results of {frozen.about['experiment']}"),
-        "data": _inert(_data(frozen, ui.rstrip("/"))),
+        "data": _inert(_data(frozen, re.sub(r"(?<=://)[^/@]*@", "", ui.rstrip("/")))),
         "plotly": get_plotlyjs(),
     }
     # One pass, so that nothing in the store can pose as a placeholder.
@@ -106,6 +108,7 @@ def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
     return {
         "runs": [
             {name: _plain(run[name]) for name in (*SHOWN, *energies)}
+            | _relative(run, sides)
             | {name: _plain(100 * run[column]) for name, column in shares.items()}
             | {"setup": setups[tuple(run[SETUP])]}
             | {"url": f"{ui}/#/experiments/{frozen.about['experiment_id']}/runs/{run['run_id']}"}
@@ -121,43 +124,55 @@ def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
         "invalid": len(frozen.results) - len(runs),
         "left_out": {reason: len(names) for reason, names in frozen.about.get("left_out", {}).items()},
         "colours": colours(frozen),
+        "front": FRONT,
     }
 
 
 def _axes(sides: list[str]) -> dict[str, dict[str, Any]]:
-    """What an axis can show: its label, its interval's columns, and whether it is logarithmic."""
+    """What an axis can show.
+
+    Its label, its interval's columns, whether it is logarithmic, and which end is the better one: of two axes
+    that have one, there is a Pareto front.
+    """
     axes: dict[str, dict[str, Any]] = {}
     for side in sides:
         mark = ESTIMATE if side == "estimated" else ""
-        axes[f"{side}_saving_pct"] = {
-            "label": f"{side} energy saving{mark} (%)",
-            "low": f"{side}_saving_lo",
-            "high": f"{side}_saving_hi",
-        }
-        axes[f"{side}_j"] = {"label": f"{side} energy per inference{mark} (J)", "log": True}
+        axes[f"{side}_j"] = {"label": f"{side} energy per inference{mark} (J)", "log": True, "better": "low"}
+        axes[f"{side}_relative"] = _factor(f"{side} energy{mark} (control = 1)", f"{side}_relative", "low")
+    paid = "inferences after which compressing has paid for itself"
     return axes | {
-        "accuracy_pct": {"label": "test accuracy (%)"},
-        "val_accuracy_pct": {"label": "accuracy on validation series (%)"},
-        "macro_f1_pct": {"label": "macro F1 (%)"},
+        "accuracy_pct": {"label": "test accuracy (%)", "better": "high"},
+        "val_accuracy_pct": {"label": "accuracy on validation series (%)", "better": "high"},
+        "macro_f1_pct": {"label": "macro F1 (%)", "better": "high"},
         "accuracy_drop_pt": {
             "label": "accuracy drop against the control (points)",
             "low": "accuracy_drop_lo",
             "high": "accuracy_drop_hi",
+            "better": "low",
         },
-        "speedup": {"label": "speedup, wall time", "low": "speedup_lo", "high": "speedup_hi"},
-        "cpu_speedup": {"label": "speedup, CPU time", "low": "cpu_speedup_lo", "high": "cpu_speedup_hi"},
-        "latency_p50_ms": {"label": "latency p50 (ms per call)", "log": True},
-        "series_per_s": {"label": "throughput (series per second)", "log": True},
-        "bytes": {"label": "bytes on disk", "log": True},
-        "parameters": {"label": "parameters", "log": True},
-        "macs": {"label": "multiply-accumulates per series", "log": True},
-        "peak_mb": {"label": "peak memory of the measuring process (MiB)"},
-        "cost_break_even_inferences": {
-            "label": "inferences after which compressing has paid for itself",
-            "log": True,
-        },
+        "speedup": _factor("speedup, wall time", "speedup", "high"),
+        "cpu_speedup": _factor("speedup, CPU time", "cpu_speedup", "high"),
+        "latency_p50_ms": {"label": "latency p50 (ms per call)", "log": True, "better": "low"},
+        "series_per_s": {"label": "throughput (series per second)", "log": True, "better": "high"},
+        "bytes": {"label": "bytes on disk", "log": True, "better": "low"},
+        "parameters": {"label": "parameters", "log": True, "better": "low"},
+        "macs": {"label": "multiply-accumulates per series", "log": True, "better": "low"},
+        "peak_mb": {"label": "peak memory of the measuring process (MiB)", "better": "low"},
+        "cost_break_even_inferences": {"label": paid, "log": True, "better": "low"},
         "ratio": {"label": "pruning ratio"},
     }
+
+
+def _factor(label: str, name: str, better: str) -> dict[str, Any]:
+    """A ratio to the control, with its interval: on a logarithmic axis, half and twice are equally far."""
+    return {"label": label, "low": f"{name}_lo", "high": f"{name}_hi", "log": True, "better": better}
+
+
+def _relative(run: pd.Series, sides: list[str]) -> dict[str, Any]:
+    """Energies relative to the control's; the most that is saved is the least that is left."""
+    ends = {"": "pct", "_lo": "hi", "_hi": "lo"}
+    savings = {f"{s}_relative{end}": run[f"{s}_saving_{of}"] for s in sides for end, of in ends.items()}
+    return {name: None if math.isnan(v) else relative(float(v)) for name, v in savings.items()}
 
 
 def _setups(runs: pd.DataFrame) -> dict[tuple[Any, ...], str]:
