@@ -2,15 +2,20 @@
 
 Fine-tuning with fake quantization, so that the weights know what int8 will do to them.
 
-What is faked is what the runtimes deploy (mode ``static``): linear layers, but for the tokenizer's, on uint8
-activations with one range per tensor, fixed beforehand, and int8 weights with one symmetric range per output
-channel (Jacob et al. 2018, arXiv 1712.05877).
+What is faked is what the runtimes deploy (mode ``static``): linear layers and convolutions, but for the
+stem's, on uint8 activations with one range per tensor, fixed beforehand, and int8 weights with one symmetric
+range per output channel (Jacob et al. 2018, arXiv 1712.05877).
+
+A batch norm that artifacts fold into a convolution scales its output channels one by one, and those ranges
+with them: rounding the weights before the norm is rounding the folded ones. So norms stay, and go on
+learning.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     from tsexp.compress.fold import Context
 
 VERSION = 3
-FAMILIES = ("transformer",)
+FAMILIES = ("transformer", "convolution")
 TRAINS = True
 EPS = 1e-12
 DISTILL, TEMPERATURE = 0.5, 2.0
@@ -81,7 +86,7 @@ def calibration(quant: QuantConfig, dataset: Dataset) -> IntArray:
 
 @torch.no_grad()
 def fake_quantize(model: Network, series: Tensor) -> None:
-    """Let the linear layers of encoder and head round from now on, in place.
+    """Let the linear layers and convolutions outside of the stem round from now on, in place.
 
     The parameters and their names stay.
 
@@ -101,17 +106,21 @@ def fake_quantize(model: Network, series: Tensor) -> None:
         low, high = torch.aminmax(inputs[0][:, :1] if layer in alone else inputs[0])
         seen[layer] = low, high
 
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not model.in_stem(n)}
-    hooks = [m.register_forward_pre_hook(see) for m in linears.values()]
+    products = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear | nn.Conv1d) and not model.in_stem(n)
+    }
+    hooks = [m.register_forward_pre_hook(see) for m in products.values()]
     model(series)
     for hook in hooks:
         hook.remove()
-    for name, linear in linears.items():
-        model.set_submodule(name, Rounded(linear, *map(float, seen[linear])))
+    for name, product in products.items():
+        model.set_submodule(name, Rounded(product, *map(float, seen[product])))
 
 
-class Rounded(nn.Linear):
-    """A linear layer on rounded activations and weights.
+class Rounded(nn.Module):
+    """A linear layer or convolution on rounded activations and weights.
 
     Gradients pass the rounding, but not what lies outside of the range.
 
@@ -123,9 +132,12 @@ class Rounded(nn.Linear):
         Range of the activations.
     """
 
-    def __init__(self, source: nn.Linear, low: float, high: float) -> None:
-        super().__init__(source.in_features, source.out_features, device="meta")
+    def __init__(self, source: nn.Linear | nn.Conv1d, low: float, high: float) -> None:
+        super().__init__()
         self.weight, self.bias = source.weight, source.bias
+        self.product: Any = F.linear
+        if isinstance(source, nn.Conv1d):
+            self.product = partial(F.conv1d, stride=source.stride, padding=source.padding)
         low, high = min(low, 0.0), max(high, 0.0)  # zero is exact
         self.scale = max((high - low) / 255, EPS)
         self.zero = round(-low / self.scale)
@@ -133,8 +145,8 @@ class Rounded(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Round, multiply, add."""
         x = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero, 0, 255)
-        scales = self.weight.detach().abs().amax(1).clamp_min(EPS) / 127
+        scales = self.weight.detach().abs().flatten(1).amax(1).clamp_min(EPS) / 127
         weight = torch.fake_quantize_per_channel_affine(
             self.weight, scales, torch.zeros_like(scales, dtype=torch.int32), 0, -127, 127
         )
-        return F.linear(x, weight, self.bias)
+        return self.product(x, weight, self.bias)  # type: ignore[no-any-return]

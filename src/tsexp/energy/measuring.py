@@ -44,8 +44,10 @@ LEAST_PROCESSES = 5
 """Before a measurement may be narrow enough to stop (`measure.target_pct`): after three, intervals hold the
 truth in 90 instead of 93 to 95 %."""
 PRELOAD = (
-    "torch", "torchao.quantization", "onnxruntime", "openvino", "zeus.monitor", "psutil", "safetensors.numpy", "safetensors.torch",
-    "tsexp.runtimes.eager", "tsexp.runtimes.inductor", "tsexp.runtimes.onnxruntime", "tsexp.runtimes.openvino", "tsexp.energy.worker",
+    "torch", "torchao.quantization", "onnxruntime", "openvino", "aeon.classification.convolution_based",
+    "zeus.monitor", "psutil", "safetensors.numpy", "safetensors.torch",
+    "tsexp.runtimes.eager", "tsexp.runtimes.inductor", "tsexp.runtimes.onnxruntime",
+    "tsexp.runtimes.openvino", "tsexp.energy.worker",
 )  # fmt: skip
 """What a measuring process would import; the server has it."""
 

@@ -1,4 +1,4 @@
-"""Convolutional networks: convolutions, each with batch norm and ReLU, the mean over time, and a linear layer.
+"""Convolutional networks: convolutions with batch norm and ReLU, the mean over time, and a linear layer.
 
 With the settings of ``model=fcn`` that is the FCN of Wang et al. 2017 (arXiv 1611.06455).
 """
@@ -89,10 +89,11 @@ class Block(nn.Module):
         # A bias before a norm does nothing.
         self.conv = nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2 * (kernel % 2), bias=False)
         self.norm = Norm(outputs)
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = self.conv(F.pad(x, self.pad) if any(self.pad) else x)
-        x = (x if self.norm is None else self.norm(x, mask)).relu()
+        x = self.relu(x if self.norm is None else self.norm(x, mask))
         return x if mask is None else x * mask[:, None].to(x.dtype)
 
     def fold(self) -> None:
@@ -126,7 +127,7 @@ class Convolutions(Network):
     def network(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for block in self.blocks:
             x = block(x, mask)
-        mean = x.mean(-1) if mask is None else x.sum(-1) / mask.sum(-1, keepdim=True).to(x.dtype)
+        mean = x.mean(-1) if mask is None else x.sum(-1) / mask.to(x.dtype).sum(-1, keepdim=True)
         return self.head(mean)  # type: ignore[no-any-return]
 
     def deployable(

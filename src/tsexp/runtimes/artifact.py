@@ -9,8 +9,8 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
     Optional. The same for other families of models: family → mode → devices. Of a family that is not listed, a
     convolution gets mode ``none``, and whatever is no network nothing.
 ``PACKAGES``
-    What it imports beyond the core dependencies, by distribution name; the extra ``runtimes`` installs all of
-    them.
+    What it imports, by distribution name, for a mode, a family, or ``every`` artifact; the extra ``runtimes``
+    installs all that is no core dependency.
 ``export(model, job, folder)``
     Write the artifact's files; return ``parameters`` and ``macs``, counted on what was written. Must leave
     `model` as it was.
@@ -187,17 +187,18 @@ def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer
     if runtime.name == AUTO:
         if not candidates(quant, runtime, family):
             raise Unsupported(
-                f"no installed runtime supports quant.mode={quant.mode} of a {family} on {runtime.device}; "
+                f"no installed runtime supports quant.mode={quant.mode} of the {family} family on "
+                f"{runtime.device}; "
                 f"supported:\n{_table(family)}"
             )
         return
     module = _module(runtime.name)
     if runtime.device not in _supported(runtime.name, family).get(quant.mode, ()):
         raise Unsupported(
-            f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported for a "
-            f"{family}; supported:\n{_table(family, runtime.name)}"
+            f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported for "
+            f"the {family} family; supported:\n{_table(family, runtime.name)}"
         )
-    missing = [p for p in _packages(quant, runtime) if _version(p) is None]
+    missing = [p for p in _packages(quant, runtime, family) if _version(p) is None]
     if missing:
         hint = "; pip install 'tsexp[runtimes]' brings it" if runtime.name in RUNTIMES else ""
         raise ConfigError(
@@ -268,9 +269,9 @@ def _table(family: str, *also: str) -> str:
     return "\n".join(lines)
 
 
-def _packages(quant: QuantConfig, runtime: RuntimeConfig) -> tuple[str, ...]:
+def _packages(quant: QuantConfig, runtime: RuntimeConfig, family: str) -> tuple[str, ...]:
     packages: dict[str, tuple[str, ...]] = _module(runtime.name).PACKAGES
-    return packages.get("every", ()) + packages.get(quant.mode, ())
+    return tuple(p for key in ("every", quant.mode, family) for p in packages.get(key, ()))
 
 
 BUILDS = {"onnxruntime": ("onnxruntime-gpu",)}
@@ -288,7 +289,7 @@ def versions(
     quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer"
 ) -> dict[str, str | None]:
     """Versions of the libraries that make and run this artifact: another version is another artifact."""
-    packages = [p for one in candidates(quant, runtime, family) for p in _packages(quant, one)]
+    packages = [p for one in candidates(quant, runtime, family) for p in _packages(quant, one, family)]
     return {p: _version(p) for p in dict.fromkeys(["torch", *packages])}
 
 
@@ -341,7 +342,7 @@ def deploy(
             "runtime": runtime.name,
             "mode": quant.mode,
             "device": runtime.device,
-            "versions": versions(quant, runtime),
+            "versions": versions(quant, runtime, fitted.family),
             "machine": machine,
             "classes": list(model.arch.classes),
             "shape": [model.arch.channels, model.arch.preprocessing.length],
@@ -361,7 +362,7 @@ def deploy(
         "quant": quant.asked(),
         "runtime": runtime.name,
         "device": runtime.device,
-        "versions": versions(quant, runtime),
+        "versions": versions(quant, runtime, fitted.family),
         "machine": machine,
         "calibration": chosen.tolist(),
         **own_digests(runtime.name),

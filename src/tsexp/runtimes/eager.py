@@ -1,4 +1,4 @@
-"""PyTorch as it is: arch.json and safetensors, run eagerly.
+"""PyTorch as it is: arch.json and safetensors, run eagerly; and whatever is no network, as it is.
 
 The dense fp32 model here is what every saving is relative to.
 
@@ -21,12 +21,20 @@ from torch import Tensor, nn
 from tsexp import models
 from tsexp.config import QuantConfig, Unsupported
 from tsexp.data import FloatArray
-from tsexp.models import Network
+from tsexp.models import Model, Network
 from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
 SUPPORTED = {"none": ("cpu", "cuda"), "bf16": ("cpu",), "dynamic": ("cpu",), "weight_only": ("cpu",)}
-PACKAGES = {"dynamic": ("torchao",), "weight_only": ("torchao",)}
+FAMILIES = {
+    "convolution": {"none": ("cpu", "cuda"), "bf16": ("cpu",)},  # torchao rounds linear layers only
+    "estimator": {"none": ("cpu",)},
+}
+PACKAGES = {
+    "dynamic": ("torchao",),
+    "weight_only": ("torchao",),
+    "estimator": ("aeon", "numba", "scikit-learn"),
+}
 
 
 def ready(quant: QuantConfig, device: str) -> None:
@@ -38,8 +46,11 @@ def ready(quant: QuantConfig, device: str) -> None:
         )
 
 
-def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
+def export(model: Model, job: Job, folder: Path) -> dict[str, Any]:
     """Write the model; return what was counted on the files that were written."""
+    if not isinstance(model, Network):
+        models.save(model, folder)
+        return {"parameters": models.count_parameters(model), "macs": models.count_macs(model)}
     # A number format changes neither count, and the flop counter knows fp32 only.
     plain = rewritten(model, job.quant.mode)
     facts = {"parameters": models.count_parameters(plain), "macs": models.count_macs(plain)}
@@ -57,10 +68,13 @@ def rewritten(model: Network, mode: str) -> Network:
     return copy.deepcopy(model).eval()
 
 
-def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor:
+def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor | EstimatorPredictor:
     """Load what `export` wrote; PyTorch's threads are the process's, see `energy.worker`."""
     plain = models.rebuild(folder)
-    assert isinstance(plain, Network)
+    if not isinstance(plain, Network):
+        own: Any = models.load(folder)
+        own.use_threads(threads)
+        return EstimatorPredictor(own)
     model = _in_format(plain.eval(), mode)
     stored = load_file(folder / "weights.safetensors")
     state = {}
@@ -140,14 +154,7 @@ class EagerPredictor:
 
     def weights_digest(self) -> str:
         """SHA-256 over all parameters and buffers, of what they are made of where they are quantized."""
-        total = hashlib.sha256()
-        for name, value in sorted(
-            _tensors(dict([*self.model.named_parameters(), *self.model.named_buffers()])),
-            key=lambda pair: pair[0],
-        ):
-            total.update(name.encode())
-            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return total.hexdigest()
+        return _digest(dict(_tensors(dict([*self.model.named_parameters(), *self.model.named_buffers()]))))
 
     def layers(self) -> list[Layer]:
         """Modules with parameters, as loaded."""
@@ -163,6 +170,36 @@ class EagerPredictor:
                     )
                 )
         return layers
+
+
+class EstimatorPredictor:
+    """Raw series → class scores with what is no network."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __call__(self, series: FloatArray) -> FloatArray:
+        return self.model.scores(series)
+
+    def weights_digest(self) -> str:
+        """SHA-256 over all that it learned."""
+        return _digest(self.model.state())
+
+    def layers(self) -> list[Layer]:
+        """Arrays that it learned: which of them take part in products is its own affair."""
+        kind = type(self.model).__name__
+        return [
+            Layer(name, kind, str(t.dtype).removeprefix("torch."), t.numel() * t.element_size(), False)
+            for name, t in self.model.state().items()
+        ]
+
+
+def _digest(named: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(named.items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _dtype(weight: Any) -> str:

@@ -30,6 +30,8 @@ from tsexp.runtimes import Job, Layer
 from tsexp.runtimes.eager import to_bf16
 
 SUPPORTED = dict.fromkeys(("none", "bf16", "dynamic", "static", "qat"), ("cpu",))
+FAMILIES = {"convolution": dict.fromkeys(("none", "bf16", "static", "qat"), ("cpu",))}
+"""No `dynamic`: PT2E has it for linear layers only."""
 PACKAGES = dict.fromkeys(("dynamic", "static", "qat"), ("torchao",))
 
 FILE = "model.pt2"
@@ -92,7 +94,10 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
         graph: nn.Module = InBf16(lean) if job.quant.mode == "bf16" else lean
         if job.quant.mode in ("dynamic", *CALIBRATED):
             graph = _quantized(
-                torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module(), series, job, model.STEM
+                torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module(),
+                series,
+                job,
+                model.STEM,
             )
         program = torch.export.export(graph, (series,), dynamic_shapes=(sizes,))
         known = inductor.get_config_copy()

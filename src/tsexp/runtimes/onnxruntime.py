@@ -21,12 +21,17 @@ from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
 SUPPORTED = {"none": ("cpu", "cuda"), **dict.fromkeys(("dynamic", "static", "qat", "weight_only"), ("cpu",))}
+FAMILIES = {"convolution": {"none": ("cpu", "cuda"), "static": ("cpu",), "qat": ("cpu",)}}
+"""No `dynamic`: an integer convolution whose ranges are found while it runs takes three times as long as one in
+fp32. No `weight_only`: there is none for convolutions."""
 PACKAGES = {"every": ("onnxruntime", "onnx", "onnxscript")}
 
 FILE = "model.onnx"
 OPSET = 23
 """The first with an Attention operator."""
 PRODUCTS = ("MatMul", "Gemm")
+CONVOLUTIONS = ("Conv", "Relu")
+"""With the activation, which rounding to uint8 takes over: what is negative becomes zero."""
 DISABLED = ("SkipLayerNormFusion",)
 """Its kernel needs 0.3 to 0.6 µs a row, ten times what the two operators need that it replaces."""
 
@@ -94,8 +99,8 @@ def to_onnx(model: Network, file: Path, opset: int = OPSET) -> list[str]:
     Returns
     -------
     list of str
-        Names of the stem's products, which stay fp32: raw series have peaks, and int8 ranges that hold
-        them cost up to 20 dB and 9 points.
+        Names of the nodes that stay in fp32 whatever the mode: those of the stem (raw series have peaks, and
+        int8 ranges that hold them cost up to 20 dB and 9 points), and activations of no convolution.
     """
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -121,11 +126,24 @@ def to_onnx(model: Network, file: Path, opset: int = OPSET) -> list[str]:
         scopes = {
             n.name: n.metadata_props["pkg.torch.onnx.name_scopes"]
             for n in program.model.graph
-            if n.op_type in PRODUCTS
+            if n.op_type in (*PRODUCTS, *CONVOLUTIONS)
         }  # lists of modules
+        free = {
+            n.name for n in program.model.graph if n.op_type == "Relu" and _producer(n) not in CONVOLUTIONS
+        }
         ClearMetadataAndDocStringPass()(program.model)  # stack traces of the exporter: a third of the file
         program.save(file)
-    return [str(name) for name, scope in scopes.items() if set(model.STEM) & set(ast.literal_eval(scope))]
+    return [
+        str(name)
+        for name, scope in scopes.items()
+        if name in free or set(model.STEM) & set(ast.literal_eval(scope))
+    ]
+
+
+def _producer(node: Any) -> str | None:
+    """Return the kind of operation that a node's first input comes from."""
+    before = node.inputs[0].producer()
+    return None if before is None else str(before.op_type)
 
 
 def _quantize(source: Path, stem: list[str], job: Job, target: Path) -> None:
@@ -182,7 +200,7 @@ def _static(source: Path, stem: list[str], job: Job, target: Path) -> None:
         target,
         Reader(job.calibration),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(PRODUCTS),
+        op_types_to_quantize=[*PRODUCTS, *CONVOLUTIONS],
         nodes_to_exclude=stem,
         per_channel=True,
         activation_type=QuantType.QUInt8,
@@ -190,7 +208,7 @@ def _static(source: Path, stem: list[str], job: Job, target: Path) -> None:
         calibrate_method=method[job.quant.calibration],
         extra_options={
             # Only products with weights, and their outputs stay float: what lies between them is faster and
-            # more exact in float.
+            # more exact in float. (A convolution is computed in int8 only if its output is rounded.)
             "MatMulConstBOnly": True,
             "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
             "WeightSymmetric": True,
@@ -207,14 +225,19 @@ def _unround_residuals(file: Path) -> None:
     import onnx
 
     model = onnx.load(file)
-    before = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    convolved = {n.output[0] for n in model.graph.node if n.op_type in CONVOLUTIONS}
+    before = {
+        n.output[0]: n.input[0]
+        for n in model.graph.node
+        if n.op_type == "QuantizeLinear" and n.input[0] not in convolved
+    }
     before |= {
         n.output[0]: before[n.input[0]]
         for n in model.graph.node
         if n.op_type == "DequantizeLinear" and n.input[0] in before
     }
     for node in model.graph.node:
-        if node.op_type not in (*PRODUCTS, "DequantizeLinear"):
+        if node.op_type not in (*PRODUCTS, *CONVOLUTIONS, "DequantizeLinear"):
             for i, name in enumerate(node.input):
                 node.input[i] = before.get(name, name)
     onnx.save(model, file)

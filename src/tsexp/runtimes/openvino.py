@@ -24,6 +24,8 @@ from tsexp.quiet import quiet
 from tsexp.runtimes import FLOATS, Job, Layer
 
 SUPPORTED = dict.fromkeys(("none", "static", "qat", "weight_only", "bf16"), ("cpu",))
+FAMILIES = {"convolution": dict.fromkeys(("none", "static", "qat", "bf16"), ("cpu",))}
+"""No `weight_only`: the plugin makes the weights of convolutions fp32 again when it loads them."""
 PACKAGES = {"every": ("openvino",), "static": ("nncf",), "qat": ("nncf",), "weight_only": ("nncf",)}
 
 FILE = "model.xml"
@@ -91,8 +93,13 @@ def convert(model: Network) -> tuple[Any, list[str]]:
         for n in program.graph.nodes
         if any(path in model.STEM for path, _ in n.meta.get("nn_module_stack", {}).values())
     }
+    # OpenVINO renames convolutions before; their weights it does not: blocks_0_conv_weight:0
+    weights = tuple(f"{stem.replace('.', '_')}_" for stem in model.STEM)
     return converted, [
-        n.get_friendly_name() for n in converted.get_ops() if n.get_friendly_name().split("/")[0] in inside
+        n.get_friendly_name()
+        for n in converted.get_ops()
+        if n.get_friendly_name().split("/")[0] in inside
+        or any(name.startswith(weights) for i in n.input_values() for name in i.get_names())
     ]
 
 
@@ -150,12 +157,12 @@ def _static(model: Any, stem: list[str], job: Job) -> Any:
             kind[job.quant.calibration], (ranges.AggregatorType.MIN, ranges.AggregatorType.MAX), strict=True
         )
     )
-    # Linear layers only, and not the tokenizer's: raw series in int8 cost ten decibels, and what lies between
-    # is not faster in int8.
+    # Linear layers and convolutions only, and not the stem's: raw series in int8 cost ten decibels, and what
+    # lies between is not faster in int8.
     others = [
         n.get_friendly_name()
         for n in model.get_ops()
-        if n.get_type_name() not in ("MatMul", "Constant", "Parameter", "Result")
+        if n.get_type_name() not in ("MatMul", "Convolution", "Constant", "Parameter", "Result")
     ]
     return nncf.quantize(
         model,

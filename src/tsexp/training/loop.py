@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 from torchmetrics import MeanMetric
 
@@ -273,19 +273,46 @@ class Averaging(Callback):
             self._current = [p.detach() for p in pl_module.model.parameters()]
             self._average = [p.clone() for p in self._current]
 
-    def on_validation_epoch_start(self, *_: Any) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap()
+        renew_statistics(trainer, pl_module)
 
     def on_validation_epoch_end(self, *_: Any) -> None:
-        self._swap()
+        self._swap()  # statistics may stay: training does not read them
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         torch._foreach_copy_(self._current, self._average)
+        renew_statistics(trainer, pl_module)
 
     def _swap(self) -> None:
         kept = [p.clone() for p in self._current]
         torch._foreach_copy_(self._current, self._average)
         torch._foreach_copy_(self._average, kept)
+
+
+@torch.no_grad()
+def renew_statistics(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Let batch norms see the series that are fitted, with the weights that are in place.
+
+    Averaged weights have not seen any, and what norms saw on the way belongs to other weights
+    (Izmailov et al. 2018, arXiv 1803.05407).
+    """
+    model: Network = pl_module.model  # type: ignore[assignment]
+    norms = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm1d)}
+    if not norms:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # all batches count the same
+    training = model.training
+    model.train()
+    batches: Batches = trainer.datamodule  # type: ignore[attr-defined]
+    for i in torch.arange(len(batches.fit)).tensor_split(max(1, len(batches.fit) // batches.batch_size)):
+        x, mask, *_ = (t.to(pl_module.device) for t in batches.fit[i])
+        model.network(x, mask if mask.numel() else None)
+    model.train(training)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
 
 
 class Progress(Callback):

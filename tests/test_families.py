@@ -1,0 +1,344 @@
+"""One contract for every family of models, and what is special to each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import compose
+from tsexp import compress, energy, models, pipeline, runtimes, training
+from tsexp.cache import Cache
+from tsexp.compress import qat
+from tsexp.config import ConfigError, RuntimeConfig, Unsupported, like
+from tsexp.models.convolution import Convolutions
+from tsexp.models.estimators import MiniRocket
+from tsexp.runtimes import inductor
+from tsexp.runtimes.artifact import _supported as supported
+
+MODELS = {
+    "t3": ("model.d_model=16", "model.layers=2", "model.heads=4", "model.ffn=24", "model.patch=8"),
+    "fcn": ("model.filters=[8,16,8]",),
+    "minirocket": ("model.n_kernels=336",),
+}
+"""One of each family, made small."""
+DATASETS = ("ItalyPowerDemand", "PickupGestureWiimoteZ", "BasicMotions")
+"""Two classes; unequal lengths; six channels."""
+
+
+def config(name, *overrides):
+    tiny = ("debug=smoke", "train.progress=false", "quant.calibration_series=16", "quant.qat_epochs=1")
+    return compose(f"model={name}", *MODELS[name], *tiny, "train=default", *overrides)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+def train(name, dataset, cache, *overrides, seed=0):
+    cfg = config(name, *overrides)
+    return training.train(cfg.model, cfg.train, seed, dataset, cache)
+
+
+def noise_db(exact, other):
+    return 10 * np.log10((exact**2).sum() / ((exact - other) ** 2).sum().clip(1e-30))
+
+
+def counts(model):
+    """Parameters and MACs by hand."""
+    arch, length = model.arch, model.arch.preprocessing.length
+    classes = len(arch.classes)
+    if model.family == "convolution":
+        widths = list(pairwise((arch.channels, *arch.filters)))
+        weights = sum(i * o * k for (i, o), k in zip(widths, arch.kernels, strict=True))
+        head = arch.filters[-1] * classes
+        return weights + 2 * sum(arch.filters) + head + classes, length * weights + head
+    each = arch.n_kernels // 84
+    scales = np.logspace(0, np.log2((length - 1) / 8), min(each, arch.max_dilations), base=2)
+    dilations, features = len(set(scales.astype(int))), 84 * each
+    combinations = 84 * dilations
+    drawn = model.state()["transform.channels"].numel()
+    assert drawn == combinations if arch.channels == 1 else drawn > combinations
+    ridge = 1 if classes == 2 else classes
+    return combinations + drawn + 2 * dilations + 2 * features + ridge * (features + 1), None
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("source", DATASETS)
+def test_every_family_keeps_the_contract(name, source, cache, load_data, tmp_path):
+    dataset = load_data(source)
+    fitted = train(name, dataset, cache)
+    model, x = fitted.load(), dataset.x_test[:40]
+    scores = model.scores(x)
+    assert scores.dtype == np.float32
+    assert scores.shape == (40, len(dataset.classes))
+    assert len({tuple(row) for row in scores}) > 1
+    alone = np.concatenate([model.scores(x[i : i + 1]) for i in range(len(x))])
+    np.testing.assert_allclose(alone, scores, atol=1e-4)
+
+    assert {p.suffix for p in fitted.entry.folder.iterdir()} == {".json", ".safetensors"}, "no pickle"
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    assert again.arch == model.arch
+    assert np.array_equal(again.scores(x), scores)
+    assert fitted.family == like(config(name).model.family) == again.family
+
+    artifact = runtimes.deploy(fitted, config(name).quant, RuntimeConfig("eager", "cpu"), dataset, cache)
+    assert {p.suffix for p in artifact.folder.iterdir()} == {".json", ".safetensors"}, "no pickle"
+    assert np.array_equal(runtimes.load(artifact.folder)(x), scores)
+    if name != "t3":  # whose formula is in test_runtimes
+        assert (artifact.manifest["parameters"], artifact.manifest["macs"]) == counts(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_seed_makes_the_same_model(name, italy, tmp_path):
+    first, same, other = (
+        train(name, italy, Cache(tmp_path / folder), seed=seed).load().state()
+        for folder, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert all(torch.equal(first[k], same[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def pairs():
+    for family, name in (("convolution", "fcn"), ("estimator", "minirocket")):
+        for runtime in runtimes.RUNTIMES:
+            for mode in supported(runtime, family):
+                slow = pytest.mark.slow if runtime == "inductor" else ()
+                yield pytest.param(name, runtime, mode, marks=slow)
+
+
+FORMAT = {"none": "float32", "bf16": "bfloat16", "static": "int8", "qat": "int8"}
+
+
+@pytest.mark.parametrize(("name", "runtime", "mode"), pairs())
+@pytest.mark.parametrize("source", ["ItalyPowerDemand", "PickupGestureWiimoteZ"])
+def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_data, cache):
+    dataset = load_data(source)
+    cfg = config(name, f"quant.mode={mode}")
+    dense = train(name, dataset, cache)
+    tuned = [dense, *compress.compress(dense, cfg, dataset, cache).values()][-1]
+    artifact = runtimes.deploy(tuned, cfg.quant, RuntimeConfig(runtime, "cpu"), dataset, cache)
+    exact, x = tuned.load().scores(dataset.x_test[:40]), dataset.x_test[:40]
+    predictor = runtimes.load(artifact.folder)
+    assert noise_db(exact, predictor(x)) > (100 if mode == "none" else 20)
+    assert np.array_equal(predictor(x), predictor(x))
+    if name == "fcn":
+        kinds = artifact.manifest["matmuls"]
+        # The first convolution sees raw series, and stays as it is.
+        rounded = mode in ("static", "qat")
+        assert kinds == ({"float32": 1, "int8": 3} if rounded else {FORMAT[mode]: 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("fcn", ["prune.ratio=0.5"], "prune with model=fcn is not supported.*transformer"),
+        (
+            "fcn",
+            ["quant.mode=dynamic", "runtime=onnxruntime"],
+            "for the convolution family.*none, static, qat",
+        ),
+        ("fcn", ["quant.mode=weight_only"], "for the convolution family"),
+        ("minirocket", ["prune.ratio=0.5"], "prune with model=minirocket is not supported"),
+        ("minirocket", ["quant.mode=qat"], "qat with model=minirocket is not supported"),
+        ("minirocket", ["quant.mode=bf16"], "for the estimator family"),
+        ("minirocket", ["runtime=onnxruntime"], "eager +cpu +none"),
+    ],
+)
+def test_what_is_not_supported_is_refused_before_any_work(name, overrides, message):
+    with pytest.raises(Unsupported, match=r"(?s)" + message):
+        pipeline.check(config(name, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("fcn", "model.kernels=[8,5]", "different lengths"),
+        ("fcn", "model.filters=[8,0,8]", "model.filters=.*numbers ≥ 1"),
+        ("fcn", "+model.d_model=8", "d_model is not a key of the convolution family; allowed: .*filters"),
+        ("minirocket", "model.n_kernels=10", "model.n_kernels=10 is out of range; allowed: ≥ 84"),
+        ("minirocket", "model.estimator=minirokcet", "did you mean minirocket"),
+    ],
+)
+def test_wrong_keys_are_refused(name, override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(f"model={name}", override)
+
+
+def test_training_keys_do_not_matter_to_an_estimator(italy, cache):
+    assert train("minirocket", italy, cache) == train("minirocket", italy, cache, "train.epochs=7")
+
+
+def test_minirocket_says_that_series_are_too_short(italy, cache):
+    short = replace(italy, preprocessing=replace(italy.preprocessing, length=8, resample=True))
+    with pytest.raises(ConfigError, match=r"at least 9 steps.*have 8; data"):
+        train("minirocket", short, cache)
+
+
+def test_minirocket_is_aeons(italy):
+    from aeon.classification.convolution_based import MiniRocketClassifier
+
+    model = models.build(config("minirocket").model, italy)
+    assert isinstance(model, MiniRocket)
+    state = np.random.get_state()[1].copy()
+    assert model.fit(italy, 3) == []
+    assert np.array_equal(np.random.get_state()[1], state), "the global generator is left alone"
+    z = [(s - s.mean(-1, keepdims=True)) / s.std(-1, keepdims=True) for s in (italy.x_train, italy.x_test)]
+    theirs = MiniRocketClassifier(336, random_state=3).fit(z[0][italy.fit], italy.y_train[italy.fit])
+    same = theirs.predict(z[1]) == model.scores(italy.x_test).argmax(1)
+    assert same.mean() > 0.99  # znorm is PyTorch's: series that lie on a bias may fall on the other side
+    assert (model.scores(italy.x_test).argmax(1) == italy.y_test).mean() > 0.9
+
+
+def test_minirocket_works_in_a_fork_after_it_has_worked_here(italy, cache):
+    """Threads of numba and OpenMP do not survive a fork; measuring processes come from one that has none."""
+    cfg = config("minirocket", "measure.batch_size=4")
+    fitted = train("minirocket", italy, cache)
+    here = fitted.load().scores(italy.x_test)
+    artifact = runtimes.deploy(fitted, cfg.quant, RuntimeConfig("eager", "cpu"), italy, cache)
+    apart = energy.score(artifact, italy, cfg.measure, cache, progress=False)
+    np.testing.assert_allclose(apart.test, here, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["ItalyPowerDemand", "PickupGestureWiimoteZ"])
+def test_folding_the_norms_changes_nothing_but_the_work(source, load_data, cache):
+    dataset = load_data(source)
+    model = train("fcn", dataset, cache).load()
+    assert isinstance(model, Convolutions)
+    before = {k: v.clone() for k, v in model.state().items()}
+    lean = model.deployable()
+    assert noise_db(model.scores(dataset.x_test), lean.scores(dataset.x_test)) > 100
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in lean.modules())
+    assert models.count_parameters(lean) == models.count_parameters(model) - sum(model.arch.filters)
+    assert models.count_macs(lean) == models.count_macs(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state().items())
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 8])
+def test_convolutions_keep_the_length(italy, kernel):
+    model = models.build(config("fcn", f"model.kernels=[{kernel},3,3]").model, italy).eval()
+    x = torch.randn(2, 1, 24)
+    expected = nn.functional.conv1d(x, model.blocks[0].conv.weight, padding="same")
+    assert torch.allclose(model.blocks[0].conv(nn.functional.pad(x, model.blocks[0].pad)), expected)
+
+
+def awake(model):
+    """Let everything count: norms begin as nothing."""
+    torch.manual_seed(0)
+    for tensor in [*model.parameters(), *(b for n, b in model.named_buffers() if "running_mean" in n)]:
+        tensor.data.normal_(std=0.5)
+    return model
+
+
+def test_padding_does_not_change_scores(pickup):
+    model = awake(models.build(config("fcn").model, pickup)).eval()
+    x = pickup.x_test[:12]
+    together = model.scores(x)
+    assert np.ptp(together, axis=0).max() > 1e-2
+    longer = Convolutions(
+        replace(model.arch, preprocessing=replace(model.arch.preprocessing, length=x.shape[-1] + 99))
+    ).eval()
+    longer.load_state_dict(model.state_dict())
+    np.testing.assert_allclose(longer.scores(x), together, rtol=1e-4, atol=1e-4)
+    for series, expected in zip(x, together, strict=True):
+        alone = np.ascontiguousarray(series[None, :, ~np.isnan(series[0])])
+        np.testing.assert_allclose(model.scores(alone)[0], expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(model.scores(np.nan_to_num(x)) - together).max() > 1e-3, "zeros at the end are data"
+
+
+def test_padding_does_not_change_what_is_learned(pickup):
+    """Statistics of a batch are those of its data."""
+    model = models.build(config("fcn").model, pickup).train()
+    longer = Convolutions(
+        replace(model.arch, preprocessing=replace(model.arch.preprocessing, length=500))
+    ).train()
+    longer.load_state_dict(model.state_dict())
+    x = torch.from_numpy(pickup.x_train)
+    assert torch.allclose(model(x), longer(x), atol=1e-4)
+    for (name, a), b in zip(model.named_buffers(), longer.buffers(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4), name
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_averaged_weights_come_with_statistics_of_their_own(italy, cache, select):
+    """Of few and large steps: what norms saw on the way belongs to other weights."""
+    steep = ("train.epochs=4", "train.max_steps=0", "train.lr=0.02", "train.schedule=none", "train.ema=0.95")
+    fitted = train("fcn", italy, cache, *steep, f"train.select={select}")
+    model, exact = fitted.load(), fitted.load()
+    norms = [m for m in exact.modules() if isinstance(m, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+    with torch.no_grad():
+        exact.train()(torch.from_numpy(italy.x_train[italy.fit]))
+    kept = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+    for ours, theirs in zip(kept, norms, strict=True):
+        for statistic in ("running_mean", "running_var"):
+            a, b = getattr(ours, statistic), getattr(theirs, statistic)
+            assert float((a - b).norm() / b.norm()) < 0.1, statistic
+    x, y = italy.x_train[italy.val], italy.y_train[italy.val]
+    validated = [line["val_accuracy"] for line in fitted.history() if "val_accuracy" in line]
+    expected = max(validated) if select == "best" else validated[-1]
+    assert (model.scores(x).argmax(1) == y).mean() == pytest.approx(expected), "validated as it is kept"
+
+
+@torch.no_grad()
+def test_what_is_faked_is_what_is_deployed(italy, cache):
+    cfg = config("fcn", "quant.mode=static")
+    fitted = train("fcn", italy, cache, "train.epochs=20", "train.max_steps=0")
+    artifact = runtimes.deploy(fitted, cfg.quant, RuntimeConfig("onnxruntime", "cpu"), italy, cache)
+    x = italy.x_test[:200]
+    deployed = runtimes.load(artifact.folder)(x)
+    plain, rounded = fitted.load(), fitted.load()
+    qat.fake_quantize(rounded, torch.from_numpy(italy.x_train[qat.calibration(cfg.quant, italy)]))
+    assert {n for n, m in rounded.named_modules() if isinstance(m, qat.Rounded)} == {
+        "blocks.1.conv",
+        "blocks.2.conv",
+        "head",
+    }
+    assert rounded.state_dict().keys() == plain.state_dict().keys()
+    gain = noise_db(deployed, rounded.scores(x)) - noise_db(deployed, plain.scores(x))
+    assert gain > 10, "a third of the error at most"
+    # Rounding a weight before its norm is rounding it folded.
+    conv, folded = rounded.blocks[1].conv, plain.deployable().blocks[1].conv
+    norm = plain.blocks[1].norm
+    factor = (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None]
+
+    def int8(weight):
+        scale = weight.abs().flatten(1).amax(1)[:, None, None] / 127
+        return (weight / scale).round() * scale
+
+    assert torch.allclose(int8(conv.weight) * factor, int8(folded.weight), atol=1e-6)
+
+
+def test_convolutions_quantize_in_inductor_before_they_are_compiled(italy, cache):
+    model = train("fcn", italy, cache).load()
+    job = runtimes.Job(config("fcn", "quant.mode=static").quant, "cpu", italy.x_train[:16])
+    x = torch.from_numpy(job.calibration)
+    graph = torch.export.export(inductor.rewritten(model, "static"), (x,)).module()
+    quantized = inductor._quantized(graph, x, job, model.STEM)
+    weights = [n for n in quantized.graph.nodes if "dequantize_per_channel" in str(n.target)]
+    assert len(weights) == 3
+
+
+@pytest.mark.parametrize("name", ["fcn", "minirocket"])
+def test_end_to_end(name, tmp_path):
+    places = [f"paths.cache={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    places += [f"hydra.run.dir={tmp_path}/run"]
+    command = [sys.executable, "-m", "tsexp", f"model={name}", "debug=smoke", "data=italy_power_demand"]
+    done = subprocess.run(
+        [*command, *MODELS[name], *places], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    assert outcome["status"] == "finished"
+    assert name in done.stdout
