@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import tsfile
+from tsexp import tasks, tsfile
 from tsexp.config import ConfigError, DataConfig, suggest
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
@@ -150,25 +150,15 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     """
     files = ensure(config, data_dir)
     (train, labels_train), (test, labels_test) = (_read(file, config) for file in files)
-    classes = tuple(sorted(set(labels_train), key=_label_order))
-    unknown = set(labels_test) - set(classes)
-    if unknown:
-        raise ConfigError(
-            f"{files[1]}: labels that the train split does not have: {', '.join(sorted(unknown))}"
-        )
-    if len(classes) < 2:
-        raise ConfigError(f"{files[0]}: one class only; a classifier needs two")
-    y_train, y_test = (
-        np.array([classes.index(label) for label in labels], np.int64)
-        for labels in (labels_train, labels_test)
-    )
+    judge = tasks.named(Dataset.task)
+    y_train, y_test, classes = judge.targets((labels_train, labels_test), files)
     channels = {s.shape[0] for s in train} | {s.shape[0] for s in test}
     if len(channels) > 1:
         raise ConfigError(
             f"{files[0].parent}: series with {' and '.join(map(str, sorted(channels)))} channels; all must "
             f"have the same"
         )
-    fit, val = _split(y_train, config.val_fraction, seed)
+    fit, val = _split(judge.strata(y_train), config.val_fraction, seed)
     return Dataset(
         name=config.name,
         x_train=_stack(train),
@@ -191,13 +181,6 @@ def _read(file: Path, config: DataConfig) -> tuple[list[FloatArray], list[str]]:
         return [
             _fill(np.asarray(x, np.float32), config, f"{file}, series {i}") for i, x in enumerate(raw)
         ], labels
-
-
-def _label_order(label: str) -> tuple[float, str]:
-    try:
-        return float(label), label
-    except ValueError:
-        return float("inf"), label
 
 
 def _wheel_dir() -> Path:

@@ -68,9 +68,7 @@ def run(
             artifact, tried = _chosen(artifacts, fitted, cfg, dataset, cache)
             record = _measure(artifact, reference, cfg, dataset, cache)
             record = _with_costs(record, dense, made, artifacts, cfg)
-            record.metrics["test/dense_accuracy"] = _accuracy(
-                plain(dense, cfg, dataset, cache), cfg, dataset, cache
-            )
+            record.metrics.update(_untuned(dense, cfg, dataset, cache))
             record.raw.update(tried=tried, peak_gmacs=_peaks(cfg, cache))
             run.enter("track")
             notes = [note for step in made.values() for note in step.notes()]
@@ -127,10 +125,12 @@ def _with_costs(
     return record.with_costs(dense.entry.cost, compressing, cfg.measure.watts_per_core)
 
 
-def _accuracy(artifact: Artifact, cfg: Config, dataset: Dataset, cache: Cache) -> float:
+def _untuned(dense: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> dict[str, float]:
+    """What the dense model reaches before any tuning."""
+    artifact, task = plain(dense, cfg, dataset, cache), tasks.of(dataset)
     scores = energy.score(artifact, dataset, cfg.measure, cache, cfg.train.progress)
-    quality: dict[str, float] = tasks.of(dataset).quality(scores.test, dataset.y_test, "test")
-    return quality["test/accuracy"]
+    quality: dict[str, float] = task.quality(scores.test, dataset.y_test, "test")
+    return {f"test/dense_{task.HEADLINE}": quality[f"test/{task.HEADLINE}"]}
 
 
 def _peaks(cfg: Config, cache: Cache) -> dict[str, float]:

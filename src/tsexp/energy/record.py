@@ -246,10 +246,11 @@ def assemble(
     control = task.quality(reference_scores.test, dataset.y_test, "test")
     metrics = task.quality(scores.test, dataset.y_test, "test")
     metrics |= task.drop(scores.test, reference_scores.test, dataset.y_test, seed)
-    metrics |= {"test/control_accuracy": control["test/accuracy"], "val/series": len(y_val)}
+    first = task.HEADLINE
+    metrics |= {f"test/control_{first}": control[f"test/{first}"], "val/series": len(y_val)}
     if len(y_val):
         lost_pt = task.loss_pt(scores.val, y_val).mean() - task.loss_pt(reference_scores.val, y_val).mean()
-        metrics |= task.quality(scores.val, y_val, "val") | {"val/accuracy_drop_pt": lost_pt}
+        metrics |= task.quality(scores.val, y_val, "val") | {f"val/{first}_drop_pt": lost_pt}
     sizes = {
         "size/parameters": manifest["parameters"],
         "size/bytes": manifest["bytes"],

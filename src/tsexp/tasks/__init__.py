@@ -2,6 +2,12 @@
 
 A task is a module with one line in `TASKS` and
 
+``targets(labels, files)``
+    Targets of both splits, and the names of what a model answers with, from the labels of both files.
+``strata(targets)``
+    int64: series that a validation split must hold in equal shares.
+``HEADLINE``
+    The metric that is shown first.
 ``loss(scores, targets, smoothing)``, ``distillation(scores, teacher, temperature)``
     What training minimizes; tensors, means over a batch.
 ``Validation()``
@@ -18,6 +24,6 @@ A task is a module with one line in `TASKS` and
     Heading and rows of ``predictions.csv``.
 """
 
-from tsexp.tasks.table import TASKS, of
+from tsexp.tasks.table import TASKS, named, of
 
-__all__ = ["TASKS", "of"]
+__all__ = ["TASKS", "named", "of"]

@@ -6,12 +6,50 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp.data import Dataset, FloatArray, IntArray
+from tsexp.config import ConfigError
 
 if TYPE_CHECKING:  # judging scores needs no PyTorch
     from torch import Tensor
 
+    from tsexp.data import Dataset, FloatArray, IntArray
+
 Rows = list[list[str]]
+HEADLINE = "accuracy"
+
+
+def targets(
+    labels: tuple[list[str], list[str]], files: tuple[Any, Any]
+) -> tuple[IntArray, IntArray, tuple[str, ...]]:
+    """Return indices into the sorted classes of the train split, of both splits, and those classes.
+
+    Raises
+    ------
+    ConfigError
+        If there is one class only, or the test split has others.
+    """
+    train, test = labels
+    classes = tuple(sorted(set(train), key=_label_order))
+    unknown = set(test) - set(classes)
+    if unknown:
+        raise ConfigError(
+            f"{files[1]}: labels that the train split does not have: {', '.join(sorted(unknown))}"
+        )
+    if len(classes) < 2:
+        raise ConfigError(f"{files[0]}: one class only; a classifier needs two")
+    y_train, y_test = (np.array([classes.index(label) for label in one], np.int64) for one in labels)
+    return y_train, y_test, classes
+
+
+def _label_order(label: str) -> tuple[float, str]:
+    try:
+        return float(label), label
+    except ValueError:
+        return float("inf"), label
+
+
+def strata(targets: IntArray) -> IntArray:
+    """Each class."""
+    return targets
 
 
 def loss(scores: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tsexp.data import Dataset
+if TYPE_CHECKING:
+    from tsexp.data import Dataset
 
 TASKS = {"classification": "tsexp.tasks.classification"}
 
 
 def of(dataset: Dataset) -> Any:
-    """Return the task module of a dataset."""
-    return importlib.import_module(TASKS[dataset.task])
+    """Return the task of a dataset."""
+    return named(dataset.task)
+
+
+def named(name: str) -> Any:
+    """Return a task's module."""
+    return importlib.import_module(TASKS[name])
