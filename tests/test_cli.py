@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import TINY
-from tsexp import jobs, processes, tracking
+from tsexp import __version__, jobs, processes, tracking
+from tsexp.command import SUBCOMMANDS, called
+from tsexp.config import Config
 
 ITALY = [*TINY, "data=italy_power_demand"]
 
@@ -114,7 +117,8 @@ def sweep(tmp_path_factory):
 
 def test_a_sweep_ends_with_a_table_a_picture_and_the_line_for_the_ui(sweep):
     folder, done = sweep
-    assert all(f"prune.ratio={r}" in done.stdout for r in ("0", "0.3", "0.5"))
+    assert all(done.stdout.count(f"\n ratio={r} ") == 2 for r in ("0", "0.3", "0.5"))  # two tables
+    assert all(f"\nratio {r}: " in done.stdout for r in ("0", "0.3", "0.5"))  # and in words
     assert "estimated from CPU time" in done.stdout or "zeus:" in done.stdout
     assert "mlflow ui --host 127.0.0.1" in done.stdout
     (picture,) = folder.glob("multirun/one/sweep.png")
@@ -332,10 +336,8 @@ def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):
 def test_a_sweep_skips_what_no_runtime_supports_and_succeeds(tmp_path):
     done = tsexp(tmp_path, "-m", "quant.mode=dynamic,bf16", "runtime=onnxruntime", "train.epochs=1", *ITALY)
     assert "1 jobs, 1 skipped" in done.stdout
-    assert (
-        "skipped, quant.mode=bf16: quant.mode=bf16 with runtime=onnxruntime on cpu is not supported"
-        in done.stdout
-    )
+    said = "skipped quant.mode=bf16 with runtime=onnxruntime on cpu is not supported (quant.mode=bf16)"
+    assert said in done.stdout
     (run,) = (r for r in runs(tmp_path) if "tsexp.valid" in r.data.tags)
     assert run.data.tags["tsexp.runtime"] == "onnxruntime"
     manifest = json.loads(
@@ -366,6 +368,9 @@ def test_automatic_choice_among_all_runtimes_in_a_sweep(tmp_path):
         (["-m", "prune.ratio=0.1,1.5"], "nothing was started"),
         (["data.path=/nowhere"], "is not a folder"),
         (["quant.mode=static"], "supported"),
+        (["epochs=5"], "did you mean train.epochs?"),
+        (["experiment=null"], "null is no option of a group"),
+        (["data=plad"], "did you mean plaid?"),
         (["-m", "quant.mode=static,qat"], "no job of this sweep can run"),
     ],
 )
@@ -386,7 +391,8 @@ def test_a_password_is_in_nothing_that_a_failed_job_leaves(tiny, tmp_path, monke
         raise RuntimeError(STORE_FAILS)
 
     monkeypatch.setattr(jobs, "_experiment", fail)
-    outcome = jobs.execute(OmegaConf.structured(tiny), None, tmp_path, None)
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), asdict(tiny))
+    outcome = jobs.execute(cfg, None, tmp_path, None)
     assert "me:***@localhost" in outcome.error
     assert "me:***@localhost" in caplog.text
     assert "me:***@localhost" in (tmp_path / "traceback.txt").read_text()
@@ -407,6 +413,103 @@ def test_a_password_is_not_in_what_is_said_of_a_sweep(tmp_path):
     done = tsexp(tmp_path, "-m", "tracking.uri=bad://me:secret@localhost/db", check=False)
     assert "tracking.uri=bad://me:***@localhost/db is not a store" in done.stderr
     assert "secret" not in done.stdout + done.stderr
+
+
+COMMAND = Path(sys.executable).with_name("tsexp")
+
+
+def answers(*command, **environment_):
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment() | environment_
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", [[str(COMMAND)], [sys.executable, "-m", "tsexp"]])
+def test_the_version_is_this_packages(command):
+    assert answers(*command, "--version") == f"tsexp {__version__}\n"
+
+
+@pytest.mark.parametrize("part", SUBCOMMANDS)
+def test_each_subcommand_has_a_help_that_names_how_it_was_called(part):
+    assert answers(str(COMMAND), part, "--help").startswith(f"usage: tsexp {part} ")
+    assert answers(sys.executable, "-m", f"tsexp.{part}", "--help").startswith(
+        f"usage: python -m tsexp.{part} "
+    )
+
+
+def test_how_it_was_called(monkeypatch):
+    for first, part, said in (
+        ("/usr/bin/tsexp", "", "tsexp"),
+        ("/usr/bin/tsexp", "ui", "tsexp ui"),
+        ("/x/tsexp/__main__.py", "", "python -m tsexp"),
+        ("/x/tsexp/__main__.py", "ui", "python -m tsexp ui"),
+        ("/x/tsexp/ui.py", "ui", "python -m tsexp.ui"),
+        ("/x/tsexp/report/__main__.py", "report", "python -m tsexp.report"),
+    ):
+        monkeypatch.setattr(sys, "argv", [first])
+        assert called(part) == said
+
+
+def test_a_subcommand_gets_the_rest_of_the_line_and_its_status_is_the_commands(tmp_path):
+    done = subprocess.run([COMMAND, "report", "tablse"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "did you mean tables?" in done.stderr
+
+
+COMPLETED = {
+    "tsexp re": ["report", "rerun="],
+    "tsexp report f": ["freeze", "figures"],
+    "tsexp ui --p": ["--port"],
+    "tsexp data=pl": ["data=plaid"],
+    "tsexp -m prune.ratio=0,0.5 model=t": ["model=t1", "model=t2", "model=t3"],
+    "tsexp data=plaid prune.ra": ["prune.ratio="],
+    "tsexp nonsense=1 see": [],  # and no error in the middle of the line
+}
+
+
+@pytest.mark.slow
+def test_bash_completes_groups_options_keys_and_subcommands(tmp_path):
+    script = 'eval "$(tsexp -sc install=bash)"\ncomplete -p tsexp\n'
+    for line in COMPLETED:
+        script += (
+            f"COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_CWORD={len(line.split()) - 1}; COMPREPLY=()\n"
+            'hydra_bash_completion; echo "${COMPREPLY[*]}"\n'
+        )
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment() | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}"},
+    )
+    registered, *offered = done.stdout.splitlines()
+    assert registered.endswith("-F hydra_bash_completion tsexp")
+    assert [line.split() for line in offered] == list(COMPLETED.values())
+    assert done.stderr == ""
+
+
+def test_completion_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['tsexp', '-sc', 'query=bash']\n"
+        "from tsexp.__main__ import cli\n"
+        "cli()\n"
+        "print('HEAVY', {'torch', 'lightning', 'mlflow', 'aeon', 'zeus', 'sklearn'} & set(sys.modules))"
+    )
+    out = answers(sys.executable, "-c", code, COMP_LINE="tsexp data=acs")
+    assert "data=acsf1" in out
+    assert "HEAVY set()" in out
+
+
+def test_a_store_that_does_not_answer_is_told_within_15_seconds(tmp_path):
+    start = time.monotonic()
+    done = tsexp(tmp_path, *ITALY, "tracking.uri=http://me:secret@127.0.0.1:9", check=False)
+    assert time.monotonic() - start < 15
+    assert done.returncode == 2
+    assert "the store http://me:***@127.0.0.1:9 does not answer (Connection refused)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "cache").glob("dense/*"))
 
 
 def test_windows_is_told_what_it_needs_before_any_work(monkeypatch):

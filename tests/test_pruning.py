@@ -63,7 +63,7 @@ def removed(kept, model):
 
 @torch.no_grad()
 def masked(model, kept):
-    """The dense model without what these heads and units contribute, and without the blocks that have neither."""
+    """The dense model without what these heads and units contribute, and without blocks that have neither."""
     model = copy.deepcopy(model)
     model.encoder.blocks = torch.nn.ModuleList(
         b for b, k in zip(model.encoder.blocks, kept, strict=True) if k.ffn
@@ -472,3 +472,29 @@ def test_test_split_is_not_touched(home, italy):
     blinded = compressed(dense, taylor, blind, other)
     assert not blinded.entry.reused
     assert torch.equal(scores(slim.load(), italy), scores(blinded.load(), italy))
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda right: None, "NoneType"),
+        (
+            lambda right: right[:1],
+            r"Scores of shapes \(4,\) and \(24,\); it must be a list of Scores, one per",
+        ),
+        (lambda right: [s.heads for s in right], "list of Tensor"),
+        (lambda right: [Scores(s.heads.numpy(), s.ffn) for s in right], "Scores of Tensor, ndarray"),
+        (lambda right: [Scores(s.ffn, s.heads) for s in right], r"Scores of shapes \(24,\) and \(4,\)"),
+        (lambda right: [Scores(s.heads * math.nan, s.ffn) for s in right], "Scores that are not finite"),
+    ],
+)
+def test_a_method_of_ones_own_that_returns_something_else_is_named(
+    tiny_model, italy, monkeypatch, returned, said
+):
+    model = tiny_model(italy)
+    right = pruning.score(model, PRUNE, italy, 0)
+    monkeypatch.setitem(pruning.SCORES, "mine:best", lambda *_: returned(right))
+    monkeypatch.setattr(pruning, "look_up", lambda name, table: table[name])
+    with pytest.raises(ConfigError, match=rf"prune.method=mine:best returned {said}") as error:
+        pruning.score(model, replace(PRUNE, method="mine:best"), italy, 0)
+    assert "here (4,) and (24,), (4,) and (24,)" in str(error.value)

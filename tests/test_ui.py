@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import TINY
 from tsexp import config as configs
-from tsexp import ui
+from tsexp import stores, ui
 
 RATIOS = ("0", "0.3", "0.5")
 SAVING = "vs_dense/energy_saving_pct"
@@ -34,6 +35,88 @@ def test_a_store_that_is_not_there_or_has_nothing_of_ours_is_told(tmp_path):
         ui.addresses(f"sqlite:///{tmp_path}/other.db", 5000)
 
 
+def tsexp_ui(folder, *arguments):
+    command = [sys.executable, "-m", "tsexp", "ui", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_a_port_that_is_taken_is_an_error_and_no_address_is_printed(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        done = tsexp_ui(tmp_path, "--port", other.getsockname()[1])
+    assert done.returncode == 1
+    assert "cannot be had (Address already in use)" in done.stderr
+    assert done.stdout == ""
+    assert "--port=99999 is no port; allowed: 1 to 65535" in tsexp_ui(tmp_path, "--port", 99999).stderr
+
+
+def test_a_store_is_a_path_a_folder_or_a_uri(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert stores.uri_of("a/mlflow.db") == f"sqlite:///{tmp_path}/a/mlflow.db"
+    assert stores.uri_of(".") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert stores.uri_of("http://localhost:5000") == "http://localhost:5000"
+    with pytest.raises(
+        configs.ConfigError, match=r"ftp://x is not a store MLflow takes; allowed: the path of"
+    ):
+        stores.uri_of("ftp://x")
+    assert f"{tmp_path}/nowhere.db is not there" in tsexp_ui(tmp_path, "nowhere.db").stderr
+
+
+def test_a_server_that_does_not_answer_is_told_within_15_seconds(tmp_path):
+    with socket.socket() as silent:  # takes connections, and never says a word
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        start = time.monotonic()
+        with pytest.raises(
+            configs.ConfigError, match=rf"http://127.0.0.1:{port} does not answer \(Read timed out"
+        ):
+            stores.client(f"http://127.0.0.1:{port}")
+        assert time.monotonic() - start < 15
+    assert not {"MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"} & os.environ.keys()
+    with pytest.raises(configs.ConfigError, match=r"does not answer \(Connection refused\); is it running"):
+        stores.client(f"http://127.0.0.1:{port}")
+
+
+def test_a_server_of_something_else_is_told(tmp_path):
+    command = [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        [*command[:1], "-u", *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        text=True,
+    ) as server:
+        try:
+            port = server.stdout.readline().split("port ")[1].split()[0]
+            with pytest.raises(configs.ConfigError, match="is no server of MLflow"):
+                stores.client(f"http://127.0.0.1:{port}")
+        finally:
+            server.kill()
+
+
+def test_a_database_without_its_driver_names_the_extra_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(
+        configs.ConfigError, match=r"me:\*\*\*@host/db needs the driver .* 'tsexp\[postgres\]'"
+    ):
+        stores.client("postgresql://me:secret@host/db")
+    with pytest.raises(configs.ConfigError, match=r"is no address of a database"):
+        stores.client("postgresql://host:port/db")
+
+
+def test_a_database_that_does_not_answer_is_told_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymysql", SimpleNamespace(paramstyle="format", version_info=(1, 4, 6)))
+    start = time.monotonic()
+    with pytest.raises(configs.ConfigError, match=r"mysql\+pymysql://u:\*\*\*@127.0.0.1:9/d does not answer"):
+        stores.client("mysql+pymysql://u:p@127.0.0.1:9/d")
+    assert time.monotonic() - start < 15
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Where the UI shows the runs of a sweep over three ratios, as it says itself."""
@@ -44,7 +127,7 @@ def address(tmp_path_factory):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "tsexp.ui", f"sqlite:///{folder}/mlflow.db", "--port", str(port)]
+    command = [sys.executable, "-m", "tsexp.ui", "mlflow.db", "--port", str(port)]
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -152,7 +235,7 @@ def test_jobs_are_found_under_their_sweep_sorted_and_compared(page):
 def test_a_job_and_its_sweep_show_their_pictures_and_say_what_they_are(page):
     row(page, SWEEP).get_by_role("button").first.click()
     page.get_by_role("link", name="prune.ratio=0.5", exact=True).click()
-    page.get_by_text("against dense fp32 eager").first.wait_for()
+    page.get_by_text("against the dense model").first.wait_for()
     pictures(page, "confusion.png", "training.png")
     page.go_back()
     page.go_back()

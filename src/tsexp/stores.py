@@ -17,7 +17,9 @@ from tsexp.config import SCHEMES, ConfigError, redact
 
 SQLITE = "sqlite:///"
 SECONDS = 5
-"""What the first answer of a server may take. Later ones may take MLflow's time: there is work to lose then."""
+"""What the first answer of a server may take.
+
+Later ones may take MLflow's time: there is work to lose then."""
 EXTRAS = {"postgresql": "postgres"}
 """Database → the extra of this package that brings its driver."""
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -80,11 +82,11 @@ def _check_database(uri: str, scheme: str) -> None:
     except ModuleNotFoundError as error:
         extra = f"'tsexp[{EXTRAS[scheme]}]'" if scheme in EXTRAS else error.name
         raise ConfigError(
-            f"tracking.uri={redact(uri)} needs the driver {error.name}, which is not installed; install it: "
+            f"the store {redact(uri)} needs the driver {error.name}, which is not installed; install it: "
             f"pip install {extra}"
         ) from None
     except (SQLAlchemyError, ValueError) as error:
-        raise ConfigError(f"tracking.uri={redact(uri)} is no address of a database: {error}") from None
+        raise ConfigError(f"the store {redact(uri)} is no address of a database: {error}") from None
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(SECONDS))
     engine = create_engine(url)
     try:

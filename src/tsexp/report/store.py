@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsexp.config import redact
+from tsexp import stores
+from tsexp.config import ConfigError, redact
 
 SQLITE = "sqlite:///"
 NOT_FINITE = "scores that are not finite"
@@ -58,18 +59,16 @@ def connect(uri: str) -> Any:
     ReportError
         If it is not there, is none, is one of another version of MLflow, or does not answer.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own default waits for minutes
     if uri.startswith(SQLITE):
         _check_sqlite(Path(uri.removeprefix(SQLITE).split("?")[0]))
-    import mlflow
-
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        client = mlflow.MlflowClient(uri)
+        client = stores.client(uri)
         client.search_experiments(max_results=1)
+    except ConfigError as error:
+        raise ReportError(str(error)) from None
     except Exception as error:  # of MLflow, of its HTTP client, of a database driver
         reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())
         upgrade = (
