@@ -65,7 +65,10 @@ def test_the_front_is_chosen_on_validation_series_and_without_them_on_test_serie
 
 
 def test_the_control_takes_part_in_the_front(tmp_path, monkeypatch):
-    """Pruned and better than the untuned dense model is no merit where the dense model, tuned alike, is as good for the same energy."""
+    """Pruned and better than the untuned dense model is no merit.
+
+    Not where the dense model, tuned alike, is as good for the same energy.
+    """
     pruned, small = (
         point(name, a, j, control=0.8, control_j=2e-3)
         for name, a, j in (("pruned", 0.75, 2.1e-3), ("small", 0.7, 1e-3))

@@ -36,7 +36,7 @@ class Interval(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A column of ``results``, the names of one row's own interval, and the scale on which seeds are averaged.
+    """A column of ``results``, the names of a row's own interval, and the scale on which seeds are averaged.
 
     Of a ratio, that is its logarithm.
     """

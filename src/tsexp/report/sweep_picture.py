@@ -70,6 +70,24 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     width_in = 9.5 + LETTER_IN * max(map(len, in_legend), default=0)
     figure = Figure(figsize=(width_in, 4.3 if along_ratio else 5), layout="constrained")
     left, right = figure.subplots(1, 2)
+    _draw(left, right, lines, along_ratio)
+    estimated = any(not r.measured for r in rows)
+    left.set_ylabel("test accuracy (%)")
+    right.set_ylabel(f"energy per inference{ESTIMATE if estimated else ''} (control = 1)")
+    _scale(right, [_energy(r) for r in rows if r.valid])
+    for axes in (left, right):
+        _along(axes, named, along_ratio)
+    if in_legend:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    _explain_the_marks(left, rows)
+    figure.suptitle(_title(rows), fontsize=10.5, x=0.01, ha="left")
+    figure.supxlabel(_small_print(lines, estimated), fontsize=7, color="0.4", x=0.01, ha="left")
+    save(figure, path)
+    return path
+
+
+def _draw(left: Axes, right: Axes, lines: dict[str, list[Row]], along_ratio: bool) -> None:
+    """Accuracy at the left, energy at the right: a line each, at its ratios or in a place of its own."""
     for i, (label, members) in enumerate(lines.items()):
         style = {
             "color": COLOURS[i % len(COLOURS)],
@@ -84,21 +102,11 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
         _line(right, [r for r in members if r.valid], place, _energy, style)
         unsure = [r for r in members if not r.valid]
         left.plot([place(r) for r in unsure], [_accuracy(r).value for r in unsure], **RING)
-    estimated = any(not r.measured for r in rows)
-    left.set_ylabel("test accuracy (%)")
-    right.set_ylabel(f"energy per inference{ESTIMATE if estimated else ''} (control = 1)")
-    _scale(right, [_energy(r) for r in rows if r.valid])
-    for axes in (left, right):
-        _along(axes, named, along_ratio)
-    if in_legend:
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    _explain_the_marks(left, rows)
-    figure.suptitle(_title(rows), fontsize=10.5, x=0.01, ha="left")
-    many = f"{len(lines)} combinations, too many to name; " if not named else ""
-    note = f"; {ESTIMATE} estimated from CPU time" if estimated else ""
-    figure.supxlabel(f"{many}{BARS}{note}", fontsize=7, color="0.4", x=0.01, ha="left")
-    save(figure, path)
-    return path
+
+
+def _small_print(lines: dict[str, list[Row]], estimated: bool) -> str:
+    many = [f"{len(lines)} combinations, too many to name"] if len(lines) > NAMED_LINES else []
+    return "; ".join([*many, BARS, *([f"{ESTIMATE} estimated from CPU time"] if estimated else [])])
 
 
 def subject(rows: Sequence[Row]) -> str:
