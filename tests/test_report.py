@@ -118,7 +118,7 @@ def test_one_run_tells_what_it_is_held_against_and_what_it_cost():
     shown = text(table(row()))
     for said in (
         "control: 81.0 %, 75.0 % before tuning",
-        "control: dense fp32 in eager PyTorch, with the same training in total",
+        "control: dense, fp32, eager, with the same training in total",
         "on 40 validation series",
         "70.0 %",
         "drop +2.0 points",

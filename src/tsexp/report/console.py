@@ -85,7 +85,7 @@ def table(row: Row) -> RenderableType:
             out.add_row(label, _si(factor * m[f"cost/{name}_{unit}"], "s"), joules)
     if "cost/break_even_inferences" in m:
         out.add_row("has paid for itself after", f"{m['cost/break_even_inferences']:,.0f}", "series")
-    about = "control: dense fp32 in eager PyTorch, with the same training in total"
+    about = "control: dense, fp32, eager, with the same training in total"
     return Group(out, Text(about), *_notes([row], [""]), Text(f"\n{_sentence([row])}"))
 
 
