@@ -57,7 +57,7 @@ def test_points_without_a_difference_seen_are_open_and_the_legend_says_so(draw):
         (open_marks,) = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
         assert list(open_marks.get_xdata()) == [0.5]
     left, _ = draw(seen, unseen).axes
-    assert legend(left) == ["open: no difference seen (interval holds 0)"]
+    assert legend(left) == ["open: no difference to its control seen (interval holds 0)"]
     assert legend(draw(seen).axes[0]) == []
 
 
@@ -73,12 +73,22 @@ def test_the_title_names_dataset_model_and_what_is_fixed(draw):
     assert draw(row(ratio=0, **shared)).get_suptitle() == "ACSF1 · t3 · fp32 · eager · batch 1 · seed 0"
 
 
-def test_models_that_are_not_pruned_stand_side_by_side(draw):
-    """Other families have no pruning ratio to vary, and other params."""
-    small = replace(row("other", ratio=0), params={"data.name": "ACSF1", "model.name": "minirocket"})
-    for axes in draw(row(ratio=0), small).axes:
+def test_models_that_are_not_pruned_stand_side_by_side_with_their_joules(draw):
+    """Other families have no pruning ratio to vary, other params, and each model a control of its own."""
+    one, other = (saving(0, 50.0, 40.0, 60.0) for _ in range(2))
+    other = replace(other, run_id="other", params={"data.name": "ACSF1", "model.name": "minirocket"})
+    figure = draw(one, with_metrics(other, energy__per_inference_j=0.002))
+    for axes in figure.axes:
         assert [t.get_text() for t in axes.get_xticklabels()] == ["t3", "minirocket"]
         assert [list(c.lines[0].get_xdata()) for c in axes.containers] == [[0], [1]]
+    energy = figure.axes[1]
+    assert energy.get_ylabel() == "energy per inference† (mJ)"
+    values = [c.lines[0].get_ydata()[0] for c in energy.containers]
+    bars = [sorted(c.lines[2][0].get_segments()[0][:, 1]) for c in energy.containers]
+    assert values == pytest.approx([12.3, 2.0])
+    assert bars[1] == pytest.approx([1.6, 2.4])
+    runtimes = draw(one, replace(one, run_id="b", params=one.params | {"runtime.name": "openvino"}))
+    assert runtimes.axes[1].get_ylabel() == "energy per inference† (control = 1)"
 
 
 def test_the_picture_has_the_accuracy_of_records_with_invalid_energy_and_is_not_drawn_without_rows(

@@ -50,8 +50,9 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     """Draw accuracy and energy against the pruning ratio, a line per combination of what else varies.
 
     Energy is relative to the control's, on a logarithmic axis. A point whose interval holds "no difference"
-    is open. Where the ratio does not vary, the combinations stand side by side. Of a record with invalid
-    energy there is the accuracy, ringed, and no energy.
+    is open. Where the ratio does not vary, the combinations stand side by side, and several models with their
+    joules, as each has a control of its own. Of a record with invalid energy there is the accuracy, ringed,
+    and no energy.
 
     Returns
     -------
@@ -70,11 +71,14 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     width_in = 9.5 + LETTER_IN * max(map(len, in_legend), default=0)
     figure = Figure(figsize=(width_in, 4.3 if along_ratio else 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw(left, right, lines, along_ratio)
+    in_joules = not along_ratio and len({r.params.get("model.name") for r in rows}) > 1
+    energy = _joules if in_joules else _energy
+    _draw(left, right, lines, along_ratio, energy)
     estimated = any(not r.measured for r in rows)
     left.set_ylabel("test accuracy (%)")
-    right.set_ylabel(f"energy per inference{ESTIMATE if estimated else ''} (control = 1)")
-    _scale(right, [_energy(r) for r in rows if r.valid])
+    unit = "mJ" if in_joules else "control = 1"
+    right.set_ylabel(f"energy per inference{ESTIMATE if estimated else ''} ({unit})")
+    _scale(right, [energy(r) for r in rows if r.valid], None if in_joules else 1.0)
     for axes in (left, right):
         _along(axes, named, along_ratio)
     if in_legend:
@@ -86,7 +90,13 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     return path
 
 
-def _draw(left: Axes, right: Axes, lines: dict[str, list[Row]], along_ratio: bool) -> None:
+def _draw(
+    left: Axes,
+    right: Axes,
+    lines: dict[str, list[Row]],
+    along_ratio: bool,
+    energy: Callable[[Row], _Point],
+) -> None:
     """Accuracy at the left, energy at the right: a line each, at its ratios or in a place of its own."""
     for i, (label, members) in enumerate(lines.items()):
         style = {
@@ -99,7 +109,7 @@ def _draw(left: Axes, right: Axes, lines: dict[str, list[Row]], along_ratio: boo
             return _ratio(row) if along_ratio else aside
 
         _line(left, members, place, _accuracy, style)
-        _line(right, [r for r in members if r.valid], place, _energy, style)
+        _line(right, [r for r in members if r.valid], place, energy, style)
         unsure = [r for r in members if not r.valid]
         left.plot([place(r) for r in unsure], [_accuracy(r).value for r in unsure], **RING)
 
@@ -152,9 +162,19 @@ def _energy(row: Row) -> _Point:
     return _Point(relative(saving), relative(high), relative(low), not low <= 0 <= high)
 
 
-def _scale(axes: Axes, points: Sequence[_Point]) -> None:
-    log_axis(axes.yaxis, [1.0, *(p.low for p in points), *(p.high for p in points)])
-    axes.axhline(1, color="0.6", lw=0.8, zorder=0)
+def _joules(row: Row) -> _Point:
+    """In mJ; the interval is still that of the paired difference."""
+    of_control, joules = _energy(row), 1000 * row.metrics["energy/per_inference_j"]
+    value, low, high = (joules * v / of_control.value for v in of_control[:3])
+    return _Point(value, low, high, of_control.differs)
+
+
+def _scale(axes: Axes, points: Sequence[_Point], level: float | None) -> None:
+    """A logarithmic axis that names values among these, and a line at `level`."""
+    levels = [] if level is None else [level]
+    log_axis(axes.yaxis, [*levels, *(p.low for p in points), *(p.high for p in points)])
+    for one in levels:
+        axes.axhline(one, color="0.6", lw=0.8, zorder=0)
 
 
 def _along(axes: Axes, names: list[str], along_ratio: bool) -> None:
@@ -173,7 +193,9 @@ def _explain_the_marks(axes: Axes, rows: Sequence[Row]) -> None:
     points = [*map(_accuracy, rows), *(_energy(r) for r in rows if r.valid)]
     handles = []
     if not all(p.differs for p in points):
-        handles.append(Line2D([], [], label="open: no difference seen (interval holds 0)", **OPEN))
+        handles.append(
+            Line2D([], [], label="open: no difference to its control seen (interval holds 0)", **OPEN)
+        )
     if any(not r.valid for r in rows):
         handles.append(Line2D([], [], label="ringed: energy invalid", **RING))
     if handles:
