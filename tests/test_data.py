@@ -232,7 +232,10 @@ def test_a_label_that_lost_its_end_is_not_taken_for_another_class(tmp_path):
         data.load(config, "nowhere", 0)
 
 
-WHOLE = b"@missing false\n@univariate true\n@equalLength true\n@classLabel true a b\n@data\n1,2,3,4:a\n2,3,4,5:b\n1,2,3,5:a\n2,4,4,5:b\n"
+WHOLE = (
+    b"@missing false\n@univariate true\n@equalLength true\n@classLabel true a b\n@data\n"
+    b"1,2,3,4:a\n2,3,4,5:b\n1,2,3,5:a\n2,4,4,5:b\n"
+)
 PARTS = [
     b"",
     b",",

@@ -403,3 +403,22 @@ def test_a_fresh_store_is_made_without_a_word(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
     assert (tmp_path / "a folder" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("failures", "raised"), [(2, False), (9, True)])
+def test_a_dataset_that_another_job_logs_at_the_same_time_fails_nothing(italy, failures, raised):
+    calls = []
+
+    class Client:
+        def log_inputs(self, run_id, inputs):
+            calls.append(run_id)
+            if len(calls) <= failures:
+                raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name")
+
+    tracked = tracking.Tracked("a run", Client())
+    if raised:
+        with pytest.raises(MlflowException):
+            tracked._log_inputs(italy)
+    else:
+        tracked._log_inputs(italy)
+        assert calls == ["a run"] * 3

@@ -41,8 +41,8 @@ INSTRUCTIONS = {
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
 }
 ADVICE = {
-    "rapl": "Needs a bare-metal x86 machine (most virtual machines hide RAPL) and read permission: run as root, "
-    "or run Zeus' daemon zeusd",
+    "rapl": "Needs a bare-metal x86 machine (most virtual machines hide RAPL) and read permission: run as "
+    "root, or run Zeus' daemon zeusd",
     "soc": "Only on Apple silicon (pip install 'zeus\\[apple]') and NVIDIA Jetson",
     "nvml": "Needs an NVIDIA GPU with its driver",
 }
@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--selftest",
         action="store_true",
-        help=f"measure an artifact against itself {ROUNDS} times, and with {100 * PLANTED:g} %% more work (minutes)",
+        help=f"measure an artifact against itself {ROUNDS} times, and with {100 * PLANTED:g} %% more work "
+        f"(minutes)",
     )
     parser.add_argument(
         "--meter",

@@ -27,7 +27,7 @@ from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, diges
 from tsexp.jobs import OUTCOME, SWEEP, Outcome, dataset_of, read_outcome, start_server
 
 FEW = 30
-"""Validation series; with fewer, a search is told that it chooses by little."""
+"""Validation series; with fewer, a search chooses by little, and says so."""
 MANY = 100
 """Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have
 to be read."""

@@ -45,7 +45,10 @@ def addresses(uri: str, port: int) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print where the runs are, and serve the UI until it is interrupted; a server's own UI is there already."""
+    """Print where the runs are, and serve the UI until it is interrupted.
+
+    The UI of a server is there already.
+    """
     parser = argparse.ArgumentParser(prog=called("ui"), description=__doc__)
     parser.add_argument(
         "store",

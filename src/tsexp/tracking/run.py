@@ -38,6 +38,8 @@ FROM_WINDOWS = (
 """Metrics, by their beginnings, that are worth nothing if the record is invalid; accuracy and sizes are."""
 AT_ONCE = 900
 """Metrics; MLflow takes 1000."""
+RETRIES = 3
+"""Of what fails only because another job was faster."""
 DIGEST = 16
 """Hex digits of a dataset's checksum; MLflow takes 36, and shows them all wherever it names a dataset."""
 
@@ -60,6 +62,18 @@ class Tracked:
     def enter(self, stage: str) -> None:
         """Note where the experiment is; a failed or killed run tells from that how far it came."""
         self.client.set_tag(self.run_id, "tsexp.stage", stage)
+
+    def _log_inputs(self, dataset: Dataset) -> None:
+        """Log the dataset; of jobs that bring the same one at the same time, MLflow refuses all but one."""
+        from mlflow.exceptions import MlflowException
+
+        for left in range(RETRIES, -1, -1):
+            try:
+                self.client.log_inputs(self.run_id, inputs(dataset))
+                return
+            except MlflowException as error:
+                if not left or "IntegrityError" not in str(error):
+                    raise
 
     def log(
         self,
@@ -87,7 +101,7 @@ class Tracked:
         record
             What came out.
         """
-        self.client.log_inputs(self.run_id, inputs(dataset))
+        self._log_inputs(dataset)
         name = model.name_of(cfg, artifact.manifest["runtime"], fits)
         logged = model.log(self.client, self.client.get_run(self.run_id), name, cfg, dataset, artifact)
         histories = {prefix: fitted.history() for prefix, fitted in fits.items()}
