@@ -30,8 +30,8 @@ class Model(Protocol):
     """A classifier, fitted or not.
 
     Torch models are `Network`: Lightning fits them. Any other has ``fit(dataset, seed)``, which returns its
-    training curves (`training.Fitted.history`; perhaps none), and ``use_threads(count)``, which says how many
-    one call of `scores` may use.
+    training curves (`training.Fitted.history`; perhaps none), and ``use_threads(count)``, which says how
+    many one call of `scores` may use.
 
     Attributes
     ----------
