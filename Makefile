@@ -39,7 +39,7 @@ notebooks: .venv/.done ## notebooks/*.ipynb with their output, made from the .py
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 	JUPYTER_PATH='$(CURDIR)/.venv/share/jupyter' $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
-lint: .venv/.done ## style, types, spelling, and which room may import which
+lint: .venv/.done ## style, types, spelling, and which part may import which
 	$(BIN)/ruff check src tests notebooks
 	$(BIN)/ruff format --check src tests notebooks
 	$(BIN)/mypy

@@ -1,4 +1,4 @@
-"""The stage cache: whole entries or none, whoever dies when."""
+"""The stage cache: whole entries or none, whichever process dies when."""
 
 import logging
 import multiprocessing

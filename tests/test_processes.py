@@ -1,4 +1,4 @@
-"""Warm processes: forked, isolated, told apart by how they end, and gone with whoever asked for them."""
+"""Warm processes: forked, isolated, distinguished by how they end, and gone with their caller."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def caller(jobs: Path, code: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_everything_goes_with_whoever_asked_for_it(jobs: Path, tmp_path: Path, sent: int) -> None:
+def test_everything_goes_with_its_caller(jobs: Path, tmp_path: Path, sent: int) -> None:
     asking = caller(jobs, f"from tsexp import processes; processes.run('jobs:forever', '{tmp_path}/pids')")
     pids = wait_for(tmp_path / "pids")
     asking.send_signal(sent)
@@ -154,7 +154,7 @@ def test_what_does_not_listen_is_killed(jobs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
-def test_a_server_that_died_is_told_and_the_next_call_starts_another(jobs: Path, tmp_path: Path) -> None:
+def test_a_server_that_died_is_reported_and_the_next_call_starts_another(jobs: Path, tmp_path: Path) -> None:
     asking = caller(
         jobs,
         f"""

@@ -67,7 +67,7 @@ def test_tables_are_made_of_what_is_frozen_and_freeze_first_where_nothing_is(sto
     assert files(folder / "out") == before
 
 
-def test_whoever_names_other_runs_than_the_frozen_ones_is_told(store, capsys):
+def test_naming_other_runs_than_the_frozen_ones_is_an_error(store, capsys):
     main(["freeze", "where=params.seed = '0'"])
     main(["tables", "where=params.seed = '0'", f"tracking.uri={store.uri}"])
     assert "another filter" in fails(capsys, 1, "tables", "where=params.seed = '1'")
@@ -137,7 +137,7 @@ def test_a_missing_store_is_not_made(folder, capsys):
         ("--wrong", "--help"),
     ],
 )
-def test_a_wrong_word_is_told_in_one_line(folder, capsys, word, said):
+def test_a_wrong_word_is_an_error_of_one_line(folder, capsys, word, said):
     assert said in fails(capsys, 2, word)
     assert list(folder.iterdir()) == []
 

@@ -99,7 +99,7 @@ def _complete(line: str) -> None:
 
 
 def _run() -> None:
-    """Run `main`, with errors of the configuration told in one line each instead of Hydra's frames."""
+    """Run `main`, with errors of the configuration in one line each instead of Hydra's frames."""
     wants_frames = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
     os.environ.setdefault(

@@ -105,7 +105,7 @@ class Cache:
                     return Entry(folder, signature, reused=True)
                 log.warning("cache entry %s is damaged (%s): rebuilding it", folder, problem)
                 shutil.rmtree(folder)
-            # Whoever held the lock before and was killed left this behind.
+            # A process that held the lock and was killed left this behind.
             partial = folder.with_name(f"{signature}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()

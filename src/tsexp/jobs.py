@@ -22,7 +22,7 @@ from tsexp import processes
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, DataConfig, Unsupported
 
-if TYPE_CHECKING:  # the command line imports this room before it knows that it has work
+if TYPE_CHECKING:  # the command line imports this module before it knows that it has work
     from tsexp.data import Dataset
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _loaded(
 def _at_once(cfg: DictConfig, name: str) -> Outcome | None:
     """How the job ends if nothing has to be run: measured before, or supported by no runtime.
 
-    None also if it cannot be told here.
+    None also if that is not known here.
     """
     from tsexp import compress, pipeline, runtimes, tracking
 

@@ -1,4 +1,4 @@
-"""One measurement at a time on a machine, and no training meanwhile, whoever started them.
+"""One measurement at a time on a machine, and no training meanwhile, by any user.
 
 A reader–writer lock: training and other heavy work share it, measuring owns it.
 """
@@ -39,7 +39,7 @@ def for_everybody(name: str) -> Path:
         os.close(os.open(path, os.O_RDWR | os.O_NOFOLLOW))
     except OSError as error:
         raise RuntimeError(
-            f"{path} cannot be opened ({error}); whoever owns {folder} should remove it: it is made anew"
+            f"{path} cannot be opened ({error}); the owner of {folder} should remove it: it is made anew"
         ) from None
     return path
 

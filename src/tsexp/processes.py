@@ -1,7 +1,7 @@
 """Processes that start warm: a server has everything imported, and each job and each measurement is a fork of it.
 
-Where forking is not safe, a fresh interpreter does the same. There is one server for a sweep: whoever starts
-it hands its address on in the environment, to launchers' workers and to the forks themselves.
+Where forking is not safe, a fresh interpreter does the same. There is one server for a sweep: its starter
+hands its address on in the environment, to launchers' workers and to the forks themselves.
 (`multiprocessing`'s own fork server cannot be used from its forks: they start another.) It imports and does
 nothing else, so that a fork finds the libraries as an import leaves them; their pools of threads start in the
 fork. It ends with the process that started it, and everything it forked with it.
@@ -40,7 +40,7 @@ GRACE_S = 10.0
 PINNED = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
-"""Whoever wants more threads asks PyTorch or the runtime; a pool that starts at import would not survive the
+"""A caller that wants more threads asks PyTorch or the runtime; a pool that starts at import would not survive the
 fork."""
 PR_SET_PDEATHSIG = 1
 """Linux kills a fork when the server dies, however it does."""
@@ -169,7 +169,7 @@ def _kill_group(pid: int) -> None:
 
 @dataclass
 class _Server:
-    """What is going on: the forks, by the connection of whoever waits for them."""
+    """What is going on: the forks, by the connection of the caller that waits for them."""
 
     listener: socket.socket
     selector: selectors.DefaultSelector = field(default_factory=selectors.DefaultSelector)

@@ -79,7 +79,7 @@ class ZeusMeter:
     Parameters
     ----------
     kind
-        ``nvml`` (the GPU that runs the model), ``rapl`` (all CPU packages and their DRAM, whoever uses them)
+        ``nvml`` (the GPU that runs the model), ``rapl`` (all CPU packages and their DRAM, all processes included)
         or ``soc``.
     """
 
@@ -132,7 +132,7 @@ class ZeusMeter:
 def _gpu() -> list[int]:
     """Zeus' number of the GPU that PyTorch computes on, in a list.
 
-    Zeus takes CUDA_VISIBLE_DEVICES for a list of NVML's numbers. CUDA orders by speed unless told otherwise,
+    Zeus takes CUDA_VISIBLE_DEVICES for a list of NVML's numbers. CUDA orders by speed by default,
     and takes UUIDs too.
     """
     import pynvml

@@ -165,7 +165,7 @@ def _starting(raw: dict[str, Any]) -> dict[str, float]:
 def reach_pct(raw: dict[str, Any]) -> float:
     """How far the interval of the saving reaches, to either side, in per cent of what is left.
 
-    Infinite while it cannot be told.
+    Infinite while it is not known.
     """
     _, low, high = _over_processes(raw, "energy_j")
     return 100 * float(np.sinh((high - low) / 2)) if np.isfinite(high - low) else np.inf

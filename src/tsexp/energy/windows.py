@@ -134,7 +134,7 @@ def run(
     _scatter(draw)
     with _quiet():
         # Somebody has to come first, to fill the holes of the heap and to set libraries up at their first
-        # use; whoever does is slower ever after.
+        # use; the one that does is slower ever after.
         decoy = load[shuffled()[0]]()
         for batch in batches()[:DECOY_CALLS]:
             decoy(batch)

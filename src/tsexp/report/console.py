@@ -231,22 +231,22 @@ def _notes(rows: Sequence[Row], labels: Sequence[str]) -> list[Text]:
         )
     notes += sorted({f"energy: {r.tags['tsexp.energy_source']}" for r in rows if r.measured})
     for tag, mark in (("tsexp.invalid_reasons", "invalid"), ("tsexp.warnings", "⚠")):
-        told = [(label, r.tags.get(tag) or "") for label, r in zip(labels, rows, strict=True)]
-        notes += [f"{mark} {line}" for line in _shared(told)]
+        said = [(label, r.tags.get(tag) or "") for label, r in zip(labels, rows, strict=True)]
+        notes += [f"{mark} {line}" for line in _shared(said)]
     return list(map(Text, notes))
 
 
-def _shared(told: Sequence[tuple[str, str]]) -> list[str]:
+def _shared(said: Sequence[tuple[str, str]]) -> list[str]:
     """What was said of several jobs, once, with the range of each number in it.
 
     Parameters
     ----------
-    told
+    said
         Pairs of a job and all that is said of it, separated by semicolons.
     """
     jobs: dict[tuple[str, ...], list[str]] = defaultdict(list)
     numbers: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for job, text in told:
+    for job, text in said:
         for reason in filter(None, re.split("; (?!more )", text)):  # one of the warnings has a semicolon
             parts = re.split(r"(\d+(?:\.\d+)?)", reason)
             jobs[tuple(parts[::2])].append(job)

@@ -121,7 +121,7 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
 
 def rewritten(model: Network, mode: str) -> Network:
     """Return what is exported in a mode."""
-    # A deep copy: frozen int8 kernels have been seen to write into parameters, of whoever shares them.
+    # A deep copy: frozen int8 kernels have been seen to write into parameters, and into models that share them.
     # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch
     # 2.13): there, all tokens are computed. Convolutions stay convolutions there, which PT2E leaves in fp32:
     # raw series have peaks that int8 ranges do not bear.

@@ -131,7 +131,7 @@ class Tracked:
         from mlflow.entities import Metric, RunTag
 
         now = int(1000 * time.time())
-        # The UI compares runs by the first, accuracy, until told otherwise.
+        # The UI compares runs by the first, accuracy, by default.
         values = {as_shown(k, record.valid): v for k, v in record.metrics.items()} | {
             "prune/requested_ratio": cfg.prune.ratio
         }
@@ -224,7 +224,7 @@ def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:
 
 
 def inputs(dataset: Dataset) -> list[Any]:
-    """Return both splits of a dataset as MLflow's dataset inputs, named and told apart as their files are.
+    """Return both splits of a dataset as MLflow's dataset inputs, named and kept apart as their files are.
 
     The digest is the beginning of the checksum over both files.
     """
