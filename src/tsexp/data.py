@@ -1,7 +1,7 @@
 """Raw series from `.ts` files: found, checked, made rectangular; nothing is scaled here.
 
 Scaling, padding and resampling belong to the model (`models.Preprocess`), because they are part of what is
-deployed and measured. This room only computes the statistics they need, from the train split alone.
+deployed and measured. This module only computes the statistics they need, from the train split alone.
 """
 
 from __future__ import annotations
