@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import numpy as np
 import pytest
 
@@ -45,7 +46,7 @@ class Place:
 
     @property
     def client(self):
-        return tracking.store(TrackingConfig(self.uri, "tsexp"))
+        return mlflow.MlflowClient(self.uri)
 
     @property
     def experiment(self):
@@ -156,8 +157,9 @@ def test_what_is_printed_fits_80_columns_and_says_it_in_words(place, compared):
         assert "† estimated" in out
 
 
-def test_a_run_against_itself_differs_in_nothing(place, capsys):
-    # Of another cache, so that the artifact comes from the store.
+def test_a_run_against_itself_differs_in_nothing(place, capsys, tmp_path):
+    # Of another cache, so that the artifact comes from the store; which is not that of this process.
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
     assert place.compare(place.dense, place.dense, f"paths.cache={place.folder}/another") == 0
     assert "no difference in accuracy seen (McNemar p = 1)" in " ".join(capsys.readouterr().out.split())
     (run,) = place.runs(f"tags.`tsexp.compare_a` = '{place.dense}'")
@@ -190,8 +192,6 @@ def test_a_damaged_artifact_of_the_cache_is_taken_from_the_store(place, monkeypa
 
 
 def test_an_artifact_that_is_nowhere_is_told(place, capsys, monkeypatch):
-    import mlflow
-
     def gone(**_):
         raise mlflow.exceptions.MlflowException("gone")
 
@@ -220,8 +220,6 @@ def test_interrupted_leaves_nothing_behind(place, capsys, monkeypatch, where):
     if where == "measuring":
         monkeypatch.setattr(energy, "measure", interrupt)
     else:
-        import mlflow
-
         monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", interrupt)
     assert place.compare(place.pruned, place.dense) == 130
     assert "interrupted; nothing was stored" in capsys.readouterr().err
@@ -242,7 +240,7 @@ def test_a_failed_measurement_is_told_in_a_line(place, capsys):
         (("abcd", "abcdef"), "abcd is not a run id: 6 to 32"),
         (("abcdef", "abcdef", "model=t1"), "model=t1 is not known here; allowed: measure="),
         (("abcdef", "abcdef", "measrue.seed=1"), "measrue.seed=1 is not known here"),
-        (("abcdef", "abcdef", "measure=papr"), "measure/papr"),
+        (("abcdef", "abcdef", "measure=papr"), "measure=papr is not there; allowed: paper, quick"),
         (("abcdef", "abcdef", "measure.repeats=0"), "measure.repeats=0 is out of range"),
         (("abcdef", "abcdef", "tracking.uri=sqlite:////nowhere/x.db"), "there is no store at /nowhere/x.db"),
         (("abcdef", "abcdef", "tracking.experiment=other"), "no experiment 'other'"),

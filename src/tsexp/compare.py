@@ -267,11 +267,11 @@ def _artifact(client: Any, row: Row, cache: Path, scratch: Path) -> Artifact:
             place.mkdir(exist_ok=True)
             with contextlib.suppress(mlflow.exceptions.MlflowException, OSError):
                 mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"models:/{model.model_id}",
+                    artifact_uri=f"{client.get_logged_model(model.model_id).artifact_location}/artifacts",
                     dst_path=str(place),
                     tracking_uri=str(client.tracking_uri),
                 )
-            folder = next((m.parent for m in place.glob("**/artifacts/*/manifest.json")), None)
+            folder = next((m.parent for m in place.glob("artifacts/*/manifest.json")), None)
     if not _whole(folder):
         raise ConfigError(
             f"the artifact of run {row.run_id[:8]} ({row.name}) is neither in {cache} nor, whole, in the "
