@@ -125,7 +125,7 @@ def averaged(model, decay, steps):
                 p.fill_(step)
             ours.on_train_batch_end(None, module)
             theirs.update_parameters(model)
-        ours.on_train_end()
+        ours.on_train_end(None, module)
         return float(model.head[-1].bias[0]), float(theirs.module.head[-1].bias[0])
 
 
