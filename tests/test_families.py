@@ -20,7 +20,6 @@ from tsexp.compress import qat
 from tsexp.config import ConfigError, RuntimeConfig, Unsupported, like
 from tsexp.models.convolution import Convolutions
 from tsexp.models.estimators import MiniRocket
-from tsexp.runtimes import inductor
 from tsexp.runtimes.artifact import _supported as supported
 
 MODELS = {
@@ -318,16 +317,6 @@ def test_what_is_faked_is_what_is_deployed(italy, cache):
         return (weight / scale).round() * scale
 
     assert torch.allclose(int8(conv.weight) * factor, int8(folded.weight), atol=1e-6)
-
-
-def test_convolutions_quantize_in_inductor_before_they_are_compiled(italy, cache):
-    model = train("fcn", italy, cache).load()
-    job = runtimes.Job(config("fcn", "quant.mode=static").quant, "cpu", italy.x_train[:16])
-    x = torch.from_numpy(job.calibration)
-    graph = torch.export.export(inductor.rewritten(model, "static"), (x,)).module()
-    quantized = inductor._quantized(graph, x, job, model.STEM)
-    weights = [n for n in quantized.graph.nodes if "dequantize_per_channel" in str(n.target)]
-    assert len(weights) == 3
 
 
 @pytest.mark.parametrize("name", ["fcn", "minirocket"])
