@@ -122,7 +122,7 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
 
 def rewritten(model: Network, mode: str) -> Network:
     """Return what is exported in a mode."""
-    # A deep copy: frozen int8 kernels have been seen to write into parameters, and into models that share them.
+    # A deep copy: frozen int8 kernels have been seen to write into parameters that models share.
     # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch
     # 2.13): there, all tokens are computed. Convolutions stay convolutions there, which PT2E leaves in fp32:
     # raw series have peaks that int8 ranges do not bear.
@@ -222,7 +222,8 @@ def read_layers(wrapper: str) -> list[Layer]:
         cpp_fused_native_layer_norm_0((const float*)(encoder_norm_weight.data_ptr()), ...)
     """
     facts: dict[str, dict[str, str]] = {}
-    described = r'constants_info_\[(\d+)\]\.(name|dtype|data_size|original_fqn|shape) = ["{]?(?:cached_torch_dtype_)?([\w., ]*)'
+    described = r"constants_info_\[(\d+)\]\.(name|dtype|data_size|original_fqn|shape) = "
+    described += r'["{]?(?:cached_torch_dtype_)?([\w., ]*)'
     for index, key, value in re.findall(described, wrapper):
         facts.setdefault(index, {})[key] = value
     constants = {c["name"]: c for c in facts.values()}
