@@ -59,7 +59,7 @@ class Arch:
 
 
 class MiniRocket:
-    """MiniROCKET (Dempster et al. 2021, arXiv 2012.08791) with a ridge classifier: aeon's `MiniRocketClassifier`.
+    """aeon's `MiniRocketClassifier`: MiniROCKET (Dempster et al. 2021, arXiv 2012.08791), then ridge.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class MiniRocket:
         return []
 
     def scores(self, series: FloatArray) -> FloatArray:
-        """Raw series, float32 (batch, channels, time) → what ridge regression says, float32 (batch, classes)."""
+        """Raw series (batch, channels, time) → what ridge regression says (batch, classes), both float32."""
         said = self._pipeline.decision_function(self._preprocessed(series))
         if said.ndim == 1:  # of two classes, the second
             said = np.stack([-said, said], 1)

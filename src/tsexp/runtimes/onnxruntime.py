@@ -22,8 +22,8 @@ from tsexp.runtimes import Job, Layer
 
 SUPPORTED = {"none": ("cpu", "cuda"), **dict.fromkeys(("dynamic", "static", "qat", "weight_only"), ("cpu",))}
 FAMILIES = {"convolution": {"none": ("cpu", "cuda"), "static": ("cpu",), "qat": ("cpu",)}}
-"""No `dynamic`: an integer convolution whose ranges are found while it runs takes three times as long as one in
-fp32. No `weight_only`: there is none for convolutions."""
+"""No `dynamic`: an integer convolution whose ranges are found while it runs takes three times as long as one
+in fp32. No `weight_only`: there is none for convolutions."""
 PACKAGES = {"every": ("onnxruntime", "onnx", "onnxscript")}
 
 FILE = "model.onnx"
@@ -69,8 +69,7 @@ def ready(quant: QuantConfig, device: str) -> None:
     if wanted not in ort.get_available_providers():
         raise ConfigError(
             f"runtime.device={device} with runtime=onnxruntime needs {wanted}, which the installed ONNX "
-            f"Runtime does not have; "
-            "pip install onnxruntime-gpu in place of onnxruntime"
+            "Runtime does not have; pip install onnxruntime-gpu in place of onnxruntime"
         )
 
 
@@ -301,7 +300,7 @@ class OnnxPredictor:
         if session.get_providers()[0] != self.providers[0]:
             raise RuntimeError(
                 f"ONNX Runtime runs this model on {session.get_providers()[0]}, not on {self.providers[0]}: "
-                f"CUDA or cuDNN cannot be loaded"
+                "CUDA or cuDNN cannot be loaded"
             )
         return session
 
