@@ -1,4 +1,4 @@
-"""The short way of composing the jobs of a sweep makes exactly what Hydra's own makes, and refuses what Hydra refuses."""
+"""The short way of composing the jobs of a sweep makes what Hydra's own way does, and refuses the same."""
 
 import time
 

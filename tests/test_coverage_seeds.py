@@ -19,7 +19,7 @@ ACCURACY, DIFFICULTY = 0.7, 0.6
 
 
 def draw(rng, studies, seeds, series, sd_pt, drop_pt=1.0, same_noise=0.7, own=0.5):
-    """Simulate `studies`: which answers of two models are right, (studies, seeds, series), and how accurate both are in truth."""
+    """Which answers of two models are right, (studies, seeds, series), and how accurate both truly are."""
     better, worse = ndtri(ACCURACY), ndtri(ACCURACY - drop_pt / 100)
     luck = sd_pt / 100 * np.sqrt(2 * np.pi) * np.exp(better**2 / 2)  # on the latent scale
     own_luck = own * luck

@@ -150,7 +150,10 @@ def test_window_with_a_counter_wrap_is_discarded_or_right(tree: Path) -> None:
 
 
 def wait_until_it_looks(tracker: zeus_rapl.RaplWraparoundTracker, package: Path) -> None:
-    """Let the counter drop (near its end, where Zeus looks ten times a second) until the helper process, which starts slowly, has seen it."""
+    """Let the counter drop until the helper process, which starts slowly, has seen it.
+
+    Near its end, where Zeus looks ten times a second.
+    """
 
     def drop() -> bool:
         set_counter(package, RANGE_UJ - 10e6)

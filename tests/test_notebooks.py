@@ -1,4 +1,4 @@
-"""The notebooks run from their first cell to the last, in this environment, and hold no logic of their own."""
+"""The notebooks run from the first cell to the last, in this environment, and hold no logic of their own."""
 
 import ast
 import sys

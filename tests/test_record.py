@@ -35,7 +35,10 @@ Raw = dict[str, Any]
 
 
 def make(saving_pct: float = 40.0, speedup: float = 2.0, noise: float = 0.01, seed: int = 0) -> Raw:
-    """A clean measurement: the reference needs 10 J and 1 s for 100 series, the artifact `saving_pct` less energy and 1/`speedup` of the time."""
+    """A clean measurement: the reference needs 10 J and 1 s for 100 series.
+
+    The artifact needs `saving_pct` less energy, and 1/`speedup` of the time.
+    """
     draw = np.random.default_rng(seed)
     windows: list[Raw] = []
 

@@ -190,8 +190,10 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
         "the files are sorted by class"
     )
 
-    code = "import sys, numpy as np; from pathlib import Path; from tsexp import runtimes; x = np.load(sys.argv[2]); "
-    code += "np.save(sys.argv[3], runtimes.load(Path(sys.argv[1]))(x))"
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from tsexp import runtimes; "
+        "x = np.load(sys.argv[2]); np.save(sys.argv[3], runtimes.load(Path(sys.argv[1]))(x))"
+    )
     np.save(tmp_path / "x.npy", italy.x_test[:64])
     subprocess.run(
         [sys.executable, "-c", code, artifact.folder, tmp_path / "x.npy", tmp_path / "y.npy"],

@@ -116,7 +116,10 @@ def test_averaging_changes_the_weights(tiny_model, italy):
 
 
 def averaged(model, decay, steps):
-    """What `Averaging` makes of a model whose parameters are all the number of the step, and what PyTorch's, which has no warm-up, makes of it."""
+    """What `Averaging` and PyTorch's, which has no warm-up, make of a model.
+
+    Its parameters are all the number of the step.
+    """
     with torch.no_grad():
         ours, module = loop.Averaging(decay), loop.Fitting(model, OURS, None, classification)
         theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

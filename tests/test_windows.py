@@ -300,7 +300,11 @@ def test_batches_are_whole_series_of_the_test_split(bench: Bench, batch_size: in
 
 
 def reading_of_pair(pair: int, second: bool = False) -> int:
-    """Index among all readings: one thrown away, two to load, two first calls, four to warm up, the empty ones, one idle, then two per pair."""
+    """Index among all readings.
+
+    One thrown away, two to load, two first calls, four to warm up, the empty ones, one idle, then two per
+    pair.
+    """
     return 10 + windows.EMPTY_WINDOWS + 2 * pair + second
 
 

@@ -1,3 +1,3 @@
-"""Energy, accuracy and latency of compressed transformers on time series, measured on what would be deployed."""
+"""Energy, accuracy and latency of compressed models for time series, measured on what would be deployed."""
 
 __version__ = "0.1.0"

@@ -48,7 +48,10 @@ class Entry:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """What building it took: ``wall_s``, ``cpu_s`` (child processes included), and ``energy_j`` by source, if a counter was there."""
+        """What building it took.
+
+        ``wall_s``, ``cpu_s`` (child processes included), and ``energy_j`` by source, if a counter was there.
+        """
         return json.loads((self.folder / "entry.json").read_text())["cost"]  # type: ignore[no-any-return]
 
 
@@ -167,12 +170,7 @@ def _damage(folder: Path) -> str | None:
         expected = json.loads((folder / "entry.json").read_text())["files"]
         found = {p.relative_to(folder).as_posix(): sha256(p) for p in _files(folder)}
         wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:  # whatever somebody made of the file
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # Whatever somebody made of the file.
         return f"{type(error).__name__}: {error}"
     return f"changed or missing: {', '.join(sorted(wrong))}" if wrong else None

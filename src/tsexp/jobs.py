@@ -32,18 +32,11 @@ PID = "pid"
 """In a job's folder: the number of its process, which a killed one cannot tell any more."""
 SWEEP = "sweep.json"
 PRELOAD = (
-    *("tsexp.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.loop", "tsexp.warm"),
-    *("aeon.datasets", "sklearn.model_selection", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin"),
-    *(
-        "mlflow.pyfunc",
-        "mlflow.store.tracking.sqlalchemy_store",
-        "alembic",
-        "IPython",
-        "git",
-        "httpx",
-        "opentelemetry.sdk.trace",
-    ),
-)
+    "tsexp.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.loop", "tsexp.warm",
+    "aeon.datasets", "sklearn.model_selection", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin",
+    "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "alembic", "IPython", "git", "httpx",
+    "opentelemetry.sdk.trace",
+)  # fmt: skip
 """What jobs import, beside what the processes that measure for them do (`energy.PRELOAD`)."""
 
 
@@ -163,7 +156,10 @@ def _at_once(cfg: DictConfig, name: str) -> Outcome | None:
 
 
 def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> Outcome:
-    """`execute` in a process of its own, so that a job that is killed (out of memory, a crash in native code) does not take its sweep along."""
+    """`execute` in a process of its own.
+
+    A job that is killed (out of memory, a crash in native code) does not take its sweep along.
+    """
     (folder / OUTCOME).unlink(missing_ok=True)
     outcome = _at_once(cfg, name)
     if outcome is not None:

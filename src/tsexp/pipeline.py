@@ -145,9 +145,9 @@ def check(cfg: Config) -> None:
     Raises
     ------
     ConfigError
-        If somebody's own tokenizer or pruning method is not of the right kind, the dataset is nowhere, no step or
-        runtime takes this model in this mode on this device, the device is not there, or no meter answers although
-        one is required.
+        If somebody's own tokenizer or pruning method is not of the right kind, the dataset is nowhere, no
+        step or runtime takes this model in this mode on this device, the device is not there, or no meter
+        answers although one is required.
     """
     compress.check(cfg)
     runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))

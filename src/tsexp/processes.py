@@ -1,4 +1,4 @@
-"""Processes that start warm: a server has everything imported, and each job and each measurement is a fork of it.
+"""Processes that start warm: a server has everything imported, and what runs is a fork of it.
 
 Where forking is not safe, a fresh interpreter does the same. There is one server for a sweep: its starter
 hands its address on in the environment, to launchers' workers and to the forks themselves.
@@ -40,8 +40,8 @@ GRACE_S = 10.0
 PINNED = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
-"""A caller that wants more threads asks PyTorch or the runtime; a pool that starts at import would not survive the
-fork."""
+"""A caller that wants more threads asks PyTorch or the runtime; a pool that starts at import would not
+survive the fork."""
 PR_SET_PDEATHSIG = 1
 """Linux kills a fork when the server dies, however it does."""
 FORKS = sys.platform == "linux"
@@ -190,9 +190,8 @@ class _Server:
         open_ = True
         while open_ or self.waiting or self.left:
             soonest = min(self.left.values(), default=None)
-            for key, _ in self.selector.select(
-                None if soonest is None else max(0.0, soonest - time.monotonic())
-            ):
+            wait_s = None if soonest is None else max(0.0, soonest - time.monotonic())
+            for key, _ in self.selector.select(wait_s):
                 ready: Any = key.fileobj
                 if ready is self.listener:
                     self._take()

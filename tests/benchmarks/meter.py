@@ -101,8 +101,11 @@ def main() -> int:
                     m = record.metrics
                     found.append(
                         {
-                            "state": state, "model": model, "runtime": runtime, "seed": seed, "planted": planted, "valid": record.valid,
-                            "speedup": [m.get(f"vs_dense/cpu_speedup{e}", float("nan")) for e in ("", "_lo", "_hi")],
+                            "state": state, "model": model, "runtime": runtime, "seed": seed,
+                            "planted": planted, "valid": record.valid,
+                            "speedup": [
+                                m.get(f"vs_dense/cpu_speedup{e}", float("nan")) for e in ("", "_lo", "_hi")
+                            ],
                             "wall": [m.get(f"vs_dense/speedup{e}", float("nan")) for e in ("", "_lo", "_hi")],
                             "orders": record.raw["orders"],
                             "cpu_logs": logs(record.raw, "cpu_s"), "wall_logs": logs(record.raw, "wall_s"),

@@ -9,8 +9,8 @@ A step is a module with one line in `STEPS` and
 ``TRAINS``
     It trains: the control, too, goes through it, so that what is compared had the same training in total.
 ``asked(cfg, changed, control)``
-    All of the configuration that its result depends on, besides the seed and the model; empty if the step is not
-    asked for. `changed`: some step before it is. `control`: see `Context`.
+    All of the configuration that its result depends on, besides the seed and the model; empty if the step is
+    not asked for. `changed`: some step before it is. `control`: see `Context`.
 ``ready(cfg)``
     Optional. Raise `ConfigError`, before any work, for what the ranges of the configuration cannot say.
 ``apply(model, context, folder)``
@@ -37,7 +37,7 @@ STEPS = {
     "finetune": "tsexp.compress.finetune",
     "qat": "tsexp.compress.qat",
 }
-"""In the order in which they are applied: what changes the architecture, fine-tuning, what changes the numbers."""
+"""In their order: what changes the architecture, fine-tuning, what changes the numbers."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def compress(dense: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> dict
 
 
 def control(dense: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Fitted:
-    """Return the dense model with the training that `compress` gives, nothing removed: what accuracy is judged by."""
+    """Return what accuracy is judged by: `dense` with the training that `compress` gives, nothing removed."""
     return [dense, *_fold(Context(cfg, dataset, dense, control=True), cache).values()][-1]
 
 

@@ -1,4 +1,6 @@
-"""Structured pruning: whole attention heads, FFN units and encoder blocks go, and the model becomes an ordinary smaller one.
+"""Structured pruning: whole attention heads, FFN units and encoder blocks go.
+
+What is left is an ordinary smaller model.
 
 Scores: mean absolute weight (``l1``), mean square (``l2``), a seeded draw (``random``), or first-order Taylor
 (``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on
@@ -76,7 +78,11 @@ def apply(model: Classifier, context: Context, folder: Path) -> tuple[Classifier
 
 
 def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
-    """Return the smaller model whose outputs equal those of `model` with all other heads and units masked to zero and all other blocks skipped."""
+    """Return the smaller model.
+
+    Its outputs equal those of `model` with all other heads and units masked to zero and all other blocks
+    skipped.
+    """
     stay = {i: k for i, k in enumerate(kept) if k.ffn}
     arch = replace(model.arch, blocks=tuple(Block(len(k.heads), len(k.ffn)) for k in stay.values()))
     slim = Classifier(arch)
@@ -117,9 +123,9 @@ def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kep
     many whole blocks as the ratio has room for, then the same share of the others. With ``prune.round_to`` >
     1, blocks keep a few more, so that their widths (channels) are multiples of it where they were before.
     """
-    stay, ratio = (
-        _deep(scores, config.ratio) if config.scope == "depth" else (tuple(range(len(scores))), config.ratio)
-    )
+    stay, ratio = tuple(range(len(scores))), config.ratio
+    if config.scope == "depth":
+        stay, ratio = _deep(scores, ratio)
     choose = {"local": _local, "global": _global, "depth": _local}[config.scope]
     heads = choose([scores[i].heads for i in stay], ratio)
     ffn = choose([scores[i].ffn for i in stay], ratio)
@@ -211,7 +217,7 @@ def _sizes(model: Classifier) -> str:
 
 
 def _groups(block: EncoderBlock, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Gather per head (heads, members) and per unit (ffn, members) some `value` of each weight that goes with it."""
+    """Gather a `value` of all weights that go with each head (heads, members) and unit (ffn, members)."""
     a = block.attention
     heads = [value(p.weight).view(a.heads, -1) for p in (a.q, a.k, a.v)]
     heads.append(value(a.o.weight).T.reshape(a.heads, -1))
@@ -254,13 +260,8 @@ def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int)
             )
             for i, block in enumerate(blocks):
                 # Σ weight · gradient over the outgoing weights is the derivative by a gate on the unit.
-                gate_o = (
-                    (block.attention.o.weight * gradients[2 * i])
-                    .detach()
-                    .sum(0)
-                    .view(block.attention.heads, -1)
-                    .sum(1)
-                )
+                a = block.attention
+                gate_o = (a.o.weight * gradients[2 * i]).detach().sum(0).view(a.heads, -1).sum(1)
                 gate_f = (block.fc2.weight * gradients[2 * i + 1]).detach().sum(0)
                 total[i] = Scores(
                     total[i].heads + gate_o.square() / len(parts), total[i].ffn + gate_f.square() / len(parts)
@@ -277,9 +278,9 @@ SCORES: dict[str, Callable[[Classifier, PruneConfig, Dataset, int], list[Scores]
 
 
 def kept(fitted: Fitted) -> list[Kept] | None:
-    """Which heads and units stayed in each block of the dense model (none of either.
+    """Which heads and units stayed in each block of the dense model, or None if it was not pruned.
 
-    The block went), or None for a model that was not pruned.
+    Of a block that went there are none of either.
     """
     path = fitted.entry.folder / "kept.json"
     if not path.exists():

@@ -74,10 +74,8 @@ def _recipe(cfg: Config) -> TrainConfig:
 def calibration(quant: QuantConfig, dataset: Dataset) -> IntArray:
     """Return which train series ranges of activations come from, in training and in the artifact.
 
-    Indices, none in a mode that does not calibrate.
-
-    Of the fit split, and at random: the files are sorted by class, and ranges seen on one class cost 15
-    points (docs/log.md).
+    Indices, none in a mode that does not calibrate. Of the fit split, and at random: the files are sorted by
+    class, and ranges seen on one class cost 15 points (docs/log.md).
     """
     return np.random.default_rng(0).permutation(dataset.fit)[
         : quant.calibration_series if quant.mode in CALIBRATED else 0

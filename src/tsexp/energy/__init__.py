@@ -1,4 +1,4 @@
-"""Accuracy, latency and energy of exactly the artifact that would be deployed, against a reference (`measuring`)."""
+"""Accuracy, latency and energy of exactly what would be deployed, against a reference (`measuring`)."""
 
 from tsexp.energy.measuring import (
     LEAST_PROCESSES,

@@ -96,7 +96,7 @@ def cpu_flags() -> set[str]:
 
 
 def throttle_count() -> int | None:
-    """How often the cores were slowed down for heat since boot, or None where the system does not count it."""
+    """How often heat slowed the cores down since boot, or None where the system does not count it."""
     counters = list(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
     return sum(int(c.read_text()) for c in counters) if counters else None
 
@@ -108,9 +108,8 @@ PEAK_S = 0.1
 def peaks(threads: int) -> dict[str, float]:
     """What the CPU reaches in a large product, by number format.
 
-    The ceiling that an artifact's own products are seen against.
-
-    Heats the CPU: never call it before or between windows.
+    The ceiling that an artifact's own products are seen against. It heats the CPU: never call it before or
+    between windows.
 
     Parameters
     ----------
@@ -121,7 +120,7 @@ def peaks(threads: int) -> dict[str, float]:
     -------
     dict
         ``fp32``, ``bf16`` (PyTorch) and ``int8`` (ONNX Runtime, if it is installed), in 10⁹
-        multiply-accumulates per second of CPU time, that is per thread; the best of some tries.
+        multiply–accumulates per second of CPU time, that is per thread; the best of some tries.
     """
     import torch
 

@@ -38,8 +38,7 @@ PROBE = 8
 TRIAL_SERIES = 512
 """Series, at most, that an automatic choice is timed on."""
 TOLERANCE_PT = 1.0
-"""Points of accuracy, on validation series, that an automatic choice may lose against the same model in fp32.
-"""
+"""Points of accuracy on validation series that an automatic choice may lose against the model in fp32."""
 LEAST_PROCESSES = 5
 """Before a measurement may be narrow enough to stop (`measure.target_pct`): after three, intervals hold the
 truth in 90 instead of 93 to 95 %."""
@@ -62,7 +61,7 @@ class MeasuringFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Scores:
-    """What an artifact answers: class scores, float32 (series, classes), on the whole test split and on the validation series."""
+    """What an artifact answers: class scores, float32 (series, classes), of test and validation series."""
 
     test: FloatArray
     val: FloatArray
@@ -79,10 +78,10 @@ def score(
     progress: bool = True,
     splits: tuple[str, ...] = SPLITS,
 ) -> Scores:
-    """Score test and validation series in a process of its own, at the batch size that is measured, once per artifact.
+    """Score test and validation series in a process of its own, once per artifact.
 
-    Some formats' answers depend on the other series of the batch, and a different batch size is then another
-    classifier. Of `splits` that are not asked for, there are no scores.
+    At the batch size that is measured: some formats' answers depend on the other series of the batch, and
+    another batch size is then another classifier. Of `splits` that are not asked for, there are no scores.
 
     Raises
     ------
@@ -118,7 +117,7 @@ def score(
 
 
 def peaks(config: MeasureConfig, cache: Cache) -> dict[str, float]:
-    """What this CPU reaches in one large product (`hardware.peaks`), looked at once per machine and number of threads."""
+    """What this CPU reaches in a large product (`hardware.peaks`), once per machine and number of threads."""
 
     def build(folder: Path) -> None:
         with _asked("peaks", {}, {}, "cpu", config) as answer:
@@ -140,7 +139,7 @@ def measure(
     progress: bool = True,
     planted: float = 0.0,
 ) -> Record:
-    """Measure an artifact against a reference, in several fresh processes that have the machine for themselves.
+    """Measure an artifact against a reference, in fresh processes that have the machine for themselves.
 
     Parameters
     ----------

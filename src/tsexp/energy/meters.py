@@ -79,8 +79,8 @@ class ZeusMeter:
     Parameters
     ----------
     kind
-        ``nvml`` (the GPU that runs the model), ``rapl`` (all CPU packages and their DRAM, all processes included)
-        or ``soc``.
+        ``nvml`` (the GPU that runs the model), ``rapl`` (all CPU packages and their DRAM, all processes
+        included) or ``soc``.
     """
 
     def __init__(self, kind: str) -> None:
@@ -95,7 +95,8 @@ class ZeusMeter:
         self.resolution_s = {"nvml": 0.1, "rapl": 0.001, "soc": 0.1}[kind]
         self._scope = {
             "nvml": "the whole GPU board",
-            "rapl": f"{len(packages)} whole CPU package(s), with DRAM where it has a counter; other processes included",
+            "rapl": f"{len(packages)} whole CPU package(s), with DRAM where it has a counter; "
+            "other processes included",
             "soc": "the whole system on chip",
         }[kind]
 
@@ -132,8 +133,8 @@ class ZeusMeter:
 def _gpu() -> list[int]:
     """Zeus' number of the GPU that PyTorch computes on, in a list.
 
-    Zeus takes CUDA_VISIBLE_DEVICES for a list of NVML's numbers. CUDA orders by speed by default,
-    and takes UUIDs too.
+    Zeus takes CUDA_VISIBLE_DEVICES for a list of NVML's numbers. CUDA orders by speed by default, and takes
+    UUIDs too.
     """
     import pynvml
     from zeus.device import get_gpus
@@ -146,8 +147,8 @@ def _gpu() -> list[int]:
     if mine not in seen:
         raise ConfigError(
             f"Zeus does not see the GPU that PyTorch computes on ({mine}): set CUDA_DEVICE_ORDER=PCI_BUS_ID, "
-            f"and CUDA_VISIBLE_DEVICES, "
-            "if at all, to the numbers that nvidia-smi shows; a slice of a GPU (MIG) has no meter"
+            "and CUDA_VISIBLE_DEVICES, if at all, to the numbers that nvidia-smi shows; a slice of a GPU "
+            "(MIG) has no meter"
         )
     return [seen.index(mine)]
 
@@ -162,9 +163,9 @@ def _packages() -> list[int]:
 
 
 def _soc_joules(soc: Any) -> float:
-    """Joules of everything a system on chip reports (Apple: CPU, GPU, DRAM, neural engine.
+    """Joules of everything a system on chip reports.
 
-    Jetson: its total).
+    Apple: CPU, GPU, DRAM, neural engine; Jetson: its total.
     """
     total = getattr(soc, "total_energy_mj", None)
     if total is not None:
@@ -174,10 +175,7 @@ def _soc_joules(soc: Any) -> float:
 
 
 def available(device: str) -> dict[str, str]:
-    """Ask each counter that could measure `device`.
-
-    Return kind → ``""`` if it answers, else why it does not.
-    """
+    """Ask each counter that could measure `device`: kind → ``""`` if it answers, else why it does not."""
     from zeus.device.soc import get_soc
 
     asks: dict[str, Callable[[], Any]] = (
@@ -227,13 +225,16 @@ def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) 
     if require == "measured":
         raise ConfigError(
             f"measure.require=measured, but no meter answers here ({why}); `python -m tsexp.doctor` says "
-            f"what to permit"
+            "what to permit"
         )
     return CpuTimeMeter(watts_per_core)
 
 
 def counter(device: str, meter: str = AUTO) -> Meter | None:
-    """Return a meter that measures, for stretches of work that nobody pairs (training, compression), or None where there is only an estimate."""
+    """Return a meter that measures, or None where there is only an estimate.
+
+    For stretches of work that nobody pairs: training, compression.
+    """
     kind = source(device, meter)
     if kind.startswith(ESTIMATED):
         return None

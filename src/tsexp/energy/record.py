@@ -80,22 +80,17 @@ class Record:
             For joules where this record's are estimated, too.
         """
         train_s, train_j = train["wall_s"], self._joules(train, watts_per_core)
-        compress_s, compress_j = (
-            sum(c["wall_s"] for c in compress),
-            sum(self._joules(c, watts_per_core) for c in compress),
-        )
+        compress_s = sum(c["wall_s"] for c in compress)
+        compress_j = sum(self._joules(c, watts_per_core) for c in compress)
         costs = {
             "cost/train_s": train_s,
             "cost/train_j": train_j,
             "cost/compress_s": compress_s,
             "cost/compress_j": compress_j,
         }
-        gained_j = self.metrics.get("energy/reference_per_inference_j", 0.0) - self.metrics.get(
-            "energy/per_inference_j", 0.0
-        )
-        if (
-            gained_j > 0 and self.metrics.get("vs_dense/energy_saving_lo", 0.0) > 0
-        ):  # of noise, nothing is paid back
+        reference_j = self.metrics.get("energy/reference_per_inference_j", 0.0)
+        gained_j = reference_j - self.metrics.get("energy/per_inference_j", 0.0)
+        if gained_j > 0 and self.metrics.get("vs_dense/energy_saving_lo", 0.0) > 0:  # noise pays nothing back
             costs["cost/break_even_inferences"] = compress_j / gained_j
         return replace(self, metrics=self.metrics | {k: float(v) for k, v in costs.items() if np.isfinite(v)})
 
@@ -174,17 +169,18 @@ def reach_pct(raw: dict[str, Any]) -> float:
 def _over_processes(raw: dict[str, Any], key: str) -> tuple[float, float, float]:
     """Mean over processes of the median logarithm of reference / artifact, with its 95 % t interval.
 
-    NaN if a window has no such logarithm.
-
-    What differs from process to process (memory layout, what was loaded and used first) is seen by no pair
-    within one: intervals from the pairs of a single process held the truth in 75 % instead of 95 %
-    (docs/measuring.md).
+    NaN if a window has no such logarithm. What differs from process to process (memory layout, what was
+    loaded and used first) is seen by no pair within one: intervals from the pairs of a single process held
+    the truth in 75 % instead of 95 % (docs/measuring.md).
     """
     return _t_interval(_middles(raw, key))
 
 
 def pooled_saving(raws: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
-    """Saving in per cent with its 95 % interval, over the processes of several measurements of the same two artifacts."""
+    """Saving in per cent with its 95 % interval.
+
+    Over the processes of several measurements of the same two artifacts.
+    """
     value, low, high = _t_interval(np.concatenate([_middles(raw, "energy_j") for raw in raws]))
     return tuple(100 * float(-np.expm1(-v)) for v in (value, low, high))  # type: ignore[return-value]
 
@@ -210,7 +206,7 @@ def _middles(raw: dict[str, Any], key: str) -> FloatArray:
 
 
 def scatter_p(raws: Sequence[dict[str, Any]]) -> float:
-    """Tell how likely measurements of an artifact against itself scatter as they do, if their intervals are right.
+    """How likely measurements of an artifact against itself scatter so, if their intervals are right.
 
     Each round's t value (the truth is 0) becomes the normal score of the same rank; the sum of their squares
     is χ² distributed, whatever the noise of each round is. A bias shows, too. (Comparing mean squares, an F
@@ -260,10 +256,10 @@ def assemble(
         sizes["size/macs"] = manifest["macs"]
     if "channels" in manifest and dense.get("channels"):
         sizes["prune/achieved_ratio"] = 1 - manifest["channels"] / dense["channels"]
+    numbers = metrics | sizes | summarize(raw)
     return Record(
-        metrics={
-            k: float(v) for k, v in (metrics | sizes | summarize(raw)).items() if np.isfinite(v)
-        },  # an invalid record may divide by zero
+        # An invalid record may divide by zero.
+        metrics={k: float(v) for k, v in numbers.items() if np.isfinite(v)},
         energy_source=raw["source"],
         invalid_reasons=invalid,
         warnings=warnings,
@@ -296,12 +292,14 @@ def _wrong(raw: dict[str, Any], name: str) -> list[str]:
     kept, found = _kept(raw, name), []
     if len(kept) < raw["repeats"]:
         found.append(
-            f"only {len(kept)} of {raw['repeats']} windows of the {name}: the others were discarded (counter wrap)"
+            f"only {len(kept)} of {raw['repeats']} windows of the {name}: the others were discarded "
+            "(counter wrap)"
         )
     short = sum(w["wall_s"] < SHORTEST * raw["window_s"] for w in kept)
     if short:
         found.append(
-            f"{short} windows of the {name} shorter than {raw['window_s']:g} s: the clock was changed; measure again"
+            f"{short} windows of the {name} shorter than {raw['window_s']:g} s: the clock was changed; "
+            "measure again"
         )
     broken = {
         "same_outputs": f"the {name} answers the probe batch differently after the windows",

@@ -93,11 +93,9 @@ def run(
     dict
         JSON values only (but for what `check` returned, ``before`` and ``after``): ``windows`` (each with
         process, subject, pair, start_unix_s, end_unix_s, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s,
-        discarded, and what `look` saw),
-        ``latencies_ms`` of the artifact, ``started`` (per subject: load_s, load_j, first_call_s,
-        first_call_j), ``orders``, ``meter_overhead_s``,
-        ``window_s`` (the length asked for, or more where the meter is slow), ``pairs`` (then fewer),
-        ``source``, ``scope``.
+        discarded, and what `look` saw), ``latencies_ms`` of the artifact, ``started`` (per subject: load_s,
+        load_j, first_call_s, first_call_j), ``orders``, ``meter_overhead_s``, ``window_s`` (the length asked
+        for, or more where the meter is slow), ``pairs`` (then fewer), ``source``, ``scope``.
     """
     order = random.Random(f"{plan.seed} {plan.process}")
     draw = np.random.default_rng([plan.seed, plan.process])

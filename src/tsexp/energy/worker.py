@@ -25,7 +25,7 @@ MANY = 2000
 
 
 def score(folder: str) -> int:
-    """Class scores of ``artifact`` on each array of series, called with ``batch_size`` series at a time, as it is measured."""
+    """Class scores of ``artifact`` on arrays of series, ``batch_size`` at a time, as it is measured."""
     return _answer(Path(folder), _score)
 
 

@@ -1,4 +1,4 @@
-"""Classifiers for time series: families of models, each described by its ``arch`` and rebuilt without pickle."""
+"""Classifiers for time series: families of models, described by an ``arch`` and rebuilt without pickle."""
 
 from tsexp.models.counting import Layer, count_macs, count_parameters, summary
 from tsexp.models.family import Model, build, family_of, load, rebuild, save

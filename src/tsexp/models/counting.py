@@ -32,7 +32,7 @@ class Layer:
 
 
 def count_parameters(model: Model | nn.Module) -> int:
-    """Number of parameters (buffers of a network are not); of what is no network, all numbers that it learned."""
+    """Number of parameters (buffers are none); of what is no network, all numbers that it learned."""
     if isinstance(model, nn.Module):
         return sum(p.numel() for p in model.parameters())
     return sum(t.numel() for t in model.state().values())
@@ -44,10 +44,9 @@ def count_macs(model: Model) -> int | None:
     Convolutions, linear layers, and both products of attention.
 
     Counted by PyTorch's flop counter on a run. So a rewritten model counts what it does instead of what it
-    was made from: a last block that
-    computes the class token alone counts less, the hidden unit that holds a bias
-    (`runtimes.rewrite.FlatBlock`) more. Padding that a mask hides is computed, and counts. Not counted: what
-    is no product (norms, activations, softmax, additions, scaling, resampling).
+    was made from: a last block that computes the class token alone counts less, the hidden unit that holds a
+    bias (`transformer.rewrite.FlatBlock`) more. Padding that a mask hides is computed, and counts. Not
+    counted: what is no product (norms, activations, softmax, additions, scaling, resampling).
     """
     return _flops(model).get("Global", 0) // 2 if isinstance(model, Network) else None
 

@@ -28,8 +28,8 @@ class Network(nn.Module):
 
     family: ClassVar[str]
     STEM: ClassVar[tuple[str, ...]] = ()
-    """Modules, by name, whose products stay in floating point where all others are int8: raw series have peaks
-    that int8 ranges do not bear."""
+    """Modules, by name, whose products stay in floating point where all others are int8: raw series have
+    peaks that int8 ranges do not bear."""
 
     arch: Any
     preprocess: Preprocess
@@ -62,7 +62,8 @@ class Network(nn.Module):
         Raises
         ------
         ValueError
-            If it names anything but a module: the file may come from elsewhere, and must not call what it likes.
+            If it names anything but a module: the file may come from elsewhere, and must not call what it
+            likes.
         """
         for name, sizes in replaced.items():
             kind = look_up(sizes["kind"], {})
@@ -119,7 +120,7 @@ class Network(nn.Module):
         return copy.deepcopy(self).eval().requires_grad_(False)
 
     def first_token_layers(self) -> tuple[nn.Module, ...]:
-        """Layers that `deployable` computes for the first token alone: ranges of int8 are to be seen on it alone."""
+        """Layers that `deployable` computes for the first token alone: it alone makes their int8 ranges."""
         return ()
 
     def prunable(self) -> int:
@@ -127,5 +128,5 @@ class Network(nn.Module):
         return 0
 
     def lengths(self) -> set[int]:
-        """Sizes of axes inside, beside those of the weights: what a batch to export with must not be as large as."""
+        """Sizes of axes inside, beside those of the weights: a batch to export with must have another one."""
         return {self.arch.preprocessing.length}

@@ -24,8 +24,7 @@ class Preprocess(nn.Module):
 
     Input: float (batch, channels, time), NaN after the end of a shorter series (only if ``spec.masked`` or
     ``spec.resample``). Output: float (batch, channels, ``spec.length``) with zeros as padding, and a bool
-    mask (batch,
-    ``spec.length``), True where there is data, or None if ``spec.masked`` is false.
+    mask (batch, ``spec.length``), True where there is data, or None if ``spec.masked`` is false.
     """
 
     mean: Tensor
@@ -50,9 +49,8 @@ class Preprocess(nn.Module):
         x = self._scale(x, valid)
         if spec.resample:
             assert valid is not None
-            return self._resample(
-                x, valid.to(x.dtype).sum(-1)
-            ), None  # in float: OpenVINO gets integers here wrong
+            lengths = valid.to(x.dtype).sum(-1)  # in float: OpenVINO gets integers here wrong
+            return self._resample(x, lengths), None
         if valid is None:
             return x, None
         short = spec.length - x.shape[-1]
@@ -80,10 +78,12 @@ class Preprocess(nn.Module):
         return x if valid is None else x.masked_fill(~valid, 0)
 
     def _resample(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Interpolate (batch, channels, time) linearly on ``spec.length`` points from the first to the last value; `lengths` (batch, 1)."""
-        grid = torch.linspace(0, 1, self.spec.length, dtype=x.dtype, device=x.device) * (
-            lengths - 1
-        )  # (batch, length)
+        """Interpolate (batch, channels, time) linearly on ``spec.length`` points, first to last value.
+
+        `lengths` is (batch, 1).
+        """
+        shares = torch.linspace(0, 1, self.spec.length, dtype=x.dtype, device=x.device)
+        grid = shares * (lengths - 1)  # (batch, length)
         left = grid.floor()
         after = torch.minimum(left + 1, lengths - 1)
         shape = (-1, x.shape[1], -1)

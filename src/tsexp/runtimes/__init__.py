@@ -1,4 +1,4 @@
-"""Model → artifact folder → something that answers raw series with class scores; `artifact` says what a runtime is."""
+"""Model → artifact folder → what answers raw series with class scores; `artifact` says what a runtime is."""
 
 from tsexp.runtimes.artifact import (
     AUTO,

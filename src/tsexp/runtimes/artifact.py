@@ -6,8 +6,8 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
 ``SUPPORTED``
     Quantization mode → devices, for transformers.
 ``FAMILIES``
-    Optional. The same for other families of models: family → mode → devices. Of a family that is not listed, a
-    convolution gets mode ``none``, and whatever is no network nothing.
+    Optional. The same for other families of models: family → mode → devices. Of a family that is not listed,
+    a convolution gets mode ``none``, and whatever is no network nothing.
 ``PACKAGES``
     What it imports, by distribution name, for a mode, a family, or ``every`` artifact; the extra ``runtimes``
     installs all that is no core dependency.
@@ -114,7 +114,7 @@ class Predictor(Protocol):
     """A loaded artifact."""
 
     def __call__(self, series: FloatArray) -> FloatArray:
-        """Raw series, float32 (batch, channels, time) → class scores, float32 (batch, classes), for any batch size."""
+        """Raw series (batch, channels, time) → class scores (batch, classes), float32, of any batch size."""
         ...
 
     def weights_digest(self) -> str:
@@ -140,11 +140,9 @@ class Artifact:
     manifest
         ``runtime``, ``mode``, ``device``, ``classes``, ``shape`` (channels and length of a series),
         ``channels`` (prunable: heads × head_dim + FFN units), ``calibration`` (indices into the train split),
-        ``parameters``, ``macs`` (per series),
-        ``layers`` (of the graph that runs),
-        ``matmuls`` (how many per dtype), ``sqnr_db`` (of the scores against the model in fp32, by batch
-        size), ``bytes`` (of the files), and
-        ``files`` with their SHA-256: counted on what is in the folder.
+        ``parameters``, ``macs`` (per series), ``layers`` (of the graph that runs), ``matmuls`` (how many per
+        dtype), ``sqnr_db`` (of the scores against the model in fp32, by batch size), ``bytes`` (of the
+        files), and ``files`` with their SHA-256: counted on what is in the folder.
     """
 
     entry: Entry
@@ -188,8 +186,7 @@ def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer
         if not candidates(quant, runtime, family):
             raise Unsupported(
                 f"no installed runtime supports quant.mode={quant.mode} of the {family} family on "
-                f"{runtime.device}; "
-                f"supported:\n{_table(family)}"
+                f"{runtime.device}; supported:\n{_table(family)}"
             )
         return
     module = _module(runtime.name)

@@ -13,7 +13,8 @@ import json
 import re
 import time
 import zipfile
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,8 @@ def ready(quant: QuantConfig, device: str) -> None:
 
 def machine() -> dict[str, str]:
     """Return what the machine code depends on: the compiler uses all that this CPU has."""
-    known: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # not in the oldest PyTorch that is allowed
+    # The oldest PyTorch that is allowed does not have it.
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     flags = {k: v for k, v in known.items() if isinstance(v, bool | str)}
     return {"cpu": f"{torch.backends.cpu.get_cpu_capability()} {digest(flags)[:12]}"}
 
@@ -94,12 +94,8 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
             sizes[2] = torch.export.Dim("time", min=2, max=2**20)
         graph: nn.Module = InBf16(lean) if job.quant.mode == "bf16" else lean
         if job.quant.mode in ("dynamic", *CALIBRATED):
-            graph = _quantized(
-                torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module(),
-                series,
-                job,
-                model.STEM,
-            )
+            exported = torch.export.export(graph, (series,), dynamic_shapes=(sizes,)).module()
+            graph = _quantized(exported, series, job, model.STEM)
         program = torch.export.export(graph, (series,), dynamic_shapes=(sizes,))
         known = inductor.get_config_copy()
         aoti_compile_and_package(
@@ -172,7 +168,7 @@ def load(folder: Path, mode: str, device: str, threads: int) -> InductorPredicto
     if expected["cpu"] != machine()["cpu"]:
         raise ValueError(
             f"{folder / FILE} was compiled for another CPU ({expected['cpu']}; here: {machine()['cpu']}); "
-            f"deploy it on this machine"
+            "deploy it on this machine"
         )
     return InductorPredictor(folder / FILE, expected["channels"], expected["length"])
 
@@ -221,44 +217,95 @@ def read_layers(wrapper: str) -> list[Layer]:
         aoti_torch_cpu__linear_pointwise(..., _frozen_param19, ..., &var_1, &buf6_handle)
         cpp_fused_native_layer_norm_0((const float*)(encoder_norm_weight.data_ptr()), ...)
     """
-    facts: dict[str, dict[str, str]] = {}
-    described = r"constants_info_\[(\d+)\]\.(name|dtype|data_size|original_fqn|shape) = "
-    described += r'["{]?(?:cached_torch_dtype_)?([\w., ]*)'
-    for index, key, value in re.findall(described, wrapper):
-        facts.setdefault(index, {})[key] = value
-    constants = {c["name"]: c for c in facts.values()}
     variables = dict(re.findall(r"int32_t (var_\d+) = cached_torch_dtype_(\w+);", wrapper))
     buffers: dict[str, str] = {}  # number format of each
     layers = []
+    for call in _calls(wrapper):
+        if call.fused:
+            layers += _fused_kernel(call)
+            continue
+        read = [buffers[w] for w in call.words if w in buffers]
+        products = _product(call, read)
+        layers += products
+        made = call.formats(variables) or [p.dtype for p in products] or read or ["unknown"]
+        buffers |= dict.fromkeys(call.written, made[-1])
+    return layers
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A line of generated C++ that calls an operator or a fused kernel.
+
+    Attributes
+    ----------
+    words
+        All names in its arguments, in order.
+    owned
+        The constants among them, as `_constants` describes them.
+    """
+
+    op: str
+    fused: bool
+    words: list[str]
+    owned: list[dict[str, str]]
+
+    @property
+    def written(self) -> list[str]:
+        """Buffers that it fills."""
+        return [w.removesuffix("_handle") for w in self.words if w.endswith("_handle")]
+
+    @property
+    def weight_dtype(self) -> str | None:
+        """Of its largest constant; integers are zero points, sums, or weights that scales go with."""
+        weights = [c for c in self.owned if not c["dtype"].startswith("int")]
+        return max(weights, key=lambda c: int(c["data_size"]))["dtype"] if weights else None
+
+    def formats(self, variables: dict[str, str]) -> list[str]:
+        """Number formats that it is asked for, by their own name or in variables."""
+        prefix = "cached_torch_dtype_"
+        spelled = [w.removeprefix(prefix) for w in self.words if w.startswith(prefix)]
+        return spelled + [variables[w] for w in self.words if w in variables]
+
+    def layer(self, dtype: str, matmul: bool) -> Layer:
+        """Describe it, by the name of the module that a constant comes from, else of what it fills."""
+        modules = [c["original_fqn"].removeprefix("model.").rpartition(".")[0] for c in self.owned]
+        name = next(filter(None, [*modules, *self.written[-1:], self.op]))
+        size = sum(int(c["data_size"]) for c in self.owned)
+        return Layer(name, "fused kernel" if self.fused else self.op, dtype, size, matmul)
+
+
+def _calls(wrapper: str) -> Iterator[_Call]:
+    constants = _constants(wrapper)
     for line in wrapper.splitlines():
         call = re.search(r"aoti_torch_(?:cpu_|mkldnn_)?_?(\w+)\(|^\s*(cpp_fused\w+)\(", line)
-        if call is None:
-            continue
-        words = re.findall(r"\w+", line[call.end() :])
-        owned = [constants[w] for w in dict.fromkeys(words) if w in constants]
-        size = sum(int(c["data_size"]) for c in owned)
-        read = [buffers[w] for w in words if w in buffers]
-        written = [w.removesuffix("_handle") for w in words if w.endswith("_handle")]
-        op = call[1] or call[2]
-        weight = max(
-            (c for c in owned if not c["dtype"].startswith("int")),
-            key=lambda c: int(c["data_size"]),
-            default=None,
-        )
-        named = [c["original_fqn"].removeprefix("model.").rpartition(".")[0] for c in owned]
-        name = next(filter(None, named), written[-1] if written else op)
-        if call[2]:
-            if (
-                weight
-            ):  # a product of few rows is spelled out in a fused kernel, which is called after what it fuses
-                product = "mm_" in op and any("," in c["shape"] for c in owned)
-                layers.append(Layer(name, "fused kernel", weight["dtype"], size, product))
-            continue
-        made = [w.removeprefix("cached_torch_dtype_") for w in words if w.startswith("cached_torch_dtype_")]
-        made += [variables[w] for w in words if w in variables]
-        if any(product in op for product in PRODUCTS):
-            dtype = "int8" if "qlinear" in op or "qconv" in op else weight["dtype"] if weight else read[0]
-            layers.append(Layer(name, op, dtype, size, True))
-            made = made or [dtype]
-        buffers |= dict.fromkeys(written, (made or read or ["unknown"])[-1])
-    return layers
+        if call is not None:
+            words = re.findall(r"\w+", line[call.end() :])
+            owned = [constants[w] for w in dict.fromkeys(words) if w in constants]
+            yield _Call(call[1] or call[2], bool(call[2]), words, owned)
+
+
+def _constants(wrapper: str) -> dict[str, dict[str, str]]:
+    """Name → ``dtype``, ``data_size``, ``original_fqn`` and ``shape``."""
+    keys = "name|dtype|data_size|original_fqn|shape"
+    value = r'["{]?(?:cached_torch_dtype_)?([\w., ]*)'
+    facts: dict[str, dict[str, str]] = {}
+    for index, key, said in re.findall(rf"constants_info_\[(\d+)\]\.({keys}) = {value}", wrapper):
+        facts.setdefault(index, {})[key] = said
+    return {c["name"]: c for c in facts.values()}
+
+
+def _fused_kernel(call: _Call) -> list[Layer]:
+    """Describe it if it owns weights."""
+    if call.weight_dtype is None:
+        return []
+    # A product of few rows is spelled out in a fused kernel, which is called after what it fuses.
+    product = "mm_" in call.op and any("," in c["shape"] for c in call.owned)
+    return [call.layer(call.weight_dtype, product)]
+
+
+def _product(call: _Call, read: list[str]) -> list[Layer]:
+    """Describe it if it is a product; without weights, it computes in the format of what it reads."""
+    if not any(product in call.op for product in PRODUCTS):
+        return []
+    int8 = "qlinear" in call.op or "qconv" in call.op
+    return [call.layer("int8" if int8 else call.weight_dtype or read[0], True)]

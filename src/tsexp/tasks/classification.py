@@ -75,7 +75,7 @@ def Validation(classes: int) -> Any:
 
 
 def accuracy(scores: FloatArray, targets: IntArray) -> float:
-    """Share of series whose highest score is that of their label; answers that are not finite count as guesses."""
+    """Share of series whose highest score is their label's; answers that are not finite are guesses."""
     return float((np.nan_to_num(scores).argmax(1) == targets).mean())
 
 

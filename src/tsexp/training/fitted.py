@@ -47,7 +47,7 @@ class Fitted:
         return models.load(self.entry.folder)
 
     def history(self) -> list[dict[str, float]]:
-        """One dict per epoch: train_loss, val_loss, val_accuracy, lr; none of what was not trained by epochs."""
+        """One dict per epoch: train_loss, val_loss, val_accuracy, lr; none where there were no epochs."""
         return json.loads((self.entry.folder / "history.json").read_text())  # type: ignore[no-any-return]
 
     def notes(self) -> list[Path]:
@@ -57,7 +57,10 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model to distil from (Hinton et al. 2015, arXiv 1503.02531): loss = (1 - weight) · task + weight · T² · KL."""
+    """The model to distil from (Hinton et al. 2015, arXiv 1503.02531).
+
+    The loss is (1 - weight) · task + weight · T² · KL.
+    """
 
     model: Network
     weight: float

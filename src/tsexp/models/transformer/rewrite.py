@@ -52,7 +52,7 @@ class PackedAttention(nn.Module):
         return self.o(self.mix(q, k, v, mask))  # type: ignore[no-any-return]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend: (batch, tokens, heads × head_dim), `q` perhaps with fewer tokens → the same shape as `q`."""
+        """Attend: (batch, tokens, heads × head_dim), `q` perhaps with fewer tokens → the shape of `q`."""
         if self.fused:
             attend = None if mask is None else mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
             mixed: Tensor = torch.onnx.ops.attention(
@@ -219,10 +219,8 @@ def deployed(
     if products and type(parts.tokenizer) in (PatchTokenizer, ConvStemTokenizer):
         parts.tokenizer = ProductTokenizer(parts.tokenizer)
     if new.cls is not None:
-        parts.tokenizer, parts.positions = (
-            MaskWithClass(parts.tokenizer),
-            PositionsWithClass(new.positions, new.cls),
-        )
+        parts.tokenizer = MaskWithClass(parts.tokenizer)
+        parts.positions = PositionsWithClass(new.positions, new.cls)
         parts.cls = None
     blocks = parts.encoder.blocks
     flat = flat and all(packable(b) and _plain(b.fc1, b.fc2) for b in blocks)
@@ -238,7 +236,7 @@ def deployed(
 
 
 def packable(block: EncoderBlock) -> bool:
-    """Whether queries, keys and values are what they were built as: of what has replaced them nothing is known."""
+    """Whether queries, keys and values are what they were built as: nothing is known of replacements."""
     a = block.attention
     return _plain(a.q, a.k, a.v)
 
