@@ -16,7 +16,8 @@
 #
 # Train a small transformer, prune it, deploy it, measure it against its dense self, look at the result.
 #
-# So that this takes less than a minute, the dataset is small and the measurement short (`measure.repeats`): leave that away for results.
+# So that this takes less than a minute, the dataset is small and the measurement short (`measure.repeats`):
+# leave that away for results.
 #
 # All files go into a temporary folder, and `python` is the interpreter of this notebook.
 
@@ -36,7 +37,8 @@ Path.cwd()
 # %% [markdown]
 # ## What can this machine measure?
 #
-# Without an energy counter, as on most virtual machines, energy is an estimate from CPU time, and marked † everywhere.
+# Without an energy counter, as on most virtual machines, energy is an estimate from CPU time, and marked †
+# everywhere.
 
 # %% language="bash"
 # python -m tsexp.doctor
@@ -44,13 +46,15 @@ Path.cwd()
 # %% [markdown]
 # ## A sweep
 #
-# `-m` and values with commas: one job per value. The dataset lies in aeon's wheel, so that no network is needed.
+# `-m` and values with commas: one job per value. The dataset lies in aeon's wheel, so that no network is
+# needed.
 
 # %% language="bash"
 # python -m tsexp -m data=italy_power_demand prune.ratio=0,0.5 measure.repeats=20 train.progress=false
 
 # %% [markdown]
-# The first line is the dense model measured against itself: what it shows is noise. ⚠ marks what to look at twice.
+# The first line is the dense model measured against itself: what it shows is noise. ⚠ marks what to look at
+# twice.
 #
 # The picture of the sweep:
 
@@ -64,13 +68,14 @@ Image(picture)
 # The same command again measures nothing twice: it finds both jobs in the store.
 
 # %% language="bash"
-# python -m tsexp -m data=italy_power_demand prune.ratio=0,0.5 measure.repeats=20 train.progress=false | grep "measured before"
+# python -m tsexp -m data=italy_power_demand prune.ratio=0,0.5 measure.repeats=20 train.progress=false \
+#     | grep "measured before"
 
 # %% [markdown]
 # ## The artifact
 #
-# What was measured is in the store as an MLflow model: raw series in, classes and their probabilities out, with the
-# code that runs it.
+# What was measured is in the store as an MLflow model: raw series in, classes and their probabilities out,
+# with the code that runs it.
 
 # %%
 import mlflow
@@ -88,5 +93,5 @@ series, labels = load_italy_power_demand(split="test")
 model.predict(series[:5]).assign(label=labels[:5])
 
 # %% [markdown]
-# `mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///…/mlflow.db`, the last line of the sweep, opens the store in a browser.
-# Go on with [02_reading_the_results](02_reading_the_results.py).
+# `mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///…/mlflow.db`, the last line of the sweep, opens
+# the store in a browser. Go on with [02_reading_the_results](02_reading_the_results.py).

@@ -14,7 +14,8 @@
 # %% [markdown]
 # # Reading the results
 #
-# Every number lies in an MLflow store, with what it was computed from. This notebook makes a store with one short run, reads it, and recomputes two numbers from their raw data.
+# Every number lies in an MLflow store, with what it was computed from. This notebook makes a store with one
+# short run, reads it, and recomputes two numbers from their raw data.
 
 # %%
 import os
@@ -34,7 +35,8 @@ warnings.filterwarnings("ignore", "IProgress")
 # %% [markdown]
 # ## Through MLflow
 #
-# One run per job. Units are in the names, `vs_dense/…` is against the dense fp32 model, trained as long and measured in the same processes, `_lo` and `_hi` are the ends of its 95 % interval.
+# One run per job. Units are in the names, `vs_dense/…` is against the dense fp32 model, trained as long and
+# measured in the same processes, `_lo` and `_hi` are the ends of its 95 % interval.
 
 # %%
 import mlflow
@@ -71,7 +73,8 @@ Image(client.download_artifacts(run.info.run_id, "confusion.png"))
 # %% [markdown]
 # ## A number again, from its windows
 #
-# `windows.json` has every window as it was read. `summarize` makes the statistics of it, the same ones at any time.
+# `windows.json` has every window as it was read. `summarize` makes the statistics of it, the same ones at any
+# time.
 
 # %%
 import json
@@ -86,7 +89,8 @@ again["vs_dense/energy_saving_pct"], run.data.metrics["vs_dense/energy_saving_pc
 # %% [markdown]
 # ## The frozen results
 #
-# A report is made of files and not of the store: `python -m tsexp.report freeze`, or from Python. A row per run, every column with its unit.
+# A report is made of files and not of the store: `python -m tsexp.report freeze`, or from Python. A row per
+# run, every column with its unit.
 
 # %%
 from tsexp.report import frozen
@@ -102,7 +106,8 @@ results.results.T
 results.results[["energy_source", "measured_saving_pct", "estimated_saving_pct"]]
 
 # %% [markdown]
-# The saving by hand: joules per series of each pair of windows; of each process the median of what its pairs save, on the logarithm; of these the mean.
+# The saving by hand: joules per series of each pair of windows; of each process the median of what its pairs
+# save, on the logarithm; of these the mean.
 
 # %%
 import numpy as np
@@ -117,7 +122,8 @@ assert abs(saving_pct - again["vs_dense/energy_saving_pct"]) < 1e-9
 saving_pct
 
 # %% [markdown]
-# The windows over time. A drift, an outlier or a neighbour on the machine would show here, and in both lines alike.
+# The windows over time. A drift, an outlier or a neighbour on the machine would show here, and in both lines
+# alike.
 
 # %%
 axis = (1000 * joules.droplevel("process")).plot(
@@ -132,7 +138,8 @@ top = axis.set_ylim(bottom=0)
 # %% [markdown]
 # ## A number again, from its predictions
 #
-# A line per test series: its label, what the artifact says, and what the reference says (the dense model, trained as long). So the drop in accuracy is a paired one.
+# A line per test series: its label, what the artifact says, and what the reference says (the dense model,
+# trained as long). So the drop in accuracy is a paired one.
 
 # %%
 predictions = results.predictions
@@ -141,7 +148,8 @@ assert abs(right.mean() - run.data.metrics["test/accuracy"]) < 1e-9
 {"accuracy": right.mean(), "drop, points": 100 * (dense_right.mean() - right.mean())}
 
 # %% [markdown]
-# Series that only one of the two gets right decide whether that drop is more than chance (McNemar's exact test):
+# Series that only one of the two gets right decide whether that drop is more than chance (McNemar's exact
+# test):
 
 # %%
 from scipy.stats import binomtest

@@ -28,7 +28,8 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 # %% [markdown]
 # ## The files
 #
-# Two kinds of machine, told apart by how fast they hum; two sensors each. An array (series, channels, time), or a list of arrays (channels, time) of unequal lengths.
+# Two kinds of machine, told apart by how fast they hum; two sensors each. An array (series, channels, time),
+# or a list of arrays (channels, time) of unequal lengths.
 
 # %%
 import numpy as np
@@ -61,11 +62,14 @@ print(Path("hum/Hum_TRAIN.ts").read_text()[:300])
 # ## The run
 
 # %% language="bash"
-# python -m tsexp data=ucr data.name=Hum data.path=hum data.scale=standard model.patch=8 prune.ratio=0.3 measure.repeats=20 train.progress=false
+# python -m tsexp data=ucr data.name=Hum data.path=hum data.scale=standard model.patch=8 \
+#     prune.ratio=0.3 measure.repeats=20 train.progress=false
 
 # %% [markdown]
-# `data.scale` says how raw values reach the model (`none`, `znorm`, `minmax`, `standard`), `data.unequal` what happens to unequal lengths, `data.missing` what to missing values:
-# `conf/data/ucr.yaml` explains them. All of it is inside the deployed artifact, and measured with it. A dataset that you use often becomes a file: [docs/extending.md](../docs/extending.md).
+# `data.scale` says how raw values reach the model (`none`, `znorm`, `minmax`, `standard`), `data.unequal`
+# what happens to unequal lengths, `data.missing` what to missing values: `conf/data/ucr.yaml` explains them.
+# All of it is inside the deployed artifact, and measured with it. A dataset that you use often becomes a
+# file: [docs/extending.md](../docs/extending.md).
 #
 # ## What errors look like
 #

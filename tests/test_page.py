@@ -226,7 +226,7 @@ def test_filters_choose_the_points_and_the_rows(visit, written):
     assert (points(tab), rows(tab)) == (every["valid"].sum(), len(every))
     assert tab.inner_text("#status") == (
         f"{len(every)} of {len(every)} runs are shown; 4 of them have no value on these axes and are in the "
-        f"table only."
+        "table only."
     )
     assert "With invalid energy, which is left out: 4." in tab.inner_text("#about")
     assert tab.locator("#runs td", has_text="invalid").count() == 4

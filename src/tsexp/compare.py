@@ -245,7 +245,7 @@ def _dataset(rows: Sequence[Row], cfg: Config) -> Dataset:
     if dataset.checksum != rows[0].tags["tsexp.data_checksum"]:
         raise ConfigError(
             f"{' and '.join(dataset.files)} are not the files that the runs are of; "
-            f"say where those are: paths.data=…"
+            "say where those are: paths.data=…"
         )
     return replace(dataset, val=np.zeros(0, np.int64))
 
@@ -275,7 +275,7 @@ def _artifact(client: Any, row: Row, cache: Path, scratch: Path) -> Artifact:
     if not _whole(folder):
         raise ConfigError(
             f"the artifact of run {row.run_id[:8]} ({row.name}) is neither in {cache} nor, whole, in the "
-            f"store; run it again with rerun=true"
+            "store; run it again with rerun=true"
         )
     assert folder is not None
     return Artifact(Entry(folder, signature, reused=True), read_manifest(folder))

@@ -486,9 +486,8 @@ def _unreachable(key: str, name: str) -> list[str]:
     except Exception as error:  # whatever somebody's module raises
         return [
             f"{key}={name} cannot be imported ({type(error).__name__}: {error}); it is read as "
-            f"module:object, "
-            "and the module is looked for in the working folder, in PYTHONPATH and among the installed "
-            "packages"
+            "module:object, and the module is looked for in the working folder, in PYTHONPATH and among the "
+            "installed packages"
         ]
     return []
 

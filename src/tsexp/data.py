@@ -156,7 +156,7 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     if len(channels) > 1:
         raise ConfigError(
             f"{files[0].parent}: series with {' and '.join(map(str, sorted(channels)))} channels; all must "
-            f"have the same"
+            "have the same"
         )
     fit, val = _split(judge.strata(y_train), config.val_fraction, seed)
     return Dataset(
@@ -235,15 +235,14 @@ def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
             f"dataset {config.name} is nowhere{suggest(config.name, _known(data_dir))}. "
             f"Looked in: {target} (paths.data, environment variable TSEXP_DATA), "
             f"{_wheel_dir() / config.name} (aeon's wheel), aeon's download ({type(error).__name__}: "
-            f"{str(error)[:100]}). "
-            f"Put {config.name}_TRAIN.ts and {config.name}_TEST.ts into {target}, or give data.path=FOLDER, "
-            f"or check the name against https://timeseriesclassification.com"
+            f"{str(error)[:100]}). Put {config.name}_TRAIN.ts and {config.name}_TEST.ts into {target}, or "
+            "give data.path=FOLDER, or check the name against https://timeseriesclassification.com"
         ) from None
     found = find(config, data_dir)
     if found is None:
         raise ConfigError(
             f"aeon downloaded {config.name} into {target}, but {config.name}_TRAIN.ts and _TEST.ts are not "
-            f"there"
+            "there"
         )
     return found
 
@@ -288,7 +287,7 @@ def _split(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]
     if size >= len(rest) - int((counts > 1).sum()) + 1:
         raise ConfigError(
             f"data.val_fraction={fraction} leaves no series of some class to fit on ({len(y)} train series); "
-            f"lower it or use 0"
+            "lower it or use 0"
         )
     fit, val = train_test_split(rest, test_size=size, stratify=y[rest], random_state=seed)
     return np.sort(np.concatenate([fit, every[lonely]])), np.sort(val)

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--selftest",
         action="store_true",
         help=f"measure an artifact against itself {ROUNDS} times, and with {100 * PLANTED:g} %% more work "
-        f"(minutes)",
+        "(minutes)",
     )
     parser.add_argument(
         "--meter",
@@ -190,7 +190,7 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
         if right and not found:
             failed = (
                 f"self-test FAILED: the intervals are right, but too wide to see {PLANTED:.0%}: quiet the "
-                f"machine, or raise measure.processes"
+                "machine, or raise measure.processes"
             )
         reach = max(records.reach_pct(r.raw) for r in nulls)
         said = (
@@ -198,10 +198,10 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
             f"{'no ' if p >= LEAST_P else ''}more than their "
             f"intervals say (χ² test, p = {p:.3f}; at least {LEAST_P:g} asked)\n"
             f"{PLANTED:.0%} of planted work {'was' if found else 'was NOT'} found: saving {saving:.2f} "
-            f"[{low:.2f}, {high:.2f}] % "
-            f"over {len(more)} round{'s' * (len(more) > 1)} (true: {-100 * PLANTED:g} %)\n"
+            f"[{low:.2f}, {high:.2f}] % over {len(more)} round{'s' * (len(more) > 1)} "
+            f"(true: {-100 * PLANTED:g} %)\n"
             f"measure=quick resolves savings above about {reach:.1f} % here (the widest interval of the "
-            f"artifact against itself)"
+            "artifact against itself)"
         )
     console.print(said)
     console.print("self-test passed" if ok else failed, style="green" if ok else "bold red")

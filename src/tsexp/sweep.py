@@ -294,8 +294,8 @@ def _check(config: DictConfig) -> _Checked:
     for key in overrides:
         if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in dict(given)):
             raise ConfigError(
-                f"{key}: a sweep has one store; give it as one value, and outside of "
-                f"hydra.sweeper.params\nnothing was started"
+                f"{key}: a sweep has one store; give it as one value, and outside of hydra.sweeper.params\n"
+                "nothing was started"
             )
     jobs = _one_by_one(list(overrides.values())) if search else _every_job(list(overrides.values()))
     checked, unsupported = _check_jobs(config, jobs, loader)

@@ -181,10 +181,9 @@ def table(found: list[dict]) -> tuple[str, bool]:
         "# The meter against itself",
         "",
         f"`make bench-meter`: {len(nulls)} measurements (`measure=quick`) of an untrained artifact against "
-        f"itself, on {hardware.cpu_model()}, "
-        f"{hardware.describe()['cores']} cores. The true speedup is 1. *busy*: another process computes on "
-        f"the other core meanwhile. "
-        "CPU time decides (energy is estimated from it here); wall time beside it.",
+        f"itself, on {hardware.cpu_model()}, {hardware.describe()['cores']} cores. The true speedup is 1. "
+        "*busy*: another process computes on the other core meanwhile. CPU time decides (energy is estimated "
+        "from it here); wall time beside it.",
         "",
         f"**The 95 % interval held 1 in {held_in_all} of {len(nulls)}**"
         + (f" (at least {LEAST:.0%} asked)." if nulls else "."),

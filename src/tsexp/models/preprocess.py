@@ -42,8 +42,8 @@ class Preprocess(nn.Module):
         ragged = spec.masked or spec.resample
         if not ragged and x.shape[-1] != spec.length:
             raise ValueError(
-                f"series of length {x.shape[-1]}; this model takes exactly {spec.length} (data.length "
-                f"resamples)"
+                f"series of length {x.shape[-1]}; this model takes exactly {spec.length} "
+                "(data.length resamples)"
             )
         valid = ~x[:, :1].isnan() if ragged else None  # (batch, 1, time)
         x = self._scale(x, valid)

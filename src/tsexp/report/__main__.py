@@ -194,7 +194,7 @@ def _check_same(frozen: Any, config: Any, where: str | None, folder: Path) -> No
         if frozen.about.get(key) != value:
             raise ReportError(
                 f"{folder} was frozen from another {'filter' if key == 'where' else key}; freeze again: "
-                f"python -m tsexp.report freeze …"
+                "python -m tsexp.report freeze …"
             )
 
 

@@ -227,7 +227,7 @@ def _notes(rows: Sequence[Row], labels: Sequence[str]) -> list[Text]:
     if any(not r.measured for r in rows):
         notes.append(
             f"{ESTIMATE} estimated from CPU time (no energy counter answers here): compare only with other "
-            f"estimates"
+            "estimates"
         )
     notes += sorted({f"energy: {r.tags['tsexp.energy_source']}" for r in rows if r.measured})
     for tag, mark in (("tsexp.invalid_reasons", "invalid"), ("tsexp.warnings", "⚠")):

@@ -262,7 +262,7 @@ def freeze(
     if folder.exists() and not (folder / "about.json").exists():
         raise ReportError(
             f"{folder} is there and holds no frozen results, so it is not replaced; move it away or choose "
-            f"another paths.report"
+            "another paths.report"
         )
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -441,7 +441,7 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
         except MlflowException as error:
             raise ReportError(
                 f"the store does not take where={where!r}: {_reason(error)}; an example that it takes: "
-                f"where=\"params.`data.name` = 'ACSF1'\""
+                "where=\"params.`data.name` = 'ACSF1'\""
                 if where
                 else f"the store does not answer: {_reason(error)}"
             ) from None

@@ -74,7 +74,7 @@ def invalid(frozen: Frozen) -> list[str]:
     """Say how many records have no valid energy, or nothing valid at all."""
     results = frozen.results
     said = [
-        f"Records with invalid energy, which count for accuracy only: "
+        "Records with invalid energy, which count for accuracy only: "
         f"{(~results['valid'] & results['scored']).sum()}."
     ]
     return said + ([f"Invalid records left out: {n}."] if (n := (~results["scored"]).sum()) else [])

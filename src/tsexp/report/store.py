@@ -84,7 +84,7 @@ def _check_sqlite(file: Path) -> None:
     if not file.is_file():
         raise ReportError(
             f"there is no store at {file}; fill one first (python -m tsexp -m experiment=quick), or say "
-            f"where it is: tracking.uri=…"
+            "where it is: tracking.uri=…"
         )
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
@@ -93,8 +93,8 @@ def _check_sqlite(file: Path) -> None:
         raise ReportError(f"{file} is not a store of MLflow: {error}") from None
     if "experiments" not in tables:
         raise ReportError(
-            f"{file} is not a store of MLflow: it has no table of experiments; fill one first: python -m "
-            f"tsexp -m experiment=quick"
+            f"{file} is not a store of MLflow: it has no table of experiments; fill one first: "
+            "python -m tsexp -m experiment=quick"
         )
 
 

@@ -42,7 +42,7 @@ def ready(quant: QuantConfig, device: str) -> None:
     if quant.mode == "weight_only" and quant.weight_bits != 8:
         raise Unsupported(
             f"quant.weight_bits={quant.weight_bits} with runtime=eager is not supported on cpu; "
-            f"runtime=onnxruntime has it"
+            "runtime=onnxruntime has it"
         )
 
 

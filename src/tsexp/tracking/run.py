@@ -271,9 +271,8 @@ def _describe(values: Mapping[str, float], record: Record) -> str:
     lines = [
         f"Accuracy **{100 * values['test/accuracy']:.1f} %**, drop "
         f"{values['vs_dense/accuracy_drop_pt']:+.1f} points "
-        f"[{values['vs_dense/accuracy_drop_lo']:+.1f}, {values['vs_dense/accuracy_drop_hi']:+.1f}] against "
-        f"the dense model trained as long "
-        f"({100 * values['test/control_accuracy']:.1f} %).",
+        f"[{values['vs_dense/accuracy_drop_lo']:+.1f}, {values['vs_dense/accuracy_drop_hi']:+.1f}] "
+        f"against the dense model trained as long ({100 * values['test/control_accuracy']:.1f} %).",
     ]
     if record.valid:
         lines.append(

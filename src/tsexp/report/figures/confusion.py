@@ -58,7 +58,7 @@ def _pick(group: pd.DataFrame) -> tuple[pd.Series, str]:
     return run, (
         f"{words.describe(run)}, seed {run['seed']}, {why} at most {LOSES_AT_MOST_PT:g} point on {series} "
         f"series: {run['accuracy_drop_pt']:+.1f} points lost on test series, {run['size_ratio']:.1f} times "
-        f"smaller."
+        "smaller."
     )
 
 
