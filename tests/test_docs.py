@@ -312,3 +312,16 @@ def test_every_example_runs_as_written(reader, heading):
     assert examples()[heading]
     for command in examples()[heading]:
         assert "sqlite:///" in run(command, reader)
+
+
+def test_the_table_of_runtimes_is_what_they_support():
+    from tsexp.runtimes import RUNTIMES, artifact
+
+    page = (ROOT / "docs" / "usage.md").read_text()
+    columns = [["none"], ["dynamic"], ["static", "qat"], ["weight_only"], ["bf16"]]
+    for name in RUNTIMES:
+        (line,) = (text for text in page.splitlines() if text.startswith(f"| `runtime={name}`"))
+        for cell, modes in zip(line.split("|")[2:-1], columns, strict=True):
+            for letter, family in (("T", "transformer"), ("C", "convolution"), ("E", "estimator")):
+                supported = {mode in artifact._supported(name, family) for mode in modes}
+                assert supported == {letter in cell.split()}, (name, modes, family)
