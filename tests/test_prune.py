@@ -347,10 +347,6 @@ def kept_by(home, italy, **changes):
     return pruning.kept(made["prune"])
 
 
-def test_ratio_zero_is_the_dense_model_itself(home, italy):
-    assert prune(home, italy, ratio=0.0) is home[2]
-
-
 @pytest.mark.parametrize("distill", [0.0, 0.5, 1.0])
 def test_pruned_model_is_smaller_fine_tuned_and_cached(home, italy, distill, monkeypatch):
     dense = home[2]
@@ -373,58 +369,6 @@ def test_pruned_model_is_smaller_fine_tuned_and_cached(home, italy, distill, mon
     again = prune(home, italy, distill=distill)
     assert (slim.entry.reused, again.entry.reused) == (False, True)
     assert again.signature == slim.signature
-
-
-def tune_alike(home, italy, **changes):
-    config, cache, dense = home
-    return compress.control(dense, replace(config, prune=replace(config.prune, **changes)), italy, cache)
-
-
-def test_the_control_is_tuned_likewise_with_nothing_removed_once_for_all_ways_of_pruning(
-    home, italy, monkeypatch
-):
-    control = tune_alike(home, italy)
-    assert control.load().arch == home[2].load().arch
-    assert not torch.equal(scores(control.load(), italy), scores(home[2].load(), italy))
-    assert len(control.history()) == len(prune(home, italy).history()) == home[0].prune.finetune_epochs
-    monkeypatch.setattr(training, "fit", None)
-    for change in (
-        {"ratio": 0.75},
-        {"scope": "depth"},
-        {"method": "taylor", "calibration_series": 7},
-        {"round_to": 8},
-    ):
-        assert tune_alike(home, italy, **change).signature == control.signature
-
-
-def test_other_tuning_has_another_control(home, italy):
-    assert tune_alike(home, italy, finetune_lr=0.1).signature != tune_alike(home, italy).signature
-    assert tune_alike(home, italy, distill=0.0).signature != tune_alike(home, italy).signature
-
-
-@pytest.mark.parametrize("change", [{"ratio": 0.0}, {"finetune_epochs": 0}])
-def test_without_tuning_the_control_is_the_dense_model_itself(home, italy, change):
-    assert tune_alike(home, italy, **change) is home[2]
-
-
-def test_the_control_is_what_pruning_nothing_would_leave(home, italy, monkeypatch):
-    # The same fit, of the same model, by the same teacher, along the same recipe: only `shrink` is missing.
-    asked = []
-    monkeypatch.setattr(
-        training,
-        "fit",
-        lambda model, *args: asked.append((len(model.state_dict()), args[0], args[2], args[4])) or [],
-    )
-    tune_alike(home, italy, finetune_lr=0.0123)
-    prune(home, italy, finetune_lr=0.0123, ratio=1e-9)
-    (control, recipe, seed, teacher), pruned = asked
-    assert (control, recipe, seed) == pruned[:3]
-    assert (teacher.weight, teacher.temperature) == (pruned[3].weight, pruned[3].temperature)
-    assert same_weights(teacher.model, pruned[3].model)
-
-
-def same_weights(a, b):
-    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
 def test_without_fine_tuning_the_model_is_the_shrunk_one(home, italy):
