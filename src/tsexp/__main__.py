@@ -102,9 +102,8 @@ def _run() -> None:
     """Run `main`, with errors of the configuration in one line each instead of Hydra's frames."""
     wants_frames = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
-    os.environ.setdefault(
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
-    )  # with the password in it; `sweep.ui_line` says the address
+    # With the password in it; `sweep.ui_line` says the address.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     sys.argv[1:] = secret.hidden(sys.argv[1:])
     shown = io.StringIO() if {"-c", "--cfg"} & {a.split("=")[0] for a in sys.argv[1:]} else sys.stdout
     try:

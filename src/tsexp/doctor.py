@@ -209,9 +209,8 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
 
 
 def _holds(record: Record, truth: float) -> bool:
-    low, high = (
-        record.metrics.get(f"vs_dense/energy_saving_{bound}", math.nan) for bound in ("lo", "hi")
-    )  # an invalid record may have none
+    # An invalid record may have none.
+    low, high = (record.metrics.get(f"vs_dense/energy_saving_{end}", math.nan) for end in ("lo", "hi"))
     return low <= truth <= high
 
 

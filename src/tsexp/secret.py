@@ -29,9 +29,9 @@ def hidden(arguments: Sequence[str]) -> list[str]:
 
 def _hidden(argument: str) -> str:
     given = re.fullmatch(r"""(\+{0,2}tracking\.uri=)(['"]?)(.*)\2""", argument)
-    if (
-        not given or redact(given[3]) == given[3] or ("," in given[3] and not given[2])
-    ):  # a list to sweep over is refused later on
+    if not given or redact(given[3]) == given[3]:
+        return argument
+    if "," in given[3] and not given[2]:  # a list to sweep over is refused later on
         return argument
     os.environ[STORE] = given[3]
     return given[1] + REFERENCE

@@ -222,10 +222,7 @@ def ui_line(store: TrackingConfig) -> str:
 
 
 def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | None, str]:
-    """Return the run id of the sweep whose folder this is, and the name of one of its jobs.
-
-    The job with this number and these overrides.
-    """
+    """Return the run id of the sweep whose folder this is, and the name of the job of this number."""
     about = _about(sweep_dir)
     if about.get("names"):
         return about["parent"], about["names"][number]
@@ -287,9 +284,8 @@ def _check(config: DictConfig) -> _Checked:
     given = list((config.hydra.sweeper.get("params") or {}).items())
     every = [f"{k}={v}" for k, v in given] + secret.as_given(config.hydra.overrides.task)
     loader = compose.loader()
-    overrides = {
-        o.get_key_element(): o for o in OverridesParser.create(config_loader=loader).parse_overrides(every)
-    }  # the last of a key counts
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(every)
+    overrides = {o.get_key_element(): o for o in parsed}  # the last of a key counts
     fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
     for key in overrides:
         if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in dict(given)):

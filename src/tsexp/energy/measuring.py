@@ -249,9 +249,9 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
 def choose(
     candidates: list[Artifact], exact: Artifact, dataset: Dataset, config: MeasureConfig, cache: Cache
 ) -> tuple[Artifact, list[dict[str, Any]]]:
-    """Take the fastest of several artifacts of one model that keeps its accuracy, on validation series.
+    """Take the fastest of several artifacts of one model that keeps its accuracy.
 
-    The model was not fitted on them.
+    On validation series, which the model was not fitted on.
 
     Parameters
     ----------

@@ -198,9 +198,8 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     pool = mine.loc[list(changes)]
     if claim.kind == "energy" and (pool["energy"] == "measured").any():
         pool = pool[pool["energy"] == "measured"]
-    pool = pool[
-        pool["energy_source"] == pool["energy_source"].mode()[0]
-    ]  # the commonest: those of others are not comparable
+    # The commonest: those of others are not comparable.
+    pool = pool[pool["energy_source"] == pool["energy_source"].mode()[0]]
     sign = -1 if claim.kind == "energy" else 1
     within = [
         sign * changes[place].value if row["val_drop_pt"] <= MARGIN_PT else -math.inf

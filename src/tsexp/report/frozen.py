@@ -1,9 +1,8 @@
 """The results, frozen: every number that a table or a figure is made of, in files read without a store.
 
 ``results.parquet`` (and ``.csv``) has a row per run; ``windows``, ``predictions`` and ``channels`` have what
-the statistics are made of;
-``about.json`` says where it came from and what was left out. Tables and figures are functions of this folder
-and of nothing else.
+the statistics are made of; ``about.json`` says where it came from and what was left out. Tables and figures
+are functions of this folder and of nothing else.
 """
 
 from __future__ import annotations
@@ -465,9 +464,8 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
             again = row.tags.get("tsexp.signature", "") in done
             left_out.add("measured again since" if again else f"not finished ({row.status})", row.name)
     best: dict[str, Row] = {}
-    for row in sorted(
-        (r for r in jobs if r.status == "FINISHED"), key=lambda r: not r.valid
-    ):  # stable: the newest first among the valid
+    finished = [r for r in jobs if r.status == "FINISHED"]
+    for row in sorted(finished, key=lambda r: not r.valid):  # stable: the newest first among the valid
         signature = row.tags.get("tsexp.signature", row.run_id)
         if signature in best:
             left_out.add("measured again since", row.name)

@@ -102,14 +102,13 @@ def over_seeds_and_series(outcomes: NDArray[Any]) -> Interval:
 
     The parameter that is covered is the expectation over all seeds and over the population that the test
     series are a sample of; of a single run, that of this one training over the series. The variance of the
-    mean is that of a two-way random-effects analysis (seeds × series): the
-    mean square of the seeds, which has few degrees of freedom, and what that of the series has more than the
-    residual one, which has many. The quantile of t is the mean of those of both, weighted by their variances
-    (Cochran and Cox 1950). One number of degrees of freedom for the sum, by Satterthwaite, holds .88 to .93
-    with two or three seeds that differ much. One more outcome of each sign in the whole table (Bonett and
-    Price 2012) keeps the interval from vanishing where no outcome differs; and it reaches at least one
-    standard error of the series alone. Coverage, simulated:
-    ``tests/test_coverage_seeds.py``.
+    mean is that of a two-way random-effects analysis (seeds × series): the mean square of the seeds, which
+    has few degrees of freedom, and what that of the series has more than the residual one, which has many.
+    The quantile of t is the mean of those of both, weighted by their variances (Cochran and Cox 1950). One
+    number of degrees of freedom for the sum, by Satterthwaite, holds .88 to .93 with two or three seeds that
+    differ much. One more outcome of each sign in the whole table (Bonett and Price 2012) keeps the interval
+    from vanishing where no outcome differs; and it reaches at least one standard error of the series alone.
+    Coverage, simulated: ``tests/test_coverage_seeds.py``.
 
     Parameters
     ----------
@@ -133,12 +132,9 @@ def over_seeds_and_series(outcomes: NDArray[Any]) -> Interval:
             least, series_alone - float((rest**2).sum()) / ((seeds - 1) * (series - 1)) / seeds / series
         )
     quantiles = stdtrit([max(1, seeds - 1), n - 1], 0.975)
-    reach = float(np.average(quantiles, weights=[from_seeds, from_series])) * math.sqrt(
-        from_seeds + from_series
-    )
-    reach = max(
-        reach, math.sqrt(series_alone)
-    )  # two seeds that agree by chance are no reason to be surer than that
+    quantile = float(np.average(quantiles, weights=[from_seeds, from_series]))
+    # Two seeds that agree by chance are no reason to be surer than the series alone allow.
+    reach = max(quantile * math.sqrt(from_seeds + from_series), math.sqrt(series_alone))
     return Interval(float(of_series.mean()), max(-1.0, centre - reach), min(1.0, centre + reach))
 
 
@@ -175,10 +171,8 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
     pandas.DataFrame
         Beside what identifies it: ``energy`` (measured, estimated), ``n`` (seeds), ``n_energy`` (those with
         valid energy, of which the energies, times and speedups are), ``seeds``, ``warned`` (records with a
-        warning); every metric with ``_lo`` and
-        ``_hi``; ``accuracy_pct``,
-        ``control_accuracy_pct`` and ``drop_pt`` (`over_seeds_and_series`); ``dense_accuracy_pct`` (before any
-        tuning); ``val_series``;
+        warning); every metric with ``_lo`` and ``_hi``; ``accuracy_pct``, ``control_accuracy_pct`` and
+        ``drop_pt`` (`over_seeds_and_series`); ``dense_accuracy_pct`` (before any tuning); ``val_series``;
         ``mcnemar_p`` (the smallest over seeds, times their number); ``degradation`` (kept, lost, undecided;
         ``reference`` for the dense model itself, which is its own control).
     """

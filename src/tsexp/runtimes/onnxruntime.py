@@ -122,11 +122,12 @@ def to_onnx(model: Network, file: Path, opset: int = OPSET) -> list[str]:
             verbose=False,
         )
         assert program is not None
+        # Lists of modules, as text.
         scopes = {
             n.name: n.metadata_props["pkg.torch.onnx.name_scopes"]
             for n in program.model.graph
             if n.op_type in (*PRODUCTS, *CONVOLUTIONS)
-        }  # lists of modules
+        }
         free = {
             n.name for n in program.model.graph if n.op_type == "Relu" and _producer(n) not in CONVOLUTIONS
         }
@@ -271,12 +272,8 @@ class OnnxPredictor:
     def __init__(
         self, file: Path, threads: int, disabled: tuple[str, ...] = DISABLED, device: str = "cpu"
     ) -> None:
-        self.file, self.threads, self.disabled, self.providers = (
-            file,
-            threads,
-            list(disabled),
-            PROVIDERS[device],
-        )
+        self.file, self.threads = file, threads
+        self.disabled, self.providers = list(disabled), PROVIDERS[device]
         self.session = self._session()
 
     def __call__(self, series: FloatArray) -> FloatArray:

@@ -74,7 +74,7 @@ def rewritten(model: Network, mode: str) -> Network:
 def convert(model: Network) -> tuple[Any, list[str]]:
     """Convert as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size.
 
-    And the names of the stem's nodes.
+    Return the names of the stem's nodes, too.
     """
     import openvino as ov
     import torch
@@ -172,9 +172,8 @@ def _static(model: Any, stem: list[str], job: Job) -> Any:
         ignored_scope=nncf.IgnoredScope(names=others + stem, validate=False),
         advanced_parameters=advanced.AdvancedQuantizationParameters(
             activations_range_estimator_params=ranges.RangeEstimatorParameters(low, high),
-            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(
-                matmul=-1, convolution=-1
-            ),  # off: leaves nothing of T3 (docs/log.md)
+            # Off: it leaves nothing of T3 (docs/log.md).
+            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),
             disable_bias_correction=True,
         ),
     )

@@ -223,10 +223,7 @@ class Curves(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Fitting)
-        accuracy, loss = (
-            float(pl_module.validation.compute()),
-            float(pl_module.val_loss.compute()),
-        )
+        accuracy, loss = float(pl_module.validation.compute()), float(pl_module.val_loss.compute())
         pl_module.validation.reset()
         self._validated = accuracy, loss
         if self.keep and (accuracy, -loss) > self._score:
