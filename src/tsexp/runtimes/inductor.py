@@ -118,10 +118,10 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
 
 def rewritten(model: Network, mode: str) -> Network:
     """Return what is exported in a mode."""
-    # A deep copy: frozen int8 kernels have been seen to write into parameters that models share.
-    # In int8, a product of the class tokens alone reads the wrong rows from the second series on (torch
-    # 2.13): there, all tokens are computed. Convolutions stay convolutions there, which PT2E leaves in fp32:
-    # raw series have peaks that int8 ranges do not bear.
+    # A deep copy: frozen int8 kernels have been seen to write into parameters that models share. In int8, a
+    # product of the class tokens alone reads the wrong rows from the second series on (torch 2.13): there,
+    # all tokens are computed. Convolutions stay convolutions there, which PT2E leaves in fp32: raw series
+    # have peaks that int8 ranges do not bear.
     exact = mode in ("none", "bf16")
     return model.deployable(first_only=exact, products=exact)
 
