@@ -22,9 +22,9 @@ import os, signal, sys, time
 def note(path):
     import threading
     warm = "torch" in sys.modules
-    tasks = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else
-    threading.active_count() open(path, "w").write(f"{os.getpid()} {warm} {tasks} {os.environ.get('COLOUR')}
-    {os.getcwd()}")
+    seen = "/proc/self/task"
+    tasks = len(os.listdir(seen)) if os.path.isdir(seen) else threading.active_count()
+    open(path, "w").write(f"{os.getpid()} {warm} {tasks} {os.environ.get('COLOUR')} {os.getcwd()}")
 
 def seven(): return 7
 def leave(): sys.exit(9)
