@@ -274,9 +274,12 @@ def test_hovering_tells_the_run_and_a_click_opens_it(visit, written):
     at = tab.evaluate(
         """url => {
           const plot = document.getElementById("plot"), box = plot.getBoundingClientRect();
-          const trace = plot._fullData.find(t => t.customdata && t.customdata.includes(url)), i =
-          trace.customdata.indexOf(url); const {xaxis, yaxis} = plot._fullLayout; return [box.left +
-          xaxis._offset + xaxis.d2p(trace.x[i]), box.top + yaxis._offset + yaxis.d2p(trace.y[i])];
+          const trace = plot._fullData.find(t => t.customdata && t.customdata.includes(url));
+          const i = trace.customdata.indexOf(url), {xaxis, yaxis} = plot._fullLayout;
+          return [
+            box.left + xaxis._offset + xaxis.d2p(trace.x[i]),
+            box.top + yaxis._offset + yaxis.d2p(trace.y[i]),
+          ];
         }""",
         f"{UI}/#/experiments/1/runs/{warned['run_id']}",
     )

@@ -49,14 +49,13 @@ ABOUT = """Each run is one artifact, measured against the dense architecture wit
 fp32 in eager PyTorch, in alternating windows of several processes; a sweep is the parent of its jobs.
 
 - `test/*`: 0 to 1, whole test split; `val/*`: the same on validation series, what choices are made by.
-  `test/control_accuracy`: of the reference;
-  `test/dense_accuracy`: of the dense model before any tuning. `vs_dense/accuracy_drop_pt`: points lost
-  against the reference, with its 95 % interval
+  `test/control_accuracy`: of the reference; `test/dense_accuracy`: of the dense model before any tuning.
+  `vs_dense/accuracy_drop_pt`: points lost against the reference, with its 95 % interval
 - `cost/*`: what it took to get there. `invalid/*`: of a record that may not be trusted
 - `energy/per_inference_j`: joules per series, by `tsexp.energy_source` (compare like with like).
   `vs_dense/energy_saving_pct`: %, paired
-- `vs_dense/speedup`: wall time, `vs_dense/cpu_speedup`: CPU time; times. `latency/*_ms`: one call. `size/*`:
-  counted on the artifact itself
+- `vs_dense/speedup`: wall time, `vs_dense/cpu_speedup`: CPU time; times. `latency/*_ms`: one call.
+  `size/*`: counted on the artifact itself
 - `tsexp.valid`: only `true` may stand in a table; `tsexp.warnings`: why to look twice
 - `sweep/*`, of a parent: how many of its jobs were measured (`jobs`), `failed`, were `skipped`, or kept the
   accuracy (`kept`: the interval of the drop ends within 1 point); `best_saving_pct`: the best of those
