@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -174,7 +175,8 @@ def test_wrong_keys_are_refused(name, override, message):
 
 
 def test_training_keys_do_not_matter_to_an_estimator(italy, cache):
-    assert train("minirocket", italy, cache) == train("minirocket", italy, cache, "train.epochs=7")
+    shorter = train("minirocket", italy, cache, "train.epochs=7")
+    assert train("minirocket", italy, cache).signature == shorter.signature
 
 
 def test_minirocket_says_that_series_are_too_short(italy, cache):
@@ -331,3 +333,45 @@ def test_end_to_end(name, tmp_path):
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert outcome["status"] == "finished"
     assert name in done.stdout
+
+
+OWN = """
+from tsexp.models.convolution import *
+from tsexp.models import convolution
+{like}
+class Mine(Convolutions):
+    {family}
+def build(config, dataset):
+    made = convolution.build(config, dataset)
+    made.__class__ = Mine
+    return made
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("nowhere:", None, "model.family=nowhere: cannot be imported"),
+        ("json:", None, "model.family=json: lacks Config, build, rebuild, LIKE"),
+        ("unlike:", OWN.format(like="", family="pass"), "model.family=unlike: lacks LIKE"),
+        (
+            "stranger:",
+            OWN.format(like="LIKE = 'convolution'", family="pass"),
+            "model.family=stranger: builds a model whose `family` is convolution",
+        ),
+    ],
+)
+def test_a_family_of_ones_own_that_is_none_is_refused_in_a_line(
+    monkeypatch, tmp_path, italy, name, text, said
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    if text:
+        (tmp_path / f"{name[:-1]}.py").write_text(text)
+    with pytest.raises(ConfigError, match="^" + re.escape(said)):
+        models.build(compose("model=fcn", f"model.family='{name}'").model, italy)
+
+
+def test_dilated_and_grouped_convolutions_round_as_they_are():
+    layer = torch.nn.Conv1d(4, 4, 3, padding=2, dilation=2, groups=2)
+    x = torch.rand(2, 4, 20)
+    assert (qat.Rounded(layer, 0.0, 1.0)(x) - layer(x)).abs().max() < 0.02

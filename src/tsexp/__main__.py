@@ -70,6 +70,8 @@ def cli() -> None:
             "tsexp: error: this needs Linux or macOS (process groups and signals end a measurement); on "
             "Windows, use WSL"
         )
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as python -m does: somebody's own code may lie here
     arguments = sys.argv[1:]
     if arguments[:1] == ["--version"]:
         print(f"tsexp {__version__}")

@@ -336,11 +336,21 @@ def _to_object(cfg: DictConfig) -> Any:
 
 def _model(keys: dict[str, Any]) -> ModelConfig:
     """Type the ``model`` group by its family."""
-    family = str(keys.get("family"))
+    family = str(keys.setdefault("family", "transformer"))  # the only one there was once
     if family not in FAMILIES and ":" not in family:
         raise ConfigError(
             f"model.family={family} is not known; allowed: {', '.join(FAMILIES)}, or your own as module:"
             f"{suggest(family, FAMILIES)}"
+        )
+    wrong = _unreachable("model.family", family) if ":" in family else []
+    if wrong:
+        raise ConfigError(wrong[0])
+    missing = [name for name in ("Config", "build", "rebuild") if not hasattr(family_module(family), name)]
+    if family not in FAMILIES and getattr(family_module(family), "LIKE", None) not in FAMILIES:
+        missing.append(f"LIKE ({', '.join(FAMILIES)})")
+    if missing:
+        raise ConfigError(
+            f"model.family={family} lacks {', '.join(missing)}; docs/extending.md has an example"
         )
     kind = family_module(family).Config
     try:
@@ -361,8 +371,8 @@ def _model(keys: dict[str, Any]) -> ModelConfig:
 
 
 def like(family: str) -> str:
-    """Return the shipped family that this one is treated as: somebody's own module says so in ``LIKE``."""
-    return family if family in FAMILIES else str(family_module(family).LIKE)
+    """Return the family that runtimes and steps treat this one as: its module may say so in ``LIKE``."""
+    return str(getattr(family_module(family), "LIKE", family))
 
 
 def family_module(name: str) -> Any:

@@ -172,6 +172,7 @@ def signature(cfg: Config, dataset: Dataset) -> str:
     return digest(
         {
             "asked": identity(cfg),
+            "steps": compress.asked(cfg),
             "data": dataset.checksum,
             "hardware": hardware.describe(cfg.runtime.device),
             "meter": meters.source(cfg.runtime.device, cfg.measure.meter),

@@ -112,6 +112,11 @@ def _asked(cfg: Config, control: bool = False) -> Iterator[tuple[str, Any, dict[
             yield name, step, asked
 
 
+def asked(cfg: Config) -> dict[str, Any]:
+    """Return the steps that are asked for, in order, and all of the configuration that each depends on."""
+    return {name: what for name, _, what in _asked(cfg)}
+
+
 def check(cfg: Config) -> None:
     """Refuse steps that do not take this family of models.
 

@@ -82,10 +82,17 @@ def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
 
     Its outputs equal those of `model` with all other heads and units masked to zero and all other blocks
     skipped.
+
+    Raises
+    ------
+    ValueError
+        If another step has replaced layers already: pruning comes first.
     """
+    if model.replaced:
+        raise ValueError(f"layers were replaced before pruning: {', '.join(model.replaced)}")
     stay = {i: k for i, k in enumerate(kept) if k.ffn}
     arch = replace(model.arch, blocks=tuple(Block(len(k.heads), len(k.ffn)) for k in stay.values()))
-    slim = Classifier(arch)
+    slim = type(model)(arch)
     state = {
         name: value for name, value in model.state_dict().items() if not name.startswith("encoder.blocks.")
     }

@@ -135,7 +135,10 @@ class Rounded(nn.Module):
         self.weight, self.bias = source.weight, source.bias
         self.product: Any = F.linear
         if isinstance(source, nn.Conv1d):
-            self.product = partial(F.conv1d, stride=source.stride, padding=source.padding)
+            if source.padding_mode != "zeros":
+                raise ValueError(f"padding_mode={source.padding_mode} of a convolution is not supported")
+            same = {k: getattr(source, k) for k in ("stride", "padding", "dilation", "groups")}
+            self.product = partial(F.conv1d, **same)
         low, high = min(low, 0.0), max(high, 0.0)  # zero is exact
         self.scale = max((high - low) / 255, EPS)
         self.zero = round(-low / self.scale)

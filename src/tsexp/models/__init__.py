@@ -1,11 +1,10 @@
 """Classifiers for time series: families of models, described by an ``arch`` and rebuilt without pickle."""
 
-from tsexp.models.counting import Layer, count_macs, count_parameters, summary
+from tsexp.models.counting import count_macs, count_parameters
 from tsexp.models.family import Model, build, family_of, load, rebuild, save
 from tsexp.models.network import Network
 
 __all__ = [
-    "Layer",
     "Model",
     "Network",
     "build",
@@ -15,5 +14,4 @@ __all__ = [
     "load",
     "rebuild",
     "save",
-    "summary",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,22 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tsexp.models.family import Model
 from tsexp.models.network import Network
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One line of `summary`: a module that owns parameters.
-
-    ``macs`` is per series; ``bytes`` what its parameters take in memory.
-    """
-
-    name: str
-    kind: str
-    shape: str
-    dtype: str
-    parameters: int
-    macs: int
-    bytes: int
 
 
 def count_parameters(model: Model | nn.Module) -> int:
@@ -57,27 +40,6 @@ def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any
     An opaque operator, into which the counter does not see.
     """
     return 2 * q[0] * q[1] * k[1] * (q[2] + v[2])
-
-
-def summary(model: Network) -> list[Layer]:
-    """Return one `Layer` per module that owns parameters, in order of execution."""
-    flops = _flops(model)
-    layers = []
-    for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if own:
-            layers.append(
-                Layer(
-                    name=name or "cls",
-                    kind=type(module).__name__,
-                    shape="×".join(map(str, own[0].shape)),
-                    dtype=str(own[0].dtype).removeprefix("torch."),
-                    parameters=sum(p.numel() for p in own),
-                    macs=flops.get(name, 0) // 2 if name else 0,
-                    bytes=sum(p.numel() * p.element_size() for p in own),
-                )
-            )
-    return layers
 
 
 def _flops(model: Network) -> dict[str, int]:

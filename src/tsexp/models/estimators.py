@@ -17,6 +17,7 @@ from tsexp.config import ConfigError, ModelConfig, choice, number
 from tsexp.data import Dataset, FloatArray, Preprocessing
 from tsexp.models.preprocess import Preprocess
 
+PACKAGES = ("aeon", "numba", "scikit-learn")
 SHORTEST = 9
 """Steps of a series: MiniROCKET's kernels are as long."""
 

@@ -8,6 +8,10 @@ A family is a module with one line in `config.FAMILIES` (or somebody's own, ``mo
     An unfitted `Model` for a dataset; a network draws its weights from PyTorch's global generator.
 ``rebuild(arch)``
     The `Model` that an ``arch.json`` describes, without its weights.
+``LIKE``
+    Of another than these three: which of them runtimes and steps are to treat it as.
+``PACKAGES``
+    Optional. Distributions, beside PyTorch, whose version decides what is learned.
 
 Which families a step of compression or a runtime takes, that step or runtime says.
 """
@@ -20,9 +24,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from tsexp.config import ModelConfig, family_module
+from tsexp.config import ConfigError, ModelConfig, family_module
 from tsexp.data import Dataset, FloatArray
 
 
@@ -59,8 +63,25 @@ class Model(Protocol):
 
 
 def build(config: ModelConfig, dataset: Dataset) -> Model:
-    """Fit a configuration to a dataset; nothing is learned yet."""
+    """Fit a configuration to a dataset; nothing is learned yet.
+
+    Raises
+    ------
+    ConfigError
+        If the model says that it is of another family (as which it would be loaded again), or if it is a
+        network and its configuration says that it is not, or the other way round.
+    """
     model: Model = family_module(config.family).build(config, dataset)
+    if model.family != config.family:
+        raise ConfigError(
+            f"model.family={config.family} builds a model whose `family` is {model.family}; "
+            f'set family = "{config.family}" in its class'
+        )
+    if config.gradient != isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model.family={config.family}: `gradient` of its Config is {config.gradient}, and its model is "
+            f"{'' if isinstance(model, nn.Module) else 'not '}a torch module; one of them is wrong"
+        )
     return model
 
 

@@ -10,7 +10,7 @@ A task is a module with one line in `TASKS` and
     The metric that is shown first.
 ``loss(scores, targets, smoothing)``, ``distillation(scores, teacher, temperature)``
     What training minimizes; tensors, means over a batch.
-``Validation()``
+``Validation(outputs)``
     A torchmetrics metric of scores and targets, the higher the better, which selects a checkpoint.
 ``quality(scores, targets, prefix)``
     The metrics of a record, by name.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import tasks
+from tsexp import compress, tasks
 from tsexp.config import Config, TrackingConfig, digest, flat, identity, redact
 from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed
 from tsexp.energy.meters import ESTIMATED
@@ -112,6 +112,8 @@ class Tracked:
             (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
             (folder / "manifest.json").write_text(json.dumps(record.manifest, indent=1))
             for file in files:
+                if (folder / file.name).exists():
+                    raise FileExistsError(f"a step's note is called {file.name}, as another file of the run")
                 shutil.copyfile(file, folder / file.name)
             write_predictions(folder / "predictions.csv", record, dataset)
             pictures.curves(folder / "training.png", histories)
@@ -149,6 +151,7 @@ class Tracked:
                 metrics += [Metric(f"{prefix}/{k}", line[k], now, int(line["epoch"])) for k in names]
         for i in range(0, len(metrics), AT_ONCE):
             self.client.log_batch(self.run_id, metrics=metrics[i : i + AT_ONCE])
+        asked = identity(cfg) | {"steps": compress.asked(cfg)}
         tags = {
             "tsexp.energy_source": record.energy_source,
             "tsexp.valid": "true" if record.valid else "false",
@@ -156,7 +159,8 @@ class Tracked:
             "tsexp.warnings": "; ".join(record.warnings),
             "tsexp.data_checksum": dataset.checksum,
             "tsexp.protocol": str(PROTOCOL_VERSION),
-            "tsexp.config": digest({k: v for k, v in identity(cfg).items() if k != "seed"}),
+            "tsexp.config": digest({k: v for k, v in asked.items() if k != "seed"}),
+            "tsexp.steps": ",".join(asked["steps"]),
             "tsexp.cpu": record.hardware["cpu"],
             "tsexp.artifact": artifact.signature,
             "tsexp.runtime": artifact.manifest["runtime"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from tsexp import models
 from tsexp.cache import Cache, Entry, write_json
-from tsexp.config import ModelConfig, TrainConfig, like, own_digests
+from tsexp.config import ModelConfig, TrainConfig, family_module, like, own_digests
 from tsexp.data import Dataset
 from tsexp.models import Model, Network
 
@@ -90,6 +91,9 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
     }
     if isinstance(fresh, Network):
         key["train"] = config.asked()
+    packages = getattr(family_module(model.family), "PACKAGES", ())
+    if packages:
+        key["libraries"] = {name: metadata.version(name) for name in packages}
 
     def build(folder: Path) -> None:
         if isinstance(fresh, Network):

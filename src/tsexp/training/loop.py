@@ -218,7 +218,7 @@ class Curves(Callback):
         self.series = series
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
-        self._score = (-1.0, -math.inf)
+        self._score = (-math.inf, -math.inf)
         self._validated: tuple[float, float] | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
