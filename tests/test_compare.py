@@ -293,6 +293,8 @@ def test_other_files_than_the_runs_are_of_are_refused(place, capsys, tmp_path):
     train.write_text("\n".join(lines[:-1]) + "\n")
     line = refused(capsys, place, place.dense, place.pruned, f"paths.data={tmp_path}")
     assert "are not the files that the runs are of; say where those are: paths.data=" in line
+    # The same files where they are now.
+    assert place.compare(place.dense, place.pruned, f"paths.data={tmp_path}", f"data.path={source}") == 0
 
 
 def side(**manifest):

@@ -42,6 +42,7 @@ SETTINGS = {
     "seed": "seed",
     "tracking.…": "tracking.",
     "paths.…": "paths.",
+    "data.path": "data.path",
 }
 """What may be set → how it begins."""
 HELP = """\
@@ -241,11 +242,13 @@ def _dataset(rows: Sequence[Row], cfg: Config) -> Dataset:
             OmegaConf.structured(DataConfig), {k: None if v == "None" else v for k, v in params.items()}
         )
     )
+    if cfg.data.path:  # elsewhere than it was
+        given.path = cfg.data.path
     dataset = data.load(given, cfg.paths.data, cfg.seed)
     if dataset.checksum != rows[0].tags["tsexp.data_checksum"]:
         raise ConfigError(
             f"{' and '.join(dataset.files)} are not the files that the runs are of; "
-            "say where those are: paths.data=…"
+            "say where those are: paths.data=… or data.path=…"
         )
     return replace(dataset, val=np.zeros(0, np.int64))
 
