@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,8 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     os.environ["TSEXP_LOCK"] = str(tmp_path_factory.mktemp("lock") / "machine.lock")
     os.environ.pop("TSEXP_DATA", None)
+    # A shell in the background has Ctrl-C ignored, and everything started from here would ignore it, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
 
 
