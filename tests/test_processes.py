@@ -63,6 +63,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv(processes.ADDRESS, "")  # other tests need one that knows more
         processes.start(["torch"])
         yield folder
 
