@@ -523,7 +523,7 @@ def test_windows_is_told_what_it_needs_before_any_work(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["train", "prune", "deploy", "measure", "track"])
+@pytest.mark.parametrize("stage", ["train", "compress", "deploy", "measure", "track"])
 def test_killed_in_any_stage_the_rerun_is_whole(tmp_path, stage):
     command = [sys.executable, "-m", "tsexp", *ITALY, "prune.ratio=0.5", "prune.finetune_epochs=2"]
     env = environment() | {"TSEXP_KILL": stage, "PYTHONPATH": str(tmp_path)}
