@@ -135,8 +135,8 @@ def test_without_the_optuna_extra_a_search_says_what_to_install():
 
 @pytest.mark.slow
 def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
-    # bf16 does not exist in ONNX Runtime: those trials fail, and the search goes on. The others need less energy
-    # than their control in eager PyTorch: however little they have learned, they are on the front.
+    # bf16 does not exist in ONNX Runtime: those trials fail, and the search goes on. The others need less
+    # energy than their control in eager PyTorch: however little they have learned, they are on the front.
     choices = ["prune.ratio=0,0.5", "prune.method=l1", "quant.mode=none,bf16", "runtime=onnxruntime"]
     size = ["hydra.sweeper.n_trials=4", f"hydra.sweep.dir={tmp_path}/one"]
     done = tsexp(tmp_path, "-m", "experiment=pareto", *TINY, "data=italy_power_demand", *choices, *size)
