@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown:
             raise ConfigError(f"{unknown[0]} is not an option; see --help")
         runs, settings = _sort(asked.words)
-        _compare(runs, _configure(settings))
+        _compare(runs, configs.parse(configs.composed(*settings)))
     except (ConfigError, ReportError) as error:
         return _end(2, str(error))
     except KeyboardInterrupt:
@@ -118,20 +118,6 @@ def _sort(words: Sequence[str]) -> tuple[tuple[str, str], list[str]]:
                 f"{run} is not a run id: {SHORTEST_ID} to 32 hexadecimal digits, as in the store's UI"
             )
     return (runs[0], runs[1]), settings
-
-
-def _configure(settings: list[str]) -> Config:
-    """Compose the configuration as the main command does."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    configs.register()
-    try:
-        with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
-            return configs.parse(compose("config", settings))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(configs.explain(error).split())) from None
 
 
 def _compare(runs: tuple[str, str], cfg: Config) -> None:

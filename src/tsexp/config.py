@@ -265,6 +265,25 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
+def composed(*overrides: str) -> DictConfig:
+    """Compose what these overrides make, as the main command does; `parse` or `places` reads it.
+
+    Raises
+    ------
+    ConfigError
+        Hydra's own error in one line.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    register()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("config", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(explain(error).split())) from None
+
+
 def parse(cfg: DictConfig) -> Config:
     """Turn a composed configuration into a checked `Config` with absolute paths.
 
@@ -315,6 +334,9 @@ def parse(cfg: DictConfig) -> Config:
 def places(cfg: DictConfig) -> dict[str, Any]:
     """Return the groups ``paths`` and ``tracking`` with absolute paths: all that reading results takes."""
     paths, tracking = _to_object(cfg.paths), _to_object(cfg.tracking)
+    wrong = _no_store(tracking.uri)
+    if wrong:
+        raise ConfigError(wrong[0])
     for problem in _no_store(tracking.uri):
         raise ConfigError(problem)
     absolute = {

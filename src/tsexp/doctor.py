@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
-        composed(f"measure.meter={chosen.meter}")
+        configs.parse(configs.composed(f"measure.meter={chosen.meter}"))
     except ConfigError as error:
         parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -119,7 +119,7 @@ def findings() -> Table:
                     f"meter {kind} ({device})",
                     f"[green]yes[/green]: {meter.scope}; refreshed every {meter.resolution_s:g} s",
                 )
-    meter_used = meters.choose("cpu", "any", composed().measure.watts_per_core)
+    meter_used = meters.choose("cpu", "any", configs.parse(configs.composed()).measure.watts_per_core)
     out.add_row("used for CPU runs", f"{meter_used.source}: {meter_used.scope}")
     return out
 
@@ -141,7 +141,7 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
     from tsexp.energy import record as records
 
     processes.start(energy.PRELOAD)
-    cfg = composed("measure=quick", f"measure.meter={meter}")
+    cfg = configs.parse(configs.composed("measure=quick", f"measure.meter={meter}"))
     config = replace(cfg.measure, require="any")
     dataset = data.load(cfg.data, cfg.paths.data, 0)
     out = Table(title="Self-test: saving and speedup with 95 % intervals", title_justify="left")
@@ -234,15 +234,6 @@ def _interval(metrics: dict[str, float], key: str, bounds: str, form: str) -> st
         form.format(metrics.get(f"vs_dense/{k}", math.nan)) for k in (key, f"{bounds}_lo", f"{bounds}_hi")
     )
     return f"{value} [{low}, {high}]"
-
-
-def composed(*overrides: str) -> Config:
-    """The configuration that these overrides make."""
-    from hydra import compose, initialize_config_dir
-
-    configs.register()
-    with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
-        return configs.parse(compose("config", list(overrides)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from tsexp.command import called
@@ -104,25 +105,13 @@ def _sort(words: list[str]) -> tuple[list[str], list[str], dict[str, str]]:
 
 
 def _configure(settings: list[str]) -> Any:
-    """Compose the configuration as the main app does."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import open_dict
-    from omegaconf.errors import OmegaConfBaseException
-
+    """Return the groups ``paths`` and ``tracking``: a report needs no more."""
     from tsexp import config as configs
 
-    configs.register()
     try:
-        with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
-            composed = compose("config", settings)
-        with open_dict(composed):
-            composed.pop("hydra", None)
-        return configs.parse(composed)
+        return SimpleNamespace(**configs.places(configs.composed(*settings)))
     except configs.ConfigError as error:
         _end(2, str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _end(2, " ".join(configs.explain(error).split()))
 
 
 def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_store: bool) -> None:
