@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tsexp.config import ModelConfig
-from tsexp.data import Dataset, Preprocessing
+from tsexp.data import Dataset
+from tsexp.models.arch import BaseArch
 from tsexp.models.network import Network
 from tsexp.models.preprocess import Preprocess
 
@@ -43,24 +44,15 @@ class Config(ModelConfig):
 
 
 @dataclass(frozen=True)
-class Arch:
-    """Everything needed to rebuild a model except its weights.
+class Arch(BaseArch):
+    """Of a convolutional network.
 
     Attributes
     ----------
-    channels
-        Of a raw series.
-    classes
-        The labels, in the order of the scores.
-    preprocessing
-        What happens to a raw series first.
     filters, kernels
         Channels and width of each convolution, in order.
     """
 
-    channels: int
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
     filters: tuple[int, ...]
     kernels: tuple[int, ...]
 
@@ -142,12 +134,10 @@ class Convolutions(Network):
 
 def build(config: Config, dataset: Dataset) -> Convolutions:
     """Return an untrained model for a dataset."""
-    filters, kernels = tuple(config.filters), tuple(config.kernels)
-    return Convolutions(Arch(dataset.channels, dataset.classes, dataset.preprocessing, filters, kernels))
+    arch = Arch.of(dataset, filters=tuple(config.filters), kernels=tuple(config.kernels))
+    return Convolutions(arch)
 
 
 def rebuild(arch: dict[str, Any]) -> Convolutions:
     """Return the model that ``arch.json`` describes."""
-    lists = {name: tuple(arch[name]) for name in ("classes", "filters", "kernels")}
-    preprocessing = Preprocessing.from_dict(arch["preprocessing"])
-    return Convolutions(Arch(**arch | lists | {"preprocessing": preprocessing})).eval()
+    return Convolutions(Arch.from_dict(arch)).eval()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tsexp.config import ConfigError, ModelConfig, choice, number
-from tsexp.data import Dataset, FloatArray, Preprocessing
+from tsexp.data import Dataset, FloatArray
+from tsexp.models.arch import BaseArch
 from tsexp.models.preprocess import Preprocess
 
 PACKAGES = ("aeon", "numba", "scikit-learn")
@@ -34,26 +35,17 @@ class Config(ModelConfig):
 
 
 @dataclass(frozen=True)
-class Arch:
-    """Everything needed to rebuild a model except what it learns.
+class Arch(BaseArch):
+    """Of an estimator; padding is zeros, which it takes for data.
 
     Attributes
     ----------
-    channels
-        Of a raw series.
-    classes
-        The labels, in the order of the scores.
-    preprocessing
-        What happens to a raw series first; padding is zeros, which the estimator takes for data.
     n_kernels
         Features of a series; a multiple of 84 is made of it.
     max_dilations
         Of each of the 84 kernels, at most.
     """
 
-    channels: int
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
     estimator: str
     n_kernels: int
     max_dilations: int
@@ -153,10 +145,8 @@ def build(config: Config, dataset: Dataset) -> MiniRocket:
             f"{length}; data.length={SHORTEST} resamples them"
         )
     return ESTIMATORS[config.estimator](
-        Arch(
-            channels=dataset.channels,
-            classes=dataset.classes,
-            preprocessing=dataset.preprocessing,
+        Arch.of(
+            dataset,
             estimator=config.estimator,
             n_kernels=config.n_kernels,
             max_dilations=config.max_dilations,
@@ -166,6 +156,5 @@ def build(config: Config, dataset: Dataset) -> MiniRocket:
 
 def rebuild(arch: dict[str, Any]) -> MiniRocket:
     """Return what ``arch.json`` describes, without what it learned."""
-    preprocessing = Preprocessing.from_dict(arch["preprocessing"])
-    made = Arch(**arch | {"classes": tuple(arch["classes"]), "preprocessing": preprocessing})
+    made = Arch.from_dict(arch)
     return ESTIMATORS[made.estimator](made)

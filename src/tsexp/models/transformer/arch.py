@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from tsexp.config import ModelConfig, choice, number
-from tsexp.data import Dataset, Preprocessing
+from tsexp.data import Dataset
+from tsexp.models.arch import BaseArch
 
 
 @dataclass
@@ -59,17 +60,11 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Arch:
-    """Everything needed to rebuild a model except its weights.
+class Arch(BaseArch):
+    """Of a transformer.
 
     Attributes
     ----------
-    channels
-        Of a raw series.
-    classes
-        The labels, in the order of the scores.
-    preprocessing
-        What happens to a raw series first.
     head_dim
         Width of one attention head; stays what it was when heads are pruned.
     blocks
@@ -78,9 +73,6 @@ class Arch:
         Inner width of a ``bottleneck`` head.
     """
 
-    channels: int
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
     tokenizer: str
     patch: int
     d_model: int
@@ -96,24 +88,15 @@ class Arch:
     head_width: int
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Arch:
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
         """Rebuild from the plain values of ``arch.json``."""
-        return cls(
-            **raw
-            | {
-                "preprocessing": Preprocessing.from_dict(raw["preprocessing"]),
-                "blocks": tuple(Block(**b) for b in raw["blocks"]),
-                "classes": tuple(raw["classes"]),
-            }
-        )
+        return super().from_dict(raw | {"blocks": [Block(**b) for b in raw["blocks"]]})
 
 
 def architecture(config: Config, dataset: Dataset) -> Arch:
     """Fit a model configuration to a dataset."""
-    return Arch(
-        channels=dataset.channels,
-        classes=dataset.classes,
-        preprocessing=dataset.preprocessing,
+    return Arch.of(
+        dataset,
         tokenizer=config.tokenizer,
         patch=config.patch,
         d_model=config.d_model,

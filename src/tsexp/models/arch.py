@@ -1,0 +1,39 @@
+"""The description that every model has: plain values, no torch, no pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tsexp.data import Dataset, Preprocessing
+
+
+@dataclass(frozen=True)
+class BaseArch:
+    """Everything needed to rebuild a model except what it learns; each family adds its own fields.
+
+    Attributes
+    ----------
+    channels
+        Of a raw series.
+    classes
+        The labels, in the order of the scores.
+    preprocessing
+        What happens to a raw series first.
+    """
+
+    channels: int
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    @classmethod
+    def of(cls, dataset: Dataset, **own: Any) -> Self:
+        """Describe a model for a dataset; `own` are the family's fields."""
+        return cls(dataset.channels, dataset.classes, dataset.preprocessing, **own)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Rebuild from the plain values of ``arch.json``, where tuples are lists."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        values["preprocessing"] = Preprocessing.from_dict(raw["preprocessing"])
+        return cls(**values)
