@@ -1,6 +1,7 @@
 """Pruning: the smaller model is the dense one with units masked, and the right units go."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -344,7 +345,8 @@ def kept_by(home, italy, **changes):
     """What the step wrote down."""
     config, cache, dense = home
     made = compress.compress(dense, replace(config, prune=replace(config.prune, **changes)), italy, cache)
-    return pruning.kept(made["prune"])
+    (note,) = made["prune"].notes()
+    return [pruning.Kept(tuple(k["heads"]), tuple(k["ffn"])) for k in json.loads(note.read_text())]
 
 
 @pytest.mark.parametrize("distill", [0.0, 0.5, 1.0])

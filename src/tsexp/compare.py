@@ -390,7 +390,7 @@ def table(answers: dict[str, float], windows: dict[str, float], valid: bool, mar
     from rich import box
     from rich.table import Table
 
-    from tsexp.report.console import _si
+    from tsexp.report.console import si
 
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     out.add_column("")
@@ -412,12 +412,12 @@ def table(answers: dict[str, float], windows: dict[str, float], valid: bool, mar
     if valid:
         out.add_row(
             f"energy per series{mark}",
-            *(_si(n[f"energy_{end}_j"], "J") for end in SUBJECTS),
+            *(si(n[f"energy_{end}_j"], "J") for end in SUBJECTS),
             f"saving {interval('energy_saving', '{:.1f}', '_pct')} %",
         )
         out.add_row(
             "time per call",
-            *(_si(n[f"call_ms_{end}"] / 1e3, "s") for end in SUBJECTS),
+            *(si(n[f"call_ms_{end}"] / 1e3, "s") for end in SUBJECTS),
             f"speedup {interval('speedup', '{:.2f}')}",
         )
         out.add_row("", "", "", f"of CPU time {interval('cpu_speedup', '{:.2f}')}")

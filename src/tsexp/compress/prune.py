@@ -10,7 +10,6 @@ are of different kinds.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,6 @@ from tsexp.config import Config, ConfigError, PruneConfig, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.models.transformer import Block, Classifier
 from tsexp.models.transformer.encoder import EncoderBlock
-from tsexp.training import Fitted
 
 if TYPE_CHECKING:
     from tsexp.compress.fold import Context
@@ -282,14 +280,3 @@ SCORES: dict[str, Callable[[Classifier, PruneConfig, Dataset, int], list[Scores]
     "random": _random,
     "taylor": _taylor,
 }
-
-
-def kept(fitted: Fitted) -> list[Kept] | None:
-    """Which heads and units stayed in each block of the dense model, or None if it was not pruned.
-
-    Of a block that went there are none of either.
-    """
-    path = fitted.entry.folder / "kept.json"
-    if not path.exists():
-        return None
-    return [Kept(tuple(k["heads"]), tuple(k["ffn"])) for k in json.loads(path.read_text())]

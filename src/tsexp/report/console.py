@@ -81,8 +81,8 @@ def table(row: Row) -> RenderableType:
         ("compress", "s", 1, "compressing"),
     ):
         if f"cost/{name}_{unit}" in m:
-            joules = f"{_si(m[f'cost/{name}_j'], 'J')}{mark}" if f"cost/{name}_j" in m else ""
-            out.add_row(label, _si(factor * m[f"cost/{name}_{unit}"], "s"), joules)
+            joules = f"{si(m[f'cost/{name}_j'], 'J')}{mark}" if f"cost/{name}_j" in m else ""
+            out.add_row(label, si(factor * m[f"cost/{name}_{unit}"], "s"), joules)
     if "cost/break_even_inferences" in m:
         out.add_row("has paid for itself after", f"{m['cost/break_even_inferences']:,.0f}", "series")
     about = "control: dense, fp32, eager, with the same training in total"
@@ -139,7 +139,7 @@ def sweep_table(
             _percent(m, "test/macro_f1") if row.scored else NONE,
             _energy(row) + ("" if row.measured else ESTIMATE) if row.valid else "invalid",
             _number(m, "latency/p50_ms", ".2f") if row.valid else NONE,
-            *(_si(m[k], "") if k in m else NONE for k in ("size/parameters", "size/macs", "size/bytes")),
+            *(si(m[k], "") if k in m else NONE for k in ("size/parameters", "size/macs", "size/bytes")),
             *([_percent(m, "val/accuracy") if row.scored else NONE] if validated else []),
         )
     chosen = (
@@ -336,7 +336,7 @@ def _between(metrics: dict[str, float], value: str, low: str, high: str, form: s
 
 
 def _energy(row: Row) -> str:
-    return _si(row.metrics["energy/per_inference_j"], "J")
+    return si(row.metrics["energy/per_inference_j"], "J")
 
 
 def _percent(metrics: dict[str, float], key: str) -> str:
@@ -352,7 +352,7 @@ def _range(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _si(value: float, unit: str) -> str:
+def si(value: float, unit: str) -> str:
     """Three significant digits with an SI prefix."""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ")):
         if abs(value) >= factor:

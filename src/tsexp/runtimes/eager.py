@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tsexp import models
 from tsexp.config import QuantConfig, Unsupported
 from tsexp.data import FloatArray
-from tsexp.models import Model, Network
+from tsexp.models import Model, Network, estimators
 from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
@@ -33,7 +33,7 @@ FAMILIES = {
 PACKAGES = {
     "dynamic": ("torchao",),
     "weight_only": ("torchao",),
-    "estimator": ("aeon", "numba", "scikit-learn"),
+    "estimator": estimators.PACKAGES,
 }
 
 
