@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from tsexp.report.console import SAID, _si, in_words, short, sweep_table, table, terminal
+from tsexp.report.console import SAID, in_words, short, si, sweep_table, table, terminal
 from tsexp.report.store import Row
 
 
@@ -287,4 +287,4 @@ def test_without_a_terminal_the_width_is_fixed(monkeypatch):
     [(0.0123, "12.3 mJ"), (1.5e-6, "1.5 µJ"), (1234.0, "1.23 kJ"), (2.5e6, "2.5 MJ"), (0.0, "0 J")],
 )
 def test_numbers_have_three_digits_and_a_prefix(value, shown):
-    assert _si(value, "J") == shown
+    assert si(value, "J") == shown
