@@ -38,14 +38,13 @@ def run(command, folder):
 
     Return what it printed.
     """
-    arguments = [sys.executable, *shlex.split(command)[1:]]
+    return python(*shlex.split(command)[1:], "train.progress=false", folder=folder, timeout=240)
+
+
+def python(*arguments, folder, timeout=600):
+    """Run this interpreter to its end in a folder and return what it printed; it must succeed."""
     done = subprocess.run(
-        [*arguments, "train.progress=false"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -145,16 +144,8 @@ def visitor(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(c for c in commands() if c.split()[0] == "tsexp"))
 def test_commands_run_to_their_end(visitor, command):
-    done = subprocess.run(
-        [sys.executable, "-m", "tsexp", *shrunk(command)],
-        cwd=visitor,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "compare: mlflow ui" in done.stdout or {"--help", "--cfg", "--version"} & set(command.split())
+    said = python("-m", "tsexp", *shrunk(command), folder=visitor)
+    assert "compare: mlflow ui" in said or {"--help", "--cfg", "--version"} & set(command.split())
 
 
 @pytest.mark.slow
@@ -163,26 +154,10 @@ def test_commands_run_to_their_end(visitor, command):
     sorted(c for c in commands() if c.split()[0] in ("tsexp.report", "tsexp.doctor") and "--" not in c),
 )
 def test_commands_that_read_run_to_their_end(visitor, command):
-    first = subprocess.run(
-        [sys.executable, "-m", "tsexp", *shrunk("tsexp")],
-        cwd=visitor,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert first.returncode == 0, first.stdout + first.stderr
+    python("-m", "tsexp", *shrunk("tsexp"), folder=visitor)
     if "freeze" not in command and len(command.split()) > 1:
-        subprocess.run([sys.executable, "-m", "tsexp.report", "freeze"], cwd=visitor, check=True, timeout=300)
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split()],
-        cwd=visitor,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+        python("-m", "tsexp.report", "freeze", folder=visitor)
+    python("-m", *command.split(), folder=visitor)
 
 
 @pytest.mark.slow
@@ -190,8 +165,7 @@ def test_commands_that_read_run_to_their_end(visitor, command):
 def test_commands_that_compare_run_to_their_end(visitor, command):
     import mlflow
 
-    sweep = [sys.executable, "-m", "tsexp", "-m", *TINY, "data=italy_power_demand", "prune.ratio=0,0.5"]
-    subprocess.run(sweep, cwd=visitor, check=True, timeout=600, capture_output=True)
+    python("-m", "tsexp", "-m", *TINY, "data=italy_power_demand", "prune.ratio=0,0.5", folder=visitor)
     client = mlflow.MlflowClient(f"sqlite:///{visitor}/mlflow.db")
     asked = "tags.`tsexp.valid` = 'true' and params.`prune.ratio` = '{}'"
     asked += " and params.`data.name` = 'ItalyPowerDemand' and tags.`tsexp.stage` = 'done'"
@@ -201,16 +175,8 @@ def test_commands_that_compare_run_to_their_end(visitor, command):
         for name, ratio in (("RUN_A", "0.5"), ("RUN_B", "0.0"))
     }
     smaller = ["measure.repeats=6", "measure.processes=3", "measure.window_s=0.02"]
-    done = subprocess.run(
-        [sys.executable, "-m", *(runs.get(word, word) for word in command.split()), *smaller],
-        cwd=visitor,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "McNemar" in done.stdout
+    words = (runs.get(word, word) for word in command.split())
+    assert "McNemar" in python("-m", *words, *smaller, folder=visitor)
 
 
 OPTIONS = [
@@ -227,22 +193,8 @@ OPTIONS = [
 def test_every_option_runs(visitor, option):
     data = [] if option.startswith("data=") else ["data=italy_power_demand"]
     flags = ["-m"] if option.startswith("hydra") else []
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tsexp",
-            *flags,
-            *tiny(option.removeprefix("model=") if option.startswith("model=") else "t3"),
-            option,
-            *data,
-        ],
-        cwd=visitor,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    model = option.removeprefix("model=") if option.startswith("model=") else "t3"
+    python("-m", "tsexp", *flags, *tiny(model), option, *data, folder=visitor)
 
 
 @pytest.mark.parametrize(
