@@ -81,6 +81,19 @@ class Network(nn.Module):
         """All that has weights: preprocessed series (batch, channels, length) and mask → class scores."""
         raise NotImplementedError
 
+    def members(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """As `network`, of each part that answers by itself: the loss is the mean of theirs.
+
+        A model of one part has its answer alone; in an ensemble each member learns for itself.
+        """
+        return (self.network(x, mask),)
+
+    def adapt(self, series: FloatArray) -> None:
+        """Take from the raw series that are fitted, (series, channels, time), what no gradient finds.
+
+        Called once, before training from scratch; what is taken is kept in buffers, as part of `state`.
+        """
+
     @torch.no_grad()
     def scores(self, series: FloatArray) -> FloatArray:
         """As `forward`, on arrays."""

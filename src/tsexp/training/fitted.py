@@ -97,6 +97,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
 
     def build(folder: Path) -> None:
         if isinstance(fresh, Network):
+            fresh.adapt(dataset.x_train[dataset.fit])
             history = fit(fresh, config, dataset, seed, title=f"train {dataset.name} {model.name}")
         else:
             own: Any = fresh

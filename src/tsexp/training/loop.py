@@ -128,7 +128,7 @@ class Batches(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size = config.batch_size
-        x, mask = model.preprocess(torch.from_numpy(dataset.x_train))
+        x, mask = _preprocessed(model, torch.from_numpy(dataset.x_train))
         y = torch.from_numpy(dataset.y_train)
         scores = torch.empty(len(y), 0) if teacher is None else _scores(teacher.model, x, mask)
         every = TensorDataset(
@@ -145,6 +145,13 @@ class Batches(L.LightningDataModule):
         return DataLoader(
             self.val, sampler=BatchSampler(SequentialSampler(self.val), 256, drop_last=False), batch_size=None
         )
+
+
+@torch.no_grad()
+def _preprocessed(model: Network, series: Tensor) -> tuple[Tensor, Tensor | None]:
+    """In parts, for what is computed on the way may be far larger than what comes out."""
+    parts, masks = zip(*(model.preprocess(part) for part in series.split(256)), strict=True)
+    return torch.cat(parts), None if masks[0] is None else torch.cat(masks)
 
 
 @torch.no_grad()
@@ -170,13 +177,16 @@ class Fitting(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
         x, mask, y, teacher = batch
-        scores = self.model.network(x, mask if mask.numel() else None)
+        members = self.model.members(x, mask if mask.numel() else None)
+        loss = torch.stack([self._loss(scores, y, teacher) for scores in members]).mean()
+        self.train_loss.append(loss.detach() * len(y))
+        return loss  # type: ignore[no-any-return]
+
+    def _loss(self, scores: Tensor, y: Tensor, teacher: Tensor) -> Tensor:
         loss = self.task.loss(scores, y, self.config.label_smoothing)
         if self.distill is not None:
             weight, t = self.distill
-            soft = self.task.distillation(scores, teacher, t)
-            loss = (1 - weight) * loss + weight * soft
-        self.train_loss.append(loss.detach() * len(y))
+            loss = (1 - weight) * loss + weight * self.task.distillation(scores, teacher, t)
         return loss  # type: ignore[no-any-return]
 
     def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
