@@ -91,9 +91,8 @@ def test_steps_that_are_not_asked_for_are_left_out(home, italy, tmp_path, applie
     [
         (
             ["model=minirocket", "prune.ratio=0.5"],
-            "prune with model=minirocket .* transformer; .*: estimator",
+            "prune with model=minirocket .* transformer, convolution; .*: estimator",
         ),
-        (["model=fcn", "prune.ratio=0.5"], "prune with model=fcn .* transformer; .*: convolution"),
         (["model=minirocket", "quant.mode=qat"], "qat .* transformer, convolution; .*: estimator"),
     ],
 )

@@ -135,6 +135,12 @@ def test_fraction_that_empties_a_class_is_refused(tmp_path):
         own(tmp_path, val_fraction=0.8)
 
 
+def test_fraction_that_empties_the_smallest_class_is_refused(tmp_path):
+    rows = [["1,2,3,4", "a"]] * 50 + [["5,5,5,5", "b"]] * 2
+    with pytest.raises(ConfigError, match="smallest class no series"):
+        own(tmp_path, rows, val_fraction=0.85)
+
+
 def test_own_folder(tmp_path):
     dataset = own(tmp_path)
     assert dataset.classes == ("a", "b")

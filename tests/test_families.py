@@ -19,14 +19,31 @@ from tsexp import compress, energy, models, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.compress import qat
 from tsexp.config import ConfigError, RuntimeConfig, Unsupported, like
-from tsexp.models.convolution import Convolutions
+from tsexp.models.convolution.lite import LiteTime
 from tsexp.models.estimators import MiniRocket
 from tsexp.runtimes.artifact import _supported as supported
 
 MODELS = {
     "t3": ("model.d_model=16", "model.layers=2", "model.heads=4", "model.ffn=24", "model.patch=8"),
     "fcn": ("model.filters=[8,16,8]",),
+    "resnet": ("model.filters=[8,12,12]", "model.kernels=[8,3]"),
+    "inceptiontime": (
+        "model.filters=[4,4,4]",
+        "model.kernels=[8,3]",
+        "model.bottleneck=3",
+        "model.members=2",
+    ),
+    "litetime": (
+        "model.filters=[4,6,5]",
+        "model.kernels=[8,3]",
+        "model.fixed=[2,4,8]",
+        "model.separable=[6,3]",
+        "model.members=2",
+    ),
     "minirocket": ("model.n_kernels=336",),
+    "quant_forest": ("model.n_trees=20",),
+    "multirocket_hydra": ("model.n_groups=4",),
+    "dtw_1nn": (),
 }
 """One of each family, made small."""
 DATASETS = ("ItalyPowerDemand", "PickupGestureWiimoteZ", "BasicMotions")
@@ -57,18 +74,93 @@ def counts(model):
     arch, length = model.arch, model.arch.preprocessing.length
     classes = len(arch.classes)
     if model.family == "convolution":
-        widths = list(pairwise((arch.channels, *arch.filters)))
-        weights = sum(i * o * k for (i, o), k in zip(widths, arch.kernels, strict=True))
-        head = arch.filters[-1] * classes
-        return weights + 2 * sum(arch.filters) + head + classes, length * weights + head
-    each = arch.n_kernels // 84
-    scales = np.logspace(0, np.log2((length - 1) / 8), min(each, arch.max_dilations), base=2)
-    dilations, features = len(set(scales.astype(int))), 84 * each
-    combinations = 84 * dilations
-    drawn = model.state()["transform.channels"].numel()
-    assert drawn == combinations if arch.channels == 1 else drawn > combinations
-    ridge = 1 if classes == 2 else classes
-    return combinations + drawn + 2 * dilations + 2 * features + ridge * (features + 1), None
+        weights, norms, head = CONVOLUTIONS[getattr(arch, "net", "fcn")](arch, classes)
+        learned = weights - (96 if type(model) is LiteTime else 0)  # of fixed filters
+        biases = len(model.nets) * classes if hasattr(model, "nets") else classes
+        return learned + 2 * norms + head + biases, length * weights + head
+    return ESTIMATORS[model.family](arch, length, classes, model.state()), None
+
+
+def fcn(arch, classes):
+    """Weights of the convolutions, channels of norms, weights of the head."""
+    widths = list(pairwise((arch.channels, *arch.filters)))
+    weights = sum(i * o * k for (i, o), k in zip(widths, arch.kernels, strict=True))
+    return weights, sum(arch.filters), arch.filters[-1] * classes
+
+
+def resnet(arch, classes):
+    """Blocks of 8, 12 and 12; around the last one there is no convolution, but a norm."""
+    one = arch.channels * 8 * 8 + 8 * 8 * 3 + arch.channels * 8
+    two = 8 * 12 * 8 + 12 * 12 * 3 + 8 * 12
+    three = 12 * 12 * 8 + 12 * 12 * 3
+    return one + two + three, 3 * (8 + 12 + 12), 12 * classes
+
+
+def inception(arch, classes):
+    """Two members of three modules; a bottleneck of 3 where there is more than one channel."""
+    c = arch.channels
+    first = (0 if c == 1 else c * 3) + (1 if c == 1 else 3) * 4 * (8 + 3) + c * 4
+    other = 12 * 3 + 3 * 4 * (8 + 3) + 12 * 4
+    return 2 * (first + 2 * other + c * 12), 2 * (3 * 12 + 12), 2 * 12 * classes
+
+
+def lite(arch, classes):
+    """Two members, and 3 + 3 + 2 fixed filters within 12 steps, which see the sum of all channels."""
+    first = arch.channels * 4 * (8 + 3)
+    separable = 16 * 6 + 16 * 6 + 6 * 3 + 6 * 5
+    return 8 * 12 + 2 * (first + separable), 2 * (16 + 6 + 5), 2 * 5 * classes
+
+
+CONVOLUTIONS = {"fcn": fcn, "resnet": resnet, "inception": inception, "lite": lite}
+
+
+def rocket(length, each, most, drawn, channels):
+    """Dilations, combinations of channels, and 84 kernels with so many biases each."""
+    scales = np.logspace(0, np.log2((length - 1) / 8), min(each, most), base=2)
+    dilations = len(set(scales.astype(int)))
+    assert drawn == 84 * dilations if channels == 1 else drawn > 84 * dilations
+    return 84 * dilations + drawn + 2 * dilations + 84 * each
+
+
+def minirocket(arch, length, classes, state):
+    features = arch.n_kernels // 84 * 84
+    drawn = state["transform.channels"].numel()
+    parts = rocket(length, arch.n_kernels // 84, arch.max_dilations, drawn, arch.channels)
+    return parts + features + (1 if classes == 2 else classes) * (features + 1)
+
+
+def quant_forest(arch, length, classes, state):
+    """A node has two children, a feature and a threshold."""
+    leaves = int((state["left_child"] < 0).sum())
+    return arch.n_trees + (2 * leaves - arch.n_trees) * (4 + classes)
+
+
+def multirocket_hydra(arch, length, classes, state):
+    each, kernels = 6250 // 84, arch.n_groups * arch.n_kernels
+    dilations, features = int(np.log2((length - 1) / 8)) + 1, 2 * 4 * 84 * each
+    hydra = dilations * (9 * kernels + arch.n_groups * min(max(arch.channels // 2, 2), 8))
+    parts = 0
+    for part, steps in (("series", length), ("differences", length - 1)):
+        if arch.channels == 1:
+            scales = 84 * len(state[f"{part}.dilations"])
+            parts += rocket(steps, each, 32, scales, 1) - 2 * scales
+        else:
+            parts += rocket(steps, each, 32, state[f"{part}.channels"].numel(), arch.channels)
+    features += dilations * 2 * kernels
+    return hydra + parts + 2 * features + (1 if classes == 2 else classes) * (features + 1)
+
+
+def dtw_1nn(arch, length, classes, state):
+    return classes + len(state["series"]) * arch.channels * length
+
+
+ESTIMATORS = {
+    "estimator": minirocket,
+    "quant_forest": quant_forest,
+    "multirocket_hydra": multirocket_hydra,
+    "dtw_1nn": dtw_1nn,
+}
+"""Family → all that it learned, by hand."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -89,7 +181,7 @@ def test_every_family_keeps_the_contract(name, source, cache, load_data, tmp_pat
     again = models.load(tmp_path)
     assert again.arch == model.arch
     assert np.array_equal(again.scores(x), scores)
-    assert fitted.family == like(config(name).model.family) == again.family
+    assert fitted.family == like(config(name).model.family) == like(again.family)
 
     artifact = runtimes.deploy(fitted, config(name).quant, RuntimeConfig("eager", "cpu"), dataset, cache)
     assert {p.suffix for p in artifact.folder.iterdir()} == {".json", ".safetensors"}, "no pickle"
@@ -105,22 +197,34 @@ def test_the_same_seed_makes_the_same_model(name, italy, tmp_path):
         for folder, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert all(torch.equal(first[k], same[k]) for k in first)
-    assert any(not torch.equal(first[k], other[k]) for k in first)
+    drawn = any(not torch.equal(first[k], other[k]) for k in first)
+    assert drawn == (name != "dtw_1nn"), "which learns nothing"
 
 
 def pairs():
-    for family, name in (("convolution", "fcn"), ("estimator", "minirocket")):
+    others = dict.fromkeys(("resnet", "inceptiontime", "litetime"), "convolution")
+    for name, family in {"fcn": "convolution", "minirocket": "estimator", **others}.items():
         for runtime in runtimes.RUNTIMES:
             for mode in supported(runtime, family):
-                slow = pytest.mark.slow if runtime == "inductor" else ()
-                yield pytest.param(name, runtime, mode, marks=slow)
+                for source in ("ItalyPowerDemand", "PickupGestureWiimoteZ"):
+                    seldom = name in others and (source, runtime, mode) not in OFTEN
+                    slow = pytest.mark.slow if runtime == "inductor" or seldom else ()
+                    yield pytest.param(name, runtime, mode, source, marks=slow)
 
 
+OFTEN = {
+    ("PickupGestureWiimoteZ", "eager", "bf16"),
+    ("PickupGestureWiimoteZ", "onnxruntime", "none"),
+    ("PickupGestureWiimoteZ", "openvino", "static"),
+    ("ItalyPowerDemand", "onnxruntime", "static"),
+}
+"""Of the larger networks, what is tried every time."""
 FORMAT = {"none": "float32", "bf16": "bfloat16", "static": "int8", "qat": "int8"}
+PRODUCTS = {"fcn": (1, 4), "resnet": (2, 9), "inceptiontime": (2 * 4, 2 * 13), "litetime": (5, 15)}
+"""That see raw series and stay as they are, and all."""
 
 
-@pytest.mark.parametrize(("name", "runtime", "mode"), pairs())
-@pytest.mark.parametrize("source", ["ItalyPowerDemand", "PickupGestureWiimoteZ"])
+@pytest.mark.parametrize(("name", "runtime", "mode", "source"), pairs())
 def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_data, cache):
     dataset = load_data(source)
     cfg = config(name, f"quant.mode={mode}")
@@ -131,17 +235,22 @@ def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_da
     predictor = runtimes.load(artifact.folder)
     assert noise_db(exact, predictor(x)) > (100 if mode == "none" else 20)
     assert np.array_equal(predictor(x), predictor(x))
-    if name == "fcn":
+    if name in PRODUCTS:
         kinds = artifact.manifest["matmuls"]
-        # The first convolution sees raw series, and stays as it is.
+        stem, every = PRODUCTS[name]
+        every -= (name, runtime) == ("litetime", "eager")  # to which fixed filters are no weights
         rounded = mode in ("static", "qat")
-        assert kinds == ({"float32": 1, "int8": 3} if rounded else {FORMAT[mode]: 4})
+        assert kinds == ({"float32": stem, "int8": every - stem} if rounded else {FORMAT[mode]: every})
 
 
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("fcn", ["prune.ratio=0.5"], "prune with model=fcn is not supported.*transformer"),
+        (
+            "litetime",
+            ["prune.ratio=0.5", "prune.scope=depth"],
+            "prune.scope=depth with model=litetime is not .*it has local and global",
+        ),
         (
             "fcn",
             ["quant.mode=dynamic", "runtime=onnxruntime"],
@@ -152,6 +261,9 @@ def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_da
         ("minirocket", ["quant.mode=qat"], "qat with model=minirocket is not supported"),
         ("minirocket", ["quant.mode=bf16"], "for the estimator family"),
         ("minirocket", ["runtime=onnxruntime"], "eager +cpu +none"),
+        ("quant_forest", ["prune.ratio=0.5"], "prune with model=quant_forest .* this one is: estimator"),
+        ("multirocket_hydra", ["quant.mode=bf16"], "for the estimator family"),
+        ("dtw_1nn", ["runtime=openvino"], "eager +cpu +none"),
     ],
 )
 def test_what_is_not_supported_is_refused_before_any_work(name, overrides, message):
@@ -167,6 +279,10 @@ def test_what_is_not_supported_is_refused_before_any_work(name, overrides, messa
         ("fcn", "+model.d_model=8", "d_model is not a key of the convolution family; allowed: .*filters"),
         ("minirocket", "model.n_kernels=10", "model.n_kernels=10 is out of range; allowed: ≥ 84"),
         ("minirocket", "model.estimator=minirokcet", "did you mean minirocket"),
+        ("quant_forest", "+model.n_kernels=84", "n_kernels is not a key of the quant_forest family"),
+        ("quant_forest", "model.max_features=0", "model.max_features=0.0 is out of range; allowed: > 0 and"),
+        ("multirocket_hydra", "model.n_groups=0", "model.n_groups=0 is out of range; allowed: ≥ 1"),
+        ("dtw_1nn", "model.window=1.5", "model.window=1.5 is out of range; allowed: ≥ 0 and ≤ 1"),
     ],
 )
 def test_wrong_keys_are_refused(name, override, message):
@@ -177,12 +293,6 @@ def test_wrong_keys_are_refused(name, override, message):
 def test_training_keys_do_not_matter_to_an_estimator(italy, cache):
     shorter = train("minirocket", italy, cache, "train.epochs=7")
     assert train("minirocket", italy, cache).signature == shorter.signature
-
-
-def test_minirocket_says_that_series_are_too_short(italy, cache):
-    short = replace(italy, preprocessing=replace(italy.preprocessing, length=8, resample=True))
-    with pytest.raises(ConfigError, match=r"at least 9 steps.*have 8; data"):
-        train("minirocket", short, cache)
 
 
 def test_minirocket_is_aeons(italy):
@@ -200,26 +310,32 @@ def test_minirocket_is_aeons(italy):
     assert (model.scores(italy.x_test).argmax(1) == italy.y_test).mean() > 0.9
 
 
-def test_minirocket_works_in_a_fork_after_it_has_worked_here(italy, cache):
+@pytest.mark.parametrize("name", ["minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn"])
+def test_estimators_work_in_a_fork_after_they_have_worked_here(name, italy, cache):
     """Threads of numba and OpenMP do not survive a fork; measuring processes come from one that has none."""
-    cfg = config("minirocket", "measure.batch_size=4")
-    fitted = train("minirocket", italy, cache)
+    cfg = config(name, "measure.batch_size=4")
+    fitted = train(name, italy, cache)
     here = fitted.load().scores(italy.x_test)
     artifact = runtimes.deploy(fitted, cfg.quant, RuntimeConfig("eager", "cpu"), italy, cache)
     apart = energy.score(artifact, italy, cfg.measure, cache, progress=False)
     np.testing.assert_allclose(apart.test, here, atol=1e-5)
 
 
-@pytest.mark.parametrize("source", ["ItalyPowerDemand", "PickupGestureWiimoteZ"])
-def test_folding_the_norms_changes_nothing_but_the_work(source, load_data, cache):
+NETS = ("fcn", "resnet", "inceptiontime", "litetime")
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("source", DATASETS)
+def test_folding_the_norms_changes_nothing_but_the_work(name, source, load_data, cache):
     dataset = load_data(source)
-    model = train("fcn", dataset, cache).load()
-    assert isinstance(model, Convolutions)
+    model = awake(train(name, dataset, cache).load())
     before = {k: v.clone() for k, v in model.state().items()}
     lean = model.deployable()
     assert noise_db(model.scores(dataset.x_test), lean.scores(dataset.x_test)) > 100
     assert not any(isinstance(m, nn.BatchNorm1d) for m in lean.modules())
-    assert models.count_parameters(lean) == models.count_parameters(model) - sum(model.arch.filters)
+    norms = sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm1d))
+    alone = {"resnet": 12, "litetime": 2 * 8}.get(name, 0)  # with no convolution right before them
+    assert models.count_parameters(lean) == models.count_parameters(model) - norms + alone
     assert models.count_macs(lean) == models.count_macs(model)
     assert all(torch.equal(v, before[k]) for k, v in model.state().items())
 
@@ -240,12 +356,13 @@ def awake(model):
     return model
 
 
-def test_padding_does_not_change_scores(pickup):
-    model = awake(models.build(config("fcn").model, pickup)).eval()
+@pytest.mark.parametrize("name", NETS)
+def test_padding_does_not_change_scores(name, pickup):
+    model = awake(models.build(config(name).model, pickup)).eval()
     x = pickup.x_test[:12]
     together = model.scores(x)
     assert np.ptp(together, axis=0).max() > 1e-2
-    longer = Convolutions(
+    longer = type(model)(
         replace(model.arch, preprocessing=replace(model.arch.preprocessing, length=x.shape[-1] + 99))
     ).eval()
     longer.load_state_dict(model.state_dict())
@@ -256,10 +373,11 @@ def test_padding_does_not_change_scores(pickup):
     assert np.abs(model.scores(np.nan_to_num(x)) - together).max() > 1e-3, "zeros at the end are data"
 
 
-def test_padding_does_not_change_what_is_learned(pickup):
+@pytest.mark.parametrize("name", NETS)
+def test_padding_does_not_change_what_is_learned(name, pickup):
     """Statistics of a batch are those of its data."""
-    model = models.build(config("fcn").model, pickup).train()
-    longer = Convolutions(
+    model = models.build(config(name).model, pickup).train()
+    longer = type(model)(
         replace(model.arch, preprocessing=replace(model.arch.preprocessing, length=500))
     ).train()
     longer.load_state_dict(model.state_dict())

@@ -144,6 +144,15 @@ def test_averaging_of_a_long_fit_is_the_plain_average(tiny_model, italy):
     assert ours == pytest.approx(1900, abs=1)
 
 
+def test_a_model_that_was_ready_to_answer_is_trained_like_a_fresh_one(tiny_model, italy):
+    """Fine-tuning begins with a loaded model: dropout must be on, and batch norms must look."""
+    fresh, ready = (tiny_model(italy, "model.dropout=0.5") for _ in range(2))
+    for model, training_mode in ((fresh, True), (ready, False)):
+        model.train(training_mode)
+        training.fit(model, OURS, italy, 0, "test")
+    assert same(fresh, ready)
+
+
 @pytest.mark.parametrize(
     ("epochs", "max_steps", "batch_size", "expected"),
     [(5, 0, 16, 5), (5, 8, 16, 2), (5, 11, 16, 2), (5, 1, 16, 1), (2, 1000, 16, 2), (5, 3, 64, 3)],
@@ -153,6 +162,15 @@ def test_max_steps_caps_epochs(tiny_model, italy, epochs, max_steps, batch_size,
     recipe = replace(PUBLISHED, epochs=epochs, max_steps=max_steps, batch_size=batch_size)
     _, history = fitted(tiny_model, italy, recipe)
     assert [line["epoch"] for line in history] == list(range(expected))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "min_steps", "max_steps", "expected"),
+    [(2, 0, 0, 2), (2, 10, 0, 3), (2, 10, 8, 2), (9, 10, 0, 9)],
+)
+def test_min_steps_asks_for_more_epochs(epochs, min_steps, max_steps, expected):
+    config = replace(OURS, epochs=epochs, min_steps=min_steps, max_steps=max_steps, batch_size=16)
+    assert loop._epochs(config, 60) == expected  # four steps an epoch
 
 
 def test_history_has_a_line_per_epoch(tiny_model, italy):

@@ -57,10 +57,17 @@ CALIBRATED = ("static", "qat")
 
 FAMILIES = {
     "transformer": "tsexp.models.transformer",
+    "views": "tsexp.models.views",
     "convolution": "tsexp.models.convolution",
-    "estimator": "tsexp.models.estimators",
+    "estimator": "tsexp.models.estimators.minirocket",
+    "quant_forest": "tsexp.models.estimators.quant_forest",
+    "multirocket_hydra": "tsexp.models.estimators.multirocket_hydra",
+    "dtw_1nn": "tsexp.models.estimators.dtw_1nn",
 }
 """Family of models → its module (`tsexp.models.family`)."""
+
+KINDS = ("transformer", "convolution", "estimator")
+"""What runtimes and steps of compression tell apart; a family is one of them, or says in ``LIKE`` which."""
 
 
 class ConfigError(ValueError):
@@ -123,6 +130,7 @@ class TrainConfig:
     """How a model is fitted."""
 
     epochs: int = number(ge=1)
+    min_steps: int = number(ge=0)
     max_steps: int = number(ge=0)
     lr: float = number(gt=0)
     batch_size: int = number(ge=1)
@@ -146,10 +154,10 @@ class TrainConfig:
 
 @dataclass
 class PruneConfig:
-    """Which heads, FFN units and blocks go, and how the rest is tuned afterwards."""
+    """Which heads, FFN units, blocks, channels or features go, and how the rest is tuned afterwards."""
 
     method: str = choice("l1", "l2", "random", "taylor", own=True)
-    scope: str = choice("local", "global", "depth")
+    scope: str = choice("local", "global", "depth", "features", "all")
     ratio: float = number(ge=0, lt=1)
     round_to: int = number(ge=1)
     calibration_series: int = number(ge=1)
@@ -310,6 +318,10 @@ def parse(cfg: DictConfig) -> Config:
     config.model = _model(config.model)
     problems = _problems(config) + config.model.problems()
     problems += _no_store(config.tracking.uri)
+    if config.train.max_steps and config.train.min_steps > config.train.max_steps:
+        problems.append(
+            f"train.min_steps={config.train.min_steps} is more than train.max_steps={config.train.max_steps}"
+        )
     if config.data.val_fraction == 0 and (config.train.select == "best" or config.train.patience):
         problems.append(
             "data.val_fraction=0 leaves nothing to select on; use train.select=last train.patience=0, or a "
@@ -368,8 +380,8 @@ def _model(keys: dict[str, Any]) -> ModelConfig:
     if wrong:
         raise ConfigError(wrong[0])
     missing = [name for name in ("Config", "build", "rebuild") if not hasattr(family_module(family), name)]
-    if family not in FAMILIES and getattr(family_module(family), "LIKE", None) not in FAMILIES:
-        missing.append(f"LIKE ({', '.join(FAMILIES)})")
+    if like(family) not in KINDS:
+        missing.append(f"LIKE ({', '.join(KINDS)})")
     if missing:
         raise ConfigError(
             f"model.family={family} lacks {', '.join(missing)}; docs/extending.md has an example"

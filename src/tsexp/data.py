@@ -290,6 +290,10 @@ def _split(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]
             "lower it or use 0"
         )
     fit, val = train_test_split(rest, test_size=size, stratify=y[rest], random_state=seed)
+    if set(y[rest]) - set(y[fit]):
+        raise ConfigError(
+            f"data.val_fraction={fraction} leaves the smallest class no series to fit on; lower it or use 0"
+        )
     return np.sort(np.concatenate([fit, every[lonely]])), np.sort(val)
 
 

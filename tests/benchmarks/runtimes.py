@@ -385,6 +385,7 @@ def write(path: Path, cells: list[dict], peak: dict[str, float], measure: Measur
     now = [runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION]
     stale = [c["of"] for c in cells if c["made_by"] != now]
     mark = "†" if any(c["estimated"] for c in cells) else ""
+    absent = _absent(cells)
     best_head = [
         *("dataset", "model", "batch", "fastest artifact", "pruned", "accuracy %", "drop on validation"),
         *("drop, points [95 %]", "× control [95 %]", f"energy saved{mark}, % [95 %]"),
@@ -417,6 +418,7 @@ def write(path: Path, cells: list[dict], peak: dict[str, float], measure: Measur
         f"GFLOP/s fp32, {tops['bf16']} bf16, {tops['int8']} GOP/s int8. "
         f"Measuring took {sum(c['minutes'] for c in cells):.0f} minutes.",
         *(["", f"{mark} CPU time, not energy: no counter answers here."] if mark else []),
+        *(["", f"Not measured: {', '.join(absent)}."] if absent else []),
         *(["", f"**To be measured again**, made by an older version: {', '.join(stale)}."] if stale else []),
         "",
         *_table(best_head, [row for c in cells for row in c["best"]]),
@@ -437,6 +439,13 @@ def write(path: Path, cells: list[dict], peak: dict[str, float], measure: Measur
     scratch = path.with_suffix(".tmp")
     scratch.write_text("\n".join(text).rstrip() + "\n")
     scratch.rename(path)
+
+
+def _absent(cells: list[dict]) -> list[str]:
+    """What the whole benchmark has and these cells have not."""
+    rows = [row for c in cells for row in c["all"]]
+    seen = {row[2].split()[0] for row in rows} | {c["of"].split()[1] for c in cells}
+    return [name for name in (*runtimes.RUNTIMES, *MODELS.split(",")) if name not in seen]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -14,7 +14,7 @@ from tsexp.training import Teacher
 if TYPE_CHECKING:
     from tsexp.compress.fold import Context
 
-VERSION = 3
+VERSION = 4
 FAMILIES = ("transformer", "convolution")
 TRAINS = True
 

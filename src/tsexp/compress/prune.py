@@ -1,6 +1,7 @@
-"""Structured pruning: whole attention heads, FFN units and encoder blocks go.
+"""Structured pruning: whole attention heads, FFN units and encoder blocks go, or channels of convolutions.
 
-What is left is an ordinary smaller model.
+What is left is an ordinary smaller model. Here are the step, and what it does to transformers; for
+convolutional networks see `channels`.
 
 Scores: mean absolute weight (``l1``), mean square (``l2``), a seeded draw (``random``), or first-order Taylor
 (``taylor``: Molchanov et al. 2019, arXiv 1906.10771; for heads Michel et al. 2019, arXiv 1905.10650) on
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from tsexp import tasks
 from tsexp.cache import write_json
-from tsexp.config import Config, ConfigError, PruneConfig, look_up, own_digests
+from tsexp.compress import channels, choose, features
+from tsexp.config import Config, ConfigError, PruneConfig, Unsupported, like, look_up, own_digests
 from tsexp.data import Dataset
+from tsexp.models import Network, convolution, views
 from tsexp.models.transformer import Block, Classifier
 from tsexp.models.transformer.encoder import EncoderBlock
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from tsexp.compress.fold import Context
 
 VERSION = 3
-FAMILIES = ("transformer",)
+FAMILIES = ("transformer", "convolution")
 TRAINS = False
 
 
@@ -61,18 +64,53 @@ def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
 
 
 def ready(cfg: Config) -> None:
-    """Refuse a method of somebody's own that is no function."""
+    """Refuse a method of somebody's own that is no function, and what cannot be done to convolutions."""
     method = cfg.prune.method
     if ":" in method and not callable(look_up(method, {})):
         raise ConfigError(f"prune.method={method} is not a function; docs/extending.md has an example")
+    scope = cfg.prune.scope
+    if cfg.prune.ratio and scope in features.SCOPES and not isinstance(cfg.model, views.Config):
+        raise Unsupported(
+            f"prune.scope={scope} with model={cfg.model.name} is not supported: it takes a transformer on "
+            "features (model=t4)"
+        )
+    if cfg.prune.ratio and like(cfg.model.family) == "convolution":
+        if not isinstance(cfg.model, convolution.Config):
+            raise Unsupported(
+                f"prune with model={cfg.model.name} is not supported: of convolutional networks it takes "
+                "those that come with this package, for it must know which channels go together"
+            )
+        if cfg.prune.scope not in channels.SCOPES:
+            raise Unsupported(
+                f"prune.scope={cfg.prune.scope} with model={cfg.model.name} is not supported: convolutional "
+                f"networks lose channels, no whole blocks; it has {' and '.join(channels.SCOPES)}"
+            )
 
 
-def apply(model: Classifier, context: Context, folder: Path) -> tuple[Classifier, list[dict[str, float]]]:
+def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list[dict[str, float]]]:
     """Return the physically smaller model; ``kept.json`` says what stayed."""
-    config = context.cfg.prune
-    stay = select(score(model, config, context.dataset, context.cfg.seed), config, model.arch.head_dim)
-    write_json(folder / "kept.json", [asdict(k) for k in stay])
-    return shrink(model, stay), []
+    of_family: dict[str, Callable[..., tuple[Network, list[dict[str, Any]]]]] = {
+        "transformer": prune,
+        "convolution": channels.prune,
+    }
+    cfg = context.cfg
+    slim, kept = of_family[like(model.family)](model, cfg.prune, context.dataset, cfg.seed)
+    write_json(folder / "kept.json", kept)
+    return slim, []
+
+
+def prune(
+    model: Classifier, config: PruneConfig, dataset: Dataset, seed: int
+) -> tuple[Classifier, list[dict[str, Any]]]:
+    """Return the physically smaller transformer, and a description of what stays."""
+    seen: list[dict[str, Any]] = []
+    if config.scope in features.SCOPES:
+        assert isinstance(model, views.ViewClassifier)
+        model, seen = features.prune(model, config, dataset, seed)
+        if config.scope == "features":
+            return model, seen
+    stay = select(score(model, config, dataset, seed), config, model.arch.head_dim)
+    return shrink(model, stay), seen + [asdict(k) for k in stay]
 
 
 def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
@@ -131,17 +169,18 @@ def select(scores: list[Scores], config: PruneConfig, head_dim: int) -> list[Kep
     stay, ratio = tuple(range(len(scores))), config.ratio
     if config.scope == "depth":
         stay, ratio = _deep(scores, ratio)
-    choose = {"local": _local, "global": _global, "depth": _local}[config.scope]
-    heads = choose([scores[i].heads for i in stay], ratio)
-    ffn = choose([scores[i].ffn for i in stay], ratio)
+    count = choose.everywhere if config.scope == "global" else choose.local
+    heads = count([scores[i].heads for i in stay], ratio)
+    ffn = count([scores[i].ffn for i in stay], ratio)
     kept = [Kept((), ())] * len(scores)
     for i, h, f in zip(stay, heads, ffn, strict=True):
         s = scores[i]
         kept[i] = Kept(
-            heads=_best(
-                s.heads, _rounded(h, len(s.heads), config.round_to // math.gcd(config.round_to, head_dim))
+            heads=choose.best(
+                s.heads,
+                choose.rounded(h, len(s.heads), config.round_to // math.gcd(config.round_to, head_dim)),
             ),
-            ffn=_best(s.ffn, _rounded(f, len(s.ffn), config.round_to)),
+            ffn=choose.best(s.ffn, choose.rounded(f, len(s.ffn), config.round_to)),
         )
     return kept
 
@@ -154,7 +193,7 @@ def _deep(scores: list[Scores], ratio: float) -> tuple[tuple[int, ...], float]:
     gone = min(len(scores) - 1, math.floor(ratio * len(scores) + 1e-9))
     stay = len(scores) - gone
     importance = _share([s.heads for s in scores]) + _share([s.ffn for s in scores])
-    return _best(importance, stay), max(0.0, (ratio * len(scores) - gone) / stay)
+    return choose.best(importance, stay), max(0.0, (ratio * len(scores) - gone) / stay)
 
 
 def _share(scores: list[Tensor]) -> Tensor:
@@ -166,29 +205,6 @@ def _share(scores: list[Tensor]) -> Tensor:
         )
     sums = torch.stack([s.sum() for s in scores])
     return sums / sums.sum().clamp_min(1e-30)
-
-
-def _local(scores: list[Tensor], ratio: float) -> list[int]:
-    """How many stay in each block."""
-    return [max(1, len(s) - round(ratio * len(s))) for s in scores]
-
-
-def _global(scores: list[Tensor], ratio: float) -> list[int]:
-    # The best of every block is out of reach; the others compete.
-    pool = sorted((float(v), i) for i, s in enumerate(scores) for v in s.sort(descending=True).values[1:])
-    stay = [len(s) for s in scores]
-    for _, i in pool[: round(ratio * sum(stay))]:
-        stay[i] -= 1
-    return stay
-
-
-def _rounded(count: int, of: int, multiple: int) -> int:
-    return min(of, -(-count // multiple) * multiple)
-
-
-def _best(scores: Tensor, count: int) -> tuple[int, ...]:
-    # Stable, so that equal scores keep their order whatever the ratio.
-    return tuple(sorted(scores.sort(descending=True, stable=True).indices[:count].tolist()))
 
 
 def score(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:

@@ -33,7 +33,7 @@ from tsexp.training import Teacher
 if TYPE_CHECKING:
     from tsexp.compress.fold import Context
 
-VERSION = 3
+VERSION = 4
 FAMILIES = ("transformer", "convolution")
 TRAINS = True
 EPS = 1e-12
@@ -102,6 +102,8 @@ def fake_quantize(model: Network, series: Tensor) -> None:
 
     def see(layer: nn.Module, inputs: tuple[Tensor]) -> None:
         low, high = torch.aminmax(inputs[0][:, :1] if layer in alone else inputs[0])
+        if layer in seen:  # views share their encoder
+            low, high = torch.minimum(low, seen[layer][0]), torch.maximum(high, seen[layer][1])
         seen[layer] = low, high
 
     products = {

@@ -578,11 +578,11 @@ FROM_WINDOWS = (
 
 
 def _channels(kept: list[dict[str, list[int]]], row: Row) -> list[tuple[int, str, int, bool]]:
-    there = {"head": int(row.params["model.heads"]), "ffn": int(row.params["model.ffn"])}
+    there = {"head": int(row.params.get("model.heads", 0)), "ffn": int(row.params.get("model.ffn", 0))}
     names = {"head": "heads", "ffn": "ffn"}
     return [
         (layer, kind, unit, unit in set(block[names[kind]]))
-        for layer, block in enumerate(kept)
+        for layer, block in enumerate(k for k in kept if "heads" in k)  # of other networks, none is drawn
         for kind, count in there.items()
         for unit in range(count)
     ]

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     # The measuring process imports this module, and must not pay for PyTorch Lightning.
     from tsexp.training import Fitted
 
-STAGE_VERSION = 7
+STAGE_VERSION = 8
 
 RUNTIMES = {name: f"tsexp.runtimes.{name}" for name in ("eager", "inductor", "onnxruntime", "openvino")}
 

@@ -36,6 +36,8 @@ GROUP = 32
 """Inputs that share a scale, of int4 weights; fewer, or int8, where this does not divide a layer's inputs."""
 
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
+WITH_WEIGHTS = ("MatMul", "Convolution", "GroupConvolution")
+"""Of the graph as converted: what modes round."""
 COMPUTED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 """How the name of a kernel ends → what it computes in; a layer's ``runtimePrecision`` is that of its weights
 or of its mask."""
@@ -133,7 +135,7 @@ def _store_bf16(model: Any) -> Any:
     from openvino import opset13 as ops
 
     for node in model.get_ops():
-        if node.get_type_name() in ("MatMul", "Convolution"):
+        if node.get_type_name() in WITH_WEIGHTS:
             weight = node.input_value(1).get_node()
             if weight.get_type_name() == "Constant":
                 node.input(1).replace_source_output(
@@ -162,7 +164,7 @@ def _static(model: Any, stem: list[str], job: Job) -> Any:
     others = [
         n.get_friendly_name()
         for n in model.get_ops()
-        if n.get_type_name() not in ("MatMul", "Convolution", "Constant", "Parameter", "Result")
+        if n.get_type_name() not in (*WITH_WEIGHTS, "Constant", "Parameter", "Result")
     ]
     return nncf.quantize(
         model,

@@ -66,6 +66,7 @@ def fit(
             else max(1, epochs // VALIDATIONS),
             deterministic="warn" if config.device == "cuda" else None,
         )
+        model.train()  # Lightning keeps the mode that it finds, and a loaded model is ready to answer
         try:
             trainer.fit(fitting, batches)
         except SystemExit:  # Lightning's word for Ctrl-C
@@ -108,13 +109,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _epochs(config: TrainConfig, series: int) -> int:
-    """Whole epochs within ``max_steps`` optimizer steps, at least one.
+    """Whole epochs, at least one, of at least ``min_steps`` and at most ``max_steps`` steps.
 
     Large sets need fewer passes than small ones.
     """
-    if not config.max_steps:
-        return config.epochs
-    return max(1, min(config.epochs, config.max_steps // math.ceil(series / config.batch_size)))
+    steps = math.ceil(series / config.batch_size)
+    epochs = max(config.epochs, math.ceil(config.min_steps / steps))
+    return max(1, min(epochs, config.max_steps // steps)) if config.max_steps else epochs
 
 
 class Batches(L.LightningDataModule):

@@ -104,6 +104,15 @@ class FlatEncoder(nn.Module):
         self.blocks = nn.ModuleList(FlatBlock(b, tokens) for b in source.blocks)  # type: ignore[arg-type]
         self.norm = source.norm
 
+    def of_tokens(self, tokens: int) -> FlatEncoder:
+        """Return one of another number of tokens, which shares all weights with this one."""
+        other = copy.copy(self)
+        blocks = [copy.copy(block) for block in self.blocks]
+        other._modules = {**self._modules, "blocks": nn.ModuleList(blocks)}
+        for part in (other, *blocks):
+            part.tokens = tokens  # type: ignore[assignment]
+        return other
+
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x.reshape(-1, x.shape[-1])
         for block in self.blocks:
@@ -222,17 +231,46 @@ def deployed(
         parts.tokenizer = MaskWithClass(parts.tokenizer)
         parts.positions = PositionsWithClass(new.positions, new.cls)
         parts.cls = None
-    blocks = parts.encoder.blocks
-    flat = flat and all(packable(b) and _plain(b.fc1, b.fc2) for b in blocks)
-    for i, block in enumerate(blocks):
-        if packable(block):
-            last = first_only and model.cls is not None and i == len(blocks) - 1
-            block.attention = PackedAttention(block.attention, fused, first_only=last)
-            if last:
-                blocks[i] = FirstTokenBlock(block)
+    flat = flat and flattenable(new.encoder)
+    pack(new.encoder, fused, last_first_only=first_only and model.cls is not None)
     if flat:
         parts.encoder = FlatEncoder(parts.encoder, model.tokenizer.tokens + (model.cls is not None))
     return new
+
+
+def pack(encoder: Encoder, fused: bool, last_first_only: bool = False) -> None:
+    """Put `PackedAttention` into every block where nothing speaks against it, in place.
+
+    Parameters
+    ----------
+    encoder
+        Its blocks are changed.
+    fused
+        See `PackedAttention`.
+    last_first_only
+        Of the last block, the first token alone is wanted.
+    """
+    blocks: Any = encoder.blocks
+    for i, block in enumerate(blocks):
+        if packable(block):
+            last = last_first_only and i == len(blocks) - 1
+            block.attention = PackedAttention(block.attention, fused, first_only=last)
+            if last:
+                blocks[i] = FirstTokenBlock(block)
+
+
+def flattenable(encoder: Encoder) -> bool:
+    """Whether `FlatEncoder` takes it, before or after `pack`."""
+    blocks: Any = encoder.blocks
+    return all(
+        (isinstance(b.attention, PackedAttention) or packable(b)) and _plain(b.fc1, b.fc2) for b in blocks
+    )
+
+
+def flattened(encoder: Encoder, counts: list[int]) -> list[FlatEncoder]:
+    """Return a `FlatEncoder` of each of these numbers of tokens; all share their weights."""
+    first = FlatEncoder(encoder, counts[0])
+    return [first, *(first.of_tokens(count) for count in counts[1:])]
 
 
 def packable(block: EncoderBlock) -> bool:

@@ -1,0 +1,118 @@
+"""What convolutional networks are made of; all of it leaves padding zero, and out of statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class Norm(nn.BatchNorm1d):
+    """Batch norm whose statistics leave padding out."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None or not self.training:
+            return super().forward(x)
+        steps = x.transpose(1, 2)
+        normed = torch.zeros_like(steps)
+        normed[mask] = super().forward(steps[mask])
+        return normed.transpose(1, 2)
+
+
+class Affine(nn.Module):
+    """What a norm does in eval mode: a scale and a shift per channel."""
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight.detach() / (norm.running_var + norm.eps).sqrt()
+        self.weight = nn.Parameter(scale[:, None], requires_grad=False)
+        self.bias = nn.Parameter(
+            (norm.bias.detach() - norm.running_mean * scale)[:, None], requires_grad=False
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x * self.weight + self.bias
+
+
+class Same(nn.Module):
+    """Convolution without bias (before a norm it does nothing), as long as its input."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        reach = dilation * (kernel - 1)
+        # An even kernel sees one step more to the right, as in the published code.
+        self.pad = (reach // 2, reach - reach // 2) if reach % 2 else (0, 0)
+        self.conv = nn.Conv1d(
+            inputs,
+            outputs,
+            kernel,
+            padding=0 if reach % 2 else reach // 2,
+            dilation=dilation,
+            groups=groups,
+            bias=False,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, self.pad) if any(self.pad) else x)  # type: ignore[no-any-return]
+
+
+class Block(Same):
+    """Convolution, batch norm and, if `active`, ReLU."""
+
+    norm: Norm | None
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, active: bool = True) -> None:
+        super().__init__(inputs, outputs, kernel)
+        self.norm = Norm(outputs)
+        self.relu = nn.ReLU() if active else None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = super().forward(x)
+        x = x if self.norm is None else self.norm(x, mask)
+        return zeroed(x if self.relu is None else self.relu(x), mask)
+
+    def fold(self) -> None:
+        """Hold the norm in the convolution, for good: the same outputs in eval mode."""
+        assert self.norm is not None
+        self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), None
+
+
+def fold(module: nn.Module) -> None:
+    """Hold each norm inside in what comes before it, for good: the same outputs in eval mode."""
+    for part in [m for m in module.modules() if hasattr(m, "fold")]:
+        own: Any = part
+        own.fold()
+
+
+def fold_apart(convolutions: nn.ModuleList, norm: Norm) -> Norm:
+    """Hold a norm in the convolutions whose outputs, beside each other, it sees first.
+
+    Return what it does to the channels that come after those; there may be none.
+    """
+    each: list[Any] = list(convolutions)
+    sizes = [one.conv.out_channels for one in each]
+    *own, rest = torch.arange(norm.num_features).split([*sizes, norm.num_features - sum(sizes)])
+    for one, channels in zip(each, own, strict=True):
+        one.conv = fuse_conv_bn_eval(one.conv, _part(norm, channels))
+    return _part(norm, rest)
+
+
+def _part(norm: Norm, channels: Tensor) -> Norm:
+    part = Norm(len(channels), norm.eps).eval()
+    part.load_state_dict({k: v[channels] if v.ndim else v for k, v in norm.state_dict().items()})
+    return part
+
+
+def zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set padding to zero."""
+    return x if mask is None else x * mask[:, None].to(x.dtype)
+
+
+def mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Average (batch, channels, time), with zeros as padding, over the time that holds data."""
+    return x.mean(-1) if mask is None else x.sum(-1) / mask.to(x.dtype).sum(-1, keepdim=True)

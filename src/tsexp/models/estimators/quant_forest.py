@@ -1,0 +1,113 @@
+"""QUANT (Dempster et al. 2024, arXiv 2308.00928): quantiles of intervals, then extremely randomized trees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tsexp.config import number
+from tsexp.data import FloatArray, IntArray
+from tsexp.models.arch import BaseArch
+from tsexp.models.estimators.base import PACKAGES as PACKAGES
+from tsexp.models.estimators.base import Estimator, EstimatorConfig, tensors_of
+
+LIKE = "estimator"
+
+
+@dataclass
+class Config(EstimatorConfig):
+    """The keys of the ``model`` group."""
+
+    interval_depth: int = number(ge=1)
+    quantile_divisor: int = number(ge=1)
+    n_trees: int = number(ge=1)
+    max_features: float = number(gt=0, le=1)
+
+
+@dataclass(frozen=True)
+class Arch(BaseArch):
+    """All but what is learned.
+
+    Attributes
+    ----------
+    interval_depth
+        How often the series is halved into intervals, the whole series included.
+    quantile_divisor
+        Steps of an interval to one quantile.
+    n_trees
+        Of the forest.
+    max_features
+        Share of the features that are tried at each split.
+    """
+
+    interval_depth: int
+    quantile_divisor: int
+    n_trees: int
+    max_features: float
+
+
+class QuantForest(Estimator):
+    """aeon's `QUANTClassifier`.
+
+    Of scikit-learn's forest only the trees are kept, and asked one after the other: with what it does around
+    them, which bit for bit changes nothing, a forest takes ten times as long for one series.
+    """
+
+    family = "quant_forest"
+    arch_type = Arch
+    shortest = 3  # of which second differences are left
+
+    NODE = ("left_child", "right_child", "feature", "threshold")
+    """Fields of scikit-learn's nodes that answers depend on; the features are never missing."""
+
+    def learn(self, x: FloatArray, y: IntArray, seed: int) -> None:
+        from aeon.classification.interval_based import QUANTClassifier
+        from sklearn.ensemble import ExtraTreesClassifier
+
+        fresh = QUANTClassifier(
+            self.arch.interval_depth,
+            self.arch.quantile_divisor,
+            ExtraTreesClassifier(self.arch.n_trees, criterion="entropy", max_features=self.arch.max_features),
+            random_state=seed,
+        ).fit(x, y)
+        self._trees: list[Any] = [tree.tree_ for tree in fresh.estimator_.estimators_]
+
+    def answer(self, x: FloatArray) -> FloatArray:
+        """Preprocessed series → logarithms of class probabilities; 0 becomes what adds nothing to 1."""
+        features = self._transform.transform(x)
+        frequencies = sum(tree.predict(features) for tree in self._trees) / len(self._trees)
+        return np.log(np.maximum(frequencies, np.finfo(np.float32).eps))  # type: ignore[no-any-return]
+
+    def state(self) -> dict[str, Tensor]:
+        nodes = [tree.__getstate__()["nodes"] for tree in self._trees]
+        return tensors_of(
+            {"sizes": [len(n) for n in nodes]}
+            | {name: np.concatenate([n[name] for n in nodes]) for name in self.NODE}
+            | {"frequencies": np.concatenate([tree.value[:, 0] for tree in self._trees])}
+        )
+
+    def set_state(self, tensors: dict[str, Tensor]) -> None:
+        from aeon.transformations.collection.interval_based import QUANTTransformer
+        from sklearn.tree._tree import NODE_DTYPE, Tree
+
+        channels, length, classes = self.arch.channels, self.arch.preprocessing.length, len(self.arch.classes)
+        self._transform = QUANTTransformer(self.arch.interval_depth, self.arch.quantile_divisor)
+        nothing = self._transform.fit_transform(np.zeros((1, channels, length), np.float32))
+        arrays = {name: t.numpy() for name, t in tensors.items()}
+        nodes = np.zeros(len(arrays["threshold"]), NODE_DTYPE)
+        for name in self.NODE:
+            nodes[name] = arrays[name]
+        values = arrays["frequencies"][:, None]
+        self._trees = []
+        for start, end in pairwise(np.cumsum([0, *arrays["sizes"]])):
+            tree = Tree(nothing.shape[1], np.array([classes], np.intp), 1)
+            part = {"node_count": end - start, "nodes": nodes[start:end], "values": values[start:end]}
+            tree.__setstate__({"max_depth": 0, **part})  # answering does not ask for the depth
+            self._trees.append(tree)
+
+
+build, rebuild = QuantForest.build, QuantForest.rebuild

@@ -1,0 +1,8 @@
+"""A transformer whose tokens are features of a series, in views that answer apart and are averaged."""
+
+from tsexp.models.views.arch import Arch, Config, Source
+from tsexp.models.views.classifier import ViewClassifier, build, rebuild
+
+LIKE = "transformer"
+
+__all__ = ["LIKE", "Arch", "Config", "Source", "ViewClassifier", "build", "rebuild"]

@@ -1,0 +1,196 @@
+"""The description of a transformer on features: plain values, no torch, no pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from omegaconf import MISSING
+
+from tsexp.config import ModelConfig, number
+from tsexp.data import Dataset
+from tsexp.models.arch import BaseArch
+from tsexp.models.transformer import Block
+
+SPECTRAL = ("amplitudes", "spectrum")
+SIGNALS = ("values", "changes", *SPECTRAL)
+"""What is described: the series, its first differences, its amplitude spectrum, the logarithm of that."""
+KERNELS = 84
+"""MiniROCKET's, of 9 steps: all ways to weigh three with 2 and six with -1."""
+REACH = 9
+NARROWEST = 6
+"""Values of the finest intervals."""
+
+
+@dataclass
+class Config(ModelConfig):
+    """The ``model`` group of a transformer on features."""
+
+    views: list[list[str]] = field(default=MISSING)
+    levels: int = number(ge=1, le=8)
+    value_bins: int = number(ge=1)
+    kernel_bins: int = number(ge=1)
+    d_model: int = number(ge=2)
+    layers: int = number(ge=1)
+    heads: int = number(ge=1)
+    ffn: int = number(ge=1)
+    dropout: float = number(ge=0, lt=1)
+    noise: float = number(ge=0)
+    feature_dropout: float = number(ge=0, lt=1)
+    seen_tokens: int = number(ge=1)
+
+    def problems(self) -> list[str]:
+        """Views of known features, heads that share the width evenly."""
+        known = ["scale", *(f"{kind}.{signal}" for kind in ("intervals", "kernels") for signal in SIGNALS)]
+        named = [name for view in self.views for name in view]
+        found = [
+            f"model.views names {name}, which is not known; allowed: {', '.join(known)}"
+            for name in named
+            if name not in known
+        ]
+        found += [
+            f"model.views names {name} twice; once is enough" for name in known if named.count(name) > 1
+        ]
+        if not all(self.views) or not named or any(view == ["scale"] for view in self.views):
+            found.append("model.views must be one list per view, each with some intervals or kernels")
+        if self.d_model % self.heads:
+            found.append(f"model.heads={self.heads} does not divide model.d_model={self.d_model}")
+        return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of features of one signal.
+
+    Attributes
+    ----------
+    name
+        ``intervals.SIGNAL``: a token per interval of it, which says how its values are distributed there;
+        ``kernels.SIGNAL``: a token per scale, which says so of the responses to all kernels;
+        ``scale``: one token of what scaling takes away.
+    tokens
+        Which of them there are: intervals, coarse to fine and left to right, or scales, fine to coarse.
+    kernels
+        Which of MiniROCKET's 84 there are; of ``kernels`` only.
+    """
+
+    name: str
+    tokens: tuple[int, ...]
+    kernels: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """``intervals``, ``kernels`` or ``scale``."""
+        return self.name.split(".")[0]
+
+    @property
+    def signal(self) -> str:
+        """What is described."""
+        return self.name.split(".")[-1]
+
+
+@dataclass(frozen=True)
+class Arch(BaseArch):
+    """Of a transformer on features.
+
+    Attributes
+    ----------
+    views
+        Each is encoded by itself and answers by itself.
+    value_bins, kernel_bins
+        Into how many, of about equal size, the values of a signal and the responses to a kernel fall.
+    d_model, head_dim, blocks, dropout
+        Of the encoder, as in `transformer.Arch`.
+    noise
+        Standard deviation of what training adds to standardised features.
+    feature_dropout
+        Share of features that a training step does not see.
+    seen_tokens
+        Tokens of a view that a training step sees: at most so many, at most half of them, at least four.
+    """
+
+    views: tuple[tuple[Source, ...], ...]
+    value_bins: int
+    kernel_bins: int
+    d_model: int
+    head_dim: int
+    blocks: tuple[Block, ...]
+    dropout: float
+    noise: float
+    feature_dropout: float
+    seen_tokens: int
+    norm: str = "pre"
+    activation: str = "gelu"
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Rebuild from the plain values of ``arch.json``."""
+        views = tuple(
+            tuple(Source(s["name"], tuple(s["tokens"]), tuple(s["kernels"])) for s in view)
+            for view in raw["views"]
+        )
+        blocks = tuple(Block(**b) for b in raw["blocks"])
+        return super().from_dict(raw | {"views": views, "blocks": blocks})
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Of all views, in order."""
+        return tuple(source for view in self.views for source in view)
+
+    def numbers(self, source: Source) -> int:
+        """Features of a token."""
+        if source.kind == "scale":
+            return 4 * self.channels
+        if source.kind == "kernels":
+            return len(source.kernels) * self.kernel_bins
+        return self.channels * self.value_bins
+
+
+def signal_length(signal: str, length: int) -> int:
+    """Values of a signal of a series of this length."""
+    if signal == "changes":
+        return length - 1
+    return length if signal == "values" else fourier_points(length) ** 2 // 2 + 1
+
+
+def fourier_points(length: int) -> int:
+    """The square root of the number of points of the Fourier transform, rounded up."""
+    return next(n for n in range(2, length + 2) if n * n >= length)
+
+
+def levels_of(length: int, most: int) -> int:
+    """How often an interval can be halved, the whole counted, down to `NARROWEST` values."""
+    return max(1, sum(length >= NARROWEST << level for level in range(most)))
+
+
+def scales_of(length: int) -> int:
+    """How often a signal can be halved, as it is counted, and still be as long as a kernel."""
+    return max(1, sum(length >> scale >= REACH for scale in range(length.bit_length())))
+
+
+def architecture(config: Config, dataset: Dataset) -> Arch:
+    """Fit a model configuration to a dataset."""
+    length = dataset.preprocessing.length
+
+    def source(name: str) -> Source:
+        kind, _, signal = name.partition(".")
+        if kind == "scale":
+            return Source(name, (0,))
+        size = signal_length(signal, length)
+        if kind == "intervals":
+            return Source(name, tuple(range(2 ** levels_of(size, config.levels) - 1)))
+        return Source(name, tuple(range(scales_of(size))), tuple(range(KERNELS)))
+
+    return Arch.of(
+        dataset,
+        views=tuple(tuple(source(name) for name in view) for view in config.views),
+        value_bins=config.value_bins,
+        kernel_bins=config.kernel_bins,
+        d_model=config.d_model,
+        head_dim=config.d_model // config.heads,
+        blocks=(Block(config.heads, config.ffn),) * config.layers,
+        dropout=config.dropout,
+        noise=config.noise,
+        feature_dropout=config.feature_dropout,
+        seen_tokens=config.seen_tokens,
+    )

@@ -1,0 +1,162 @@
+"""The whole model, from raw series to class scores."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tsexp.data import Dataset, FloatArray
+from tsexp.models.network import Network
+from tsexp.models.transformer.encoder import Encoder
+from tsexp.models.views.arch import Arch, Config, Source, architecture
+from tsexp.models.views.features import Features
+
+
+class ViewClassifier(Network):
+    """Features → tokens of each view → encoder, the same for all views → head; the mean of their answers.
+
+    Parameters
+    ----------
+    arch
+        The description; ``model.arch`` afterwards.
+    """
+
+    family: ClassVar[str] = "views"
+    STEM: ClassVar[tuple[str, ...]] = ("preprocess",)
+
+    arch: Arch
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.preprocess = Features(arch)  # type: ignore[assignment]
+        self.views = nn.ModuleList(View(arch, view) for view in arch.views)
+        self.encoder = Encoder(arch)  # type: ignore[arg-type]
+        self.sizes = [sum(len(s.tokens) * arch.numbers(s) for s in view) for view in arch.views]
+
+    def adapt(self, series: FloatArray) -> None:
+        """Take thresholds, means and spreads of the features from the series that are fitted."""
+        features: Any = self.preprocess
+        features.adapt(torch.from_numpy(series))
+
+    def members(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Features (batch, numbers) → the class scores of each view."""
+        parts = x.split(self.sizes, 1)
+        return tuple(
+            view(part, self._encoder(i)) for i, (view, part) in enumerate(zip(self.views, parts, strict=True))
+        )
+
+    def _encoder(self, view: int) -> nn.Module:
+        return self.encoder
+
+    def network(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features (batch, numbers) → logarithms of the views' mean probabilities."""
+        said = torch.stack([scores.log_softmax(-1) for scores in self.members(x)])
+        return said.logsumexp(0) - math.log(len(said))
+
+    def prunable(self) -> int:
+        """Channels of heads, FFN units, tokens and kernels."""
+        seen = sum(len(s.tokens) + len(s.kernels) for s in self.arch.sources)
+        return seen + sum(b.heads * self.arch.head_dim + b.ffn for b in self.arch.blocks)
+
+    def lengths(self) -> set[int]:
+        """Steps, and tokens of each view."""
+        return {self.arch.preprocessing.length} | {view.tokens for view in self.views}  # type: ignore[misc]
+
+    def deployable(
+        self, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False
+    ) -> Self:
+        """Rewrite the encoder as that of any transformer, once for each view's number of tokens."""
+        from tsexp.models.transformer import rewrite
+
+        new = copy.deepcopy(self).eval().requires_grad_(False)
+        rewrite.pack(new.encoder, fused)
+        if flat and rewrite.flattenable(new.encoder):
+            return Flat.of(new)  # type: ignore[return-value]
+        return new
+
+
+class View(nn.Module):
+    """Features of a view (batch, numbers) → class scores (batch, classes).
+
+    What a view says is a linear function of the mean of its encoded tokens, and one of each of them.
+    """
+
+    def __init__(self, arch: Arch, sources: tuple[Source, ...]) -> None:
+        super().__init__()
+        self.shapes = [(len(s.tokens), arch.numbers(s)) for s in sources]
+        self.noise, self.feature_dropout = arch.noise, arch.feature_dropout
+        self.tokens = sum(count for count, _ in self.shapes)
+        # At most half of them, and at least four.
+        self.seen = min(self.tokens, max(4, min(arch.seen_tokens, -(-self.tokens // 2))))
+        self.project = nn.ModuleList(nn.Linear(numbers, arch.d_model) for _, numbers in self.shapes)
+        self.positions = nn.Parameter(torch.empty(self.tokens, arch.d_model).normal_(std=0.02))
+        classes = len(arch.classes)
+        self.head = nn.Linear(arch.d_model, classes)
+        self.each = nn.Parameter(torch.zeros(self.tokens, classes, arch.d_model))
+
+    def forward(self, x: Tensor, encoder: nn.Module) -> Tensor:
+        parts = [
+            part.unflatten(1, shape)
+            for part, shape in zip(x.split([a * b for a, b in self.shapes], 1), self.shapes, strict=True)
+        ]
+        positions: Tensor = self.positions
+        each: Tensor = self.each
+        if self.training:
+            seen = torch.randperm(self.tokens, device=x.device)[: self.seen].sort().values
+            parts = self._seen(parts, seen)
+            positions, each = positions[seen], each[seen]
+        tokens = torch.cat([p(part) for p, part in zip(self.project, parts, strict=True)], 1) + positions
+        tokens = encoder(tokens, None)
+        alone = F.linear(tokens.flatten(1), each.transpose(0, 1).flatten(1))
+        return self.head(tokens.mean(1)) + EACH / tokens.shape[1] * alone  # type: ignore[no-any-return]
+
+    def _seen(self, parts: list[Tensor], seen: Tensor) -> list[Tensor]:
+        """Leave out tokens and features, and disturb the others."""
+        found, start = [], 0
+        for part in parts:
+            count = part.shape[1]
+            part = part[:, seen[(seen >= start) & (seen < start + count)] - start]
+            if self.noise:
+                part = part + self.noise * torch.randn_like(part)
+            found.append(F.dropout(part, self.feature_dropout))
+            start += count
+        return found
+
+
+EACH = 6.0
+"""How much faster what single tokens say is learned than what their mean says."""
+
+
+class Flat(ViewClassifier):
+    """With an encoder for each view, whose tokens are the rows of one matrix; they share their weights."""
+
+    @classmethod
+    def of(cls, model: ViewClassifier) -> Flat:
+        """Change the class of a model, in place."""
+        from tsexp.models.transformer import rewrite
+
+        counts: list[int] = [view.tokens for view in model.views]  # type: ignore[misc]
+        model.encoders = nn.ModuleList(rewrite.flattened(model.encoder, counts))
+        del model.encoder
+        model.__class__ = cls
+        return model  # type: ignore[return-value]
+
+    def _encoder(self, view: int) -> nn.Module:
+        encoders: Any = self.encoders
+        return encoders[view]  # type: ignore[no-any-return]
+
+
+def build(config: Config, dataset: Dataset) -> ViewClassifier:
+    """Return an untrained model for a dataset."""
+    return ViewClassifier(architecture(config, dataset))
+
+
+def rebuild(arch: dict[str, Any]) -> ViewClassifier:
+    """Return the model that ``arch.json`` describes."""
+    return ViewClassifier(Arch.from_dict(arch)).eval()

@@ -1,0 +1,147 @@
+"""What is special to aeon's estimators; what they share with every family, test_families tells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import compose
+from tsexp import models
+from tsexp.config import ConfigError
+
+NAMES = ("minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn")
+SHORTEST = {"minirocket": 9, "quant_forest": 3, "multirocket_hydra": 10}
+
+
+def build(name, dataset, *overrides):
+    return models.build(compose(f"model={name}", *overrides).model, dataset)
+
+
+def fitted(name, dataset, *overrides, seed=0):
+    model = build(name, dataset, *overrides)
+    model.fit(dataset, seed)
+    return model
+
+
+def znormed(x):
+    """Scaled over what is there; zeros from there on."""
+    z = (x - np.nanmean(x, -1, keepdims=True)) / np.nanstd(x, -1, keepdims=True)
+    return np.nan_to_num(z).astype(np.float32)
+
+
+def of_length(dataset, length):
+    return replace(dataset, preprocessing=replace(dataset.preprocessing, length=length, resample=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_others_draw_and_how_many_threads_they_have_stays(name, italy, tmp_path):
+    def shared():
+        return np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), torch.get_num_threads()
+
+    torch.set_num_threads(2)
+    try:
+        before = shared()
+        models.save(fitted(name, italy), tmp_path)
+        assert shared() == before
+        models.load(tmp_path).scores(italy.x_test[:2])
+        assert shared() == before
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("name", "least"), SHORTEST.items())
+def test_series_as_long_as_it_needs_and_no_shorter(name, least, italy):
+    model = fitted(name, of_length(italy, least))
+    assert (model.scores(italy.x_test).argmax(1) == italy.y_test).mean() > 0.8
+    message = (
+        rf"model={name} takes .* at least {least} steps, those of ItalyPowerDemand have {least - 1}; data"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build(name, of_length(italy, least - 1))
+
+
+def test_a_folder_of_minirocket_is_what_it_was_before_there_were_others(italy, tmp_path):
+    models.save(fitted("minirocket", italy), tmp_path)
+    arch = json.loads((tmp_path / "arch.json").read_text())
+    del arch["channels"], arch["classes"], arch["preprocessing"]
+    assert arch == {
+        "family": "estimator",
+        "estimator": "minirocket",
+        "n_kernels": 10000,
+        "max_dilations": 32,
+    }
+
+
+@pytest.mark.parametrize("source", ["PickupGestureWiimoteZ", "BasicMotions"])
+def test_quant_forest_is_aeons(source, load_data):
+    """Probabilities to the last bit, though scikit-learn's forest is not asked; the settings are its own."""
+    from aeon.classification.interval_based import QUANTClassifier
+
+    data = load_data(source)
+    model = fitted("quant_forest", data, seed=3)
+    series, x = (model._preprocessed(part) for part in (data.x_train[data.fit], data.x_test))
+    theirs = QUANTClassifier(random_state=3).fit(series, data.y_train[data.fit]).predict_proba(x)
+    scores = model.scores(data.x_test)
+    assert np.array_equal(scores[theirs > 0], np.log(theirs[theirs > 0]).astype(np.float32))
+    assert (theirs == 0).any()
+    np.testing.assert_allclose(torch.softmax(torch.from_numpy(scores), 1), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["PickupGestureWiimoteZ", "BasicMotions"])
+def test_multirocket_hydra_is_aeons(source, load_data):
+    from aeon.classification.convolution_based import MultiRocketHydraClassifier
+
+    data = load_data(source)
+    model = fitted("multirocket_hydra", data, seed=3)
+    series, x = (model._preprocessed(part) for part in (data.x_train[data.fit], data.x_test))
+    with torch.random.fork_rng():
+        theirs = MultiRocketHydraClassifier(random_state=3).fit(series, data.y_train[data.fit])
+    features = np.concatenate(
+        [
+            theirs._scale_hydra.transform(theirs._transform_hydra.transform(x)),
+            theirs._scale_multirocket.transform(theirs._transform_multirocket.transform(x)),
+        ],
+        1,
+    )
+    np.testing.assert_allclose(
+        model.scores(data.x_test), theirs.classifier.decision_function(features), atol=1e-4
+    )
+
+
+def warped(a, b, width):
+    """Squared Euclidean distance (channels, time) along the best path that stays within the band."""
+    cost = ((a[:, :, None] - b[:, None]) ** 2).sum(0)
+    total = np.full([n + 1 for n in cost.shape], np.inf)
+    total[0, 0] = 0
+    for i, j in np.argwhere(np.abs(np.subtract.outer(*map(np.arange, cost.shape))) <= width):
+        total[i + 1, j + 1] = cost[i, j] + min(total[i, j], total[i, j + 1], total[i + 1, j])
+    return total[-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("source", "window"), [("ItalyPowerDemand", 0.0), ("ItalyPowerDemand", 1.0), ("BasicMotions", 0.1)]
+)
+def test_dtw_scores_are_distances_to_the_nearest_of_a_class(source, window, load_data):
+    """Those of single and of several channels: warped together."""
+    data = load_data(source)
+    data = replace(data, fit=data.fit[::4])
+    x, y = data.x_train[data.fit], data.y_train[data.fit]
+    assert set(y) == set(range(len(data.classes)))
+    assert (np.diff(y) < 0).any(), "not in the order of their classes"
+    scores = fitted("dtw_1nn", data, f"model.window={window}").scores(data.x_test[:2])
+    width = int(window * x.shape[-1])
+    for series, row in zip(znormed(data.x_test[:2]), scores, strict=True):
+        distances = np.array([warped(series, other, width) for other in znormed(x)])
+        np.testing.assert_allclose(-row, [distances[y == c].min() for c in range(len(row))], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["quant_forest", "dtw_1nn"])
+def test_answers_without_products_do_not_depend_on_batch_mates_in_any_bit(name, pickup):
+    model, x = fitted(name, pickup), pickup.x_test[:10]
+    assert np.array_equal(
+        np.concatenate([model.scores(x[i : i + 1]) for i in range(len(x))]), model.scores(x)
+    )

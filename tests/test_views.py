@@ -1,0 +1,286 @@
+"""The transformer on features: each feature by hand, what is taken from which series, and rewrites."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import compose
+from tsexp import compress, data, models
+from tsexp.compress import features as prune_features
+from tsexp.config import ConfigError, Unsupported
+from tsexp.data import Preprocessing
+from tsexp.models.transformer import Block
+from tsexp.models.views import Arch, Source, ViewClassifier, features, rebuild
+from tsexp.models.views.arch import fourier_points, levels_of, scales_of, signal_length
+
+TINY = ("model.d_model=16", "model.ffn=24", "model.heads=4")
+
+
+def dataset_of(name, **changes):
+    config = replace(compose("data=ucr", f"data.name={name}").data, **changes)
+    return data.load(config, "nowhere", 0)
+
+
+@pytest.fixture(scope="module")
+def italy():
+    return dataset_of("ItalyPowerDemand")
+
+
+def model_of(dataset, *overrides, adapted=True):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.build(compose("model=t4", *TINY, *overrides).model, dataset)
+        for view in model.views:
+            view.each.data.normal_(std=0.1)
+    if adapted:
+        model.adapt(dataset.x_train[dataset.fit])
+    return model.eval()
+
+
+@pytest.mark.parametrize("length", [8, 24, 96, 97, 150])
+def test_fourier_is_that_of_the_padded_series_under_a_hann_window(length):
+    x = torch.randn(3, 2, length, generator=torch.Generator().manual_seed(0))
+    points = fourier_points(length) ** 2
+    windowed = x.double() * torch.hann_window(length, periodic=False, dtype=torch.float64)
+    expected = torch.fft.rfft(windowed, n=points).abs() / length**0.5
+    found = features.Fourier(length)(x)
+    assert found.shape[-1] == signal_length("spectrum", length) == points // 2 + 1
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_shares_are_those_of_each_bin_below_a_value():
+    shares = features.Shares(1, 2)
+    shares.low.copy_(torch.tensor([[0.0, 1.0]]))
+    shares.inverse.copy_(torch.tensor([[1.0, 0.5]]))  # bins [0, 1] and [1, 3]
+    found = shares(torch.tensor([[[-1.0, 0.25, 2.0, 9.0]]]))
+    assert found[0, 0].tolist() == [[0, 0.25, 1, 1], [0, 0, 0.5, 1]]
+
+
+def test_thresholds_are_quantiles_of_what_is_there():
+    shares = features.Shares(1, 4)
+    x = torch.arange(101.0).repeat(2, 1)[:, None]
+    mask = torch.ones(2, 101, dtype=torch.bool)
+    mask[1, 1:] = False  # of the second series only the first value
+    shares.adapt(x, mask, torch.Generator().manual_seed(0))
+    there = np.concatenate([np.arange(101.0), [0.0]])
+    expected = np.quantile(there, np.linspace(0.02, 0.98, 5))
+    np.testing.assert_allclose(shares.low[0], expected[:-1], rtol=1e-5)
+    np.testing.assert_allclose(1 / shares.inverse[0], np.diff(expected), rtol=1e-5)
+
+
+def test_intervals_are_dyadic(italy):
+    model = model_of(italy, "model.views=[[intervals.values]]")
+    part = model.preprocess.sources[0]
+    x = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(0))
+    shares = part.shares(x)[:, 0]  # (batch, bins, values)
+    cuts = [(0, 24), (0, 12), (12, 24), (0, 6), (6, 12), (12, 18), (18, 24)]
+    expected = torch.stack([shares[..., a:b].mean(-1) for a, b in cuts], 1)
+    torch.testing.assert_close(part(x, None), expected)
+
+
+def test_responses_to_kernels_are_minirockets_scale_by_scale(italy):
+    model = model_of(italy, "model.views=[[kernels.values]]", "model.kernel_bins=3")
+    part = model.preprocess.sources[0]
+    x = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(0))
+    triples = list(itertools.combinations(range(9), 3))
+    found = part(x, None).unflatten(-1, (84, 3))
+    for scale, signal in enumerate((x[:, 0], x[:, 0].unflatten(-1, (12, 2)).mean(-1))):
+        padded = np.pad(signal.numpy(), ((0, 0), (4, 4)))
+        for kernel in (0, 17, 83):
+            weights = np.where(np.isin(np.arange(9), triples[kernel]), 2.0, -1.0)
+            response = np.stack([np.correlate(row, weights, "valid") for row in padded])
+            low, inverse = (getattr(part.shares[scale], n)[kernel].numpy() for n in ("low", "inverse"))
+            share = np.clip((response[:, None] - low[:, None]) * inverse[:, None], 0, 1).mean(-1)
+            np.testing.assert_allclose(found[:, scale, kernel], share, atol=1e-5)
+
+
+def test_features_are_standardised_on_the_fit_series_alone(italy):
+    model = model_of(italy)
+    x, _ = model.preprocess(torch.from_numpy(italy.x_train[italy.fit]))
+    varies = x.std(0) > 0
+    assert varies.float().mean() > 0.8
+    unclipped = (x.abs() < features.LARGEST).all(0) & varies
+    torch.testing.assert_close(x[:, unclipped].mean(0), torch.zeros(int(unclipped.sum())), atol=1e-3, rtol=0)
+    others = italy.x_train.copy()
+    others[italy.val] = 1e6
+    again = model_of(replace(italy, x_train=others, x_test=italy.x_test * 7))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_what_is_constant_says_nothing(italy):
+    flat = replace(italy, x_train=italy.x_train * 0 + 3.0)
+    x, _ = model_of(flat).preprocess(torch.from_numpy(italy.x_test[:4]))
+    assert torch.equal(x, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("name", ["PickupGestureWiimoteZ", "BasicMotions", "JapaneseVowels"])
+def test_a_series_is_described_alone_whatever_its_padding(name):
+    dataset = dataset_of(name)
+    model = model_of(dataset)
+    together = model.scores(dataset.x_test[:6])
+    for i in range(6):
+        one = dataset.x_test[i : i + 1]
+        one = one[..., : int((~np.isnan(one[0, 0])).sum())]
+        np.testing.assert_allclose(model.scores(np.ascontiguousarray(one))[0], together[i], atol=2e-3)
+
+
+def test_answers_are_the_mean_of_the_views(italy):
+    model = model_of(italy)
+    x, _ = model.preprocess(torch.from_numpy(italy.x_test[:5]))
+    with torch.no_grad():
+        members, answer = model.members(x), model.network(x)
+    assert len(members) == 3
+    mean = torch.stack([m.softmax(-1) for m in members]).mean(0)
+    torch.testing.assert_close(answer.exp(), mean)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_rewritten_it_answers_the_same(italy, flat):
+    model = model_of(italy)
+    lean = model.deployable(flat=flat)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            lean(torch.from_numpy(italy.x_test[:9])), model(torch.from_numpy(italy.x_test[:9]))
+        )
+    # The hidden unit that holds a bias, in each block, once for all views.
+    more = 2 * (2 * 16 + 1) - 2 * 16 if flat else 0
+    assert models.count_parameters(lean) == models.count_parameters(model) + more
+
+
+def test_training_sees_some_tokens_and_never_the_same(italy):
+    model = model_of(italy, "model.seen_tokens=5")
+    x, _ = model.preprocess(torch.from_numpy(italy.x_test[:2]))
+    assert [view.seen for view in model.views] == [5, 4, 2]
+    model.train()
+    a, b = (model.network(x) for _ in range(2))
+    assert not torch.equal(a, b)
+
+
+def test_parameters_and_macs_by_hand():
+    length, classes, bins, kernel_bins, d, ffn = 96, 7, 13, 8, 64, 128
+    arch = Arch(
+        channels=1,
+        classes=tuple(map(str, range(classes))),
+        preprocessing=Preprocessing("znorm", length, False, False),
+        views=(
+            (Source("intervals.values", tuple(range(31))), Source("scale", (0,))),
+            (Source("kernels.values", (0, 1, 2, 3), tuple(range(84))),),
+        ),
+        value_bins=bins,
+        kernel_bins=kernel_bins,
+        d_model=d,
+        head_dim=16,
+        blocks=(Block(4, ffn),) * 2,
+        dropout=0.0,
+        noise=0.0,
+        feature_dropout=0.0,
+        seen_tokens=40,
+    )
+    model = ViewClassifier(arch).eval()
+    block = 4 * (d * d + d) + 2 * d * ffn + ffn + d + 4 * d
+    views = (bins * d + d + 4 * d + d, 84 * kernel_bins * d + d)
+    tokens = (32, 4)
+    heads = [d * classes + classes + t * classes * d + t * d for t in tokens]
+    assert models.count_parameters(model) == 2 * block + 2 * d + sum(views) + sum(heads)
+    described = bins * length * 31 + 84 * 9 * (96 + 48 + 24 + 12)
+    projected = (31 * bins + 4 + 4 * 84 * kernel_bins) * d
+    encoded = sum(2 * (t * (4 * d * d + 2 * d * ffn) + 2 * t * t * d) for t in tokens)
+    answered = sum(d * classes + t * classes * d for t in tokens)
+    assert models.count_macs(model) == described + projected + encoded + answered
+
+
+@pytest.mark.parametrize(("length", "most", "levels"), [(24, 6, 3), (96, 6, 5), (720, 6, 6), (5, 6, 1)])
+def test_finest_intervals_hold_a_handful_of_values(length, most, levels):
+    assert levels_of(length, most) == levels
+
+
+@pytest.mark.parametrize(("length", "scales"), [(8, 1), (18, 2), (96, 4), (720, 7)])
+def test_coarsest_scale_is_as_long_as_a_kernel(length, scales):
+    assert scales_of(length) == scales
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.views=[[intervals.value]]", "intervals.value, which is not known"),
+        ("model.views=[[kernels.values],[kernels.values]]", "twice"),
+        ("model.views=[[scale]]", "one list per view"),
+        ("model.views=[]", "one list per view"),
+        ("model.heads=5", "does not divide"),
+    ],
+)
+def test_bad_settings_are_refused(override, said):
+    with pytest.raises(ConfigError, match=said):
+        compose("model=t4", override)
+
+
+@pytest.mark.parametrize("name", ["ItalyPowerDemand", "PickupGestureWiimoteZ", "BasicMotions"])
+def test_what_is_left_answers_as_if_the_rest_were_average(name):
+    dataset = dataset_of(name)
+    model = model_of(dataset)
+    scores = prune_features.SCORES["l1"](model)
+    views = prune_features.select(scores, model.arch.views, 0.5)
+    slim = prune_features.shrink(model, views)
+    assert slim.arch.views == views
+    # Zero what goes in the projections, leave the tokens that go out of everything, and answer.
+    x, _ = model.preprocess(torch.from_numpy(dataset.x_test[:5]))
+    again = rebuild(json.loads(json.dumps(asdict(slim.arch)))).eval()
+    again.load_state_dict(slim.state_dict())
+    expected = []
+    parts = x.split(model.sizes, 1)
+    for view, old, module, part in zip(views, model.arch.views, model.views, parts, strict=True):
+        tokens, rows, count, start = [], [], 0, 0
+        for s, source in enumerate(old):
+            width = model.arch.numbers(source)
+            described = part[:, start : start + len(source.tokens) * width].unflatten(1, (-1, width))
+            start += len(source.tokens) * width
+            for of in (of for of in view if of.name == source.name):
+                if source.kernels:
+                    stays = torch.tensor([k in of.kernels for k in source.kernels])
+                    described = described * stays.repeat_interleave(model.arch.kernel_bins)
+                stay = [source.tokens.index(t) for t in of.tokens]
+                tokens.append(module.project[s](described[:, stay]))
+                rows += [count + i for i in stay]
+            count += len(source.tokens)
+        with torch.no_grad():
+            encoded = model.encoder(torch.cat(tokens, 1) + module.positions[rows], None)
+            alone = torch.einsum("btd,tcd->bc", encoded, module.each[rows])
+            expected.append(module.head(encoded.mean(1)) + 6 / len(rows) * alone)
+    with torch.no_grad():
+        found = again.members(again.preprocess(torch.from_numpy(dataset.x_test[:5]))[0])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "random", "taylor"])
+def test_half_of_the_kernels_and_of_the_tokens_go(italy, method):
+    model = model_of(italy)
+    cfg = compose("model=t4", "prune.ratio=0.5", f"prune.method={method}", "prune.scope=features").prune
+    slim, _ = prune_features.prune(model, cfg, italy, seed=0)
+    tokens, kernels = (
+        [sum(len(getattr(s, kind)) for s in m.arch.sources) for m in (model, slim)]
+        for kind in ("tokens", "kernels")
+    )
+    assert tokens[1] == tokens[0] - round(0.5 * tokens[0])
+    assert kernels[1] == 42 * sum(bool(s.kernels) for s in slim.arch.sources)
+    assert slim.prunable() < model.prunable()
+    assert models.count_macs(slim) < 0.7 * models.count_macs(model)
+
+
+def test_a_view_keeps_a_token(italy):
+    model = model_of(italy)
+    views = prune_features.select(prune_features.SCORES["l1"](model), model.arch.views, 0.999)
+    assert [sum(len(s.tokens) for s in view) for view in views] == [1, 1, 1]
+    assert np.isfinite(prune_features.shrink(model, views).scores(italy.x_test[:3])).all()
+
+
+def test_features_are_those_of_a_transformer_on_features():
+    with pytest.raises(Unsupported, match="features with model=t3"):
+        compress.check(compose("model=t3", "prune.ratio=0.5", "prune.scope=features"))
