@@ -25,6 +25,7 @@ from tsexp.runtimes.artifact import _supported as supported
 
 MODELS = {
     "t3": ("model.d_model=16", "model.layers=2", "model.heads=4", "model.ffn=24", "model.patch=8"),
+    "t4": ("model.d_model=16", "model.heads=4", "model.ffn=24"),
     "fcn": ("model.filters=[8,16,8]",),
     "resnet": ("model.filters=[8,12,12]", "model.kernels=[8,3]"),
     "inceptiontime": (
@@ -186,7 +187,7 @@ def test_every_family_keeps_the_contract(name, source, cache, load_data, tmp_pat
     artifact = runtimes.deploy(fitted, config(name).quant, RuntimeConfig("eager", "cpu"), dataset, cache)
     assert {p.suffix for p in artifact.folder.iterdir()} == {".json", ".safetensors"}, "no pickle"
     assert np.array_equal(runtimes.load(artifact.folder)(x), scores)
-    if name != "t3":  # whose formula is in test_runtimes
+    if name not in ("t3", "t4"):  # whose formulas are in test_runtimes and test_views
         assert (artifact.manifest["parameters"], artifact.manifest["macs"]) == counts(model)
 
 
@@ -202,7 +203,7 @@ def test_the_same_seed_makes_the_same_model(name, italy, tmp_path):
 
 
 def pairs():
-    others = dict.fromkeys(("resnet", "inceptiontime", "litetime"), "convolution")
+    others = {"t4": "transformer", **dict.fromkeys(("resnet", "inceptiontime", "litetime"), "convolution")}
     for name, family in {"fcn": "convolution", "minirocket": "estimator", **others}.items():
         for runtime in runtimes.RUNTIMES:
             for mode in supported(runtime, family):

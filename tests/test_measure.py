@@ -305,6 +305,8 @@ def test_worker_reads_the_machines_counters(
     assert record.metrics["energy/per_inference_j"] == pytest.approx(
         50 / record.metrics["throughput/series_per_s"], rel=0.15
     )
+    per_correct = record.metrics["energy/per_inference_j"] / record.metrics["test/accuracy"]
+    assert record.metrics["energy/per_correct_j"] == pytest.approx(per_correct)
     assert "1 whole CPU package" in record.raw["scope"]
 
 

@@ -257,7 +257,7 @@ def assemble(
     if "channels" in manifest and dense.get("channels"):
         sizes["prune/achieved_ratio"] = 1 - manifest["channels"] / dense["channels"]
     numbers = metrics | sizes | summarize(raw)
-    if numbers.get("test/accuracy"):
+    if numbers.get("test/accuracy") and "energy/per_inference_j" in numbers:
         numbers["energy/per_correct_j"] = numbers["energy/per_inference_j"] / numbers["test/accuracy"]
     return Record(
         # An invalid record may divide by zero.

@@ -24,6 +24,8 @@ LOOKED_AT = 256
 """Series that thresholds are taken from, and"""
 VALUES = 20_000
 """responses of each kernel."""
+NARROW = 1e-3
+"""Narrowest bin, in widths of all bins together."""
 LARGEST = 4.0
 """Standardised features are clipped there."""
 CONSTANT = 1e-4
@@ -166,8 +168,8 @@ class Shares(nn.Module):
         if len(rows) > VALUES:
             rows = rows[torch.randint(len(rows), (VALUES,), generator=draw)]
         thresholds = torch.quantile(rows, torch.linspace(TAIL, 1 - TAIL, self.low.shape[1] + 1), 0).T
-        # Where values repeat, thresholds may coincide: the bin is a step then, as good as.
-        least = 1e-6 * (thresholds[:, -1:] - thresholds[:, :1]).clamp_min(1e-6)
+        # Where values repeat, thresholds coincide: a step there would turn rounding errors into features.
+        least = NARROW * (thresholds[:, -1:] - thresholds[:, :1]).clamp_min(1e-6)
         width = torch.maximum(thresholds[:, 1:] - thresholds[:, :-1], least)
         self.low.copy_(thresholds[:, :-1])
         self.inverse.copy_(1 / width)
