@@ -101,8 +101,9 @@ class View(nn.Module):
         self.each = nn.Parameter(torch.zeros(self.tokens, classes, arch.d_model))
 
     def forward(self, x: Tensor, encoder: nn.Module) -> Tensor:
+        # Contiguous, else PyTorch multiplies (and rounds) in another way once no gradient is asked for.
         parts = [
-            part.unflatten(1, shape)
+            part.contiguous().unflatten(1, shape)
             for part, shape in zip(x.split([a * b for a, b in self.shapes], 1), self.shapes, strict=True)
         ]
         positions: Tensor = self.positions
