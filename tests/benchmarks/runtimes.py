@@ -411,8 +411,7 @@ def write(path: Path, cells: list[dict], peak: dict[str, float], measure: Measur
         "the test split: against its control, and against the dense model as PyTorch exports it and ONNX "
         "Runtime quantizes it by default.",
         "",
-        f"Pruned by L1 and fine-tuned; ratios and scopes: {FEWER.replace(',', ', ')}; T3: "
-        f"{PRUNED['t3'].replace(',', ', ')} (local unless it says depth).",
+        "Pruned by L1 and fine-tuned; the last table has the ratios and scopes.",
         "",
         f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: {tops['fp32']} "
         f"GFLOP/s fp32, {tops['bf16']} bf16, {tops['int8']} GOP/s int8. "
