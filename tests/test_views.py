@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from conftest import compose
-from tsexp import compress, data, models
+from tsexp import compress, data, models, training
+from tsexp.cache import Cache
 from tsexp.compress import features as prune_features
 from tsexp.config import ConfigError, Unsupported
 from tsexp.data import Preprocessing
@@ -284,3 +285,21 @@ def test_a_view_keeps_a_token(italy):
 def test_features_are_those_of_a_transformer_on_features():
     with pytest.raises(Unsupported, match="features with model=t3"):
         compress.check(compose("model=t3", "prune.ratio=0.5", "prune.scope=features"))
+
+
+def test_pruned_features_are_tuned_with_the_dense_model_as_teacher(italy, tmp_path):
+    over = ("prune.ratio=0.5", "prune.scope=all", "debug=smoke", "train.progress=false")
+    cfg = compose("model=t4", *TINY, *over)
+    assert cfg.prune.distill > 0
+    cache = Cache(tmp_path)
+    dense = training.train(cfg.model, cfg.train, 0, italy, cache)
+    made = compress.compress(dense, cfg, italy, cache)
+    assert list(made) == ["prune", "finetune"]
+    before, after = (step.load() for step in made.values())
+    assert after.arch == before.arch
+    assert after.arch.views != dense.load().arch.views
+    assert [b.ffn for b in after.arch.blocks] == [12, 12]
+    for name, value in before.preprocess.state_dict().items():
+        assert torch.equal(after.preprocess.state_dict()[name], value), name
+    kept = json.loads((made["prune"].entry.folder / "kept.json").read_text())
+    assert {"view", "heads"} <= set().union(*kept)

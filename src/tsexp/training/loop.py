@@ -129,9 +129,10 @@ class Batches(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size = config.batch_size
-        x, mask = _preprocessed(model, torch.from_numpy(dataset.x_train))
+        series = torch.from_numpy(dataset.x_train)
+        x, mask = _preprocessed(model, series)
         y = torch.from_numpy(dataset.y_train)
-        scores = torch.empty(len(y), 0) if teacher is None else _scores(teacher.model, x, mask)
+        scores = torch.empty(len(y), 0) if teacher is None else _scores(teacher.model, series)
         every = TensorDataset(
             x, torch.empty(len(y), 0, dtype=torch.bool) if mask is None else mask, y, scores
         )
@@ -156,10 +157,10 @@ def _preprocessed(model: Network, series: Tensor) -> tuple[Tensor, Tensor | None
 
 
 @torch.no_grad()
-def _scores(model: Network, x: Tensor, mask: Tensor | None) -> Tensor:
+def _scores(model: Network, series: Tensor) -> Tensor:
+    """A teacher prepares series itself: the student may see less of them."""
     model.eval()
-    masks = [None] * len(x.split(256)) if mask is None else mask.split(256)
-    return torch.cat([model.network(a, b) for a, b in zip(x.split(256), masks, strict=True)])
+    return torch.cat([model(part) for part in series.split(256)])
 
 
 class Fitting(L.LightningModule):
