@@ -349,8 +349,6 @@ def places(cfg: DictConfig) -> dict[str, Any]:
     wrong = _no_store(tracking.uri)
     if wrong:
         raise ConfigError(wrong[0])
-    for problem in _no_store(tracking.uri):
-        raise ConfigError(problem)
     absolute = {
         f.name: str(Path(getattr(paths, f.name)).expanduser().absolute()) for f in fields(PathsConfig)
     }
