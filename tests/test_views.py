@@ -287,6 +287,13 @@ def test_features_are_those_of_a_transformer_on_features():
         compress.check(compose("model=t3", "prune.ratio=0.5", "prune.scope=features"))
 
 
+@pytest.mark.parametrize("scope", ["features", "all"])
+def test_a_method_that_does_not_know_features_is_refused_before_any_work(scope):
+    over = ("model=t4", "prune.ratio=0.5", "prune.method=os:getcwd", f"prune.scope={scope}")
+    with pytest.raises(Unsupported, match=r"os:getcwd .* not supported; allowed: l1, l2, random, taylor"):
+        compress.check(compose(*over))
+
+
 def test_pruned_features_are_tuned_with_the_dense_model_as_teacher(italy, tmp_path):
     over = ("prune.ratio=0.5", "prune.scope=all", "debug=smoke", "train.progress=false")
     cfg = compose("model=t4", *TINY, *over)

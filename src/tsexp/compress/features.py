@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tsexp import tasks
 from tsexp.compress import choose
-from tsexp.config import PruneConfig, Unsupported
+from tsexp.config import PruneConfig
 from tsexp.data import Dataset
 from tsexp.models.views import Source, ViewClassifier
 
@@ -36,11 +36,6 @@ def prune(
     model: ViewClassifier, config: PruneConfig, dataset: Dataset, seed: int
 ) -> tuple[ViewClassifier, list[dict[str, Any]]]:
     """Return the model that sees less, and a description of what it still sees."""
-    if config.method not in SCORES:
-        raise Unsupported(
-            f"prune.method={config.method} with prune.scope={config.scope} is not supported; "
-            f"allowed: {', '.join(SCORES)}"
-        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         scores = SCORES[config.method](model, config, dataset, seed)

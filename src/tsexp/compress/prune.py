@@ -74,6 +74,11 @@ def ready(cfg: Config) -> None:
             f"prune.scope={scope} with model={cfg.model.name} is not supported: it takes a transformer on "
             "features (model=t4)"
         )
+    if cfg.prune.ratio and scope in features.SCOPES and method not in features.SCORES:
+        raise Unsupported(
+            f"prune.method={method} with prune.scope={scope} is not supported; "
+            f"allowed: {', '.join(features.SCORES)}"
+        )
     if cfg.prune.ratio and like(cfg.model.family) == "convolution":
         if not isinstance(cfg.model, convolution.Config):
             raise Unsupported(
