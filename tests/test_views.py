@@ -275,6 +275,23 @@ def test_half_of_the_kernels_and_of_the_tokens_go(italy, method):
     assert models.count_macs(slim) < 0.7 * models.count_macs(model)
 
 
+def shortened(dataset, length):
+    x_train, x_test = (x[..., :length].copy() for x in (dataset.x_train, dataset.x_test))
+    preprocessing = replace(dataset.preprocessing, length=length)
+    return replace(dataset, x_train=x_train, x_test=x_test, preprocessing=preprocessing)
+
+
+@pytest.mark.parametrize("length", [2, 3, 8, 9])
+def test_series_as_short_as_there_are(italy, length):
+    dataset = shortened(italy, length)
+    assert np.isfinite(model_of(dataset).scores(dataset.x_test[:4])).all()
+
+
+def test_a_single_step_is_refused(italy):
+    with pytest.raises(ConfigError, match="at least 2 steps, those of ItalyPowerDemand have 1"):
+        model_of(shortened(italy, 1))
+
+
 def test_a_view_keeps_a_token(italy):
     model = model_of(italy)
     views = prune_features.select(prune_features.SCORES["l1"](model), model.arch.views, 0.999)

@@ -36,19 +36,21 @@ class Config(ModelConfig):
 
     def problems(self) -> list[str]:
         """Heads must share the width evenly; sines come in pairs."""
-        found = []
-        if self.d_model % self.heads:
-            good = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0 and h <= 16]
-            found.append(
-                f"model.heads={self.heads} does not divide model.d_model={self.d_model}; allowed here: "
-                f"{', '.join(map(str, good))}"
-            )
+        found = uneven(self.heads, self.d_model)
         if self.position == "sinusoidal" and self.d_model % 2:
             found.append(
                 f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}; "
                 "use position=learned or an even width"
             )
         return found
+
+
+def uneven(heads: int, d_model: int) -> list[str]:
+    """Return what is wrong if heads cannot share the width evenly."""
+    if d_model % heads == 0:
+        return []
+    good = [str(h) for h in range(1, min(d_model, 16) + 1) if d_model % h == 0]
+    return [f"model.heads={heads} does not divide model.d_model={d_model}; allowed here: {', '.join(good)}"]
 
 
 @dataclass(frozen=True)

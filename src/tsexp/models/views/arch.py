@@ -7,10 +7,10 @@ from typing import Any, Self
 
 from omegaconf import MISSING
 
-from tsexp.config import ModelConfig, number
+from tsexp.config import ConfigError, ModelConfig, number
 from tsexp.data import Dataset
 from tsexp.models.arch import BaseArch
-from tsexp.models.transformer import Block
+from tsexp.models.transformer.arch import Block, uneven
 
 SPECTRAL = ("amplitudes", "spectrum")
 SIGNALS = ("values", "changes", *SPECTRAL)
@@ -20,6 +20,8 @@ KERNELS = 84
 REACH = 9
 NARROWEST = 6
 """Values of the finest intervals."""
+SHORTEST = 2
+"""Steps of a series: there must be a difference."""
 
 
 @dataclass
@@ -53,9 +55,7 @@ class Config(ModelConfig):
         ]
         if not all(self.views) or not named or any(view == ["scale"] for view in self.views):
             found.append("model.views must be one list per view, each with some intervals or kernels")
-        if self.d_model % self.heads:
-            found.append(f"model.heads={self.heads} does not divide model.d_model={self.d_model}")
-        return found
+        return found + uneven(self.heads, self.d_model)
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,19 @@ def scales_of(length: int) -> int:
 
 
 def architecture(config: Config, dataset: Dataset) -> Arch:
-    """Fit a model configuration to a dataset."""
+    """Fit a model configuration to a dataset.
+
+    Raises
+    ------
+    ConfigError
+        If its series are too short.
+    """
     length = dataset.preprocessing.length
+    if length < SHORTEST:
+        raise ConfigError(
+            f"model={config.name} takes series of at least {SHORTEST} steps, those of {dataset.name} have "
+            f"{length}; data.length resamples them to more"
+        )
 
     def source(name: str) -> Source:
         kind, _, signal = name.partition(".")
