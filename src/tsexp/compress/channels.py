@@ -54,8 +54,7 @@ def shrink(model: Convolutional, kept: Kept) -> Convolutional:
     ValueError
         If another step has replaced layers already: pruning comes first.
     """
-    if model.replaced:
-        raise ValueError(f"layers were replaced before pruning: {', '.join(model.replaced)}")
+    choose.refuse_replaced(model)
     names = list(model.layers())
     stay = dict(zip(names, kept, strict=True))
     make: Any = type(model)

@@ -1,4 +1,4 @@
-"""How many of what is scored stay, and which: shared by all kinds of structured pruning.
+"""What all kinds of structured pruning share: how many of what is scored stay, and which.
 
 Scores are one float tensor per layer; the lowest go first, and no layer is ever emptied.
 """
@@ -6,6 +6,20 @@ Scores are one float tensor per layer; the lowest go first, and no layer is ever
 from __future__ import annotations
 
 from torch import Tensor
+
+from tsexp.models import Network
+
+
+def refuse_replaced(model: Network) -> None:
+    """Refuse a model in which another step has replaced layers: pruning comes first.
+
+    Raises
+    ------
+    ValueError
+        Naming the layers.
+    """
+    if model.replaced:
+        raise ValueError(f"layers were replaced before pruning: {', '.join(model.replaced)}")
 
 
 def local(scores: list[Tensor], ratio: float) -> list[int]:

@@ -92,8 +92,7 @@ def shrink(model: ViewClassifier, views: tuple[tuple[Source, ...], ...]) -> View
     ValueError
         If another step has replaced layers already: pruning comes first.
     """
-    if model.replaced:
-        raise ValueError(f"layers were replaced before pruning: {', '.join(model.replaced)}")
+    choose.refuse_replaced(model)
     slim = type(model)(replace(model.arch, views=views))
     before = model.state_dict()
     state = {name: before[name] for name in slim.state_dict() if name in before}

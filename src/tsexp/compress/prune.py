@@ -129,8 +129,7 @@ def shrink(model: Classifier, kept: list[Kept]) -> Classifier:
     ValueError
         If another step has replaced layers already: pruning comes first.
     """
-    if model.replaced:
-        raise ValueError(f"layers were replaced before pruning: {', '.join(model.replaced)}")
+    choose.refuse_replaced(model)
     stay = {i: k for i, k in enumerate(kept) if k.ffn}
     arch = replace(model.arch, blocks=tuple(Block(len(k.heads), len(k.ffn)) for k in stay.values()))
     slim = type(model)(arch)

@@ -17,6 +17,10 @@ from tsexp.models.views.arch import Arch, Config, Source, architecture
 from tsexp.models.views.features import Features
 
 
+EACH = 6.0
+"""How much faster what single tokens say is learned than what their mean says."""
+
+
 class ViewClassifier(Network):
     """Features → tokens of each view → encoder, the same for all views → head; the mean of their answers.
 
@@ -128,10 +132,6 @@ class View(nn.Module):
             found.append(F.dropout(part, self.feature_dropout))
             start += count
         return found
-
-
-EACH = 6.0
-"""How much faster what single tokens say is learned than what their mean says."""
 
 
 class Flat(ViewClassifier):
