@@ -16,7 +16,6 @@ from tsexp.models.transformer.encoder import Encoder
 from tsexp.models.views.arch import Arch, Config, Source, architecture
 from tsexp.models.views.features import Features
 
-
 EACH = 6.0
 """How much faster what single tokens say is learned than what their mean says."""
 
