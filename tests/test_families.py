@@ -203,7 +203,7 @@ def test_the_same_seed_makes_the_same_model(name, italy, tmp_path):
 
 
 def pairs():
-    others = {"t4": "transformer", **dict.fromkeys(("resnet", "inceptiontime", "litetime"), "convolution")}
+    others = {"t4": "views", **dict.fromkeys(("resnet", "inceptiontime", "litetime"), "convolution")}
     for name, family in {"fcn": "convolution", "minirocket": "estimator", **others}.items():
         for runtime in runtimes.RUNTIMES:
             for mode in supported(runtime, family):
@@ -223,6 +223,8 @@ OFTEN = {
 FORMAT = {"none": "float32", "bf16": "bfloat16", "static": "int8", "qat": "int8"}
 PRODUCTS = {"fcn": (1, 4), "resnet": (2, 9), "inceptiontime": (2 * 4, 2 * 13), "litetime": (5, 15)}
 """That see raw series and stay as they are, and all."""
+VIEWS = 3 * 2 * 4 + 8 + 3 + 3
+"""Of T4, without its features: views × blocks × (in, out, up, down), projections, heads, a head per token."""
 
 
 @pytest.mark.parametrize(("name", "runtime", "mode", "source"), pairs())
@@ -236,8 +238,10 @@ def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_da
     predictor = runtimes.load(artifact.folder)
     assert noise_db(exact, predictor(x)) > (100 if mode == "none" else 20)
     assert np.array_equal(predictor(x), predictor(x))
+    kinds = artifact.manifest["matmuls"]
+    if name == "t4" and mode in ("static", "qat"):
+        assert kinds["int8"] == VIEWS, "the features stay as they are, and nothing else"
     if name in PRODUCTS:
-        kinds = artifact.manifest["matmuls"]
         stem, every = PRODUCTS[name]
         every -= (name, runtime) == ("litetime", "eager")  # to which fixed filters are no weights
         rounded = mode in ("static", "qat")

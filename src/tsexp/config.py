@@ -66,7 +66,7 @@ FAMILIES = {
 }
 """Family of models → its module (`tsexp.models.family`)."""
 
-KINDS = ("transformer", "convolution", "estimator")
+KINDS = ("transformer", "views", "convolution", "estimator")
 """What runtimes and steps of compression tell apart; a family is one of them, or says in ``LIKE`` which."""
 
 

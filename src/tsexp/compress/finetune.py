@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tsexp.compress.fold import Context
 
 VERSION = 4
-FAMILIES = ("transformer", "convolution")
+FAMILIES = ("transformer", "views", "convolution")
 TRAINS = True
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tsexp.compress.fold import Context
 
 VERSION = 3
-FAMILIES = ("transformer", "convolution")
+FAMILIES = ("transformer", "views", "convolution")
 TRAINS = False
 
 
@@ -96,6 +96,7 @@ def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list
     """Return the physically smaller model; ``kept.json`` says what stayed."""
     of_family: dict[str, Callable[..., tuple[Network, list[dict[str, Any]]]]] = {
         "transformer": prune,
+        "views": prune,
         "convolution": channels.prune,
     }
     cfg = context.cfg

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tsexp.compress.fold import Context
 
 VERSION = 4
-FAMILIES = ("transformer", "convolution")
+FAMILIES = ("transformer", "views", "convolution")
 TRAINS = True
 EPS = 1e-12
 DISTILL, TEMPERATURE = 0.5, 2.0

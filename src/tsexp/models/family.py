@@ -9,8 +9,7 @@ A family is a module with one line in `config.FAMILIES` (or somebody's own, ``mo
 ``rebuild(arch)``
     The `Model` that an ``arch.json`` describes, without its weights.
 ``LIKE``
-    Of another than a transformer, a convolutional network or an estimator: as which of these three runtimes
-    and steps are to treat it.
+    Of a family whose name is not in `config.KINDS`: as which of these runtimes and steps are to treat it.
 ``PACKAGES``
     Optional. Distributions, beside PyTorch, whose version decides what is learned.
 

@@ -12,6 +12,9 @@ from tsexp.config import look_up
 from tsexp.data import FloatArray
 from tsexp.models.preprocess import Preprocess
 
+PREPROCESS = "preprocess"
+"""Part of every network; what it multiplies with are no weights, and no mode rounds them to integers."""
+
 
 class Network(nn.Module):
     """Preprocessing, then `network`, which is what a family defines.

@@ -181,7 +181,7 @@ def _along(axes: Axes, names: list[str], along_ratio: bool) -> None:
     """What runs along x: the pruning ratio, or the combinations themselves."""
     axes.grid(alpha=0.3)
     if along_ratio:
-        axes.set_xlabel("pruning ratio (share of heads and FFN units)")
+        axes.set_xlabel("pruning ratio")
     else:
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
         axes.margins(x=0.15)

@@ -249,9 +249,8 @@ def _supported(name: str, family: str) -> dict[str, tuple[str, ...]]:
     """Mode → devices."""
     module = _module(name)
     modes: dict[str, tuple[str, ...]] = module.SUPPORTED
-    if family == "transformer":
-        return modes
-    plain = {"none": modes.get("none", ())} if family == "convolution" else {}
+    special = {"convolution": {"none": modes.get("none", ())}, "estimator": {}}
+    plain = special.get(family, modes)
     found: dict[str, tuple[str, ...]] = getattr(module, "FAMILIES", {}).get(family, plain)
     return found
 

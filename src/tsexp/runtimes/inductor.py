@@ -31,9 +31,10 @@ from tsexp.runtimes import Job, Layer
 from tsexp.runtimes.eager import to_bf16
 
 SUPPORTED = dict.fromkeys(("none", "bf16", "dynamic", "static", "qat"), ("cpu",))
-FAMILIES = {"convolution": dict.fromkeys(("none", "bf16"), ("cpu",))}
-"""No int8: the compiler takes an int8 convolution in one dimension for longer than it is (torch 2.13), and
-fails where padding is masked afterwards; `dynamic` PT2E has for linear layers only."""
+FAMILIES = dict.fromkeys(("convolution", "views"), dict.fromkeys(("none", "bf16"), ("cpu",)))
+"""No int8. Weights used more than once (views share an encoder) the compiler makes fp32 again. An int8
+convolution in one dimension it takes for longer than it is (torch 2.13), and fails where padding is masked
+afterwards; `dynamic` PT2E has for linear layers only."""
 PACKAGES = dict.fromkeys(("dynamic", "static", "qat"), ("torchao",))
 
 FILE = "model.pt2"

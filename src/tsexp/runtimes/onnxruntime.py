@@ -16,7 +16,7 @@ import numpy as np
 
 from tsexp.config import ConfigError, QuantConfig
 from tsexp.data import FloatArray
-from tsexp.models import Network
+from tsexp.models.network import PREPROCESS, Network
 from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
@@ -80,8 +80,7 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     lean = rewritten(model, job.quant.mode)
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch) / "fp32.onnx"
-        stem = to_onnx(lean, plain)
-        _quantize(plain, stem, job, folder / FILE)
+        _quantize(plain, *to_onnx(lean, plain), job, folder / FILE)
     return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
 
 
@@ -92,14 +91,16 @@ def rewritten(model: Network, mode: str) -> Network:
     return model.deployable(fused=True, flat=mode == "none")
 
 
-def to_onnx(model: Network, file: Path, opset: int = OPSET) -> list[str]:
+def to_onnx(model: Network, file: Path, opset: int = OPSET) -> tuple[list[str], list[str]]:
     """Export as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size.
 
     Returns
     -------
     list of str
-        Names of the nodes that stay in fp32 whatever the mode: those of the stem (raw series have peaks, and
-        int8 ranges that hold them cost up to 20 dB and 9 points), and activations of no convolution.
+        Names of the nodes whose activations stay in fp32: those of the stem (raw series have peaks, and int8
+        ranges that hold them cost up to 20 dB and 9 points), and activations of no convolution.
+    list of str
+        Of preprocessing among them: constants, too, stay as they are.
     """
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -124,7 +125,7 @@ def to_onnx(model: Network, file: Path, opset: int = OPSET) -> list[str]:
         assert program is not None
         # Lists of modules, as text.
         scopes = {
-            n.name: n.metadata_props["pkg.torch.onnx.name_scopes"]
+            str(n.name): set(ast.literal_eval(n.metadata_props["pkg.torch.onnx.name_scopes"]))
             for n in program.model.graph
             if n.op_type in (*PRODUCTS, *CONVOLUTIONS)
         }
@@ -133,11 +134,8 @@ def to_onnx(model: Network, file: Path, opset: int = OPSET) -> list[str]:
         }
         ClearMetadataAndDocStringPass()(program.model)  # stack traces of the exporter: a third of the file
         program.save(file)
-    return [
-        str(name)
-        for name, scope in scopes.items()
-        if name in free or set(model.STEM) & set(ast.literal_eval(scope))
-    ]
+    stem = [name for name, scope in scopes.items() if name in free or set(model.STEM) & scope]
+    return stem, [name for name, scope in scopes.items() if PREPROCESS in scope]
 
 
 def _producer(node: Any) -> str | None:
@@ -146,14 +144,14 @@ def _producer(node: Any) -> str | None:
     return None if before is None else str(before.op_type)
 
 
-def _quantize(source: Path, stem: list[str], job: Job, target: Path) -> None:
+def _quantize(source: Path, stem: list[str], preprocess: list[str], job: Job, target: Path) -> None:
     quant = job.quant
     if quant.mode == "none":
         target.write_bytes(source.read_bytes())
         return
     with quiet():
         if quant.mode == "weight_only":
-            _weight_only(source, quant.weight_bits, target)
+            _weight_only(source, preprocess, quant.weight_bits, target)
         elif quant.mode == "dynamic":
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -243,13 +241,18 @@ def _unround_residuals(file: Path) -> None:
     onnx.save(model, file)
 
 
-def _weight_only(source: Path, bits: int, target: Path) -> None:
+def _weight_only(source: Path, preprocess: list[str], bits: int, target: Path) -> None:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     # accuracy_level 1: products in fp32; higher ones quantize the activations as well, which is `dynamic`.
     quantizer = MatMulNBitsQuantizer(
-        onnx.load(source), bits=bits, block_size=32, is_symmetric=True, accuracy_level=1
+        onnx.load(source),
+        bits=bits,
+        block_size=32,
+        is_symmetric=True,
+        accuracy_level=1,
+        nodes_to_exclude=preprocess,
     )
     quantizer.process()
     quantizer.model.save_model_to_file(str(target), False)

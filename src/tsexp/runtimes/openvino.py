@@ -19,7 +19,7 @@ import numpy as np
 
 from tsexp.config import CALIBRATED, QuantConfig, Unsupported
 from tsexp.data import FloatArray
-from tsexp.models import Network
+from tsexp.models.network import PREPROCESS, Network
 from tsexp.quiet import quiet
 from tsexp.runtimes import FLOATS, Job, Layer
 
@@ -73,13 +73,15 @@ def rewritten(model: Network, mode: str) -> Network:
     return model.deployable(products=False)
 
 
-def convert(model: Network) -> tuple[Any, list[str]]:
+def convert(model: Network) -> tuple[Any, dict[str, list[str]]]:
     """Convert as it is: raw series (batch, channels, time) → scores (batch, classes), for any batch size.
 
-    Return the names of the stem's nodes, too.
+    Return the names of nodes, too: of each part of the stem, and of preprocessing.
     """
     import openvino as ov
     import torch
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+    from torch.export.decomp_utils import CustomDecompTable
 
     pre = model.arch.preprocessing
     series = torch.randn(2, model.arch.channels, pre.length)
@@ -87,25 +89,25 @@ def convert(model: Network) -> tuple[Any, list[str]]:
     if pre.masked or pre.resample:
         free[2] = torch.export.Dim("time", min=2, max=2**20)  # series may be shorter or longer
     program = torch.export.export(model, (series,), dynamic_shapes=(free,))
+    # As the conversion does first; nodes keep these names, not those they have before.
+    table = CustomDecompTable()
+    for op in ops_to_not_decompose():
+        table.pop(op, None)
+    program = program.run_decompositions(table)
     converted = ov.convert_model(program)
     converted.reshape([-1 if i in free else size for i, size in enumerate(series.shape)])
     # A node is called after the one it was made from: linear_1/aten.linear.default/MatMul
-    inside = {
-        n.name
-        for n in program.graph.nodes
-        if any(path in model.STEM for path, _ in n.meta.get("nn_module_stack", {}).values())
+    parts = {
+        n.name: {path for path, _ in n.meta.get("nn_module_stack", {}).values()} for n in program.graph.nodes
     }
-    # OpenVINO renames convolutions before; their weights it does not: blocks_0_conv_weight:0
-    weights = tuple(f"{stem.replace('.', '_')}_" for stem in model.STEM)
-    return converted, [
-        n.get_friendly_name()
-        for n in converted.get_ops()
-        if n.get_friendly_name().split("/")[0] in inside
-        or any(name.startswith(weights) for i in n.input_values() for name in i.get_names())
-    ]
+    made_from = {n.get_friendly_name(): n.get_friendly_name().split("/")[0] for n in converted.get_ops()}
+    return converted, {
+        part: [name for name, node in made_from.items() if part in parts.get(node, ())]
+        for part in (*model.STEM, PREPROCESS)
+    }
 
 
-def _quantized(model: Any, stem: list[str], job: Job) -> Any:
+def _quantized(model: Any, parts: dict[str, list[str]], job: Job) -> Any:
     if job.quant.mode == "none":
         return model
     if job.quant.mode == "bf16":
@@ -113,15 +115,18 @@ def _quantized(model: Any, stem: list[str], job: Job) -> Any:
     import nncf
 
     if job.quant.mode != "weight_only":
-        return _static(model, stem, job)
+        return _static(model, [name for names in parts.values() for name in names], job)
+    # What preprocessing multiplies with are no weights.
+    ignored = nncf.IgnoredScope(names=parts[PREPROCESS], validate=False)
     if job.quant.weight_bits == 8:
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
     fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
     return nncf.compress_weights(
         model,
         mode=nncf.CompressWeightsMode.INT4_SYM,
         group_size=GROUP,
         all_layers=True,
+        ignored_scope=ignored,
         advanced_parameters=fallback,
     )
 

@@ -3,6 +3,4 @@
 from tsexp.models.views.arch import Arch, Config, Source
 from tsexp.models.views.classifier import ViewClassifier, build, rebuild
 
-LIKE = "transformer"
-
-__all__ = ["LIKE", "Arch", "Config", "Source", "ViewClassifier", "build", "rebuild"]
+__all__ = ["Arch", "Config", "Source", "ViewClassifier", "build", "rebuild"]

@@ -19,7 +19,7 @@ APART = 0.006
 """Between the lines of a panel at one pruning ratio, in units of the ratio."""
 MOST_TICKS = 6
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-RATIO = "pruning ratio (share of heads and FFN units)"
+RATIO = "pruning ratio"
 
 
 def ratio(study: Study) -> Drawing:
