@@ -1,5 +1,6 @@
 """The benchmarks that `make` names run to their end; what they measure is for people to look at."""
 
+import json
 import os
 import re
 import subprocess
@@ -68,3 +69,6 @@ def test_runtimes_are_held_against_the_control(tmp_path):
     assert every == {(name, pruned) for name in asked_for for pruned in ("0", "0.5 local")}
     assert "6 pairs of windows in 3 processes" in text
     assert "ItalyPowerDemand, t3, batch 1: onnxruntime" in text
+    kept = json.loads((tmp_path / "runtimes.json").read_text())
+    assert [row[2:4] for row in kept["ItalyPowerDemand t3"]["all"]] == [row[2:4] for row in tables[6:]]
+    assert kept["ItalyPowerDemand t3"]["machine"] in text

@@ -27,7 +27,7 @@ MODELS = {
     "t3": ("model.d_model=16", "model.layers=2", "model.heads=4", "model.ffn=24", "model.patch=8"),
     "t4": ("model.d_model=16", "model.heads=4", "model.ffn=24"),
     "fcn": ("model.filters=[8,16,8]",),
-    "resnet": ("model.filters=[8,12,12]", "model.kernels=[8,3]"),
+    "resnet": ("model.filters=[16,20,20]", "model.kernels=[8,3]"),
     "inceptiontime": (
         "model.filters=[4,4,4]",
         "model.kernels=[8,3]",

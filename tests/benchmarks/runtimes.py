@@ -8,7 +8,8 @@ eager fp32 with the same training in total; else what tuning brings could pay fo
 All artifacts are measured shortly (`CANDIDATE`), on validation series, at batch 1 and 32. The fastest that
 loses at most one point there is measured again, with `REPORTED` and on the test split, which nothing before
 has seen: against its control, and against the dense model as ONNX's tools export and quantize it by default.
-Writes docs/runtimes.md.
+Writes docs/runtimes.md, and beside it docs/runtimes.json: the rows of every dataset and model that was measured
+and of which the document is made, each with its machine.
 """
 
 from __future__ import annotations
@@ -53,8 +54,6 @@ CANDIDATE = {"processes": 1, "repeats": 4, "window_s": 0.05, "idle_s": 0.01, "la
 """What every artifact is measured with: seconds, enough to choose by; processes differ by less than 1 %."""
 REPORTED = "quick"
 """The ``measure`` group of what is reported: 8 processes of 10 pairs."""
-FILE = "bench_runtimes.json"
-"""In the cache: the rows of every dataset and model that was measured, of which the document is made."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +209,7 @@ def cell(bench: Bench, grid: Grid, peak: dict[str, float]) -> dict[str, object]:
     return {
         "of": " ".join(head),
         "made_by": [runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
+        "machine": machine(peak),
         "minutes": (time.monotonic() - start) / 60,
         "estimated": all(c.seen[1].energy_source.startswith(ESTIMATED) for c in found),
         "best": best_rows,
@@ -372,16 +372,32 @@ def main() -> None:
                     print(" ", label, made if isinstance(made, Exception) else "", flush=True)
                 continue
             peak = {k: 1e9 * gmacs for k, gmacs in energy.peaks(cfg.measure, bench.cache).items()}
-            store = Path(cfg.paths.cache) / FILE
+            store = Path(asked.out).with_suffix(".json")
             cells = json.loads(store.read_text()) if store.exists() else {}
             cells[f"{dataset.name} {model_name}"] = cell(bench, grid, peak)
             write_json(store, cells)
-            write(Path(asked.out), [cells[k] for k in sorted(cells)], peak, cfg.measure)
+            write(Path(asked.out), [cells[k] for k in sorted(cells)], cfg.measure)
 
 
-def write(path: Path, cells: list[dict], peak: dict[str, float], measure: MeasureConfig) -> None:
+def machine(peak: dict[str, float]) -> str:
+    """Processor, system, and what one core can do."""
+    tops = {kind: f"{2 * value / 1e9:.0f}" for kind, value in peak.items()}
+    return (
+        f"{hardware.describe('cpu')['cpu']}, {platform.system()}. Peak of one core, seen in a large product: "
+        f"{tops['fp32']} GFLOP/s fp32, {tops['bf16']} bf16, {tops['int8']} GOP/s int8."
+    )
+
+
+def machines(cells: list[dict]) -> list[str]:
+    """What was measured where."""
+    by: dict[str, list[str]] = {}
+    for c in cells:
+        by.setdefault(c["machine"], []).append(c["of"])
+    return [(f"{', '.join(of)}: " if len(by) > 1 else "") + name for name, of in by.items()]
+
+
+def write(path: Path, cells: list[dict], measure: MeasureConfig) -> None:
     """Write the tables as Markdown."""
-    about = hardware.describe("cpu")
     now = [runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION]
     stale = [c["of"] for c in cells if c["made_by"] != now]
     mark = "†" if any(c["estimated"] for c in cells) else ""
@@ -397,7 +413,6 @@ def write(path: Path, cells: list[dict], peak: dict[str, float], measure: Measur
     ]
     short = f"{CANDIDATE['repeats']} pairs in one process"
     whole = f"{measure.repeats} pairs of windows in {measure.processes} processes"
-    tops = {kind: f"{2 * value / 1e9:.0f}" for kind, value in peak.items()}
     text = [
         "# Runtimes and number formats",
         "",
@@ -413,8 +428,7 @@ def write(path: Path, cells: list[dict], peak: dict[str, float], measure: Measur
         "",
         "Pruned by L1 and fine-tuned; the last table has the ratios and scopes.",
         "",
-        f"{about['cpu']}, {platform.system()}. Peak of one core, seen in a large product: {tops['fp32']} "
-        f"GFLOP/s fp32, {tops['bf16']} bf16, {tops['int8']} GOP/s int8. "
+        *(line for name in machines(cells) for line in (name, "")),
         f"Measuring took {sum(c['minutes'] for c in cells):.0f} minutes.",
         *(["", f"{mark} CPU time, not energy: no counter answers here."] if mark else []),
         *(["", f"Not measured: {', '.join(absent)}."] if absent else []),
