@@ -91,9 +91,9 @@ def test_steps_that_are_not_asked_for_are_left_out(home, italy, tmp_path, applie
     [
         (
             ["model=minirocket", "prune.ratio=0.5"],
-            "prune with model=minirocket .* transformer, convolution; .*: estimator",
+            "prune with model=minirocket .* transformer, views, convolution; .*: estimator",
         ),
-        (["model=minirocket", "quant.mode=qat"], "qat .* transformer, convolution; .*: estimator"),
+        (["model=minirocket", "quant.mode=qat"], "qat .* transformer, views, convolution; .*: estimator"),
     ],
 )
 def test_a_family_that_a_step_does_not_take_is_refused(overrides, said):

@@ -8,8 +8,8 @@ eager fp32 with the same training in total; else what tuning brings could pay fo
 All artifacts are measured shortly (`CANDIDATE`), on validation series, at batch 1 and 32. The fastest that
 loses at most one point there is measured again, with `REPORTED` and on the test split, which nothing before
 has seen: against its control, and against the dense model as ONNX's tools export and quantize it by default.
-Writes docs/runtimes.md, and beside it docs/runtimes.json: the rows of every dataset and model that was measured
-and of which the document is made, each with its machine.
+Writes docs/runtimes.md, and beside it docs/runtimes.json: the rows of every dataset and model that was
+measured, of which the document is made, each with its machine.
 """
 
 from __future__ import annotations
