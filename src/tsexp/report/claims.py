@@ -43,6 +43,19 @@ COMPARABLE = (
 FILL = "python -m tsexp -m experiment=paper"
 
 
+class Choice(NamedTuple):
+    """One row of many, how it was chosen, and what it loses on the series that chose it."""
+
+    row: Any
+    how: str
+    loss: str = ""
+
+    @property
+    def said(self) -> str:
+        """All of that, with what it is that was chosen."""
+        return ", ".join(filter(None, [f"{self.how}: {_way(self.row)}", self.loss]))
+
+
 class Claim(NamedTuple):
     """One claim: `reach` is the change (%, times or points) that reproduces it, on the side of the better."""
 
@@ -173,7 +186,8 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     if mine.empty:
         return None
     if claim.kind == "accuracy":
-        row, how = _chosen(mine, list(mine["val_drop_pt"]))
+        choice = _chosen(mine, list(mine["val_drop_pt"]))
+        row, how = choice.row, choice.said
         change = _negative(row["drop_pt"], row["drop_pt_lo"], row["drop_pt_hi"])
         why = [how] + (["it costs less than claimed"] if change.low > LEAST_LOSS_PT else [])
         verdict = _verdict(claim, row, change)
@@ -201,11 +215,8 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     # The commonest: those of others are not comparable.
     pool = pool[pool["energy_source"] == pool["energy_source"].mode()[0]]
     sign = -1 if claim.kind == "energy" else 1
-    within = [
-        sign * changes[place].value if row["val_drop_pt"] <= MARGIN_PT else -math.inf
-        for place, row in pool.iterrows()
-    ]
-    row, how = _chosen(pool, list(zip(within, -pool["val_drop_pt"], strict=True)))
+    choice = best(pool, [sign * changes[place].value for place in pool.index])
+    row, how = choice.row, choice.said
     effect = changes[row.name]
     state = _reached(claim, effect)
     total = (
@@ -232,8 +243,20 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     return Answer(claim, verdict, "; ".join(why), dataset, model, effect, False, row)
 
 
-def _chosen(rows: pd.DataFrame, ranks: Sequence[Any]) -> tuple[Any, str]:
-    """Return the row of the highest rank among those that have validation numbers, and how it was chosen.
+def best(rows: pd.DataFrame, gains: Sequence[float]) -> Choice:
+    """Choose the row with the largest gain among those that lose at most the margin on validation series.
+
+    If none does, the one that loses the least there; without such series, the first in a fixed order.
+    """
+    within = [
+        gain if lost <= MARGIN_PT else -math.inf
+        for gain, lost in zip(gains, rows["val_drop_pt"], strict=True)
+    ]
+    return _chosen(rows, list(zip(within, -rows["val_drop_pt"], strict=True)))
+
+
+def _chosen(rows: pd.DataFrame, ranks: Sequence[Any]) -> Choice:
+    """Return the row of the highest rank among those that have validation numbers.
 
     If none has, it is the first in a fixed order.
     """
@@ -245,17 +268,14 @@ def _chosen(rows: pd.DataFrame, ranks: Sequence[Any]) -> tuple[Any, str]:
     judged = [place for place in fixed.index if not math.isnan(rows.loc[place, "val_drop_pt"])]
     row = rows.loc[max(judged, key=lambda place: rank[place]) if judged else fixed.index[0]]
     if len(rows) == 1:
-        return row, f"the only one: {_way(row)}"
+        return Choice(row, "the only one")
     if not judged:
-        return (
-            row,
-            f"no validation series to choose on, so the first of {len(rows)} in a fixed order: {_way(row)}",
-        )
+        return Choice(row, f"no validation series to choose on, so the first of {len(rows)} in a fixed order")
     of = f"{len(judged)}" if len(judged) == len(rows) else f"the {len(judged)} of {len(rows)} that have any"
-    return (
+    return Choice(
         row,
-        f"chosen on {row['val_series']} validation series among {of}: {_way(row)}, drop "
-        f"{_with_sign(row['val_drop_pt'])} there",
+        f"chosen on {row['val_series']} validation series among {of}",
+        f"drop {_with_sign(row['val_drop_pt'])} there",
     )
 
 

@@ -47,9 +47,9 @@ class Points:
         each way and seed.
     points
         A row per `WAY`: n (seeds), n_energy (those with valid energy), warned (one of them has a warning),
-        and for each of `VALUES` its mean, ``_lo`` and ``_hi``, as in the tables. measured_relative and
-        estimated_relative, with ``_lo`` and ``_hi``, are the energies relative to the control's: of a saving
-        of 75 % .25, and 8.5 of one of -750 %.
+        macs (NaN of a model that is no network), and for each of `VALUES` its mean, ``_lo`` and ``_hi``, as
+        in the tables. measured_relative and estimated_relative, with ``_lo`` and ``_hi``, are the energies
+        relative to the control's: of a saving of 75 % .25, and 8.5 of one of -750 %.
     controls
         A row per `CONTROL`: accuracy_pct with ``_lo`` and ``_hi``, dense_accuracy_pct (before any tuning),
         measured_j, estimated_j (of the windows that it was the reference in), n.
@@ -123,12 +123,13 @@ def points(frozen: Frozen) -> Points:
                 "n_energy",
                 "warned",
                 "tuning",
+                "macs",
                 *(f"{v}{end}" for v in (*VALUES, *(f"{s}_relative" for s in SIDES)) for end in ENDS),
             ]
         )
         return Points(runs, empty, pd.DataFrame(columns=CONTROL), tuple(notes))
     rows = rows.sort_values(WAY, kind="stable", ignore_index=True)
-    table = rows[[*WAY, "n", "n_energy", "tuning"]].assign(
+    table = rows[[*WAY, "n", "n_energy", "tuning", "macs"]].assign(
         warned=rows["warned"] > 0,
         **{f"{ours}{end}": rows[f"{theirs}{end}"] for ours, theirs in VALUES.items() for end in ENDS},
         **{f"{side}_relative{end}": of for side in SIDES for end, of in _relative(rows, side).items()},

@@ -81,6 +81,7 @@ METRICS = (
         ),
     ),
     *map(Metric, ("matmuls", "matmuls_int8", "measured_reference_j", "estimated_reference_j", "val_drop_pt")),
+    *map(Metric, ("cost_train_j", "cost_compress_j")),
 )
 KEPT_AS_THEY_ARE = (
     *("dataset", "model", "recipe", "tuning", "method", "scope", "ratio", "finetune_epochs", "mode"),
@@ -291,6 +292,18 @@ def describe(row: Any) -> str:
     return ", ".join(
         filter(None, (f"{row['dataset']} {row['model']}", pruned, f"{row['mode']} in {row['runtime']}"))
     )
+
+
+def way(row: Any, runtime: bool = True) -> str:
+    """How a model is deployed, in words: ``onnxruntime, static, pruned 0.5 (l1 global)``.
+
+    Of a model whose products are not counted, which is no network: ``as it is``.
+    """
+    if math.isnan(row["macs"]):
+        return "as it is"
+    pruned = f"pruned {row['ratio']:.3g} ({row['method']} {row['scope']})" if row["ratio"] else "not pruned"
+    number_format = "fp32" if row["mode"] == "none" else row["mode"]
+    return ", ".join([*([row["runtime"]] if runtime else []), number_format, pruned])
 
 
 def _columns(name: str, interval: Interval) -> dict[str, float]:

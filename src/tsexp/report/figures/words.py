@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tsexp.report.console import ESTIMATE
 from tsexp.report.figures.study import Study
 from tsexp.report.points import invalid as count_invalid
+from tsexp.report.statistics import way
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,14 +27,7 @@ def dagger(side: str) -> str:
 
 def describe(p: pd.Series, runtime: bool = True) -> str:
     """What a point or a run is: ``t1, onnxruntime, static, pruned 0.5 (l1 global)``."""
-    return ", ".join(
-        [
-            p["model"],
-            *([p["runtime"]] if runtime else []),
-            "fp32" if p["mode"] == "none" else p["mode"],
-            f"pruned {p['ratio']:.3g} ({p['method']} {p['scope']})" if p["ratio"] else "not pruned",
-        ]
-    )
+    return f"{p['model']}, {way(p, runtime)}"
 
 
 def invalid(study: Study) -> str:
