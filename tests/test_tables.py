@@ -55,7 +55,7 @@ def test_written_twice_they_are_the_same_bytes(whole, tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in files)
     assert {
         f"{n}.{e}"
-        for n in ("datasets", "dense", "pruning", "quantization", "hybrids", "claims")
+        for n in ("datasets", "dense", "pruning", "quantization", "hybrids", "company", "claims")
         for e in ("tex", "md", "csv")
     } | {"notes.md"} == {p.name for p in files}
     for file in files:

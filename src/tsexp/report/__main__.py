@@ -21,8 +21,8 @@ HELP = """\
 From the MLflow store to what a paper needs. Nothing is trained or measured.
 
   freeze    the store's runs → REPORT/frozen: results.parquet, results.csv, windows, predictions, channels
-  tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, claims;
-            as .tex, .md, .csv; notes.md
+  tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, company
+            (what to deploy), claims; as .tex, .md, .csv; notes.md
   figures   REPORT/frozen → REPORT/figures: .pdf and .png; notes.md
   page      REPORT/frozen → REPORT/index.html, interactive, without network
 

@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsexp.report import company
 from tsexp.report.console import ESTIMATE, FRONT
 from tsexp.report.frozen import Frozen
 from tsexp.report.points import SETUP, colours
+from tsexp.report.statistics import aggregate
 from tsexp.report.style import relative
 
 if TYPE_CHECKING:
@@ -125,7 +127,14 @@ def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
         "left_out": {reason: len(names) for reason, names in frozen.about.get("left_out", {}).items()},
         "colours": colours(frozen),
         "front": FRONT,
+        "advice": _advice(frozen),
     }
+
+
+def _advice(frozen: Frozen) -> list[str]:
+    """What to deploy, in words, and by which rule; nothing if no two models can be compared."""
+    said = company.advice(frozen, company.compared(aggregate(frozen)))
+    return [*(f"{label}: {words}" for label, words in said), *([company.RULE] if said else [])]
 
 
 def _axes(sides: list[str]) -> dict[str, dict[str, Any]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp.report import claims
+from tsexp.report import claims, company
 from tsexp.report.console import ESTIMATE
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
 from tsexp.report.statistics import MARGIN_PT, aggregate, notes
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WARNING = "⚠"
+LINES = ("why", "chosen")
+"""Prose of several lines a row."""
 LONG = 40
 """A LaTeX table of more rows may break across pages."""
 MODES = ("none", "bf16", "weight_only", "dynamic", "static", "qat")
@@ -49,7 +51,14 @@ CLAIMS_CAPTION = (
     "per dataset are not public."
 )
 ALSO_IN_CSV = ("n_energy", "control_accuracy_pct", "dense_accuracy_pct", "val_drop_pt", "val_series")
-WIDTHS = {"claim": "p{1.8cm}", "paper": "p{1.4cm}", "verdict": "p{1.5cm}", "why": "p{3.4cm}"}
+WIDTHS = {
+    "claim": "p{1.8cm}",
+    "paper": "p{1.4cm}",
+    "verdict": "p{1.5cm}",
+    "why": "p{3.4cm}",
+    "chosen": "p{3.4cm}",
+    "deployed": "p{3.6cm}",
+}
 """Columns of prose break their lines."""
 
 
@@ -64,13 +73,14 @@ class Show(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A finished table: `shown` is text, `numbers` what it was made of."""
+    """A finished table: `shown` is text, `numbers` what it was made of, `below` paragraphs in Markdown."""
 
     name: str
     caption: str
     shown: pd.DataFrame
     numbers: pd.DataFrame
     right: tuple[bool, ...]
+    below: tuple[str, ...] = ()
 
 
 def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
@@ -79,7 +89,8 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
     Returns
     -------
     list of Table
-        Of datasets, dense baselines, pruning, quantization, hybrids and claims: those that have a row.
+        Of datasets, dense baselines, pruning, quantization, hybrids, company and claims: those that have a
+        row.
     list of str
         What is missing, left out or mixed.
     """
@@ -93,6 +104,14 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
             said.append(f"no table {name}: no record for it; e.g. {fill}")
         else:
             made.append(_of_results(name, title, some, columns, records[~records["valid"]]))
+    beside = company.compared(rows)
+    if beside.empty:
+        said.append(
+            "no table company: no dataset has two models measured alike; e.g. python -m tsexp -m "
+            "model=t3,minirocket"
+        )
+    else:
+        made.append(_company(frozen, beside))
     return [*made, _claims(rows)], said
 
 
@@ -113,7 +132,7 @@ def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
         partial = folder / f".{name}.{os.getpid()}"
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / name)
-    for name in ("datasets", *KINDS, "claims"):  # of an earlier report, without a row now
+    for name in ("datasets", *KINDS, "company", "claims"):  # of an earlier report, without a row now
         for ending in ("tex", "md", "csv"):
             if f"{name}.{ending}" not in files:
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
@@ -124,7 +143,8 @@ def markdown(table: Table) -> str:
     """As GitHub and most readers of Markdown take it."""
     cells = table.shown.map(lambda text: text.replace("|", r"\|"))
     align = ["right" if right else "left" for right in table.right]
-    return f"{table.caption}\n\n{cells.to_markdown(index=False, disable_numparse=True, colalign=align)}\n"
+    text = cells.to_markdown(index=False, disable_numparse=True, colalign=align)
+    return "\n\n".join([table.caption, text, *table.below]) + "\n"
 
 
 def csv(table: Table) -> str:
@@ -139,7 +159,7 @@ def latex(table: Table) -> str:
         .format_index(escape="latex", axis="columns")
         .hide(axis="index")
     )
-    long = len(table.shown) > LONG or "why" in table.shown  # prose takes several lines a row
+    long = len(table.shown) > LONG or any(c in table.shown for c in LINES)
     body = cells.to_latex(
         hrules=True,
         caption=table.caption.translate(SPECIAL),
@@ -230,6 +250,7 @@ def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.Data
             f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it "
             "is more; p: exact McNemar test, the smallest over seeds times their number.",
         ),
+        (WHAT in shown, COMPANY_SAID),
         (any(c in shown for c in ESTIMATES), f"{ESTIMATE} estimated from CPU time, not measured."),
         (rows["warned"].any(), f"{WARNING} a record has a warning: look twice."),
         (
@@ -284,6 +305,15 @@ def _datasets(frozen: Frozen) -> Table:
     return Table(
         "datasets", caption, text, numbers[[c.numbers[0] for c in columns]], tuple(c.right for c in columns)
     )
+
+
+def _company(frozen: Frozen, rows: pd.DataFrame) -> Table:
+    ids = {run_id for of in rows["run_ids"] for run_id in of.split()}
+    records = frozen.results[frozen.results["run_id"].isin(ids)]
+    title = "Every model in the company of the others: as trained, and at its best compression"
+    table = _of_results("company", title, rows, COMPANY, records[~records["valid"]])
+    said = [f"**{label}**: {words}" for label, words in company.advice(frozen, rows)]
+    return replace(table, below=(*said, company.RULE))
 
 
 def _claims(rows: pd.DataFrame) -> Table:
@@ -379,7 +409,7 @@ def _three_digits(value: float) -> str:
 
 def _nothing(row: Any, name: str) -> str:
     """Where a number would stand that is not there."""
-    windows = name in FROM_WINDOWS and not (
+    windows = (name in FROM_WINDOWS or name.endswith("_per_correct_j")) and not (
         name.startswith(("measured", "estimated")) and not name.startswith(row["energy"])
     )
     return "invalid" if windows and row["n_energy"] == 0 else "–"
@@ -416,7 +446,8 @@ def _rank(values: pd.Series) -> pd.Series:
 DATASET, MODEL, METHOD, SCOPE = (_word(name, name) for name in ("dataset", "model", "method", "scope"))
 MODE, RUNTIME = (_word(name, name) for name in ("mode", "runtime"))
 RATIO = _number("ratio", "ratio", text=lambda v: f"{v:g}")
-IDENTITY = ("dataset", "model", "runtime", "method", "scope", "ratio", "mode")
+WHAT = _word("deployed", "what")
+IDENTITY = ("dataset", "model", "what", "runtime", "method", "scope", "ratio", "mode")
 PLACES = ("runtime", "method", "scope")
 """Of those, what goes to the caption if it is the same in all rows."""
 SETTINGS = (
@@ -466,6 +497,14 @@ SAVINGS = (
     _interval("saving %", "measured_saving_pct", 1),
     _interval(f"saving %{ESTIMATE}", "estimated_saving_pct", 1, mark=ESTIMATE),
 )
+PER_CORRECT = (
+    _number("mJ/correct", "measured_per_correct_j", 1000),
+    _number(f"mJ/correct{ESTIMATE}", "estimated_per_correct_j", 1000, mark=ESTIMATE),
+)
+TRAINING = (
+    _number("training J", "measured_train_j"),
+    _number(f"training J{ESTIMATE}", "estimated_train_j", mark=ESTIMATE),
+)
 ESTIMATES = (JOULES[1], SAVINGS[1])
 SPEEDUP = _interval("speedup", "speedup", 2)
 LATENCY = _number("p50 ms", "latency_p50_ms")
@@ -485,6 +524,17 @@ N = Show(
         + (f" {WARNING}" if row["warned"] else "")
     ),
     ("n", "seeds", "warned"),
+)
+
+COMPANY = (
+    *(DATASET, MODEL, WHAT, ACCURACY, *JOULES, *PER_CORRECT, LATENCY, SIZE, *TRAINING),
+    *(_word("chosen", "chosen"), N),
+)
+COMPANY_SAID = (
+    "As trained: dense, fp32, runtime eager; an estimator in its own library. Best compression: the least "
+    f"energy of all that lose at most {MARGIN_PT:g} point on validation series against their control, or, if "
+    "none does, the least loss there. mJ/correct: energy per correct answer, mJ/series over accuracy. "
+    "Training: with pruning, tuning and conversion."
 )
 
 KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...], str]] = {

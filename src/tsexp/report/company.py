@@ -1,0 +1,227 @@
+"""Every model beside its company: as trained, at its best compression, and which of all to deploy.
+
+A compression is chosen on validation series, as `claims` does; which of the models is deployed, on test
+series, paired, for there all of them have predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tsexp.report import claims
+from tsexp.report.console import ESTIMATE, si
+from tsexp.report.frozen import Frozen
+from tsexp.report.points import SETUP
+from tsexp.report.statistics import MARGIN_PT, Interval, degradation, over_seeds_and_series, way
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOGETHER = ["dataset", "data_checksum", *SETUP]
+"""Only rows that share these are compared."""
+AS_TRAINED = "as trained"
+RULE = (
+    "Deploy: the one with the least energy among those whose mean accuracy is at most "
+    f"{MARGIN_PT:g} point below that of the most accurate. Brackets: 95 % interval of the difference, paired "
+    "over test series and seeds; seen to be less accurate: all of it is above that. The models are compared "
+    "on test series, so what is ahead there by little may have been lucky; compressions were chosen on "
+    "validation series. Energies of different models were not measured in alternation, which tsexp.compare "
+    "does."
+)
+ROUNDING = 1e-9
+NEAR, OPEN, LOST = range(3)
+SAID = {
+    NEAR: f"At most {MARGIN_PT:g} point below the most accurate, too",
+    OPEN: f"More than {MARGIN_PT:g} point below it, but that may be chance",
+    LOST: f"Seen to be more than {MARGIN_PT:g} point less accurate",
+}
+"""Of the other models, by how far they are below the most accurate."""
+
+
+class _Rival(NamedTuple):
+    """A row that may be deployed, and the points that it has less than the most accurate."""
+
+    row: Any
+    joules: float
+    lacks: Interval
+
+    @property
+    def group(self) -> int:
+        """`NEAR`, `OPEN` or `LOST`."""
+        if self.lacks.value <= MARGIN_PT + ROUNDING:
+            return NEAR
+        return LOST if degradation(self.lacks.low, self.lacks.high) == "lost" else OPEN
+
+
+def compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """Choose the rows of the table, of what `aggregate` made: two of each model, one if it has no other.
+
+    The dense model as it was trained; and of all other ways to deploy it that have valid energy, the one
+    that takes the least among those that lose at most the margin on validation series, against their control.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With ``what`` (in words), ``chosen`` (how), ``joules`` (per series), and for measured and estimated
+        energy ``…_per_correct_j`` (joules per series over accuracy) and ``…_train_j`` (training, pruning,
+        tuning and conversion). Empty where no dataset has two models in one setup.
+    """
+    import pandas as pd
+
+    made: list[dict[str, Any]] = []
+    for _, here in rows.groupby(TOGETHER, sort=True) if len(rows) else ():
+        if here["model"].nunique() > 1:
+            for _, of in here.groupby(["model", "recipe"], sort=True):
+                made += _of_model(of)
+    return pd.DataFrame(made)
+
+
+def _of_model(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of one model, recipe and setup."""
+    as_trained = rows["degradation"] == "reference"
+    made = [_numbers(row) | {"what": AS_TRAINED, "chosen": "–"} for _, row in rows[as_trained].iterrows()]
+    others = rows[~as_trained & (rows["n_energy"] > 0)]
+    if len(others):
+        choice = claims.best(others, [-row[f"{row['energy']}_j"] for _, row in others.iterrows()])
+        how = ", ".join(filter(None, [choice.how, choice.loss]))
+        made.append(_numbers(choice.row) | {"what": way(choice.row), "chosen": how})
+    return made
+
+
+def _numbers(row: Any) -> dict[str, Any]:
+    side = row["energy"]
+    joules = row[f"{side}_j"]
+    right = row["accuracy_pct"] / 100 or np.nan
+    made_j = np.nansum([row["cost_train_j"], row["cost_compress_j"]])
+    of = {"per_correct_j": joules / right, "train_j": made_j if row["cost_train_j"] >= 0 else np.nan}
+    return {
+        **row,
+        "joules": joules,
+        **{
+            f"{s}_{name}": v if s == side else np.nan
+            for s in ("measured", "estimated")
+            for name, v in of.items()
+        },
+    }
+
+
+def advice(frozen: Frozen, company: pd.DataFrame) -> list[tuple[str, str]]:
+    """Say of each dataset, in words, what one should deploy.
+
+    Parameters
+    ----------
+    frozen
+        All records.
+    company
+        What `compared` made of them.
+
+    Returns
+    -------
+    list of tuple
+        Dataset (of several setups, with what they differ in), and the words; they follow `RULE`.
+    """
+    if company.empty:
+        return []
+    right = (frozen.predictions["predicted"] == frozen.predictions["label"]).to_numpy()
+    places = frozen.predictions.groupby("run_id", sort=False).indices
+    runs = {
+        seen.run_id: (seen.seed, right[places[seen.run_id]])
+        for seen in frozen.results[["run_id", "seed"]].itertuples()
+        if seen.run_id in places
+    }
+    groups = [here for _, here in company.groupby(TOGETHER, sort=True)]
+    return [(label, _advise(here, runs)) for label, here in zip(_labels(groups), groups, strict=True)]
+
+
+def _labels(groups: Sequence[pd.DataFrame]) -> list[str]:
+    """Datasets; of several setups, with what they differ in."""
+    firsts = [here.iloc[0] for here in groups]
+    vary = [k for k in TOGETHER[1:] if len({str(first[k]) for first in firsts}) > 1]
+    names = [first["dataset"] for first in firsts]
+    if len(set(names)) == len(names):
+        return names
+    return [
+        f"{first['dataset']} ({', '.join(f'{k} {str(first[k])[:20]}' for k in vary)})" for first in firsts
+    ]
+
+
+def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
+    """Of one dataset and setup."""
+    there, without = here[here["joules"].notna()], here[here["joules"].isna()]
+    left_out = "; ".join(f"{_named(row)} ({row['accuracy_pct']:.1f} %)" for _, row in without.iterrows())
+    left_out = f"Left out, for its energy is invalid: {left_out}." if left_out else ""
+    if there.empty:
+        return f"nothing can be said. {left_out}"
+    ranked = there.sort_values(["accuracy_pct", "joules"], ascending=[False, True], kind="stable")
+    rivals = [_Rival(row, row["joules"], _lacks(ranked.iloc[0], row, runs)) for _, row in ranked.iterrows()]
+    chosen = min((r for r in rivals if r.group == NEAR), key=lambda r: r.joules)
+    named: dict[str, _Rival] = {}  # of each other model what comes nearest
+    for r in sorted(rivals, key=lambda r: (r.group, r.joules)):
+        if r is not rivals[0] and r.row["model"] != chosen.row["model"]:
+            named.setdefault(r.row["model"], r)
+    said = [
+        f"deploy {_named(chosen.row)}: {chosen.row['accuracy_pct']:.1f} %, {_joules(chosen.row)} a series, "
+        f"{_per_correct(chosen.row)} per correct answer.",
+        _beside_the_top(chosen, rivals),
+    ]
+    for group, words in SAID.items():
+        some = [_with_energy(r, chosen) for r in named.values() if r.group == group]
+        said += [f"{words}: {'; '.join(some)}."] if some else []
+    thrifty = min(rivals, key=lambda r: r.row[f"{r.row['energy']}_per_correct_j"])
+    if thrifty is not chosen:
+        said.append(
+            f"The least energy per correct answer: {_named(thrifty.row)}, {_per_correct(thrifty.row)}."
+        )
+    if chosen.row["what"] != AS_TRAINED and math.isnan(chosen.row["val_drop_pt"]):
+        said.append("There were no validation series to choose its compression on.")
+    return " ".join(filter(None, [*said, left_out]))
+
+
+def _beside_the_top(chosen: _Rival, rivals: Sequence[_Rival]) -> str:
+    """The most accurate, which is the first of the rivals, beside what is deployed."""
+    if chosen is rivals[0]:
+        least = chosen.joules <= min(r.joules for r in rivals)
+        return f"Nothing here is more accurate{', or needs less energy' if least else ''}."
+    value, low, high = (round(v, 1) + 0.0 for v in chosen.lacks)  # not -0
+    sure = degradation(chosen.lacks.low, chosen.lacks.high) == "kept"
+    return (
+        f"That is {value:.1f} points [{low:.1f}, {high:.1f}] below the most accurate: "
+        f"{_with_energy(rivals[0], chosen)}; a difference of more than {MARGIN_PT:g} point is "
+        f"{'' if sure else 'not '}excluded."
+    )
+
+
+def _with_energy(rival: _Rival, chosen: _Rival) -> str:
+    ratio = rival.joules / chosen.joules
+    times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
+    energy = "as much energy" if times == "1" else f"{times} times the energy"
+    return f"{_named(rival.row)}, {rival.row['accuracy_pct']:.1f} %, {energy}"
+
+
+def _lacks(top: Any, row: Any, runs: dict[str, tuple[int, Any]]) -> Interval:
+    """Points that `row` has less than `top`, paired over test series and, as far as they go, seeds."""
+    if row is top or row["run_ids"] == top["run_ids"]:
+        return Interval(0.0, 0.0, 0.0)
+    ours, tops = (dict(runs[run_id] for run_id in r["run_ids"].split()) for r in (row, top))
+    seeds = [(seed, seed) for seed in sorted(ours.keys() & tops.keys())]
+    pairs = seeds or list(zip(sorted(ours), sorted(tops), strict=False))
+    lost = np.array([tops[b].astype(float) - ours[a] for a, b in pairs])
+    return Interval(*(100 * v for v in over_seeds_and_series(lost)))
+
+
+def _named(row: Any) -> str:
+    what = row["what"]
+    return f"{row['model']} {what if what == AS_TRAINED else f'in {what}'}"
+
+
+def _joules(row: Any, name: str = "j") -> str:
+    side = row["energy"]
+    return si(row[f"{side}_{name}"], "J") + (ESTIMATE if side == "estimated" else "")
+
+
+def _per_correct(row: Any) -> str:
+    return _joules(row, "per_correct_j")
