@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from report_data import CLASSES, DATASETS, frozen, only
+from tsexp.config import conf_dir
 from tsexp.report import figures
 from tsexp.report.figures import (
     accuracy_energy,
@@ -138,6 +139,25 @@ def test_all_text_is_readable_and_inside_the_figure(everything):
             assert text.get_fontsize() >= 7, (name, text.get_text())
             box = text.get_window_extent(canvas.get_renderer())
             assert all(whole.contains(x, y) for x, y in box.corners()), (name, text.get_text())
+
+
+def test_many_models_on_four_datasets_stay_readable():
+    """The legend fits, four panels are two rows of two, and no number on a front covers another."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    models = ("dtw_1nn", "fcn", "minirocket", "multirocket_hydra", "quant_forest", "resnet", "t3", "t4")
+    results = small(datasets=(*DATASETS, "ACSF1"), models=models, seeds=(0,), series=20)
+    figure = accuracy_energy.accuracy_energy(study(results), "estimated").figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (legend,) = figure.legends
+    assert set(models) <= {t.get_text() for t in legend.get_texts()}
+    assert figure.bbox.padded(2).containsx(legend.get_window_extent().x0)
+    assert figure.bbox.padded(2).containsx(legend.get_window_extent().x1)
+    assert len({axes.get_position().x0 for axes in figure.axes}) == 2
+    for axes in figure.axes:
+        numbers = [t.get_window_extent(canvas.get_renderer()) for t in axes.texts]
+        assert not [(a, b) for i, a in enumerate(numbers) for b in numbers[:i] if a.padded(-1).overlaps(b)]
 
 
 def test_estimates_carry_a_dagger_and_measurements_share_no_figure_with_them(everything):
@@ -522,6 +542,10 @@ def test_ranks_say_what_so_few_datasets_can_tell(everything):
 def test_the_style_has_the_colours_of_all_pictures():
     style = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
     assert style["axes.prop_cycle"].by_key()["color"] == COLOURS
+
+
+def test_every_model_that_comes_with_the_package_has_a_colour_of_its_own():
+    assert len(set(COLOURS)) == len(COLOURS) >= len(list((conf_dir() / "model").glob("*.yaml")))
 
 
 @pytest.mark.parametrize("highest", [1.05, 1.3, 2, 4, 30, 2000])

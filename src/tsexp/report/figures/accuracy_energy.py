@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,10 @@ if TYPE_CHECKING:
 
 FEW = 12
 """The bars of more points in a panel would hide the points."""
-NEAR = 14
-"""Pixels between numbers that would cover each other."""
+NEAR = 8
+"""Points between the middles of numbers that would cover each other."""
+BESIDE = ((-7, 7), (0, 9), (7, 7), (12, 5), (7, 16), (0, 17), (-7, -7), (7, -7))
+"""Where the middle of a number may be, in points from what it numbers: the first that is free."""
 RING: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": "black", "mew": 0.6, "ls": "none"}
 STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.5, "ls": "none"}
 
@@ -127,19 +128,26 @@ def _point(axes: Axes, p: pd.Series, look: _Look, bars: bool) -> None:
 
 
 def _number(axes: Axes, spots: Sequence[tuple[float, float]]) -> None:
-    """Number the points; of two that are near, one at the left and one at the right."""
-    last, right = (-math.inf, -math.inf), False
+    """Number the points, each where it covers no other number."""
+    taken: list[tuple[float, float]] = []
+    point_px = axes.figure.dpi / 72
     for number, spot in enumerate(spots, 1):
-        at = axes.transData.transform(spot)  # pixels, before the layout: near enough to keep numbers apart
-        right = not right and abs(at[0] - last[0]) < NEAR and abs(at[1] - last[1]) < NEAR
-        last = (at[0], at[1])
+        x, y = axes.transData.transform(spot) / point_px  # before the layout: near enough to keep them apart
+        free = [
+            (right, up)
+            for right, up in BESIDE
+            if all(abs(x + right - a) >= NEAR or abs(y + up - b) >= NEAR for a, b in taken)
+        ]
+        right, up = (free or BESIDE)[0]
+        taken.append((x + right, y + up))
         axes.annotate(
             str(number),
             spot,
-            xytext=(5 if right else -5, 4),
+            xytext=(right, up),
             textcoords="offset points",
             fontsize=7,
-            ha="left" if right else "right",
+            ha="center",
+            va="center",
             weight="bold",
             zorder=5,
         )
@@ -161,7 +169,7 @@ def _legend(shown: pd.DataFrame, controls: pd.DataFrame, look: _Look) -> list[An
     handles += [Line2D([], [], marker=s, label=r, **grey) for r, s in look.shapes.items()]
     if (shown["mode"] != "none").any():
         handles.append(Line2D([], [], marker="o", mfc="white", label="open: not fp32", **grey))
-    handles.append(Line2D([], [], ms=8, label="dense fp32 eager", **RING))
+    handles.append(Line2D([], [], ms=8, label="as trained", **RING))
     if len(controls):
         handles.append(Line2D([], [], color="0.6", label="control: dense, tuned alike", **STAR))
     return [*handles, Line2D([], [], color="0.55", label="Pareto front")]

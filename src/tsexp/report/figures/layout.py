@@ -17,7 +17,11 @@ COLUMN_IN, PAGE_IN, PAGE_HIGH_IN = 3.4, 7.0, 8.6
 LINE_IN = 0.135
 """Height of a line of the foot."""
 LETTERS_IN = 18.5
-"""Letters of the foot in an inch."""
+"""Letters of the foot, and of a legend, in an inch."""
+HANDLE_IN = 0.4
+"""Width of a legend's column beside its text."""
+ROWS = 2
+"""Rows of a legend that the panels leave room for."""
 
 
 def sized(across: int, height_in: float) -> Figure:
@@ -30,9 +34,9 @@ def sized(across: int, height_in: float) -> Figure:
 def panels(
     names: Iterable[str], height_in: float, legend_in: float, share: bool = False
 ) -> tuple[Figure, list[tuple[str, Axes]]]:
-    """A panel per name, three in a row at most."""
+    """A panel per name, three in a row at most; four are two rows of two."""
     names = list(names)
-    across = min(3, len(names))
+    across = 2 if len(names) == 4 else min(3, len(names))
     down = math.ceil(len(names) / across)
     figure = sized(across, height_in * down + legend_in + 0.35)
     grid = figure.subplots(down, across, squeeze=False, sharex=share, sharey=share)
@@ -58,7 +62,9 @@ def finish(
     small_in = LINE_IN * (small.count("\n") + 1) + 0.05
     foot_in = small_in + (LINE_IN * len(lines) + 0.06 if lines else 0)
     label_in = 0.18 if x else 0.0
-    height_in = figure.get_figheight() + foot_in + label_in
+    ncols = _across(handles, figure.get_figwidth())
+    more = math.ceil(len(handles) / ncols) - ROWS if figure.get_figwidth() >= PAGE_IN else 0
+    height_in = figure.get_figheight() + foot_in + label_in + LINE_IN * max(0, more)
     figure.set_figheight(height_in)
     foot = (foot_in + label_in) / height_in
     figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))  # type: ignore[union-attr,call-arg]
@@ -67,12 +73,22 @@ def finish(
     if lines:
         figure.text(0.02, small_in / height_in + 0.01, "\n".join(lines), color="0.1", **below)
     if handles:
-        rows = math.ceil(len(handles) / (7 if figure.get_figwidth() >= PAGE_IN else 3))
-        figure.legend(handles=handles, loc="outside upper center", ncols=math.ceil(len(handles) / rows))
+        figure.legend(handles=handles, loc="outside upper center", ncols=ncols)
     if x:  # not a supxlabel: the layout puts that under the foot
         figure.text(0.55, (foot_in + 0.03) / height_in, x, fontsize=8, ha="center", va="bottom")
     if y:
         figure.supylabel(y, fontsize=8)
+
+
+def _across(handles: Sequence[Any], width_in: float) -> int:
+    """Columns of a legend, as many as fit, in rows that are as even as can be."""
+    letters = [len(h.get_label()) for h in handles]
+    for most in range(7 if width_in >= PAGE_IN else 3, 1, -1):
+        rows = max(1, math.ceil(len(letters) / most))
+        widest = [max(letters[i : i + rows]) for i in range(0, len(letters), rows)]
+        if sum(widest) / LETTERS_IN + HANDLE_IN * len(widest) <= width_in:
+            return max(1, len(widest))
+    return 1
 
 
 def wrapped(notes: Sequence[str], width_in: float) -> str:
