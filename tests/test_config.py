@@ -76,7 +76,10 @@ def test_all_problems_are_told_at_once():
         ("prune.ration=1", "did you mean ratio"),
         ("prune.ratio=abc", "Float"),
         ("data=plad", "(did you mean plaid?); any other of the archive: data=ucr data.name=NAME"),
-        ("experiment=quik", "allowed: paper, paper_pruning, pareto, published, quick (did you mean quick?)"),
+        (
+            "experiment=quik",
+            "allowed: company, paper, paper_pruning, pareto, published, quick (did you mean quick?)",
+        ),
         ("epochs=5", "did you mean train.epochs?"),
         ("ratio=0.5", "did you mean prune.ratio?"),
         ("name=x", "did you mean data.name or model.name or runtime.name?"),

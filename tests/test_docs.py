@@ -99,6 +99,7 @@ def test_commands_are_accepted(command):
 
 
 SMALLEST = {
+    "company": {"prune.ratio": "0,0.5", "prune.scope": "depth", "runtime": "eager,onnxruntime", "seed": "0"},
     "paper": {"prune.ratio": "0.5", "quant.mode": "none,static", "runtime": "onnxruntime", "seed": "0"},
     "paper_pruning": {
         "prune.method": "l1,taylor",

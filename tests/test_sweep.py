@@ -1,8 +1,11 @@
 """Studies: what the shipped ones ask for, in parts and as a whole; and a search with two objectives."""
 
+import contextlib
+import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -13,8 +16,8 @@ from omegaconf import OmegaConf
 
 from conftest import TINY, compose
 from test_cli import runs, tsexp
-from tsexp import data, sweep
-from tsexp.config import Config, ConfigError, conf_dir
+from tsexp import data, pipeline, sweep
+from tsexp.config import Config, ConfigError, Unsupported, conf_dir, digest, identity
 
 
 @pytest.fixture
@@ -51,6 +54,39 @@ def test_a_value_of_the_command_line_narrows_a_study(checked):
     assert part.first.measure == compose("measure=paper").measure
     assert not any("data=" in n or "seed=" in n for n in part.names)
     assert len(checked("experiment=paper_pruning", "seed=0", "data=plaid", "model=t1").names) == 36
+
+
+def test_the_study_of_all_models_has_as_many_measurements_as_its_file_says(checked, monkeypatch):
+    real, kept = sweep._check_jobs, []
+
+    def check_jobs(*given):
+        kept.append(real(*given))
+        return kept[-1]
+
+    def measurements(*overrides):
+        """Models of the jobs that something supports, each as often as it is measured."""
+        assert checked("experiment=company", *overrides).first.measure == compose("measure=paper").measure
+        made = {}
+        for cfg in kept[-1][0]:
+            with contextlib.suppress(Unsupported):
+                pipeline.check(cfg)
+                made[digest(identity(cfg))] = cfg.model.name
+        return Counter(made.values())
+
+    monkeypatch.setattr(sweep, "_check_jobs", check_jobs)
+    estimators = dict.fromkeys(("minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn"), 1)
+    assert measurements("seed=0", "data=acsf1") == {"t4": 9, "t3": 6} | estimators
+    assert measurements("seed=0", "prune.ratio=0", "runtime=eager").total() == 24
+    convolutions = ("model=fcn,resnet,litetime,inceptiontime", "prune.scope=local")
+    assert set(measurements("seed=0", "data=acsf1", *convolutions).values()) == {6}
+    assert set(measurements("data=acsf1", "seed=0", "model=t1,t2").values()) == {6}
+    with (conf_dir() / "experiment" / "company.yaml").open() as file:
+        text = file.read()
+    params = OmegaConf.create(text).hydra.sweeper.params
+    places = len(params.seed.split(",")) * len(params.data.split(","))
+    assert math.prod(len(str(v).split(",")) for v in params.values()) == 1440
+    assert places * 19 == 380
+    assert all(f"{n:,}" in text for n in (1440, 380))
 
 
 def test_a_bad_value_anywhere_in_a_study_is_refused(checked):
