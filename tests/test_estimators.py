@@ -12,6 +12,7 @@ import torch
 from conftest import compose
 from tsexp import models
 from tsexp.config import ConfigError
+from tsexp.models.estimators.quantiles import Quantiles
 
 NAMES = ("minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn")
 SHORTEST = {"minirocket": 9, "quant_forest": 3, "multirocket_hydra": 10}
@@ -89,6 +90,38 @@ def test_quant_forest_is_aeons(source, load_data):
     assert np.array_equal(scores[theirs > 0], np.log(theirs[theirs > 0]).astype(np.float32))
     assert (theirs == 0).any()
     np.testing.assert_allclose(torch.softmax(torch.from_numpy(scores), 1), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "divisor"), [(6, 4), (9, 7), (3, 1)])
+@pytest.mark.parametrize("source", ["ItalyPowerDemand", "PickupGestureWiimoteZ", "BasicMotions"])
+def test_quantiles_are_aeons_in_every_bit(source, depth, divisor, load_data):
+    """Also of intervals of one value, and of those that have a median only."""
+    from aeon.transformations.collection.interval_based import QUANTTransformer
+
+    data = load_data(source)
+    x = build("quant_forest", data)._preprocessed(data.x_test[:20])
+    transform = QUANTTransformer(depth, divisor)
+    theirs = transform.fit_transform(x)
+    quantiles = Quantiles(transform.intervals_, x.shape[-1], divisor)
+    assert np.array_equal(quantiles(x), theirs)
+    assert np.array_equal(quantiles(x[7:8]), theirs[7:8])
+
+
+@pytest.mark.parametrize("source", ["ItalyPowerDemand", "PickupGestureWiimoteZ", "BasicMotions"])
+def test_minirocket_is_aeons_pipeline(source, load_data):
+    """Up to rounding, though scikit-learn is not asked; of two classes and of several."""
+    from aeon.classification.convolution_based import MiniRocketClassifier
+
+    data = load_data(source)
+    model = fitted("minirocket", data, "model.n_kernels=840", seed=3)
+    series, x = (model._preprocessed(part) for part in (data.x_train[data.fit], data.x_test))
+    state = np.random.get_state()
+    theirs = MiniRocketClassifier(840, random_state=3).fit(series, data.y_train[data.fit]).pipeline_
+    np.random.set_state(state)
+    expected = theirs.decision_function(x)
+    if expected.ndim == 1:
+        expected = np.stack([-expected, expected], 1)
+    np.testing.assert_allclose(model.scores(data.x_test), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("source", ["PickupGestureWiimoteZ", "BasicMotions"])

@@ -1,5 +1,6 @@
-"""Estimators of aeon, which run as they are: fitted at once, and not exported to other runtimes.
+"""Estimators of aeon: fitted at once, and not exported to other runtimes.
 
+They answer as aeon does; where what it does around the work takes longer than the work, with less of it.
 Each is a family of its own, with its own keys; to runtimes and steps of compression all are ``estimator``.
 Their folder is that of any model: plain values in ``arch.json``, arrays in safetensors. Loading builds aeon's
 objects anew and gives them what they had learned; nothing is unpickled.

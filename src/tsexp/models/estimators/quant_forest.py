@@ -14,6 +14,7 @@ from tsexp.data import FloatArray, IntArray
 from tsexp.models.arch import BaseArch
 from tsexp.models.estimators.base import PACKAGES as PACKAGES
 from tsexp.models.estimators.base import Estimator, EstimatorConfig, tensors_of
+from tsexp.models.estimators.quantiles import Quantiles
 
 LIKE = "estimator"
 
@@ -51,10 +52,11 @@ class Arch(BaseArch):
 
 
 class QuantForest(Estimator):
-    """aeon's `QUANTClassifier`.
+    """aeon's `QUANTClassifier`, bit for bit, at less work.
 
     Of scikit-learn's forest only the trees are kept, and asked one after the other: with what it does around
-    them, which bit for bit changes nothing, a forest takes ten times as long for one series.
+    them a forest takes ten times as long for one series. Of aeon's transform only the intervals are kept:
+    `Quantiles` sorts many of them at once.
     """
 
     family = "quant_forest"
@@ -78,7 +80,7 @@ class QuantForest(Estimator):
 
     def answer(self, x: FloatArray) -> FloatArray:
         """Preprocessed series → logarithms of class probabilities; 0 becomes what adds nothing to 1."""
-        features = self._transform.transform(x)
+        features = self._quantiles(x)
         frequencies = sum(tree.predict(features) for tree in self._trees) / len(self._trees)
         return np.log(np.maximum(frequencies, np.finfo(np.float32).eps))  # type: ignore[no-any-return]
 
@@ -95,8 +97,9 @@ class QuantForest(Estimator):
         from sklearn.tree._tree import NODE_DTYPE, Tree
 
         channels, length, classes = self.arch.channels, self.arch.preprocessing.length, len(self.arch.classes)
-        self._transform = QUANTTransformer(self.arch.interval_depth, self.arch.quantile_divisor)
-        nothing = self._transform.fit_transform(np.zeros((1, channels, length), np.float32))
+        transform = QUANTTransformer(self.arch.interval_depth, self.arch.quantile_divisor)
+        nothing = transform.fit_transform(np.zeros((1, channels, length), np.float32))
+        self._quantiles = Quantiles(transform.intervals_, length, self.arch.quantile_divisor)
         arrays = {name: t.numpy() for name, t in tensors.items()}
         nodes = np.zeros(len(arrays["threshold"]), NODE_DTYPE)
         for name in self.NODE:
