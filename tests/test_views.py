@@ -70,9 +70,28 @@ def test_thresholds_are_quantiles_of_what_is_there():
     mask[1, 1:] = False  # of the second series only the first value
     shares.adapt(x, mask, torch.Generator().manual_seed(0))
     there = np.concatenate([np.arange(101.0), [0.0]])
-    expected = np.quantile(there, np.linspace(0.02, 0.98, 5))
+    expected = np.quantile(there, np.linspace(0.002, 0.998, 5))
     np.testing.assert_allclose(shares.low[0], expected[:-1], rtol=1e-5)
     np.testing.assert_allclose(1 / shares.inverse[0], np.diff(expected), rtol=1e-5)
+
+
+def test_a_change_is_a_difference_over_some_steps(italy):
+    model = model_of(dataset_of("ItalyPowerDemand", scale="none"))
+    ramp = 3.0 * torch.arange(24.0)[None, None]
+    signals = model.preprocess._signals(ramp)
+    torch.testing.assert_close(signals["changes"][0], torch.full((1, 1, 24 - 5), 15.0))
+    assert signals["changes"][0].shape[-1] == signal_length("changes", 24)
+    assert signal_length("changes", 3) == 1, "a series too short for that: over as many as there are"
+
+
+def test_a_series_shorter_than_a_change_has_none():
+    pickup = dataset_of("PickupGestureWiimoteZ")
+    model = model_of(pickup)
+    short = np.full_like(pickup.x_test[:2], np.nan)
+    short[0, :, :4], short[1] = [1.0, 3.0, 2.0, 5.0], pickup.x_test[0]
+    x, _ = model.preprocess(torch.from_numpy(short))
+    assert x.isfinite().all()
+    torch.testing.assert_close(x[1:], model.preprocess(torch.from_numpy(short[1:]))[0])
 
 
 def test_intervals_are_dyadic(italy):

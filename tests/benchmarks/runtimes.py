@@ -431,7 +431,7 @@ def write(path: Path, cells: list[dict], measure: MeasureConfig) -> None:
         *(line for name in machines(cells) for line in (name, "")),
         f"Measuring took {sum(c['minutes'] for c in cells):.0f} minutes.",
         *(["", f"{mark} CPU time, not energy: no counter answers here."] if mark else []),
-        *(["", f"Not measured: {', '.join(absent)}."] if absent else []),
+        *(["", f"Not measured: {'; '.join(absent)}."] if absent else []),
         *(["", f"**To be measured again**, made by an older version: {', '.join(stale)}."] if stale else []),
         "",
         *_table(best_head, [row for c in cells for row in c["best"]]),
@@ -455,10 +455,16 @@ def write(path: Path, cells: list[dict], measure: MeasureConfig) -> None:
 
 
 def _absent(cells: list[dict]) -> list[str]:
-    """What the whole benchmark has and these cells have not."""
-    rows = [row for c in cells for row in c["all"]]
-    seen = {row[2].split()[0] for row in rows} | {c["of"].split()[1] for c in cells}
-    return [name for name in (*runtimes.RUNTIMES, *MODELS.split(",")) if name not in seen]
+    """What the whole benchmark has and these cells have not: cells, and of a cell runtimes."""
+    there = {c["of"] for c in cells}
+    datasets = sorted({of.split()[0] for of in there})
+    whole = [f"{dataset} {model}" for dataset in datasets for model in MODELS.split(",")]
+    absent = [of for of in whole if of not in there]
+    for c in cells:
+        seen = {row[2].split()[0] for row in c["all"]}
+        lacks = [name for name in runtimes.RUNTIMES if name not in seen]
+        absent += [f"{c['of']} in {', '.join(lacks)}"] if lacks else []
+    return absent
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -12,6 +12,8 @@ A family is a module with one line in `config.FAMILIES` (or somebody's own, ``mo
     Of a family whose name is not in `config.KINDS`: as which of these runtimes and steps are to treat it.
 ``PACKAGES``
     Optional. Distributions, beside PyTorch, whose version decides what is learned.
+``VERSION``
+    Optional. Raised when what was fitted or measured before a change of its code no longer holds.
 
 Which families a step of compression or a runtime takes, that step or runtime says.
 """

@@ -91,7 +91,10 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
     }
     if isinstance(fresh, Network):
         key["train"] = config.asked()
-    packages = getattr(family_module(model.family), "PACKAGES", ())
+    family = family_module(model.family)
+    if version := getattr(family, "VERSION", 0):
+        key["version"] = version
+    packages = getattr(family, "PACKAGES", ())
     if packages:
         key["libraries"] = {name: metadata.version(name) for name in packages}
 

@@ -13,6 +13,8 @@ from tsexp.models.arch import BaseArch
 from tsexp.models.estimators.base import PACKAGES as PACKAGES
 from tsexp.models.estimators.base import ROCKET, Estimator, EstimatorConfig, margins, tensors_of
 
+VERSION = 2
+
 
 @dataclass
 class Config(EstimatorConfig):

@@ -17,6 +17,7 @@ from tsexp.models.estimators.base import Estimator, EstimatorConfig, tensors_of
 from tsexp.models.estimators.quantiles import Quantiles
 
 LIKE = "estimator"
+VERSION = 2
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tsexp.models.transformer.arch import Block, uneven
 
 SPECTRAL = ("amplitudes", "spectrum")
 SIGNALS = ("values", "changes", *SPECTRAL)
-"""What is described: the series, its first differences, its amplitude spectrum, the logarithm of that."""
+"""What is described: the series, its changes over some steps, its amplitude spectrum, the logarithm of that."""
 KERNELS = 84
 """MiniROCKET's, of 9 steps: all ways to weigh three with 2 and six with -1."""
 REACH = 9
@@ -22,6 +22,9 @@ NARROWEST = 6
 """Values of the finest intervals."""
 SHORTEST = 2
 """Steps of a series: there must be a difference."""
+LAG = 5
+"""Steps between the values whose difference is a change, or fewer in shorter series: what QUANT gets by
+averaging five differences, for those of neighbours are mostly noise where a signal is sampled finely."""
 
 
 @dataclass
@@ -149,8 +152,13 @@ class Arch(BaseArch):
 def signal_length(signal: str, length: int) -> int:
     """Values of a signal of a series of this length."""
     if signal == "changes":
-        return length - 1
+        return length - lag_of(length)
     return length if signal == "values" else fourier_points(length) ** 2 // 2 + 1
+
+
+def lag_of(length: int) -> int:
+    """Steps between the values whose difference is a change."""
+    return min(LAG, length - 1)
 
 
 def fourier_points(length: int) -> int:

@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsexp.models.preprocess import Preprocess
-from tsexp.models.views.arch import KERNELS, REACH, SPECTRAL, Arch, Source, fourier_points, signal_length
+from tsexp.models.views.arch import (
+    KERNELS,
+    REACH,
+    SPECTRAL,
+    Arch,
+    Source,
+    fourier_points,
+    lag_of,
+    signal_length,
+)
 
-TAIL = 0.02
+TAIL = 0.002
 """Outermost thresholds leave out this share of the values on either side."""
 LOOKED_AT = 256
 """Series that thresholds are taken from, and"""
@@ -48,6 +57,7 @@ class Features(nn.Module):
         self.preprocess = Preprocess(arch.preprocessing)
         signals = {source.signal for source in arch.sources}
         length = arch.preprocessing.length
+        self.lag = lag_of(length)
         self.fourier = Fourier(length) if signals & set(SPECTRAL) else None
         kinds = {"intervals": Intervals, "kernels": Kernels, "scale": Scale}
         self.sources = nn.ModuleList(kinds[s.kind](arch, s) for s in arch.sources)
@@ -67,7 +77,8 @@ class Features(nn.Module):
     def _signals(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Each with a mask (batch, values), True where there are any, or None."""
         scaled, mask = self.preprocess(x)
-        changes, both = scaled[..., 1:] - scaled[..., :-1], None if mask is None else mask[:, 1:]
+        changes = scaled[..., self.lag :] - scaled[..., : -self.lag]
+        both = None if mask is None else mask[:, self.lag :]
         if both is not None:
             changes = changes * both[:, None].to(x.dtype)
         signals = {"scale": (x, None), "values": (scaled, mask), "changes": (changes, both)}
@@ -291,5 +302,5 @@ def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return x.mean(-1)
     weight = mask.to(x.dtype)
-    weight = weight / weight.sum(-1, keepdim=True)
+    weight = weight / weight.sum(-1, keepdim=True).clamp_min(1)  # a series may be shorter than a change
     return (x @ weight[:, None, :, None])[..., 0]
