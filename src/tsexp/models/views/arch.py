@@ -14,7 +14,7 @@ from tsexp.models.transformer.arch import Block, uneven
 
 SPECTRAL = ("amplitudes", "spectrum")
 SIGNALS = ("values", "changes", *SPECTRAL)
-"""What is described: the series, its changes over some steps, its amplitude spectrum, the logarithm of that."""
+"""What is described: the series, its changes over steps, its amplitude spectrum, the logarithm of that."""
 KERNELS = 84
 """MiniROCKET's, of 9 steps: all ways to weigh three with 2 and six with -1."""
 REACH = 9
