@@ -26,6 +26,9 @@ LAG = 5
 """Steps between the values whose difference is a change, or fewer in shorter series: what QUANT gets by
 averaging five differences, for those of neighbours are mostly noise where a signal is sampled finely."""
 
+PLACES = 256
+"""Where a kernel looks at a signal, at least, unless there are fewer."""
+
 
 @dataclass
 class Config(ModelConfig):
@@ -164,6 +167,11 @@ def lag_of(length: int) -> int:
 def fourier_points(length: int) -> int:
     """The square root of the number of points of the Fourier transform, rounded up."""
     return next(n for n in range(2, length + 2) if n * n >= length)
+
+
+def step_of(length: int) -> int:
+    """Steps from one place that a kernel looks at to the next."""
+    return max(1, length // PLACES)
 
 
 def levels_of(length: int, most: int) -> int:

@@ -25,6 +25,7 @@ from tsexp.models.views.arch import (
     fourier_points,
     lag_of,
     signal_length,
+    step_of,
 )
 
 TAIL = 0.002
@@ -219,8 +220,9 @@ class Intervals(nn.Module):
 class Kernels(nn.Module):
     """How the responses to kernels are distributed, scale by scale: → (batch, scales, kernels × bins).
 
-    A coarser scale is the signal averaged in pairs: MiniROCKET's dilations, at half the work each. Of several
-    channels a kernel adds up some, drawn at random, as in MiniROCKET.
+    A coarser scale is the signal averaged in pairs: MiniROCKET's dilations, at half the work each. Where a
+    signal is long, a kernel looks at some of the places only: shares of them are as good. Of several channels
+    a kernel adds up some, drawn at random, as in MiniROCKET.
     """
 
     weight: Tensor
@@ -248,7 +250,9 @@ class Kernels(nn.Module):
         found = []
         for scale in range(self.scales[-1] + 1):
             if scale in self.scales:
-                found.append((F.conv1d(x, self.weight, padding=REACH // 2), mask))
+                step = step_of(x.shape[-1])
+                seen = F.conv1d(x, self.weight, stride=step, padding=REACH // 2)
+                found.append((seen, None if mask is None else mask[:, ::step]))
             if scale < self.scales[-1]:
                 x = F.avg_pool1d(x, 2)
                 mask = None if mask is None else mask[:, : x.shape[-1] * 2 : 2]
