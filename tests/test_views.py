@@ -120,6 +120,17 @@ def test_responses_to_kernels_are_minirockets_scale_by_scale(italy):
             np.testing.assert_allclose(found[:, scale, kernel], share, atol=1e-5)
 
 
+def test_of_a_long_signal_a_kernel_looks_at_some_places(italy):
+    long = replace(italy, preprocessing=replace(italy.preprocessing, length=1030, scale="none"))
+    part = model_of(long, "model.views=[[kernels.values]]", adapted=False).preprocess.sources[0]
+    x = torch.randn(2, 1, 1030, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(1030)[None] < torch.tensor([1030, 9])[:, None]
+    responses, seen = part._responses(x, mask)[0]
+    every = torch.nn.functional.conv1d(x, part.weight, padding=4)
+    torch.testing.assert_close(responses, every[..., ::4])
+    assert seen.sum(1).tolist() == [258, 3], "of nine steps, the first, fifth and ninth"
+
+
 def test_features_are_standardised_on_the_fit_series_alone(italy):
     model = model_of(italy)
     x, _ = model.preprocess(torch.from_numpy(italy.x_train[italy.fit]))
@@ -183,8 +194,11 @@ def test_training_sees_some_tokens_and_never_the_same(italy):
     assert not torch.equal(a, b)
 
 
-def test_parameters_and_macs_by_hand():
-    length, classes, bins, kernel_bins, d, ffn = 96, 7, 13, 8, 64, 128
+@pytest.mark.parametrize(
+    ("length", "places"), [(96, (96, 48, 24, 12)), (1030, (258, 258, 257, 128))]
+)  # every fourth of 1030, every second of 515, all of 257 and 128
+def test_parameters_and_macs_by_hand(length, places):
+    classes, bins, kernel_bins, d, ffn = 7, 13, 8, 64, 128
     arch = Arch(
         channels=1,
         classes=tuple(map(str, range(classes))),
@@ -209,7 +223,7 @@ def test_parameters_and_macs_by_hand():
     tokens = (32, 4)
     heads = [d * classes + classes + t * classes * d + t * d for t in tokens]
     assert models.count_parameters(model) == 2 * block + 2 * d + sum(views) + sum(heads)
-    described = bins * length * 31 + 84 * 9 * (96 + 48 + 24 + 12)
+    described = bins * length * 31 + 84 * 9 * sum(places)
     projected = (31 * bins + 4 + 4 * 84 * kernel_bins) * d
     encoded = sum(2 * (t * (4 * d * d + 2 * d * ffn) + 2 * t * t * d) for t in tokens)
     answered = sum(d * classes + t * classes * d for t in tokens)
