@@ -578,6 +578,8 @@ def identity(cfg: Config) -> dict[str, Any]:
             asked[f.name] = group.asked()
     if not cfg.model.gradient:
         del asked["train"]
+    if version := getattr(family_module(cfg.model.family), "VERSION", 0):
+        asked["family_version"] = version
     return asked | {"code": own_digests(*_own_names(asked))}
 
 

@@ -3,6 +3,6 @@
 from tsexp.models.views.arch import Arch, Config, Source
 from tsexp.models.views.classifier import ViewClassifier, build, rebuild
 
-VERSION = 2
+VERSION = 3
 
 __all__ = ["Arch", "Config", "Source", "ViewClassifier", "build", "rebuild"]
