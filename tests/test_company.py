@@ -117,6 +117,7 @@ def test_two_points_less_are_too_much_and_what_may_be_chance_is_called_so():
     assert text.startswith("deploy quant_forest as trained: 92.0 %, 368 mJ†")
     assert "Nothing here is more accurate. More than 1 point below it, but that may be chance: t4" in text
     assert "t4 as trained, 90.0 %, 0.043 times the energy." in text
+    assert "99 times the energy" in said(run("t4", 92, 1), run("t3", 92, 99.4))
     # Of one training on 100 series, 2 points are [-1.9, 5.8]; of five on the same series, as good as that.
     pairs = [run("t4", 60, 16, seed=s) for s in range(5)]
     pairs += [run("quant_forest", 92, 368, seed=s, estimator=True) for s in range(5)]
@@ -147,6 +148,7 @@ def test_invalid_energy_is_left_out_of_the_choice_and_named_with_its_accuracy():
     broken = run("quant_forest", 99, 1, valid=False, estimator=True)
     text = said(broken, run("t4", 92, 16), pruned("t4", 95, 8, valid=False))
     assert text.startswith("deploy t4 as trained: 92.0 %")
+    assert "Nothing with valid energy is more accurate, or needs less energy." in text
     assert text.endswith("Left out, for its energy is invalid: quant_forest as trained (99.0 %).")
     nothing = said(broken, run("t4", 92, 16, valid=False))
     assert nothing.startswith("nothing can be said. Left out")
@@ -180,9 +182,20 @@ def test_setups_and_meters_are_never_compared_with_each_other():
     assert "†" not in measured
 
 
-def test_models_with_other_seeds_are_paired_over_the_series_all_the_same():
+def test_models_with_other_seeds_are_compared_by_their_means():
     text = said(*(run("t4", 92, 16, seed=s) for s in (0, 1)), *(run("t3", 92, 32, seed=s) for s in (2, 3, 4)))
     assert text.startswith("deploy t4 as trained: 92.0 %")
+    # Of the only common seed, both have 80 %; of all, T4 has 90.7.
+    t4 = [run("t4", right, 16, seed=s) for s, right in enumerate((96, 96, 80))]
+    text = said(*t4, run("t3", 80, 4, seed=2))
+    assert text.startswith("deploy t4 as trained: 90.7 %"), text
+
+
+def test_of_several_settings_and_recipes_that_with_the_most_records_counts():
+    preview = run("t4", 93, 10, config="preview")
+    old = run("t4", 99, 10, recipe="old", config="old")
+    rows = table(preview, old, *(run("t4", 90, 16, seed=s) for s in range(3)), run("t3", 60, 9))
+    assert list(zip(rows["model"], rows["accuracy_pct"].round(6), strict=True)) == [("t3", 60), ("t4", 90)]
 
 
 def test_the_words_stand_below_the_table_and_in_the_page(tmp_path):

@@ -18,7 +18,7 @@ from conftest import compose
 from tsexp import compress, energy, models, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.compress import qat
-from tsexp.config import ConfigError, RuntimeConfig, Unsupported, like
+from tsexp.config import ConfigError, RuntimeConfig, Unsupported, identity, like
 from tsexp.models.convolution.lite import LiteTime
 from tsexp.models.estimators import MiniRocket
 from tsexp.runtimes.artifact import _supported as supported
@@ -218,11 +218,13 @@ OFTEN = {
     ("PickupGestureWiimoteZ", "onnxruntime", "none"),
     ("PickupGestureWiimoteZ", "openvino", "static"),
     ("ItalyPowerDemand", "onnxruntime", "static"),
+    ("ItalyPowerDemand", "onnxruntime", "weight_only"),
 }
 """Of the larger networks, what is tried every time."""
 FORMAT = {"none": "float32", "bf16": "bfloat16", "static": "int8", "qat": "int8"}
 PRODUCTS = {"fcn": (1, 4), "resnet": (2, 9), "inceptiontime": (2 * 4, 2 * 13), "litetime": (5, 15)}
 """That see raw series and stay as they are, and all."""
+LEAST_DB = {"none": 100, "static": 15, "qat": 15}
 VIEWS = 3 * 2 * 4 + 8 + 3 + 3
 """Of T4, without its features: views × blocks × (in, out, up, down), projections, heads, a head per token."""
 
@@ -236,11 +238,15 @@ def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_da
     artifact = runtimes.deploy(tuned, cfg.quant, RuntimeConfig(runtime, "cpu"), dataset, cache)
     exact, x = tuned.load().scores(dataset.x_test[:40]), dataset.x_test[:40]
     predictor = runtimes.load(artifact.folder)
-    assert noise_db(exact, predictor(x)) > (100 if mode == "none" else 15)
+    assert noise_db(exact, predictor(x)) > LEAST_DB.get(mode, 20)
     assert np.array_equal(predictor(x), predictor(x))
     kinds = artifact.manifest["matmuls"]
     if name == "t4" and mode in ("static", "qat"):
         assert kinds["int8"] == VIEWS, "the features stay as they are, and nothing else"
+    if name == "t4" and mode == "weight_only":
+        # ONNX Runtime's tool takes no Gemm, which heads are; neither tool what a head per token is.
+        expected = {"onnxruntime": VIEWS - 6, "openvino": VIEWS - 3}.get(runtime)
+        assert expected is None or kinds["int8 weights"] == expected
     if name in PRODUCTS:
         stem, every = PRODUCTS[name]
         every -= (name, runtime) == ("litetime", "eager")  # to which fixed filters are no weights
@@ -293,6 +299,15 @@ def test_what_is_not_supported_is_refused_before_any_work(name, overrides, messa
 def test_wrong_keys_are_refused(name, override, message):
     with pytest.raises(ConfigError, match=message):
         compose(f"model={name}", override)
+
+
+def test_with_a_family_s_version_nothing_fitted_or_measured_before_counts(italy, cache, monkeypatch):
+    from tsexp.models.estimators import minirocket
+
+    asked, fitted = identity(config("minirocket")), train("minirocket", italy, cache).signature
+    monkeypatch.setattr(minirocket, "VERSION", minirocket.VERSION + 1)
+    assert identity(config("minirocket")) != asked
+    assert train("minirocket", italy, cache).signature != fitted
 
 
 def test_training_keys_do_not_matter_to_an_estimator(italy, cache):

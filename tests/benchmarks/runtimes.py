@@ -457,7 +457,7 @@ def write(path: Path, cells: list[dict], measure: MeasureConfig) -> None:
 def _absent(cells: list[dict]) -> list[str]:
     """What the whole benchmark has and these cells have not: cells, and of a cell runtimes."""
     there = {c["of"] for c in cells}
-    datasets = sorted({of.split()[0] for of in there})
+    datasets = [compose(f"data={name}").data.name for name in DATA.split(",")]
     whole = [f"{dataset} {model}" for dataset in datasets for model in MODELS.split(",")]
     absent = [of for of in whole if of not in there]
     for c in cells:

@@ -15,7 +15,7 @@ import numpy as np
 from tsexp.report import claims
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import Frozen
-from tsexp.report.points import SETUP
+from tsexp.report.points import SETUP, WAY
 from tsexp.report.statistics import MARGIN_PT, Interval, degradation, over_seeds_and_series, way
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ AS_TRAINED = "as trained"
 RULE = (
     "Deploy: the one with the least energy among those whose mean accuracy is at most "
     f"{MARGIN_PT:g} point below that of the most accurate. Brackets: 95 % interval of the difference, paired "
-    "over test series and seeds; seen to be less accurate: all of it is above that. The models are compared "
+    "over test series and seeds where the seeds are the same; seen to be less accurate: all of it is above "
+    "that. Of several recipes or settings of a model, that with the most records. The models are compared "
     "on test series, so what is ahead there by little may have been lucky; compressions were chosen on "
     "validation series. Energies of different models were not measured in alternation, which tsexp.compare "
     "does."
@@ -75,13 +76,20 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     made: list[dict[str, Any]] = []
     for _, here in rows.groupby(TOGETHER, sort=True) if len(rows) else ():
         if here["model"].nunique() > 1:
-            for _, of in here.groupby(["model", "recipe"], sort=True):
-                made += _of_model(of)
+            for _, of in here.groupby("model", sort=True):
+                made += _of_model(_commonest(of))
     return pd.DataFrame(made)
 
 
+def _commonest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of one model: the recipe with the most records, and in it one row a way, that with the most."""
+    recipe = rows.groupby("recipe")["n"].sum().idxmax()
+    most = rows[rows["recipe"] == recipe].sort_values("n", ascending=False, kind="stable")
+    return most.drop_duplicates(WAY).sort_index()
+
+
 def _of_model(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of one model, recipe and setup."""
+    """Of one model and setup."""
     as_trained = rows["degradation"] == "reference"
     made = [_numbers(row) | {"what": AS_TRAINED, "chosen": "–"} for _, row in rows[as_trained].iterrows()]
     others = rows[~as_trained & (rows["n_energy"] > 0)]
@@ -166,7 +174,7 @@ def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
     said = [
         f"deploy {_named(chosen.row)}: {chosen.row['accuracy_pct']:.1f} %, {_joules(chosen.row)} a series, "
         f"{_per_correct(chosen.row)} per correct answer.",
-        _beside_the_top(chosen, rivals),
+        _beside_the_top(chosen, rivals, "Nothing here" if without.empty else "Nothing with valid energy"),
     ]
     for group, words in SAID.items():
         some = [_with_energy(r, chosen) for r in named.values() if r.group == group]
@@ -181,11 +189,11 @@ def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
     return " ".join(filter(None, [*said, left_out]))
 
 
-def _beside_the_top(chosen: _Rival, rivals: Sequence[_Rival]) -> str:
+def _beside_the_top(chosen: _Rival, rivals: Sequence[_Rival], nothing: str) -> str:
     """The most accurate, which is the first of the rivals, beside what is deployed."""
     if chosen is rivals[0]:
         least = chosen.joules <= min(r.joules for r in rivals)
-        return f"Nothing here is more accurate{', or needs less energy' if least else ''}."
+        return f"{nothing} is more accurate{', or needs less energy' if least else ''}."
     value, low, high = (round(v, 1) + 0.0 for v in chosen.lacks)  # not -0
     sure = degradation(chosen.lacks.low, chosen.lacks.high) == "kept"
     return (
@@ -197,20 +205,22 @@ def _beside_the_top(chosen: _Rival, rivals: Sequence[_Rival]) -> str:
 
 def _with_energy(rival: _Rival, chosen: _Rival) -> str:
     ratio = rival.joules / chosen.joules
-    times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
+    times = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
     energy = "as much energy" if times == "1" else f"{times} times the energy"
     return f"{_named(rival.row)}, {rival.row['accuracy_pct']:.1f} %, {energy}"
 
 
 def _lacks(top: Any, row: Any, runs: dict[str, tuple[int, Any]]) -> Interval:
-    """Points that `row` has less than `top`, paired over test series and, as far as they go, seeds."""
+    """Points that `row` has less than `top`: paired over test series and seeds, where these are the same."""
     if row is top or row["run_ids"] == top["run_ids"]:
         return Interval(0.0, 0.0, 0.0)
     ours, tops = (dict(runs[run_id] for run_id in r["run_ids"].split()) for r in (row, top))
-    seeds = [(seed, seed) for seed in sorted(ours.keys() & tops.keys())]
-    pairs = seeds or list(zip(sorted(ours), sorted(tops), strict=False))
-    lost = np.array([tops[b].astype(float) - ours[a] for a, b in pairs])
-    return Interval(*(100 * v for v in over_seeds_and_series(lost)))
+    if ours.keys() == tops.keys():
+        lost = np.array([tops[seed].astype(float) - ours[seed] for seed in sorted(ours)])
+        return Interval(*(100 * v for v in over_seeds_and_series(lost)))
+    lacks = top["accuracy_pct"] - row["accuracy_pct"]
+    half = math.hypot(*((r["accuracy_pct_hi"] - r["accuracy_pct_lo"]) / 2 for r in (row, top)))
+    return Interval(lacks, lacks - half, lacks + half)
 
 
 def _named(row: Any) -> str:

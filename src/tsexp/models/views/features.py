@@ -29,7 +29,7 @@ from tsexp.models.views.arch import (
 )
 
 TAIL = 0.002
-"""Outermost thresholds leave out this share of the values on either side."""
+"""Outermost thresholds leave out this share of the values on either side; of amplitudes, it lies below the floor."""
 LOOKED_AT = 256
 """Series that thresholds are taken from, and"""
 VALUES = 20_000
@@ -177,6 +177,8 @@ class Shares(nn.Module):
     def adapt(self, x: Tensor, mask: Tensor | None, draw: torch.Generator) -> None:
         """Take thresholds from (series, kinds, values)."""
         rows = x.transpose(1, 2)[mask] if mask is not None else x.transpose(1, 2).flatten(0, 1)
+        if not len(rows):  # no series is long enough for a change
+            return
         if len(rows) > VALUES:
             rows = rows[torch.randint(len(rows), (VALUES,), generator=draw)]
         thresholds = torch.quantile(rows, torch.linspace(TAIL, 1 - TAIL, self.low.shape[1] + 1), 0).T
