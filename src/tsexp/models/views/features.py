@@ -29,7 +29,7 @@ from tsexp.models.views.arch import (
 )
 
 TAIL = 0.002
-"""Outermost thresholds leave out this share of the values on either side; of amplitudes, it lies below the floor."""
+"""Outermost thresholds leave out this share of the values on either side; so does the floor of amplitudes."""
 LOOKED_AT = 256
 """Series that thresholds are taken from, and"""
 VALUES = 20_000
