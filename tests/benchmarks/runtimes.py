@@ -455,15 +455,15 @@ def write(path: Path, cells: list[dict], measure: MeasureConfig) -> None:
 
 
 def _absent(cells: list[dict]) -> list[str]:
-    """What the whole benchmark has and these cells have not: cells, and of a cell runtimes."""
+    """What the whole benchmark has and these cells have not: cells, and of a cell runtimes and modes."""
     there = {c["of"] for c in cells}
     datasets = [compose(f"data={name}").data.name for name in DATA.split(",")]
     whole = [f"{dataset} {model}" for dataset in datasets for model in MODELS.split(",")]
     absent = [of for of in whole if of not in there]
     for c in cells:
-        seen = {row[2].split()[0] for row in c["all"]}
-        lacks = [name for name in runtimes.RUNTIMES if name not in seen]
-        absent += [f"{c['of']} in {', '.join(lacks)}"] if lacks else []
+        for part, names in enumerate((runtimes.RUNTIMES, MODES)):
+            lacks = [name for name in names if name not in {row[2].split()[part] for row in c["all"]}]
+            absent += [f"{c['of']} in {', '.join(lacks)}"] if lacks else []
     return absent
 
 
