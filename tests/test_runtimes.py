@@ -337,7 +337,9 @@ def test_what_does_not_matter_for_a_mode_makes_no_other_artifact(home):
 
 def test_a_mode_that_changed_nothing_is_an_error(home, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        onnxruntime, "_quantize", lambda source, stem, job, target: target.write_bytes(source.read_bytes())
+        onnxruntime,
+        "_quantize",
+        lambda source, stem, preprocess, job, target: target.write_bytes(source.read_bytes()),
     )
     cfg, _, fitted, italy = home
     with pytest.raises(RuntimeError, match=r"quant\.mode=dynamic changed nothing in onnxruntime"):
