@@ -284,7 +284,14 @@ def test_without_a_terminal_the_width_is_fixed(monkeypatch):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0123, "12.3 mJ"), (1.5e-6, "1.5 µJ"), (1234.0, "1.23 kJ"), (2.5e6, "2.5 MJ"), (0.0, "0 J")],
+    [
+        (0.0123, "12.3 mJ"),
+        (1.5e-6, "1.5 µJ"),
+        (1234.0, "1.23 kJ"),
+        (2.5e6, "2.5 MJ"),
+        (0.0, "0 J"),
+        (0.00099963, "1 mJ"),
+    ],
 )
 def test_numbers_have_three_digits_and_a_prefix(value, shown):
     assert si(value, "J") == shown
