@@ -8,7 +8,7 @@ STORE ?= mlflow.db
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
+.PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -17,7 +17,7 @@ setup: .venv/.done ## make .venv with everything
 
 .venv/.done: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,notebooks,optuna,parallel,report,runtimes]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs,notebooks,optuna,parallel,report,runtimes]'
 	@touch $@
 
 run: .venv/.done ## the main job: train, prune at three ratios, measure; a table and a picture at the end
@@ -50,6 +50,9 @@ format: .venv/.done ## put the code into shape
 	$(BIN)/ruff check --fix src tests notebooks
 	$(BIN)/ruff format src tests notebooks
 
+docs: .venv/.done ## the site with the API reference, in site/; a dead link or a warning fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 bench-train: .venv/.done ## training speed against a bare PyTorch loop, paired
 	$(BIN)/python tests/benchmarks/train.py
 
@@ -79,4 +82,4 @@ ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this fold
 	@$(BIN)/python -m tsexp.ui '$(STORE)' --port '$(PORT)'
 
 clean: ## remove the environment, caches and outputs; not the store
-	rm -rf .venv cache outputs multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv cache outputs site multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
