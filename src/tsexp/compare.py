@@ -7,22 +7,21 @@ of the two artifacts alternate, so that a difference between them is seen as one
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import re
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tsexp import config as configs
+from tsexp import stored
 from tsexp.command import called
-from tsexp.config import Config, ConfigError, DataConfig
+from tsexp.config import Config, ConfigError
 
 if TYPE_CHECKING:  # --help need not wait for them
     from rich.table import Table
@@ -32,17 +31,13 @@ if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.report.store import Row
     from tsexp.runtimes import Artifact
 
-STAGE = "compare"
-SHORTEST_ID = 6
 LEVEL = 0.05
 """A McNemar p below it is called a difference."""
 SETTINGS = {
     "measure=quick|paper": "measure",
     "measure.…": "measure.",
     "seed": "seed",
-    "tracking.…": "tracking.",
-    "paths.…": "paths.",
-    "data.path": "data.path",
+    **stored.PLACES,
 }
 """What may be set → how it begins."""
 HELP = """\
@@ -78,45 +73,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", metavar="run or key=value", help=argparse.SUPPRESS)
     asked, unknown = parser.parse_known_args(arguments)
 
-    from tsexp.report.store import ReportError
-
-    try:
+    def work() -> None:
         if unknown:
             raise ConfigError(f"{unknown[0]} is not an option; see --help")
         runs, settings = _sort(asked.words)
         _compare(runs, configs.parse(configs.composed(*settings)))
-    except (ConfigError, ReportError) as error:
-        return _end(2, str(error))
-    except KeyboardInterrupt:
-        return _end(130, "interrupted; nothing was stored")
-    except Exception as error:  # of the measuring processes, of the store
-        return _end(1, f"{type(error).__name__}: {error}")
-    return 0
 
-
-def _end(status: int, message: str) -> int:
-    print(f"tsexp.compare: error: {configs.redact(message)}", file=sys.stderr)
-    return status
+    return stored.carried_out("compare", work, "nothing was stored")
 
 
 def _sort(words: Sequence[str]) -> tuple[tuple[str, str], list[str]]:
     """Words into the two runs and the settings."""
-    settings = [w for w in words if "=" in w]
-    for setting in settings:
-        key = setting.partition("=")[0]
-        if not any(key == s or (s.endswith(".") and key.startswith(s)) for s in SETTINGS.values()):
-            known = [s.rstrip(".") for s in SETTINGS.values()]
-            raise ConfigError(
-                f"{setting} is not known here; allowed: {', '.join(SETTINGS)}{configs.suggest(key, known)}"
-            )
-    runs = [w for w in words if "=" not in w]
+    runs, settings = stored.sort(words, SETTINGS)
     if len(runs) != 2:
         raise ConfigError(f"give two runs, RUN_A RUN_B, not {len(runs)}; their ids are in the store's UI")
     for run in runs:
-        if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_ID},32}}", run):
-            raise ConfigError(
-                f"{run} is not a run id: {SHORTEST_ID} to 32 hexadecimal digits, as in the store's UI"
-            )
+        stored.check_id(run)
     return (runs[0], runs[1]), settings
 
 
@@ -133,7 +105,7 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
     dataset = _dataset(rows, cfg)
     cache = Cache(Path(cfg.paths.cache))
     with tempfile.TemporaryDirectory(prefix="tsexp-compare-") as scratch:
-        a, b = (Side(row, _artifact(client, row, cache.root, Path(scratch))) for row in rows)
+        a, b = (Side(row, stored.artifact(client, row, cache.root, Path(scratch))) for row in rows)
         _check(a, b, cfg)
         processes.start(energy.PRELOAD)
         scores, scores_b = (
@@ -173,37 +145,13 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
 def _find(client: Any, experiment: str, run: str) -> Row:
     """Return the run whose id begins so, if it can be compared."""
     from tsexp.energy import PROTOCOL_VERSION
-    from tsexp.report.store import row as as_row
 
-    place = client.get_experiment_by_name(experiment)
-    if place is None:
-        raise ConfigError(f"the store has no experiment {experiment!r}; say which: tracking.experiment=…")
-    found = client.search_runs([place.experiment_id], f"attributes.run_id LIKE '{run}%'", max_results=3)
-    if not found:
-        newest = [
-            r
-            for r in client.search_runs([place.experiment_id], "tags.`tsexp.valid` = 'true'", max_results=4)
-            if r.data.tags.get("tsexp.stage") != STAGE
-        ]
-        known = "; ".join(f"{r.info.run_id[:8]} {r.info.run_name}" for r in newest[:3])
-        raise ConfigError(
-            f"no run of experiment {experiment!r} begins with {run}; the newest: {known or 'none'}"
-        )
-    if len(found) > 1:
-        raise ConfigError(f"several runs begin with {run}: {', '.join(r.info.run_id for r in found)}; …")
-    row = as_row(found[0])
-    stage = row.tags.get("tsexp.stage")
-    if stage in ("sweep", STAGE):
-        kind = "a sweep" if stage == "sweep" else "a comparison"
-        raise ConfigError(f"run {run} is {kind}, not an experiment; give two runs that have an artifact")
-    what = f"run {run} ({row.name})"
-    if row.status != "FINISHED":
-        raise ConfigError(f"{what} has not finished ({row.status}): run it again")
+    row = stored.find(client, experiment, run)
     if row.tags.get("tsexp.protocol") != str(PROTOCOL_VERSION):
-        raise ConfigError(f"{what} was measured by an older protocol: run it again")
+        raise ConfigError(f"{stored.called(row)} was measured by an older protocol: run it again")
     if not row.valid:
         reasons = row.tags.get("tsexp.invalid_reasons", "")
-        raise ConfigError(f"{what} is invalid ({reasons}): run it again")
+        raise ConfigError(f"{stored.called(row)} is invalid ({reasons}): run it again")
     return row
 
 
@@ -212,94 +160,24 @@ def _dataset(rows: Sequence[Row], cfg: Config) -> Dataset:
 
     None are for validation: the two may have been trained on other parts of the train split.
     """
-    from omegaconf import OmegaConf
-
-    from tsexp import data
-
     if len({r.tags["tsexp.data_checksum"] for r in rows}) > 1:
         raise ConfigError(
             "the runs are of different data: "
             + " and ".join(f"{r.params['data.name']} ({r.tags['tsexp.data_checksum'][:8]})" for r in rows)
             + "; only two runs on the same files can be compared"
         )
-    params = {f.name: rows[0].params[f"data.{f.name}"] for f in fields(DataConfig)}
-    given: Any = OmegaConf.to_object(
-        OmegaConf.merge(
-            OmegaConf.structured(DataConfig), {k: None if v == "None" else v for k, v in params.items()}
-        )
-    )
-    if cfg.data.path:  # elsewhere than it was
-        given.path = cfg.data.path
-    dataset = data.load(given, cfg.paths.data, cfg.seed)
-    if dataset.checksum != rows[0].tags["tsexp.data_checksum"]:
-        raise ConfigError(
-            f"{' and '.join(dataset.files)} are not the files that the runs are of; "
-            "say where those are: paths.data=… or data.path=…"
-        )
-    return replace(dataset, val=np.zeros(0, np.int64))
-
-
-def _artifact(client: Any, row: Row, cache: Path, scratch: Path) -> Artifact:
-    """From the cache or, where it is gone from there, from the model in the store."""
-    import mlflow
-
-    from tsexp.cache import Entry
-    from tsexp.runtimes import Artifact, read_manifest
-
-    signature = row.tags["tsexp.artifact"]
-    folder: Path | None = cache / "artifact" / signature
-    if not _whole(folder):
-        folder = None
-        outputs = client.get_run(row.run_id).outputs
-        for model in outputs.model_outputs if outputs else ():
-            place = scratch / model.model_id
-            place.mkdir(exist_ok=True)
-            with contextlib.suppress(mlflow.exceptions.MlflowException, OSError):
-                mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{client.get_logged_model(model.model_id).artifact_location}/artifacts",
-                    dst_path=str(place),
-                    tracking_uri=str(client.tracking_uri),
-                )
-            folder = next((m.parent for m in place.glob("artifacts/*/manifest.json")), None)
-    if not _whole(folder):
-        raise ConfigError(
-            f"the artifact of run {row.run_id[:8]} ({row.name}) is neither in {cache} nor, whole, in the "
-            "store; run it again with rerun=true"
-        )
-    assert folder is not None
-    return Artifact(Entry(folder, signature, reused=True), read_manifest(folder))
-
-
-def _whole(folder: Path | None) -> bool:
-    """Every file is the one that the manifest lists."""
-    from tsexp.cache import sha256
-    from tsexp.runtimes import read_manifest
-
-    try:
-        return folder is not None and all(
-            sha256(folder / name) == expected for name, expected in read_manifest(folder)["files"].items()
-        )
-    except (OSError, ValueError, KeyError):
-        return False
+    return replace(stored.dataset(rows, cfg), val=np.zeros(0, np.int64))
 
 
 def _check(a: Side, b: Side, cfg: Config) -> None:
     """Whether both can run here, side by side."""
-    from tsexp import runtimes
-    from tsexp.config import QuantConfig, RuntimeConfig
     from tsexp.energy import meters
 
     device, other = (s.artifact.manifest["device"] for s in (a, b))
     if device != other:
         raise ConfigError(f"A runs on {device} and B on {other}: their energy cannot be compared")
     for name, side in (("A", a), ("B", b)):
-        manifest = side.artifact.manifest
-        try:
-            quant = QuantConfig(manifest["mode"], calibration="minmax", weight_bits=8)
-            family = configs.like(side.row.params.get("model.family", "transformer"))
-            runtimes.check(quant, RuntimeConfig(manifest["runtime"], device), family)
-        except (ConfigError, ImportError) as error:
-            raise ConfigError(f"{name} cannot run here: {error}") from None
+        stored.check_runs_here(side.row, side.artifact, name)
     if cfg.measure.require == "measured" or device == "cuda":
         meters.choose(device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)
 
@@ -468,7 +346,7 @@ def _store(
     named |= {f"{'' if record.valid else 'invalid/'}compare/{k}": v for k, v in windows.items()}
     settings = {k: v for k, v in configs.flat(cfg).items() if k.startswith("measure.") or k == "seed"}
     tags = {
-        "tsexp.stage": STAGE,
+        "tsexp.stage": stored.COMPARISON,
         "tsexp.compare_a": a.row.run_id,
         "tsexp.compare_b": b.row.run_id,
         "tsexp.energy_source": record.energy_source,

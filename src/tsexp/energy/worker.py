@@ -75,7 +75,7 @@ def _score(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     with bar(request["title"], calls, show=request["progress"] and calls >= MANY) as progress:
         for name, x in arrays.items():
             made = []
-            for part in _batches(x, request["batch_size"]):
+            for part in batches(x, request["batch_size"]):
                 made.append(predictor(part))
                 progress.advance()
             scores[name] = np.concatenate(made).astype(np.float32)
@@ -83,7 +83,8 @@ def _score(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _batches(series: FloatArray, size: int) -> Iterator[FloatArray]:
+def batches(series: FloatArray, size: int) -> Iterator[FloatArray]:
+    """Cut series (batch, channels, time) into batches of `size`; the last may be smaller."""
     import numpy as np
 
     return (np.ascontiguousarray(series[i : i + size]) for i in range(0, len(series), size))
@@ -129,7 +130,7 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         name: lambda name=name: runtimes.load(Path(request[name]), threads=request["threads"])
         for name in ("artifact", "reference")
     }
-    probe = list(_batches(arrays["probe"], plan.batch_size))
+    probe = list(batches(arrays["probe"], plan.batch_size))
 
     def check(subjects: Mapping[str, Any]) -> dict[str, tuple[FloatArray, str]]:
         return {

@@ -1,0 +1,266 @@
+"""A finished run of the store: found by the beginning of its id, with its artifact and its series.
+
+What `compare`, `export` and `predict` share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsexp import config as configs
+from tsexp.config import Config, ConfigError, DataConfig
+
+if TYPE_CHECKING:  # --help need not wait for them
+    from tsexp.data import Dataset, FloatArray
+    from tsexp.report.store import Row
+    from tsexp.runtimes import Artifact
+
+COMPARISON = "compare"
+"""The stage (tag ``tsexp.stage``) of a run that is a comparison of two."""
+SHORTEST_ID = 6
+PLACES = {"tracking.…": "tracking.", "paths.…": "paths.", "data.path": "data.path"}
+"""What every command that reads a run lets one set → how it begins: where things are."""
+
+
+def carried_out(part: str, work: Callable[[], None], left: str) -> int:
+    """Do the work of a subcommand and return its exit status: 2 for bad input, 1 if something failed.
+
+    Parameters
+    ----------
+    part
+        The subcommand.
+    work
+        What it does.
+    left
+        What it leaves behind if it is interrupted, in words.
+    """
+    from tsexp.report.store import ReportError
+
+    try:
+        work()
+        return 0
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        status, said = 130, f"interrupted; {left}"
+    except (ConfigError, ReportError) as error:
+        status, said = 2, str(error)
+    except Exception as error:  # of a runtime, of the measuring processes, of the store
+        status, said = 1, f"{type(error).__name__}: {error}"
+    print(f"tsexp.{part}: error: {configs.redact(said)}", file=sys.stderr)
+    return status
+
+
+def sort(words: Sequence[str], allowed: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Sort the words of a command line into plain ones and settings, ``key=value``.
+
+    Raises
+    ------
+    ConfigError
+        If a key is not among those that are `allowed` (shown → how it begins).
+    """
+    settings = [w for w in words if "=" in w and not Path(w).exists()]
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if not any(key == s or (s.endswith(".") and key.startswith(s)) for s in allowed.values()):
+            known = [s.rstrip(".") for s in allowed.values()]
+            raise ConfigError(
+                f"{setting} is not known here; allowed: {', '.join(allowed)}{configs.suggest(key, known)}"
+            )
+    return [w for w in words if w not in settings], settings
+
+
+def check_id(run: str) -> None:
+    """Refuse what cannot be the beginning of a run's id."""
+    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_ID},32}}", run):
+        raise ConfigError(
+            f"{run} is not a run id: {SHORTEST_ID} to 32 hexadecimal digits, as in the store's UI"
+        )
+
+
+def find(client: Any, experiment: str, run: str) -> Row:
+    """Return the finished run whose id begins so.
+
+    Raises
+    ------
+    ConfigError
+        If there is none or several, or it is no experiment that has an artifact.
+    """
+    from tsexp.report.store import row as as_row
+
+    check_id(run)
+    place = client.get_experiment_by_name(experiment)
+    if place is None:
+        raise ConfigError(f"the store has no experiment {experiment!r}; say which: tracking.experiment=…")
+    found = client.search_runs([place.experiment_id], f"attributes.run_id LIKE '{run}%'", max_results=3)
+    if not found:
+        newest = [
+            r
+            for r in client.search_runs([place.experiment_id], "tags.`tsexp.valid` = 'true'", max_results=4)
+            if r.data.tags.get("tsexp.stage") != COMPARISON
+        ]
+        known = "; ".join(f"{r.info.run_id[:8]} {r.info.run_name}" for r in newest[:3])
+        raise ConfigError(
+            f"no run of experiment {experiment!r} begins with {run}; the newest: {known or 'none'}"
+        )
+    if len(found) > 1:
+        raise ConfigError(f"several runs begin with {run}: {', '.join(r.info.run_id for r in found)}; …")
+    row = as_row(found[0])
+    stage = row.tags.get("tsexp.stage")
+    if stage in ("sweep", COMPARISON):
+        kind = "a sweep" if stage == "sweep" else "a comparison"
+        raise ConfigError(f"run {run} is {kind}, not an experiment; give one that has an artifact")
+    if row.status != "FINISHED":
+        raise ConfigError(f"{called(row)} has not finished ({row.status}): run it again")
+    return row
+
+
+def called(row: Row) -> str:
+    """Name a run in a message."""
+    return f"run {row.run_id[:8]} ({row.name})"
+
+
+def data_config(row: Row) -> DataConfig:
+    """Return the ``data`` group of a run."""
+    from omegaconf import OmegaConf
+
+    params = {f.name: row.params[f"data.{f.name}"] for f in fields(DataConfig)}
+    given = {k: None if v == "None" else v for k, v in params.items()}
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), given))  # type: ignore[return-value]
+
+
+def dataset(rows: Sequence[Row], cfg: Config) -> Dataset:
+    """Load the series that runs are of, from where they are now.
+
+    Raises
+    ------
+    ConfigError
+        If they are nowhere, or not the same files.
+    """
+    from tsexp import data
+
+    given = data_config(rows[0])
+    if cfg.data.path:  # elsewhere than it was
+        given.path = cfg.data.path
+    found = data.load(given, cfg.paths.data, cfg.seed)
+    if any(row.tags["tsexp.data_checksum"] != found.checksum for row in rows):
+        whose = "the run is" if len(rows) == 1 else "the runs are"
+        raise ConfigError(
+            f"{' and '.join(found.files)} are not the files that {whose} of; "
+            "say where those are: paths.data=… or data.path=…"
+        )
+    return found
+
+
+def artifact(client: Any, row: Row, cache: Path, scratch: Path) -> Artifact:
+    """Return a run's artifact, from the cache or, where it is gone from there, from the model in the store.
+
+    Parameters
+    ----------
+    client
+        An `mlflow.MlflowClient`.
+    row
+        Of `find`.
+    cache
+        Root of the cache.
+    scratch
+        Folder for what has to be fetched; it must outlive the artifact.
+
+    Raises
+    ------
+    ConfigError
+        If it is in neither, or damaged in both.
+    """
+    import mlflow
+
+    from tsexp.cache import Entry
+    from tsexp.runtimes import Artifact, read_manifest
+
+    signature = row.tags["tsexp.artifact"]
+    folder: Path | None = cache / "artifact" / signature
+    if not _whole(folder):
+        folder = None
+        outputs = client.get_run(row.run_id).outputs
+        for model in outputs.model_outputs if outputs else ():
+            place = scratch / model.model_id
+            place.mkdir(exist_ok=True)
+            with contextlib.suppress(mlflow.exceptions.MlflowException, OSError):
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{client.get_logged_model(model.model_id).artifact_location}/artifacts",
+                    dst_path=str(place),
+                    tracking_uri=str(client.tracking_uri),
+                )
+            folder = next((m.parent for m in place.glob("artifacts/*/manifest.json")), None)
+    if not _whole(folder):
+        raise ConfigError(
+            f"the artifact of {called(row)} is neither in {cache} nor, whole, in the store; run it again "
+            "with rerun=true"
+        )
+    assert folder is not None
+    return Artifact(Entry(folder, signature, reused=True), read_manifest(folder))
+
+
+def _whole(folder: Path | None) -> bool:
+    """Every file is the one that the manifest lists."""
+    from tsexp.cache import sha256
+    from tsexp.runtimes import read_manifest
+
+    try:
+        return folder is not None and all(
+            sha256(folder / name) == expected for name, expected in read_manifest(folder)["files"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def check_runs_here(row: Row, artifact: Artifact, what: str) -> None:
+    """Refuse an artifact whose runtime is not there, or not for its device; `what` names it."""
+    from tsexp import runtimes
+    from tsexp.config import QuantConfig, RuntimeConfig
+
+    manifest = artifact.manifest
+    try:
+        quant = QuantConfig(manifest["mode"], calibration="minmax", weight_bits=8)
+        family = configs.like(row.params.get("model.family", "transformer"))
+        runtimes.check(quant, RuntimeConfig(manifest["runtime"], manifest["device"]), family)
+    except (ConfigError, ImportError) as error:
+        raise ConfigError(f"{what} cannot run here: {error}") from None
+
+
+def takes(client: Any, row: Row) -> tuple[str, bool]:
+    """Return what a run's model takes, in words, and whether series may have any length and end in NaN.
+
+    As its logged model says.
+    """
+    from mlflow.models import Model
+
+    about = Model.load(client.download_artifacts(row.run_id, "model/MLmodel"))
+    assert about.metadata is not None
+    return about.metadata["input"], about.flavors["python_function"]["config"]["ragged"]
+
+
+def answers(folder: Path, series: FloatArray, row: Row) -> FloatArray:
+    """Return an artifact's class scores, float32 (series, classes), as its run scored it.
+
+    At the batch size that was measured, on as many threads: some formats' answers depend on the batch.
+    """
+    import torch
+
+    from tsexp import runtimes
+    from tsexp.energy.worker import batches
+
+    threads = int(row.params["measure.threads"])
+    torch.set_num_threads(threads)
+    predictor = runtimes.load(folder, threads=threads)
+    parts = [predictor(part) for part in batches(series, int(row.params["measure.batch_size"]))]
+    return np.concatenate(parts).astype(np.float32)
