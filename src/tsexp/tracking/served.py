@@ -5,6 +5,8 @@ MLflow stores this file, this package and the artifact folder, and pickles nothi
 
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Refused(MlflowException):  # type: ignore[misc]
+    """What a model cannot answer, in one line; MLflow's server answers it with status 400."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, INVALID_PARAMETER_VALUE)
+
+    def serialize_as_json(self) -> str:
+        """Answer the line alone: the server puts the whole batch before it, in `message`."""
+        answer = json.loads(super().serialize_as_json())  # type: ignore[no-untyped-call]
+        return json.dumps(answer | {"message": str(self)})
 
 
 class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]
@@ -32,6 +46,7 @@ class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-define
         self.classes: list[str] = manifest["classes"]
         self.channels, self.length = manifest["shape"]
         self.ragged = bool((context.model_config or {})["ragged"])
+        self.alone = threading.Lock()  # a server answers in threads, and OpenVINO refuses a second call
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:  # type: ignore[type-arg]
         """Answer a batch.
@@ -49,7 +64,9 @@ class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-define
         import pandas as pd
         from scipy.special import softmax
 
-        scores = self.predictor(checked(model_input, self.channels, self.length, self.ragged))
+        series = checked(model_input, self.channels, self.length, self.ragged)
+        with self.alone:
+            scores = self.predictor(series)
         if (params or {}).get("scores"):
             return scores
         probabilities = softmax(scores.astype(np.float64), axis=1)
@@ -78,14 +95,15 @@ def checked(series: Any, channels: int, length: int, ragged: bool) -> FloatArray
 
     Raises
     ------
-    MlflowException
+    Refused
         In one line: what was wrong, and what is allowed.
     """
 
-    def refuse(what: str) -> MlflowException:
-        allowed = f"this model takes {takes(channels, length, ragged)}"
-        return MlflowException(f"{what}; {allowed}", INVALID_PARAMETER_VALUE)
+    def refuse(what: str) -> Refused:
+        return Refused(f"{what}; this model takes {takes(channels, length, ragged)}")
 
+    if hasattr(series, "columns"):  # what the server makes of CSV, and of dataframe_split and its like
+        raise refuse('a table, which has no axis of channels (a server takes {"inputs": [[[…]]]})')
     try:
         found = np.asarray(series)
         if found.dtype == object:  # a list with None, which is what JSON makes of NaN
