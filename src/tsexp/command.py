@@ -14,6 +14,8 @@ SUBCOMMANDS = {
     "report": ("tsexp.report.__main__:main", ("freeze", "tables", "figures", "page")),
     "doctor": ("tsexp.doctor:main", ("--selftest", "--meter")),
     "compare": ("tsexp.compare:main", ()),
+    "export": ("tsexp.export:main", ()),
+    "predict": ("tsexp.predict:main", ("--output",)),
     "ui": ("tsexp.ui:main", ("--port",)),
 }
 """First word → what runs, with the other words as its argument; and the words that the shell may offer."""

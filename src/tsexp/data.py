@@ -161,9 +161,9 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     fit, val = _split(judge.strata(y_train), config.val_fraction, seed)
     return Dataset(
         name=config.name,
-        x_train=_stack(train),
+        x_train=stack(train),
         y_train=y_train,
-        x_test=_stack(test),
+        x_test=stack(test),
         y_test=y_test,
         classes=classes,
         fit=fit,
@@ -174,9 +174,34 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     )
 
 
-def _read(file: Path, config: DataConfig) -> tuple[list[FloatArray], list[str]]:
+def read_one(file: Path, config: DataConfig) -> tuple[list[FloatArray], list[str]]:
+    """Read one ``.ts`` file by itself, labelled or not.
+
+    Parameters
+    ----------
+    file
+        To read.
+    config
+        The ``data`` group; of it only ``missing`` counts.
+
+    Returns
+    -------
+    list of array
+        Its series, float32 (channels, time), without gaps; `stack` makes one array of them.
+    list of str
+        Their labels, empty where there is none.
+
+    Raises
+    ------
+    ConfigError
+        As `load` does, of this file.
+    """
+    return _read(file, config, labelled=False)
+
+
+def _read(file: Path, config: DataConfig, labelled: bool = True) -> tuple[list[FloatArray], list[str]]:
     """Return the series of one file, without gaps, and their labels."""
-    raw, labels = tsfile.read(file)
+    raw, labels = tsfile.read(file, labelled)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         return [
             _fill(np.asarray(x, np.float32), config, f"{file}, series {i}") for i, x in enumerate(raw)
@@ -264,7 +289,7 @@ def _fill(series: FloatArray, config: DataConfig, where: str) -> FloatArray:
     return series
 
 
-def _stack(series: list[FloatArray]) -> FloatArray:
+def stack(series: list[FloatArray]) -> FloatArray:
     """Stack (channels, time) series of unequal length; NaN marks the padding."""
     out = np.full((len(series), series[0].shape[0], max(s.shape[1] for s in series)), np.nan, np.float32)
     for row, s in zip(out, series, strict=True):

@@ -15,8 +15,15 @@ SHOWN = 40
 """Characters of a wrong line that a message quotes."""
 
 
-def read(file: Path) -> tuple[Sequence[Any], list[str]]:
+def read(file: Path, labelled: bool = True) -> tuple[Sequence[Any], list[str]]:
     """Return the series of a file, (channels, time) each, and their labels.
+
+    Parameters
+    ----------
+    file
+        To read.
+    labelled
+        Each series must have a label; else one that is missing, or a question mark, is an empty string.
 
     Raises
     ------
@@ -28,17 +35,22 @@ def read(file: Path) -> tuple[Sequence[Any], list[str]]:
     try:
         raw, labels = load_from_ts_file(str(file))
     except Exception as error:  # aeon's parser raises many kinds
-        at = _blame(file) or f": aeon cannot read it ({type(error).__name__}: {' '.join(str(error).split())})"
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        at = _blame(file, labelled) or f": aeon cannot read it ({why})"
         raise ConfigError(f"{file}{at}") from None
     if not len(raw):
-        raise ConfigError(f"{file}{_blame(file) or ' holds no series; is it cut off?'}")
+        raise ConfigError(f"{file}{_blame(file, labelled) or ' holds no series; is it cut off?'}")
+    if not labelled and not len(labels):
+        return raw, [""] * len(raw)
     if len(labels) != len(raw):
         raise ConfigError(f"{file}: its header says that it has no class labels; a classifier needs them")
     labels = list(map(str, labels))
     # aeon makes NaN of a question mark. It takes a label that lost its end for another class.
-    if any(label.strip() in ("", "NaN") for label in labels) or _cut_off(file, labels):
-        raise ConfigError(f"{file}{_blame(file) or ': a series has no label; add it, or remove the series'}")
-    return raw, labels
+    missing = [label.strip() in ("", "NaN") for label in labels]
+    if (labelled and any(missing)) or _cut_off(file, labels):
+        wrong = _blame(file, labelled) or ": a series has no label; add it, or remove the series"
+        raise ConfigError(f"{file}{wrong}")
+    return raw, ["" if gone else label for label, gone in zip(labels, missing, strict=True)]
 
 
 def _cut_off(file: Path, labels: Sequence[str]) -> bool:
@@ -70,7 +82,7 @@ def _header(lines: Sequence[str]) -> tuple[int | None, dict[str, str], list[str]
     return None, tags, labels
 
 
-def _blame(file: Path) -> str:
+def _blame(file: Path, labelled: bool) -> str:
     """Return ``, line 7: …`` for the first line that no ``.ts`` file may have; empty if each looks right."""
     lines = _lines(file)
     if not any(lines):
@@ -86,7 +98,7 @@ def _blame(file: Path) -> str:
     if not any(lines[end:]):
         return f", line {len(lines)}: it holds no series after @data; is it cut off?"
     for i, line in enumerate(lines[end:], end + 1):
-        wrong = _wrong_series(line, lines[end], tags, labels)
+        wrong = _wrong_series(line, lines[end], tags, labels, labelled)
         if wrong:
             cut = i == len(lines) and not file.read_bytes().endswith(LINE_BREAKS)
             return f", line {i}: {wrong}{_quoted(line)}{'; is it cut off?' if cut else ''}"
@@ -114,7 +126,9 @@ def _wrong_tag(line: str) -> str:
     return ""
 
 
-def _wrong_series(line: str, first: str, tags: dict[str, str], labels: Sequence[str]) -> str:
+def _wrong_series(
+    line: str, first: str, tags: dict[str, str], labels: Sequence[str], needs_label: bool
+) -> str:
     """Say what is wrong with the line of a series, given the first of the file."""
     if not line:
         return "an empty line; remove it"
@@ -134,7 +148,9 @@ def _wrong_series(line: str, first: str, tags: dict[str, str], labels: Sequence[
     equal = tags.get("equallength", "true") == "true"
     if equal and channels and lengths != {len(known[0].split(","))}:
         return f"{lengths.pop()} values, the first series has {len(known[0].split(','))} (@equalLength true)"
-    return _wrong_value(channels) or (_wrong_label(line.split(":")[-1], labels) if labelled else "")
+    label = line.split(":")[-1]
+    judged = labelled and (needs_label or not _no_label(label))
+    return _wrong_value(channels) or (_wrong_label(label, labels) if judged else "")
 
 
 def _wrong_value(channels: Sequence[str]) -> str:
@@ -147,11 +163,15 @@ def _wrong_value(channels: Sequence[str]) -> str:
 
 
 def _wrong_label(label: str, labels: Sequence[str]) -> str:
-    if label.strip().lower() in ("", "?", "nan"):
+    if _no_label(label):
         return "no label; add it, or remove the series"
     if labels and label.strip().lower() not in labels:
         return f"label {label[:SHOWN]!r} is none of @classLabel"
     return ""
+
+
+def _no_label(label: str) -> bool:
+    return label.strip().lower() in ("", "?", "nan")
 
 
 def _quoted(line: str) -> str:

@@ -1,0 +1,171 @@
+"""What the model of a run answers to the series of a file: ``python -m tsexp.predict RUN FILE.ts``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from tsexp import config as configs
+from tsexp import stored
+from tsexp.command import called
+from tsexp.config import Config, ConfigError
+
+if TYPE_CHECKING:  # --help need not wait for them
+    from tsexp.data import FloatArray
+
+HELP = """\
+Reads series from a .ts file, with or without labels, answers them with the artifact of a finished run, and
+writes a CSV: the number of the series, its label where the file has one, the predicted class, and the
+probability of each class. Says how many were right, if there are labels."""
+EXAMPLES = """\
+  RUN              run id, or its first characters (at least 6)
+  tracking.uri=sqlite:////path/mlflow.db tracking.experiment=tsexp    the store
+  paths.cache=cache    artifacts (else they come from the store)
+
+  python -m tsexp.predict 62bf7186 new.ts --output answers.csv"""
+SHOWN = 3
+"""Labels that a message names."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Predict what is asked for and return the exit status: 2 for bad input, 1 if the model failed."""
+    parser = argparse.ArgumentParser(
+        prog=called("predict"),
+        usage="%(prog)s RUN FILE.ts [--output OUT.csv] [key=value ...]",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="run, file or key=value", help=argparse.SUPPRESS)
+    parser.add_argument("--output", metavar="OUT.csv", help="write there, not to the terminal")
+    asked, unknown = parser.parse_known_args(arguments)
+
+    def work() -> None:
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is not an option; see --help")
+        words, settings = stored.sort(asked.words, stored.PLACES)
+        if len(words) != 2:
+            raise ConfigError(f"give a run and a file, RUN FILE.ts, not {len(words)} words")
+        file, output = Path(words[1]), Path(asked.output) if asked.output else None
+        _check_files(file, output)
+        said = _predict(words[0], file, output, configs.parse(configs.composed(*settings)))
+        print("\n".join(said), file=sys.stdout if output else sys.stderr)
+
+    return stored.carried_out("predict", work, "nothing was written")
+
+
+def _check_files(file: Path, output: Path | None) -> None:
+    if not file.is_file():
+        raise ConfigError(f"{file} is not there, or no file; give a .ts file")
+    if output is None:
+        return
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output={output} cannot be written: give a file in a folder that is there")
+    if output.exists() and output.samefile(file):
+        raise ConfigError(f"--output={output} is the file with the series; give another")
+
+
+def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str]:
+    """Find, read, check, answer, write; return what is to be said of it."""
+    from tsexp import data
+    from tsexp.report.store import connect
+
+    client = connect(cfg.tracking.uri)
+    row = stored.find(client, cfg.tracking.experiment, run)
+    config = stored.data_config(row)
+    series, labels = data.read_one(file, config)
+    with tempfile.TemporaryDirectory(prefix="tsexp-predict-") as scratch:
+        artifact = stored.artifact(client, row, Path(cfg.paths.cache), Path(scratch))
+        stored.check_runs_here(row, artifact, stored.called(row))
+        takes, ragged = stored.takes(client, row)
+        channels, length = artifact.manifest["shape"]
+        check(file, series, channels, length, ragged, takes)
+        scores = stored.answers(artifact.folder, data.stack(series), row)
+    classes = artifact.manifest["classes"]
+    if output is None:
+        write(sys.stdout, scores, classes, labels)
+        where = ""
+    else:
+        partial = output.with_name(f".{output.name}.{os.getpid()}")
+        try:
+            with partial.open("w", newline="") as to:
+                write(to, scores, classes, labels)
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+        where = f" → {output}"
+    said = [f"{len(scores):,} series, {stored.called(row)}{where}", *judged(scores, classes, labels)]
+    longer = sum(one.shape[1] > length for one in series)
+    if longer and config.length is None and config.unequal != "resample":
+        said.append(f"{longer} series are longer than the {length} steps that the model sees: cut there")
+    return said
+
+
+def check(
+    file: Path, series: Sequence[FloatArray], channels: int, length: int, ragged: bool, takes: str
+) -> None:
+    """Refuse series that a model does not take.
+
+    Parameters
+    ----------
+    file
+        Where they are from.
+    series
+        float32 (channels, time) each.
+    channels, length
+        What the model sees.
+    ragged
+        It takes series of any length.
+    takes
+        The same in words.
+
+    Raises
+    ------
+    ConfigError
+        For the first series that does not fit.
+    """
+    for i, one in enumerate(series):
+        wrong = ""
+        if one.shape[0] != channels:
+            wrong = f"{one.shape[0]} channels"
+            wrong += "" if one.shape[0] else " (a file without labels says @classLabel false)"
+        elif one.shape[1] < 2 if ragged else one.shape[1] != length:
+            wrong = f"{one.shape[1]} values"
+        if wrong:
+            raise ConfigError(f"{file}, series {i}: {wrong}; this model takes {takes}")
+
+
+def write(to: TextIO, scores: FloatArray, classes: Sequence[str], labels: Sequence[str]) -> None:
+    """Write a line per series, under the names of ``predictions.csv``, the ``label`` only if there is any."""
+    from tsexp.tasks.classification import softmax
+
+    known = any(labels)
+    out: Any = csv.writer(to)
+    out.writerow(["series", *(["label"] if known else []), "predicted", *(f"p_{c}" for c in classes)])
+    for i, p in enumerate(softmax(scores.astype(np.float64))):
+        label = [labels[i]] if known else []
+        out.writerow([i, *label, classes[scores[i].argmax()], *map(repr, p.tolist())])
+
+
+def judged(scores: FloatArray, classes: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Say how many series that have a label were answered right; nothing if none has."""
+    strange = sorted({label for label in labels if label} - set(classes))
+    if strange:
+        some = f"{', '.join(strange[:SHOWN])}{', …' if len(strange) > SHOWN else ''}"
+        return [f"no accuracy: the file has labels that this model does not know ({some})"]
+    right = [
+        classes[s.argmax()] == label for s, label in zip(np.nan_to_num(scores), labels, strict=True) if label
+    ]
+    return [f"accuracy {100 * np.mean(right):.1f} % ({sum(right)} of {len(right)})"] if right else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())
