@@ -176,6 +176,20 @@ def _over_processes(raw: dict[str, Any], key: str) -> tuple[float, float, float]
     return _t_interval(_middles(raw, key))
 
 
+def energy_interval_j(raw: dict[str, Any]) -> tuple[float, float]:
+    """95 % interval of the artifact's joules per series.
+
+    t over the logarithms of the processes' medians; NaN if there is one process, or a window without energy.
+    """
+    each = _per_inference(raw, "artifact")
+    with np.errstate(all="ignore"):
+        logs = np.log(each["energy_j"])
+    _, low, high = _t_interval(
+        np.array([np.median(logs[each["process"] == p]) for p in np.unique(each["process"])])
+    )
+    return float(np.exp(low)), float(np.exp(high))
+
+
 def pooled_saving(raws: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
     """Saving in per cent with its 95 % interval.
 

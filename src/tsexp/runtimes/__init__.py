@@ -17,6 +17,7 @@ from tsexp.runtimes.artifact import (
     least_db,
     load,
     read_manifest,
+    standalone,
     versions,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "least_db",
     "load",
     "read_manifest",
+    "standalone",
     "versions",
 ]

@@ -21,6 +21,9 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
     work.
 ``machine()``
     Optional. What of the machine an artifact depends on; like a version, another one is another artifact.
+``annotate(folder, facts, target)``, ``script(mode, device)``
+    Optional, both: a copy of the files that tells what it is and runs without this package, and how
+    (`tsexp.export`). Without them, the artifact folder is exported as it is.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import importlib
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -439,3 +443,43 @@ def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor
         folder, manifest["mode"], device or manifest["device"], threads
     )
     return predictor
+
+
+def standalone(
+    folder: Path, facts: Mapping[str, str], target: Path, probe: FloatArray
+) -> tuple[str, list[str]] | None:
+    """Write a copy of an artifact's files that tells what it is and runs without this package.
+
+    Parameters
+    ----------
+    folder
+        Of the artifact; nothing in it is changed.
+    facts
+        What the copy tells.
+    target
+        Folder for the copy.
+    probe
+        Raw series (batch, channels, time) that the copy has to answer as the artifact does.
+
+    Returns
+    -------
+    tuple or None
+        What a script imports and its lines (``script`` of the runtime), or None if the runtime has no such
+        copy; then nothing is written.
+
+    Raises
+    ------
+    RuntimeError
+        If the copy answers otherwise.
+    """
+    manifest = read_manifest(folder)
+    module, mode, device = _module(manifest["runtime"]), manifest["mode"], manifest["device"]
+    if not hasattr(module, "annotate"):
+        return None
+    module.annotate(folder, facts, target)
+    before, after = (module.load(one, mode, device, 1)(probe) for one in (folder, target))
+    # The same but for rounding, which differs with where a model lies in memory.
+    if not np.allclose(before, after, rtol=1e-4, atol=1e-4 * float(np.abs(before).max()), equal_nan=True):
+        raise RuntimeError(f"the copy of {folder} with metadata answers otherwise than the artifact")
+    script: tuple[str, list[str]] = module.script(mode, device)
+    return script

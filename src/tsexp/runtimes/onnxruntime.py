@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,28 @@ def _weight_only(source: Path, preprocess: list[str], bits: int, target: Path) -
 def load(folder: Path, mode: str, device: str, threads: int) -> OnnxPredictor:
     """Load what `export` wrote."""
     return OnnxPredictor(folder / FILE, threads, device=device)
+
+
+def annotate(folder: Path, facts: Mapping[str, str], target: Path) -> None:
+    """Write a copy of the artifact's model with these facts in its metadata."""
+    import onnx
+
+    model = onnx.load(folder / FILE)
+    onnx.helper.set_model_props(model, {p.key: p.value for p in model.metadata_props} | dict(facts))
+    onnx.save(model, target / FILE)
+
+
+def script(mode: str, device: str) -> tuple[str, list[str]]:
+    """Return what a script imports, and its lines that make ``classes`` and ``predict`` of an annotated copy.
+
+    ``here`` is the folder of the copy.
+    """
+    session = f'here / "{FILE}", providers={list(PROVIDERS[device])}, disabled_optimizers={list(DISABLED)}'
+    return "onnxruntime", [
+        f"session = onnxruntime.InferenceSession({session})",
+        'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
+        'predict = lambda series: session.run(None, {"series": series})[0]',
+    ]
 
 
 class OnnxPredictor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ PACKAGES = {"every": ("openvino",), "static": ("nncf",), "qat": ("nncf",), "weig
 
 FILE = "model.xml"
 """The graph; its weights are in the file of the same name that ends in ``.bin``."""
+DEVICE = "CPU"
+INFO = "tsexp"
+"""Where facts are in the ``rt_info`` of a model."""
 OUTLIERS = 1e-4
 """Share of the values of a series at either end that `percentile` leaves out."""
 GROUP = 32
@@ -191,6 +194,41 @@ def load(folder: Path, mode: str, device: str, threads: int) -> OpenvinoPredicto
     return OpenvinoPredictor(folder / FILE, mode, threads)
 
 
+def annotate(folder: Path, facts: Mapping[str, str], target: Path) -> None:
+    """Write a copy of the artifact's model with these facts under ``tsexp`` in its ``rt_info``."""
+    import openvino as ov
+
+    model = ov.Core().read_model(folder / FILE)
+    for key, value in facts.items():
+        model.set_rt_info(value, [INFO, key])
+    ov.save_model(model, target / FILE, compress_to_fp16=False)
+
+
+def script(mode: str, device: str) -> tuple[str, list[str]]:
+    """Return what a script imports, and its lines that make ``classes`` and ``predict`` of an annotated copy.
+
+    ``here`` is the folder of the copy.
+    """
+    return "openvino", [
+        f'model = openvino.Core().read_model(here / "{FILE}")',
+        f"compiled = openvino.compile_model(model, {DEVICE!r}, {settings(mode, 1)})",
+        f'classes = json.loads(model.get_rt_info(["{INFO}", "classes"]).astype(str))',
+        "predict = lambda series: compiled(series)[0]",
+    ]
+
+
+def settings(mode: str, threads: int) -> dict[str, Any]:
+    """Return what a graph is compiled with."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if mode == "bf16" else "f32",  # else bf16 wherever the CPU has it
+        "ENABLE_CPU_PINNING": False,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else weight_only quantizes activations as well
+    }
+
+
 class OpenvinoPredictor:
     """Raw series → class scores with a compiled graph of dynamic batch size."""
 
@@ -198,17 +236,7 @@ class OpenvinoPredictor:
         import openvino as ov
 
         self.file = file
-        self.settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16"
-            if mode == "bf16"
-            else "f32",  # else bf16 wherever the CPU has it
-            "ENABLE_CPU_PINNING": False,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else weight_only quantizes activations as well
-        }
-        self.compiled = ov.Core().compile_model(file, "CPU", self.settings)
+        self.compiled = ov.Core().compile_model(file, DEVICE, settings(mode, threads))
         self.request = self.compiled.create_infer_request()
 
     def __call__(self, series: FloatArray) -> FloatArray:

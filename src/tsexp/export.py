@@ -1,0 +1,194 @@
+"""A run as one folder that others can run: ``python -m tsexp.export RUN DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsexp import card, stored
+from tsexp import config as configs
+from tsexp.command import called
+from tsexp.config import NOT_ASKED, Config, ConfigError
+
+if TYPE_CHECKING:  # --help need not wait for them
+    from tsexp.report.store import Row
+    from tsexp.runtimes import Artifact
+
+HELP = """\
+Writes a finished run into a new folder: its model, with what is known of it in the file; a model card; the
+record; a few raw series with the scores expected; and run.py, which runs it. ONNX files and OpenVINO's run
+without tsexp."""
+EXAMPLES = """\
+  RUN              run id, or its first characters (at least 6)
+  DIR              a folder that is not there yet
+  tracking.uri=sqlite:////path/mlflow.db tracking.experiment=tsexp    the store
+  paths.cache=cache    artifacts (else they come from the store)
+  paths.data=data data.path=FOLDER    the series that the run is of
+
+  python -m tsexp.export 62bf7186 shared/model"""
+SERIES = 5
+"""Of the example, at least."""
+MOST = 64
+"""Series that are answered together in the example, at most."""
+EXACT = ("none", "weight_only")
+"""Modes whose products are fp32, which every CPU computes alike but for the order of sums."""
+FOLDER = "artifact"
+PRIVATE = ("tsexp.host", "tsexp.pid", "mlflow.user", "mlflow.parentRunId", "mlflow.source.", "mlflow.note.")
+"""Tags, by their beginnings, that say where and by whom a job ran, not what came out."""
+SCRIPT = '''\
+"""Answers the series of example.npz and checks the answers; needs {needs}."""
+{imports}
+here = pathlib.Path(__file__).parent
+{lines}
+example = np.load(here / "example.npz")
+scores = np.concatenate([predict(part) for part in np.array_split(example["series"], {parts})])
+print(*(classes[i] for i in scores.argmax(1)))
+np.testing.assert_allclose(scores, example["scores"], rtol=0, atol={tolerance} * abs(example["scores"]).max())
+'''
+ARTIFACT = [
+    f'predict = runtimes.load(here / "{FOLDER}")',
+    f'classes = runtimes.read_manifest(here / "{FOLDER}")["classes"]',
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export what is asked for and return the exit status: 2 for bad input, 1 if something failed."""
+    parser = argparse.ArgumentParser(
+        prog=called("export"),
+        usage="%(prog)s RUN DIR [key=value ...]",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="run, folder or key=value", help=argparse.SUPPRESS)
+    asked, unknown = parser.parse_known_args(arguments)
+
+    def work() -> None:
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is not an option; see --help")
+        words, settings = stored.sort(asked.words, stored.PLACES)
+        if len(words) != 2:
+            raise ConfigError(f"give a run and a folder, RUN DIR, not {len(words)} words")
+        folder = Path(words[1]).absolute()
+        _check_folder(folder)
+        name = _export(words[0], folder, configs.parse(configs.composed(*settings)))
+        print(f"{name} → {words[1]}; try it: python {Path(words[1]) / 'run.py'}")
+
+    return stored.carried_out("export", work, "nothing was written")
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists():
+        raise ConfigError(f"{folder} is there already; give a folder that is not, or remove it")
+    above = next(p for p in folder.parents if p.exists())
+    if not os.access(above, os.W_OK) or not above.is_dir():
+        raise ConfigError(f"{folder} cannot be made: {above} is no folder that can be written to")
+
+
+def _export(run: str, folder: Path, cfg: Config) -> str:
+    """Find, check, write under a temporary name, rename; return the model's name."""
+    from tsexp.report.store import connect
+
+    client = connect(cfg.tracking.uri)
+    row = stored.find(client, cfg.tracking.experiment, run)
+    dataset = stored.dataset([row], cfg)
+    with tempfile.TemporaryDirectory(prefix="tsexp-export-") as scratch:
+        artifact = stored.artifact(client, row, Path(cfg.paths.cache), Path(scratch))
+        stored.check_runs_here(row, artifact, stored.called(row))
+        facts = _facts(client, row, artifact, (len(dataset.x_train), len(dataset.x_test)))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        partial.mkdir()
+        try:
+            _write(partial, facts, artifact, dataset.x_test)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return facts.name
+
+
+def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int]) -> card.Facts:
+    run = client.get_run(row.run_id)
+    models = run.outputs.model_outputs if run.outputs else ()
+    parts = [key.removesuffix("/train_loss") for key in row.metrics if key.endswith("/train_loss")]
+
+    def read(name: str) -> dict[str, Any]:
+        return json.loads(Path(client.download_artifacts(row.run_id, name)).read_text())  # type: ignore[no-any-return]
+
+    return card.Facts(
+        row=row,
+        name=client.get_logged_model(models[0].model_id).name if models else row.name,
+        manifest=artifact.manifest,
+        hardware=read("hardware.json"),
+        raw=read("windows.json"),
+        takes=stored.takes(client, row)[0],
+        series=series,
+        epochs={p: len(client.get_metric_history(row.run_id, f"{p}/train_loss")) for p in parts},
+        finished=f"{datetime.fromtimestamp(run.info.end_time / 1000, UTC):%Y-%m-%d}",
+    )
+
+
+def _write(folder: Path, facts: card.Facts, artifact: Artifact, test: np.ndarray[Any, Any]) -> None:
+    """Fill the folder."""
+    from tsexp import runtimes
+
+    row = facts.row
+    together = min(int(row.params["measure.batch_size"]), MOST)
+    parts = -(-SERIES // together)
+    series = np.ascontiguousarray(test[: together * parts])
+    parts = -(-len(series) // together)  # of fewer test series
+    alone = runtimes.standalone(artifact.folder, card.metadata(facts), folder, series[:together])
+    if alone:
+        files = {p.name: "the model; what is known of it is in the file" for p in sorted(folder.iterdir())}
+        needs = f"numpy and {alone[0]}"
+        imports, lines = f"import json, pathlib\nimport numpy as np\nimport {alone[0]}", alone[1]
+    else:
+        shutil.copytree(artifact.folder, folder / FOLDER)
+        files = {FOLDER: "the model, as tsexp loads it (`tsexp.runtimes.load`)"}
+        needs, lines = f"tsexp {row.tags.get('tsexp.version')}", ARTIFACT
+        if ":" in artifact.manifest["runtime"]:
+            needs += f" and the module of the runtime {artifact.manifest['runtime']}"
+        imports = "import pathlib\nimport numpy as np\nfrom tsexp import runtimes"
+    scores = np.concatenate(
+        [stored.answers(artifact.folder, one, row) for one in np.array_split(series, parts)]
+    )
+    np.savez(folder / "example.npz", series=series, scores=scores)
+    tolerance = 1e-3 if artifact.manifest["mode"] in EXACT else 5e-2
+    text = SCRIPT.format(
+        needs=needs, imports=imports, lines="\n".join(lines), parts=parts, tolerance=tolerance
+    )
+    (folder / "run.py").write_text(text)
+    (folder / "record.json").write_text(json.dumps(_record(facts), indent=1))
+    files |= {
+        "record.json": "the record: metrics, params, tags, what the model executes, the machine",
+        "example.npz": f"`series`: the first {len(series)} of the test split, raw; `scores`: those expected",
+        "run.py": "runs the model",
+    }
+    (folder / "MODEL_CARD.md").write_text(card.card(facts, files, needs))
+
+
+def _record(facts: card.Facts) -> dict[str, Any]:
+    """What came out and what was asked, without where it ran and who ran it."""
+    row = facts.row
+    return {
+        "run_id": row.run_id,
+        "name": row.name,
+        "metrics": row.metrics,
+        "params": {k: v for k, v in row.params.items() if not k.startswith(NOT_ASKED)},
+        "tags": {k: v for k, v in row.tags.items() if not k.startswith(PRIVATE)},
+        "manifest": facts.manifest,
+        "hardware": facts.hardware,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
