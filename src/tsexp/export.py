@@ -150,14 +150,14 @@ def _write(folder: Path, facts: card.Facts, artifact: Artifact, test: np.ndarray
     if alone:
         files = {p.name: "the model; what is known of it is in the file" for p in sorted(folder.iterdir())}
         needs = f"numpy and {alone[0]}"
-        imports, lines = f"import json, pathlib\nimport numpy as np\nimport {alone[0]}", alone[1]
+        imports, lines = f"import json, pathlib, numpy as np, {alone[0]}", alone[1]
     else:
         shutil.copytree(artifact.folder, folder / FOLDER)
         files = {FOLDER: "the model, as tsexp loads it (`tsexp.runtimes.load`)"}
         needs, lines = f"tsexp {row.tags.get('tsexp.version')}", ARTIFACT
         if ":" in artifact.manifest["runtime"]:
             needs += f" and the module of the runtime {artifact.manifest['runtime']}"
-        imports = "import pathlib\nimport numpy as np\nfrom tsexp import runtimes"
+        imports = "import pathlib, numpy as np\nfrom tsexp import runtimes"
     scores = np.concatenate(
         [stored.answers(artifact.folder, one, row) for one in np.array_split(series, parts)]
     )

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="run, file or key=value", help=argparse.SUPPRESS)
     parser.add_argument("--output", metavar="OUT.csv", help="write there, not to the terminal")
-    asked, unknown = parser.parse_known_args(arguments)
+    asked, unknown = parser.parse_known_intermixed_args(arguments)
 
     def work() -> None:
         if unknown:
@@ -105,7 +105,7 @@ def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str
     said = [f"{len(scores):,} series, {stored.called(row)}{where}", *judged(scores, classes, labels)]
     longer = sum(one.shape[1] > length for one in series)
     if longer and config.length is None and config.unequal != "resample":
-        said.append(f"{longer} series are longer than the {length} steps that the model sees: cut there")
+        said.append(f"{longer} of them are longer than the {length} steps that the model sees: cut there")
     return said
 
 
