@@ -1,15 +1,19 @@
 """What a run, a sweep and a logged model are in the store."""
 
 import csv
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -203,6 +207,37 @@ def test_a_logged_model_refuses_what_it_cannot_answer_in_one_line(store, load):
     assert found.metadata.metadata["input"] in TAKES
 
 
+def test_a_server_answers_the_line_alone_with_status_400(store, load, italy):
+    found = load(f"runs:/{store.network}/model")
+    with pytest.raises(MlflowException) as error:
+        found.predict(np.zeros((2, 1, 3)))
+    error.value.message = f"Failed to predict data\n{italy.x_test}"  # as the server has it
+    answer = json.loads(error.value.serialize_as_json())
+    assert answer["message"] == f"shape (2, 1, 3) does not fit; {TAKES}"
+    assert answer["error_code"] == "INVALID_PARAMETER_VALUE"
+    assert error.value.get_http_status_code() == 400
+
+
+def test_a_model_is_called_by_one_thread_at_a_time(store, load):
+    found = load(f"runs:/{store.network}/model").unwrap_python_model()
+    inside, seen = [], []
+
+    def slow(series):
+        inside.append(1)
+        seen.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return np.zeros((len(series), 2), np.float32)
+
+    found.predictor = slow
+    threads = [threading.Thread(target=found.predict, args=(None, np.zeros((1, 1, 24)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1, 1, 1, 1]
+
+
 def test_predictions_are_as_its_task_has_them(store):
     with Path(store.client.download_artifacts(store.network, "predictions.csv")).open(newline="") as f:
         rows = list(csv.DictReader(f))
@@ -246,6 +281,10 @@ def test_any_kind_of_number_is_taken(series):
         ([[1, 2], [3]], "not an array: lists of unequal length, or values that are no numbers"),
         ({"series": GOOD}, "not an array: lists of unequal length, or values that are no numbers"),
         (None, "shape () has 0 axes instead of 3"),
+        (
+            pd.DataFrame(GOOD[:, 0]),
+            'a table, which has no axis of channels (a server takes {"inputs": [[[…]]]})',
+        ),
         (GOOD.astype(str), "values of type <U32"),
         (GOOD + 1j, "values of type complex128"),
     ],

@@ -193,7 +193,7 @@ def _data(facts: Facts) -> list[tuple[str, str]]:
     return [
         ("dataset", f"{p['data.name']}, its default split"),
         ("series", f"{train - held} fitted, {held} for validation, {test} for the test"),
-        ("a series", f"{channels} channels, {length} steps as the model sees it"),
+        ("channels; steps, as the model sees them", f"{channels}; {length}"),
         ("scaling, inside the model", SCALES.get(p["data.scale"], p["data.scale"])),
         (
             "missing values",
@@ -259,7 +259,10 @@ def _accuracy(facts: Facts) -> str:
     rows = [
         ("accuracy, test split", f"{share:.1f} % [{low:.1f}, {high:.1f}]"),
         ("of the control", f"{100 * m['test/control_accuracy']:.1f} %"),
-        ("lost against the control", _interval(m, "vs_dense/accuracy_drop", "_pt", "{:+.1f}") + " points"),
+        (
+            "lost against the control (negative: gained)",
+            _interval(m, "vs_dense/accuracy_drop", "_pt", "{:+.1f}") + " points",
+        ),
     ]
     for name, what in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro F1")):
         if f"test/{name}" in m:
@@ -296,7 +299,7 @@ def _energy(facts: Facts) -> str:
         ("latency of a call", ", ".join(f"p{n} {m[f'latency/p{n}_ms']:.3f} ms" for n in (50, 90, 99))),
         ("loading", _both(m["cost/load_ms"] / 1e3, m.get("cost/load_j"), mark)),
         ("source of the energy", f"`{row.tags['tsexp.energy_source']}`: {facts.raw['scope']}"),
-        ("batch", f"{p['measure.batch_size']} series, {p['measure.threads']} threads"),
+        ("series in a batch; threads", f"{p['measure.batch_size']}; {p['measure.threads']}"),
         ("windows", f"{m['measure/pairs']:.0f} pairs in {m['measure/processes']:.0f} processes"),
         ("machine", ", ".join(f"{k} {v}" for k, v in facts.hardware.items())),
         ("libraries", ", ".join(f"{k} {v}" for k, v in facts.manifest["versions"].items())),
