@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,25 +163,66 @@ def tmp(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_user_of_the_machine_may_take_it(tmp):
-    """Whatever the umask of the first.
+def both():
+    """Take the machine in both ways, and say so."""
+    with locking.sharing_the_machine():
+        pass
+    with locking.owning_the_machine():
+        return "taken"
 
-    And not in a sticky folder, where a file of somebody else may not be opened for writing.
-    """
+
+def test_every_user_of_the_machine_may_take_it_and_none_may_write_into_it(tmp):
+    """Whatever the umask of the first."""
     before = os.umask(0o077)
     try:
-        with locking.owning_the_machine():
-            pass
+        assert both() == "taken"
     finally:
         os.umask(before)
     (folder,) = tmp.iterdir()
-    (lock,) = folder.iterdir()
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
-    assert stat.S_IMODE(lock.stat().st_mode) == 0o666
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+    assert {f.name: stat.S_IMODE(f.stat().st_mode) for f in folder.iterdir()} == {
+        "machine.lock": 0o644,
+        "machine.lock.gate": 0o644,
+    }
+
+
+def garbage(path):
+    path.write_bytes(b"\x00garbage" * 999)
+
+
+def read_only(path):
+    path.touch(mode=0o400)
+
+
+def unreadable(path):
+    path.touch(mode=0o000)
+
+
+def dangling(path):
+    path.symlink_to("/nowhere/at/all")
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+WRONG = [garbage, read_only, unreadable, dangling, device, os.mkfifo, Path.mkdir]
+
+
+@pytest.mark.parametrize("name", ["machine.lock", "machine.lock.gate", "."])
+@pytest.mark.parametrize("make", WRONG, ids=lambda make: make.__name__)
+def test_whatever_stands_there_the_lock_is_taken(tmp, make, name):
+    folder = tmp / "tsexp-locks"
+    if name == ".":
+        make(folder)
+    else:
+        folder.mkdir()
+        make(folder / name)
+    assert both() == "taken"
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
-def test_a_link_is_refused_and_its_target_left_alone(tmp, what):
+def test_a_link_is_removed_and_its_target_left_alone(tmp, what):
     target = tmp / "somebody"
     target.mkdir(mode=0o700)
     (target / "machine.lock").write_text("secret")
@@ -191,11 +233,125 @@ def test_a_link_is_refused_and_its_target_left_alone(tmp, what):
     else:
         folder.mkdir()
         (folder / "machine.lock").symlink_to(target / "machine.lock")
-    with (
-        pytest.raises(RuntimeError, match=r"cannot be opened .* should remove it"),
-        locking.owning_the_machine(),
-    ):
-        pass
+    assert both() == "taken"
     assert stat.S_IMODE(target.stat().st_mode) == 0o700
     assert stat.S_IMODE((target / "machine.lock").stat().st_mode) == 0o600
     assert (target / "machine.lock").read_text() == "secret"
+    assert [p.name for p in target.iterdir()] == ["machine.lock"]
+
+
+def test_what_cannot_be_removed_is_told_in_a_line(tmp):
+    folder = tmp / "tsexp-locks" / "machine.lock" / "full"
+    folder.mkdir(parents=True)
+    told = r"^the lock .*machine.lock of user \d+ cannot be used \(.*\): its owner .* TSEXP_LOCK=FILE$"
+    with pytest.raises(RuntimeError, match=told), locking.owning_the_machine():
+        pass
+
+
+def test_who_waits_to_measure_comes_before_those_who_come_later(start):
+    first = start("sharing")
+    first.expect("in")
+    owner = start("owning")
+    owner.expect_to_wait()
+    later = start("sharing")
+    later.expect_to_wait()
+    first.leave()
+    owner.expect("in")
+    later.expect_to_wait()
+    owner.leave()
+    later.expect("in")
+
+
+def test_a_removed_file_is_nobodys_lock(start, tmp_path):
+    first, second, third = start("owning"), start("owning"), None
+    first.expect("in")
+    second.expect_to_wait()
+    (tmp_path / "machine.lock").unlink()
+    (tmp_path / "machine.lock.gate").unlink()
+    first.leave()
+    second.expect("in")
+    third = start("owning")
+    third.expect_to_wait()
+    second.leave()
+    third.expect("in")
+
+
+def test_who_has_the_machine_may_ask_again(tmp):
+    with locking.owning_the_machine(), locking.sharing_the_machine(), locking.sharing_the_machine():
+        pass
+    with locking.sharing_the_machine(), locking.sharing_the_machine():
+        with pytest.raises(RuntimeError, match="computes"), locking.owning_the_machine():
+            pass
+    assert both() == "taken"
+
+
+AS_ANOTHER = """
+import os, sys
+from tsexp import locking
+os.setgid(65534)
+os.setuid(65534)
+try:
+    with locking.owning_the_machine():
+        print("in", flush=True)
+        sys.stdin.readline()
+except RuntimeError as error:
+    print(error, flush=True)
+"""
+
+
+def as_another(tmp, **more):
+    """Take the lock as the user nobody."""
+    tmp.chmod(0o1777)
+    for folder in tmp.parents[:2]:
+        folder.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if k != "TSEXP_LOCK"} | {"TMPDIR": str(tmp)}
+    return subprocess.Popen(
+        [sys.executable, "-c", AS_ANOTHER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@only_root
+def test_another_user_waits_for_me(tmp):
+    said: queue.Queue[str] = queue.Queue()
+    with as_another(tmp) as other:
+        assert other.stdout.readline() == "in\n"  # the files are his now
+        other.communicate("\n", timeout=PATIENCE_S)
+    with locking.owning_the_machine():
+        other = as_another(tmp)
+        reader = threading.Thread(target=lambda: said.put(other.stdout.readline()), daemon=True)
+        reader.start()
+        with pytest.raises(queue.Empty):
+            said.get(timeout=3 * WHILE_S)
+        assert other.poll() is None
+    assert said.get(timeout=PATIENCE_S) == "in\n"
+    reader.join()
+    other.communicate("\n", timeout=PATIENCE_S)
+
+
+@only_root
+def test_i_wait_for_another_user(tmp):
+    with as_another(tmp) as other:
+        assert other.stdout.readline() == "in\n"
+        threading.Timer(WHILE_S, lambda: (other.stdin.write("\n"), other.stdin.flush())).start()
+        begin = time.monotonic()
+        assert both() == "taken"
+        assert time.monotonic() - begin > WHILE_S / 2
+
+
+@only_root
+@pytest.mark.parametrize("make", [*WRONG[:1], dangling, os.mkfifo, unreadable], ids=lambda make: make.__name__)
+def test_what_another_user_put_there_is_no_hang(tmp, make):
+    """What root put there cannot be removed in a sticky folder, and what nobody may read cannot be locked."""
+    (tmp / "tsexp-locks").mkdir()
+    (tmp / "tsexp-locks").chmod(0o1777)
+    make(tmp / "tsexp-locks" / "machine.lock")
+    with as_another(tmp) as other:
+        said = other.communicate("\n", timeout=PATIENCE_S)[0]
+    if make is garbage:
+        assert said == "in\n"
+    else:
+        assert "machine.lock of user 0 cannot be used" in said
+        assert len(said.splitlines()) == 1

@@ -86,8 +86,12 @@ def _ready(uri: str, experiment: str, process: int) -> Any:
     file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-    lock = f"{file}.lock" if file is not None else str(locking.for_everybody("store.lock"))
-    with FileLock(lock):
+    lock: Any = (
+        FileLock(f"{file}.lock")
+        if file is not None
+        else locking.flocked(locking.for_everybody("store.lock"), locking.ALONE)
+    )
+    with lock:
         client = stores.client(uri)
         if client.get_experiment_by_name(experiment) is None:
             client.create_experiment(
