@@ -1,5 +1,8 @@
 """The stage cache: whole entries or none, whichever process dies when."""
 
+import dataclasses
+import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -7,12 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from tsexp.cache import Cache
+from tsexp.cache import Cache, CacheError, digests
+from tsexp.config import ConfigError
 
 KEY = {"ratio": 0.5}
 
@@ -200,19 +205,241 @@ def test_what_an_entry_cost_is_kept_with_it(tmp_path):
     assert Cache(tmp_path).stage("b", 1, {}, build).cost["energy_j"] == {}
 
 
-@pytest.mark.parametrize("content", ["[]", "1", '{"files": null}', "{}", ""])
-def test_whatever_stands_in_entry_json_it_is_rebuilt(tmp_path, content):
-    folder = Cache(tmp_path).stage("a", 1, {}, write).folder
-    (folder / "entry.json").write_text(content)
-    assert not Cache(tmp_path).stage("a", 1, {}, write).reused
+STAGES = ("dense", "prune", "finetune", "qat", "artifact", "scores", "peaks")
 
 
-def test_a_file_in_place_of_an_entry_is_replaced(tmp_path):
-    folder = Cache(tmp_path).stage("a", 1, {}, write).folder
-    shutil.rmtree(folder)
-    folder.write_text("not a folder")
-    assert not Cache(tmp_path).stage("a", 1, {}, write).reused
-    assert folder.is_dir()
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A cache with an entry of every kind of stage, as an experiment makes them; and how each was asked for."""
+    from conftest import TINY, compose
+    from tsexp import compress, data, energy, processes, runtimes, training
+
+    root = tmp_path_factory.mktemp("kept")
+    asked = {}
+
+    class Watched(Cache):
+        def stage(self, name, version, key, build):
+            asked[name] = name, version, key
+            return super().stage(name, version, key, build)
+
+    more = ["data=italy_power_demand", "prune.ratio=0.5", "prune.finetune_epochs=1", "quant.mode=qat"]
+    cfg = compose(*TINY, *more, "quant.qat_epochs=1")
+    dataset, cache = data.load(cfg.data, cfg.paths.data, 0), Watched(root)
+    dense = training.train(cfg.model, cfg.train, 0, dataset, cache)
+    fitted = [dense, *compress.compress(dense, cfg, dataset, cache).values()][-1]
+    artifact = runtimes.deploy(
+        fitted, dataclasses.replace(cfg.quant, mode="none"), cfg.runtime, dataset, cache
+    )
+    with pytest.MonkeyPatch.context() as patched:  # to start processes takes longer than what they do
+        patched.setattr(processes, "run", lambda target, *words, **_: processes.call(target, words))
+        energy.score(artifact, dataset, cfg.measure, cache, progress=False)
+        energy.peaks(cfg.measure, cache)
+    assert set(asked) == set(STAGES)
+    return root, asked
+
+
+def payload(folder):
+    """The largest file that a stage made."""
+    return max((p for p in folder.iterdir() if p.name != "entry.json"), key=lambda p: p.stat().st_size)
+
+
+def cut(file, share):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+
+
+def flip(file, share):
+    content = bytearray(file.read_bytes())
+    content[int(share * (len(content) - 1))] ^= 1 << int(8 * share) % 8
+    file.write_bytes(content)
+
+
+def replace(path, make):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    make(path)
+
+
+def sealed(folder, **changes):
+    about = json.loads((folder / "entry.json").read_text())
+    (folder / "entry.json").write_text(json.dumps(about | changes))
+
+
+DAMAGES = {
+    **{
+        f"cut to {share}": lambda f, share=share: cut(payload(f), share)
+        for share in (0, 0.1, 0.5, 0.9, 0.999)
+    },
+    **{f"flipped at {share}": lambda f, share=share: flip(payload(f), share) for share in (0, 0.3, 0.7, 1)},
+    "deleted": lambda f: payload(f).unlink(),
+    "a folder in place of a file": lambda f: replace(payload(f), Path.mkdir),
+    "a link in place of a file": lambda f: replace(payload(f), lambda p: p.symlink_to("/etc/hostname")),
+    "a pipe in place of a file": lambda f: replace(payload(f), os.mkfifo),
+    "a stranger": lambda f: (f / "stranger").touch(),
+    "a link more": lambda f: (f / "stranger").symlink_to("/etc"),
+    **{
+        f"entry.json is {text[:20]}": lambda f, text=text: (f / "entry.json").write_text(text)
+        for text in (
+            "",
+            "[]",
+            "1",
+            "null",
+            '"a"',
+            "{}",
+            '{"files": null}',
+            '{"files": []}',
+            '{"files": {',
+            20_000 * "[",
+        )
+    },
+    "entry.json is no text": lambda f: (f / "entry.json").write_bytes(b"\xff\x00"),
+    "entry.json is not there": lambda f: (f / "entry.json").unlink(),
+    "entry.json is a folder": lambda f: replace(f / "entry.json", Path.mkdir),
+    "entry.json is a pipe": lambda f: replace(f / "entry.json", os.mkfifo),
+    "it lists no files": lambda f: sealed(f, files={}),
+    "it lists a file elsewhere": lambda f: sealed(f, files={"../../../etc/hostname": "00"}),
+    "it has no cost": lambda f: sealed(f, cost=None),
+    "its cost is no number": lambda f: sealed(f, cost={"wall_s": "much", "cpu_s": 1, "energy_j": {}}),
+    "empty": lambda f: [shutil.rmtree(f), f.mkdir()],
+    "a file in place of the entry": lambda f: replace(f, Path.touch),
+    "a link in place of the entry": lambda f: replace(f, lambda p: p.symlink_to("/etc")),
+    "a dangling link in place of the entry": lambda f: replace(f, lambda p: p.symlink_to("/nowhere")),
+    "a pipe in place of the entry": lambda f: replace(f, os.mkfifo),
+    "a file in place of the stage": lambda f: replace(f.parent, Path.touch),
+    "a dangling link in place of the stage": lambda f: replace(f.parent, lambda p: p.symlink_to("/nowhere")),
+    "a folder in place of the lock": lambda f: replace(f.with_name(f"{f.name}.lock"), Path.mkdir),
+    "a file in place of the half-made entry": lambda f: [
+        shutil.rmtree(f),
+        f.with_name(f"{f.name}.partial").touch(),
+    ],
+}
+WHOLE = ("a folder in place of the lock",)
+"""What leaves the entry as it was."""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_happens_to_an_entry_of_whatever_stage_it_is_rebuilt(kept, tmp_path, damage):
+    whole, asked = kept
+    root = tmp_path / "cache"
+    shutil.copytree(whole, root)
+    for name, version, key in asked.values():
+        entry = Cache(root).stage(name, version, key, refuse).folder
+        original = whole / name / entry.name
+        DAMAGES[damage](entry)
+
+        def build(folder, original=original):
+            for file in original.iterdir():
+                if file.name != "entry.json":
+                    shutil.copyfile(file, folder / file.name)
+
+        again = Cache(root).stage(name, version, key, refuse if damage in WHOLE else build)
+        assert again.reused == (damage in WHOLE)
+        assert again.folder == entry
+        assert again.cost["wall_s"] >= 0
+        assert digests(again.folder, "entry.json") == digests(original, "entry.json")
+        assert Cache(root).stage(name, version, key, refuse).reused
+
+
+@pytest.mark.parametrize("what", ["file", "link", "read-only"])
+def test_a_cache_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch, what):
+    from conftest import compose
+    from tsexp import pipeline
+
+    root = tmp_path / "cache"
+    if what == "file":
+        root.write_text("mine")
+    elif what == "link":
+        root.symlink_to(tmp_path / "nowhere")
+    else:  # for root, too, to whom permissions are nothing
+
+        def refused(dir):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    with pytest.raises(
+        ConfigError, match=r"^paths.cache=.*/cache cannot be written into \(.*\); .*$"
+    ) as error:
+        pipeline.check(compose("data=italy_power_demand", f"paths.cache={root}"))
+    assert len(str(error.value).splitlines()) == 1
+    assert what != "file" or root.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_cache_of_somebody_else_is_refused_before_any_work(tmp_path):
+    """With real permissions."""
+    root = tmp_path / "cache"
+    root.mkdir(mode=0o755)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    code = "import os; from pathlib import Path; from tsexp.cache import Cache; os.setuid(65534)\n"
+    code += f"Cache(Path({str(root)!r})).check()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith(
+        f"tsexp.config.ConfigError: paths.cache={root} cannot be written into (Permission denied); "
+    )
+
+
+def python_full(folder):
+    (folder / "half.bin").write_bytes(bytes(3 << 20))
+
+
+def safetensors_full(folder):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(3 << 18)}, folder / "half.safetensors")
+
+
+def says_so(folder):
+    """What a library in C++ or Rust makes of it."""
+    (folder / "half.txt").write_text("half")
+    raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def raises(folder):
+    (folder / "half.txt").write_text("half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refused_full(root, build):
+    with pytest.raises(
+        CacheError, match=r"^no space left on the disk of .*paths.cache=…; .* where it stopped$"
+    ):
+        Cache(root).stage("dense", 1, KEY, build)
+    assert entries(root) == []
+    assert not Cache(root).stage("dense", 1, KEY, write).reused
+
+
+@pytest.mark.parametrize("build", [says_so, raises])
+def test_a_disk_that_becomes_full_leaves_nothing_half_written(tmp_path, build):
+    refused_full(tmp_path, build)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root can mount")
+@pytest.mark.parametrize("build", [python_full, safetensors_full])
+def test_a_disk_that_is_really_full_leaves_nothing_half_written(tmp_path, build):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("no mounting here")
+    try:
+        for _ in range(10):
+            refused_full(tmp_path, build)
+            shutil.rmtree(tmp_path / "dense")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_disk_is_told_of_whatever_has_no_room(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("mkdir", "rename", "write_text"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, name, full)
+            with pytest.raises(CacheError, match="no space left"):
+                Cache(tmp_path / name).stage("dense", 1, KEY, write)
+        assert entries(tmp_path / name) == [] if (tmp_path / name).exists() else True
 
 
 def test_another_pytorch_is_another_entry(tmp_path, monkeypatch):

@@ -7,12 +7,14 @@ rebuilt, and what it cost to build.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import resource
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +24,12 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
-from tsexp.config import digest
+from tsexp.config import ConfigError, digest
 from tsexp.locking import sharing_the_machine
 
 log = logging.getLogger(__name__)
+
+ENTRY = "entry.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Entry:
 
         ``wall_s``, ``cpu_s`` (child processes included), and ``energy_j`` by source, if a counter was there.
         """
-        return json.loads((self.folder / "entry.json").read_text())["cost"]  # type: ignore[no-any-return]
+        return json.loads((self.folder / ENTRY).read_text())["cost"]  # type: ignore[no-any-return]
 
 
 class Counter(Protocol):
@@ -67,6 +71,10 @@ class Counter(Protocol):
     def end(self) -> float:
         """Joules since `begin`."""
         ...
+
+
+class CacheError(RuntimeError):
+    """The cache cannot keep what was made. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -94,25 +102,44 @@ class Cache:
         build
             Called with an empty folder to fill. Other processes that want the same entry wait. It shares the
             machine with others that build, and waits while somebody measures.
+
+        Raises
+        ------
+        CacheError
+            If the disk is full. Nothing half-written is left.
         """
+        try:
+            return self._stage(name, version, key, build)
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            raise CacheError(
+                f"no space left on the disk of {self.root} or of {tempfile.gettempdir()}; free some (the "
+                "cache is safe to delete) or give another folder, paths.cache=…; the same command goes on "
+                "where it stopped"
+            ) from error
+
+    def _stage(self, name: str, version: int, key: dict[str, Any], build: Callable[[Path], None]) -> Entry:
         about = {"stage": name, "version": version, "key": key, "torch": metadata.version("torch")}
         signature = digest(about)
         folder = self.root / name / signature
+        # Whatever stands where a folder is to be: all of this is safe to delete.
+        _clear(folder.parent, unless_folder=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if folder.is_file():
-                folder.unlink()
+        _clear(lock := folder.with_name(f"{signature}.lock"), unless_file=True)
+        with FileLock(lock):
+            _clear(folder, unless_folder=True)
             if folder.exists():
                 problem = _damage(folder)
                 if problem is None:
                     return Entry(folder, signature, reused=True)
                 log.warning("cache entry %s is damaged (%s): rebuilding it", folder, problem)
-                shutil.rmtree(folder)
+                _clear(folder)
             # A process that held the lock and was killed left this behind.
             partial = folder.with_name(f"{signature}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
+            _clear(partial)
             try:
+                partial.mkdir()
                 with sharing_the_machine():
                     cost = self._metered(build, partial)
                 seal(partial, about | {"cost": cost})
@@ -120,6 +147,24 @@ class Cache:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return Entry(folder, signature, reused=False)
+
+    def check(self) -> None:
+        """Find out, before any work, whether something can be kept here.
+
+        Raises
+        ------
+        ConfigError
+            If the folder is something else, or cannot be written into.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"paths.cache={self.root} cannot be written into ({error.strerror}); give another folder, "
+                "paths.cache=…, or have this one permitted"
+            ) from None
 
     def _metered(self, build: Callable[[Path], None], folder: Path) -> dict[str, Any]:
         counter = self.counter()
@@ -129,6 +174,29 @@ class Cache:
         build(folder)
         energy_j = {} if counter is None else {counter.source: counter.end()}
         return {"wall_s": time.perf_counter() - wall, "cpu_s": _cpu_s() - cpu, "energy_j": energy_j}
+
+
+def _clear(path: Path, unless_folder: bool = False, unless_file: bool = False) -> None:
+    """Remove what is there, except for a folder or a file if one is wanted; links are not followed."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        if not unless_folder:
+            shutil.rmtree(path)
+    elif path.exists() and not (unless_file and path.is_file()):
+        path.unlink()
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind it; libraries in C++ and Rust say so in words."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _cpu_s() -> float:
@@ -141,8 +209,8 @@ def _cpu_s() -> float:
 
 def seal(folder: Path, about: dict[str, Any]) -> None:
     """Write ``entry.json``: what the folder is, and the SHA-256 of every file in it."""
-    content = about | {"files": {p.relative_to(folder).as_posix(): sha256(p) for p in _files(folder)}}
-    (folder / "entry.json").write_text(json.dumps(content, indent=1, sort_keys=True))
+    content = about | {"files": digests(folder, ENTRY)}
+    (folder / ENTRY).write_text(json.dumps(content, indent=1, sort_keys=True))
 
 
 def sha256(path: Path) -> str:
@@ -161,16 +229,55 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "entry.json")
+def digests(folder: Path, *without: str) -> dict[str, str]:
+    """Return name → SHA-256 of every file in a folder, those in folders inside it included.
+
+    Parameters
+    ----------
+    folder
+        Nothing outside of it is read, whatever it holds.
+    *without
+        Files, by name, that are left out.
+
+    Raises
+    ------
+    ValueError
+        If there is something that is neither a file nor a folder (a link, a pipe), or a file in the place of
+        the folder.
+    """
+    found = {}
+    if folder.is_symlink() or not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is neither a file nor a folder")
+        if path.is_file() and name not in without:
+            found[name] = sha256(path)
+    return found
+
+
+def different(expected: Any, found: dict[str, str]) -> list[str]:
+    """Return the names of files that are not there, are others, or are not listed.
+
+    Raises
+    ------
+    ValueError
+        If what is expected is no list of files at all.
+    """
+    if not isinstance(expected, dict):
+        raise ValueError("there is no list of its files")
+    return sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
 
 
 def _damage(folder: Path) -> str | None:
+    """Return what is wrong with an entry, whatever somebody made of it."""
     try:
-        expected = json.loads((folder / "entry.json").read_text())["files"]
-        found = {p.relative_to(folder).as_posix(): sha256(p) for p in _files(folder)}
-        wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        # Whatever somebody made of the file.
+        found = digests(folder, ENTRY)
+        about = json.loads((folder / ENTRY).read_text())
+        wrong = different(about["files"], found)
+        cost = about["cost"]
+        float(cost["wall_s"] + cost["cpu_s"] + sum(cost["energy_j"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
-    return f"changed or missing: {', '.join(sorted(wrong))}" if wrong else None
+    return f"changed, missing or added: {', '.join(wrong)}" if wrong else None

@@ -145,13 +145,14 @@ def check(cfg: Config) -> None:
     Raises
     ------
     ConfigError
-        If somebody's own tokenizer or pruning method is not of the right kind, the dataset is nowhere, no
-        step or runtime takes this model in this mode on this device, the device is not there, or no meter
-        answers although one is required.
+        If somebody's own tokenizer or pruning method is not of the right kind, nothing can be written into
+        the cache, the dataset is nowhere, no step or runtime takes this model in this mode on this device,
+        the device is not there, or no meter answers although one is required.
     """
     compress.check(cfg)
     runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))
     cfg.model.ready()
+    Cache(Path(cfg.paths.cache)).check()
     data.ensure(cfg.data, cfg.paths.data)
     if "cuda" in (cfg.train.device, cfg.runtime.device):
         import torch
