@@ -210,7 +210,7 @@ STAGES = ("dense", "prune", "finetune", "qat", "artifact", "scores", "peaks")
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A cache with an entry of every kind of stage, as an experiment makes them; and how each was asked for."""
+    """A cache with an entry of every kind of stage, as an experiment makes it, and how each is asked for."""
     from conftest import TINY, compose
     from tsexp import compress, data, energy, processes, runtimes, training
 

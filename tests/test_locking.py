@@ -306,7 +306,11 @@ def as_another(tmp, **more):
         folder.chmod(0o755)
     environment = {k: v for k, v in os.environ.items() if k != "TSEXP_LOCK"} | {"TMPDIR": str(tmp)}
     return subprocess.Popen(
-        [sys.executable, "-c", AS_ANOTHER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", AS_ANOTHER],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -342,7 +346,9 @@ def test_i_wait_for_another_user(tmp):
 
 
 @only_root
-@pytest.mark.parametrize("make", [*WRONG[:1], dangling, os.mkfifo, unreadable], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [*WRONG[:1], dangling, os.mkfifo, unreadable], ids=lambda make: make.__name__
+)
 def test_what_another_user_put_there_is_no_hang(tmp, make):
     """What root put there cannot be removed in a sticky folder, and what nobody may read cannot be locked."""
     (tmp / "tsexp-locks").mkdir()

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import operator
+import os
 import pkgutil
 import re
 from collections.abc import Mapping
@@ -38,6 +39,9 @@ NO_OPTION = "Config group override must be a string or a list"
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
+SECRETS = ("password", "passwd", "pwd", "token", "secret", "api_?key", "odbc_connect")
+"""Patterns of keys, in the query of a URL, whose values are shown to nobody."""
+
 NOT_ASKED = (
     "rerun",
     "paths.",
@@ -51,6 +55,9 @@ NOT_ASKED = (
 """Flat keys, or their beginnings, that say where and how a job ran, not what was asked. (What the meter reads
 is known by its source.)"""
 
+
+OWN_CODE = "TSEXP_OWN_CODE"
+"""Environment variable: modules, separated by commas, that may be imported because an artifact names them."""
 
 CALIBRATED = ("static", "qat")
 """Modes whose ranges of activations come from train series."""
@@ -315,6 +322,7 @@ def parse(cfg: DictConfig) -> Config:
         raise ConfigError("\n".join(strange))
     config = _to_object(cfg)
     assert isinstance(config, Config)
+    trust(*_own_names(asdict(config)))
     config.model = _model(config.model)
     problems = _problems(config) + config.model.problems()
     problems += _no_store(config.tracking.uri)
@@ -538,8 +546,48 @@ def look_up(name: str, table: Mapping[str, Any]) -> Any:
     """Return what a name stands for.
 
     An entry of `table`, or somebody's own code, ``module:object`` (``module:`` for the module itself).
+
+    Raises
+    ------
+    ConfigError
+        If it is no name at all, or that of a module that neither the configuration names (`trust`) nor the
+        user allows (``TSEXP_OWN_CODE``): names also come from artifacts and stores, and those are data.
     """
-    return pkgutil.resolve_name(name) if ":" in name else table[name]
+    if isinstance(name, str) and ":" in name:
+        must_be_trusted(name.partition(":")[0], f"{name!r} is somebody's own code, named by data")
+        return pkgutil.resolve_name(name)
+    if not isinstance(name, str) or name not in table:
+        raise ConfigError(
+            f"{name!r} is not known; allowed: {', '.join([*table, 'your own as module:object'])}"
+        )
+    return table[name]
+
+
+def must_be_trusted(module: str, what: str) -> None:
+    """Refuse code that data names or holds, unless the user has named it.
+
+    Raises
+    ------
+    ConfigError
+        Beginning with `what` it is, and saying how to allow it.
+    """
+    if not any(module == known or module.startswith(f"{known}.") for known in ("tsexp", *_allowed())):
+        raise ConfigError(
+            f"{what}, and was not run; if you trust whoever made it, say so in the environment: "
+            f"{OWN_CODE}={','.join([*_allowed(), module])}"
+        )
+
+
+def trust(*names: str) -> None:
+    """Let the modules of these names be imported, here and in the processes that are started from now on."""
+    known = _allowed()
+    new = [name.partition(":")[0] for name in names if ":" in name]
+    if missing := [module for module in dict.fromkeys(new) if module not in known]:
+        os.environ[OWN_CODE] = ",".join([*known, *missing])
+
+
+def _allowed() -> list[str]:
+    return [module.strip() for module in os.environ.get(OWN_CODE, "").split(",") if module.strip()]
 
 
 def own_code(*names: str) -> dict[str, Path]:
@@ -607,8 +655,8 @@ def flat(node: Any) -> dict[str, Any]:
 
 def redact(text: str) -> str:
     """Replace passwords in URLs by ``***``."""
-    text = re.sub(r"(://[^:/@\s]*:)[^\s/]+@", r"\1***@", text)
-    return re.sub(r"([?&](?:password|pwd|token)=)[^&\s]+", r"\1***", text)
+    text = re.sub(r"(://[^:/@\s]*:)\S+@", r"\1***@", text)  # SQLAlchemy takes passwords with a slash in them
+    return re.sub(rf"([?&;][\w-]*(?:{'|'.join(SECRETS)})=)[^&;\s]+", r"\1***", text, flags=re.I)
 
 
 def digest(content: Any) -> str:

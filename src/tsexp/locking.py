@@ -56,8 +56,8 @@ def _unusable(path: Path, error: OSError) -> RuntimeError:
     with contextlib.suppress(OSError):
         owner = f" of user {path.lstat().st_uid}"
     return RuntimeError(
-        f"the lock {path}{owner} cannot be used ({error.strerror}): its owner or an administrator should remove "
-        "it, it is made anew; or give all users of this machine another one, TSEXP_LOCK=FILE"
+        f"the lock {path}{owner} cannot be used ({error.strerror}): its owner or an administrator should "
+        "remove it, it is made anew; or give all users of this machine another one, TSEXP_LOCK=FILE"
     )
 
 

@@ -18,6 +18,7 @@ from tsexp.runtimes.artifact import (
     load,
     read_manifest,
     standalone,
+    verified,
     versions,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "load",
     "read_manifest",
     "standalone",
+    "verified",
     "versions",
 ]

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tsexp.cache import Cache, Entry, sha256, write_json
+from tsexp.cache import ENTRY, Cache, Entry, different, digests, write_json
 from tsexp.config import (
     ConfigError,
     QuantConfig,
@@ -50,6 +50,7 @@ from tsexp.config import (
     look_up,
     own_digests,
     suggest,
+    trust,
 )
 from tsexp.data import Dataset, FloatArray
 
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from tsexp.training import Fitted
 
 STAGE_VERSION = 8
+
+MANIFEST = "manifest.json"
 
 RUNTIMES = {name: f"tsexp.runtimes.{name}" for name in ("eager", "inductor", "onnxruntime", "openvino")}
 
@@ -317,6 +320,7 @@ def deploy(
     """
     from tsexp.compress.qat import calibration  # PyTorch, which checking need not wait for
 
+    trust(f"{runtime.name.rstrip(':')}:")  # what is asked for may be loaded, here and in measuring processes
     check(quant, runtime, fitted.family)
     module = _module(runtime.name)
     machine = module.machine() if hasattr(module, "machine") else None
@@ -337,7 +341,7 @@ def deploy(
                 f"quant.mode={quant.mode} changed nothing in {runtime.name}: every product of the graph that "
                 f"runs is {dict(matmuls)}"
             )
-        files = sorted(p for p in folder.iterdir() if p.is_file())
+        files = digests(folder)
         manifest = {
             "runtime": runtime.name,
             "mode": quant.mode,
@@ -352,10 +356,10 @@ def deploy(
             "sqnr_db": sqnr_db,
             "layers": [asdict(layer) for layer in layers],
             "matmuls": dict(matmuls),
-            "bytes": sum(p.stat().st_size for p in files),
-            "files": {p.name: sha256(p) for p in files},
+            "bytes": sum((folder / name).stat().st_size for name in files),
+            "files": files,
         }
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / MANIFEST, manifest)
 
     key = {
         "model": fitted.signature,
@@ -415,11 +419,41 @@ def _compare(
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of an artifact folder."""
-    return json.loads((folder / "manifest.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((folder / MANIFEST).read_text())  # type: ignore[no-any-return]
+
+
+def verified(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an artifact folder, if the files in it are those that it lists, and no others.
+
+    Nothing is loaded, and nothing outside of the folder is read.
+
+    Raises
+    ------
+    ValueError
+        In a line that says what is wrong.
+    """
+    try:
+        found = digests(folder, MANIFEST, ENTRY)
+        manifest = read_manifest(folder)
+        wrong = different(manifest["files"], found)
+        runtime, mode, device = (manifest[key] for key in ("runtime", "mode", "device"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{folder} is no artifact ({type(error).__name__}: {error})") from None
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} in {folder} is not what the manifest lists; the artifact is damaged"
+        )
+    if not all(isinstance(word, str) for word in (runtime, mode, device)) or (
+        mode not in _supported(runtime, "transformer") or device not in ("cpu", "cuda")
+    ):
+        raise ValueError(f"{folder} is no artifact: its manifest says {runtime!r}, {mode!r}, {device!r}")
+    return manifest
 
 
 def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor:
     """Load an artifact folder, wherever it was copied to.
+
+    What is in it is data: no code of its own is imported or run, unless the user has named it.
 
     Parameters
     ----------
@@ -433,12 +467,9 @@ def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor
     Raises
     ------
     ValueError
-        If a file is not the one that the manifest lists.
+        If a file is not the one that the manifest lists, or the artifact brings code that nobody allowed.
     """
-    manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        if sha256(folder / name) != expected:
-            raise ValueError(f"{folder / name} is not what the manifest lists; the artifact is damaged")
+    manifest = verified(folder)
     predictor: Predictor = _module(manifest["runtime"]).load(
         folder, manifest["mode"], device or manifest["device"], threads
     )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tsexp import models
-from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported, digest
+from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported, digest, must_be_trusted
 from tsexp.data import FloatArray
 from tsexp.models import Network
 from tsexp.quiet import quiet
@@ -165,6 +165,7 @@ def _quantized(graph: Any, series: Tensor, job: Job, stems: tuple[str, ...]) -> 
 
 def load(folder: Path, mode: str, device: str, threads: int) -> InductorPredictor:
     """Load what `export` wrote; PyTorch's threads are the process's, see `energy.worker`."""
+    must_be_trusted("inductor", f"{folder / FILE} is machine code")
     expected = json.loads((folder / INPUT).read_text())
     if expected["cpu"] != machine()["cpu"]:
         raise ValueError(

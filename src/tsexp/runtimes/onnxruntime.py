@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,8 @@ def _weight_only(source: Path, preprocess: list[str], bits: int, target: Path) -
 
 
 def load(folder: Path, mode: str, device: str, threads: int) -> OnnxPredictor:
-    """Load what `export` wrote."""
+    """Load what `export` wrote, all of it in one file."""
+    _whole(folder / FILE)
     return OnnxPredictor(folder / FILE, threads, device=device)
 
 
@@ -283,6 +284,27 @@ def script(mode: str, device: str) -> tuple[str, list[str]]:
         'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
         'predict = lambda series: session.run(None, {"series": series})[0]',
     ]
+
+
+def _whole(file: Path) -> None:
+    """Refuse a model with weights elsewhere: it could read any file."""
+    if b"location" not in file.read_bytes():  # the key that says where; looking takes no import of onnx
+        return
+    import onnx
+
+    if _refers(onnx.load(file, load_external_data=False)):
+        raise ValueError(f"{file} has weights in another file; no artifact of this program does")
+
+
+def _refers(message: Any) -> bool:
+    """Whether a part of a protobuf message, wherever it is, has ``external_data``."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            return True
+        parts = value if isinstance(value, Iterable) else [value]
+        if field.message_type is not None and any(map(_refers, parts)):
+            return True
+    return False
 
 
 class OnnxPredictor:

@@ -97,8 +97,8 @@ def _save(folder: Path, about: Any, cfg: Config, dataset: Dataset, artifact: Art
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    names = (v for v in flat(cfg.model).values() if isinstance(v, str))
-    code = {_top_level(name, file) for name, file in own_code(*names, cfg.runtime.name).items()}
+    own = own_code(*(v for v in flat(cfg.model).values() if isinstance(v, str)), cfg.runtime.name)
+    code = {_top_level(name, file) for name, file in own.items()}
     answers: list[Any] = [ColSpec("string", "class")]
     answers += [ColSpec("double", f"p_{name}") for name in artifact.manifest["classes"]]
     # No schema of the input: MLflow would refuse float64 and lists; `served` checks, and says what it takes.
@@ -111,7 +111,7 @@ def _save(folder: Path, about: Any, cfg: Config, dataset: Dataset, artifact: Art
             mlflow_model=about,
             python_model=str(Path(__file__).with_name("served.py")),
             artifacts={"artifact": str(artifact.folder)},
-            model_config={"ragged": _ragged(dataset)},
+            model_config={"ragged": _ragged(dataset), "code": [*own, _module_name(artifact)]},
             metadata={"input": _takes(dataset, artifact)},
             signature=signature,
             code_paths=[str(Path(__file__).parents[1]), *map(str, code)],
@@ -132,6 +132,10 @@ def _also_in_the_run(client: Any, run: Any, model: Any, folder: Path) -> None:
         except (OSError, shutil.Error):  # a file system without them
             shutil.rmtree(Path(target) / FOLDER, ignore_errors=True)
     client.log_artifacts(run.info.run_id, str(folder), FOLDER)
+
+
+def _module_name(artifact: Artifact) -> str:
+    return f"{artifact.manifest['runtime'].rstrip(':')}:"
 
 
 def _ragged(dataset: Dataset) -> bool:

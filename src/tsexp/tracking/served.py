@@ -37,9 +37,14 @@ class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-define
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the artifact folder that was logged."""
-        from tsexp import runtimes
+        """Load the artifact folder that was logged.
 
+        The code that travels along may be imported, this file is part of it; no other that the folder names.
+        """
+        from tsexp import runtimes
+        from tsexp.config import trust
+
+        trust(*(context.model_config or {}).get("code", ()))
         folder = Path(context.artifacts["artifact"])
         self.predictor = runtimes.load(folder)
         manifest = runtimes.read_manifest(folder)
