@@ -2,15 +2,21 @@
 
 import os
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from base64 import b64encode
+from pathlib import Path
 
 import pytest
 
 from conftest import TINY
 from test_cli import tsexp
+from tsexp import secret, stores
+from tsexp.config import ConfigError, redact
 
 PASSWORD = "ThePassword4711"
 NOBODY = f"postgresql://me:{PASSWORD}@127.0.0.1:1/db"
@@ -38,13 +44,25 @@ def own_conf(folder, uri):
     [
         ([f"tracking.uri={NOBODY}"], 2),
         (["-m", f"tracking.uri={NOBODY}", "seed=0,1"], 2),
+        (["-m", f"tracking={{uri:'{NOBODY}'}}", "seed=0,1"], 2),
+        (["--info", "all", f"tracking.uri={NOBODY}"], 0),
         (["-m", f"tracking.uri={NOBODY},sqlite:///mlflow.db"], 2),
         (["--cfg", "job", f"tracking.uri={NOBODY}"], 0),
         ([f"tracking.uri={NOBODY}", "data=nowhere"], 2),
         ([f"tracking.uri={NOBODY}", "-m", "seed=0,1"], 2),
         ([f"+tracking.uri='{NOBODY}'='"], 2),
     ],
-    ids=["run", "sweep", "two stores", "cfg", "bad option", "bad order", "bad syntax"],
+    ids=[
+        "run",
+        "sweep",
+        "group in a sweep",
+        "info",
+        "two stores",
+        "cfg",
+        "bad option",
+        "bad order",
+        "bad syntax",
+    ],
 )
 def test_what_fails_or_only_shows_leaves_no_password(tmp_path, arguments, status):
     done = tsexp(tmp_path, *arguments, *TINY, check=False)
@@ -85,6 +103,165 @@ def test_a_study_whose_parameters_have_the_store_is_refused_without_its_password
     assert done.returncode == 2
     assert "tracking.uri: a sweep has one store" in done.stderr
     assert not leaks(work, done), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"postgresql://me:{PASSWORD}@host/db",
+        f"postgresql://me:{PASSWORD}/with/slashes@host/db",
+        f"postgresql://me:with@sign{PASSWORD}@host/db",
+        f"postgresql://:{PASSWORD}@host/db",
+        f"postgresql:///db?user=me&password={PASSWORD}&host=h",
+        f"postgresql:///db?sslpassword={PASSWORD}",
+        f"mysql://h/db?PassWd={PASSWORD}",
+        f"mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3D{PASSWORD}",
+        f"https://host/mlflow?access_token={PASSWORD}",
+        f"https://host/mlflow?api_key={PASSWORD}",
+    ],
+)
+def test_a_password_is_seen_wherever_a_uri_has_it(uri, monkeypatch):
+    assert PASSWORD not in redact(f"before {uri} after")
+    assert redact(f"before {uri} after").startswith("before ")
+    assert redact(f"before {uri} after").endswith(" after")
+    monkeypatch.setenv(secret.STORE, "")
+    for given in (f"tracking.uri={uri}", uri):
+        assert PASSWORD not in secret.hidden([given])[0]
+        assert os.environ[secret.STORE] == uri
+    assert secret.given(secret.REFERENCE) == uri
+
+
+@pytest.mark.parametrize(
+    "text", ["http://127.0.0.1:5000/#/experiments/1?viewStateShareKey=tsexp", "sqlite:////a/b.db"]
+)
+def test_what_is_no_password_is_shown(text):
+    assert redact(text) == text
+    assert secret.hidden([text, f"tracking.uri={text}"]) == [text, f"tracking.uri={text}"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["tsexp", "tracking.uri={}", "data=italy_power_demand"],
+        ["tsexp.ui", "{}"],
+        ["tsexp.compare", "0123456", "1234567", "tracking.uri={}"],
+    ],
+    ids=" ".join,
+)
+def test_a_process_that_waits_for_its_store_shows_no_password(tmp_path, command):
+    """Whoever lists the processes of a machine sees their arguments."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        store = f"http://me:{PASSWORD}@127.0.0.1:{silent.getsockname()[1]}"
+        module, *words = (word.format(store) for word in command)
+        with subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            silent.settimeout(120)
+            connection, _ = silent.accept()
+            shown = Path(f"/proc/{process.pid}/cmdline").read_text()
+            asked = connection.recv(65536).decode()
+            connection.close()
+            said = process.communicate(timeout=120)[0].decode()
+    assert secret.STORE in shown
+    assert PASSWORD not in shown + said
+    assert b64encode(f"me:{PASSWORD}".encode()).decode() in asked  # it did go where it belongs
+
+
+def test_a_measuring_process_has_no_credentials(tmp_path, monkeypatch):
+    from tsexp import processes
+
+    (tmp_path / "asks.py").write_text(
+        "import os\ndef credentials():\n    from tsexp import secret\n"
+        "    return 40 + sum(name in os.environ for name in secret.CREDENTIALS)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    for name in secret.CREDENTIALS:
+        monkeypatch.setenv(name, PASSWORD)
+    for fork in (True, False):
+        assert processes.run("asks:credentials", fork=fork, without=secret.CREDENTIALS) == 40
+        assert processes.run("asks:credentials", fork=fork) == 40 + len(secret.CREDENTIALS)
+
+
+def test_measuring_asks_for_that(monkeypatch, tmp_path):
+    from conftest import compose
+    from tsexp import energy, processes
+    from tsexp.cache import Cache
+
+    seen = []
+
+    def run(target, *words, without=(), **_):
+        seen.append(without)
+        return processes.call(target, words)
+
+    monkeypatch.setattr(processes, "run", run)
+    energy.peaks(compose(*TINY).measure, Cache(tmp_path))
+    assert seen == [secret.CREDENTIALS]
+
+
+class Database(threading.Thread):
+    """Says that it is PostgreSQL, asks for the password in clear, and remembers it."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.told = []
+
+    def run(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            with connection:
+                (size,) = struct.unpack("!I", connection.recv(4, socket.MSG_WAITALL) or bytes(4))
+                if not size:  # only asked whether somebody is there
+                    continue
+                if connection.recv(size - 4, socket.MSG_WAITALL)[:4] == struct.pack("!I", 80877103):
+                    connection.sendall(b"N")  # no TLS
+                    (size,) = struct.unpack("!I", connection.recv(4, socket.MSG_WAITALL))
+                    connection.recv(size - 4, socket.MSG_WAITALL)
+                connection.sendall(b"R" + struct.pack("!II", 8, 3))
+                self.told.append(connection.recv(65536)[5:-1].decode())
+                text = b"SFATAL\0C28P01\0Mpassword authentication failed\0\0"
+                connection.sendall(b"E" + struct.pack("!I", 4 + len(text)) + text)
+
+
+@pytest.fixture
+def database(monkeypatch):
+    pytest.importorskip("psycopg")
+    for name in ("PGPASSWORD", "PGPASSFILE", secret.STORE):
+        monkeypatch.delenv(name, raising=False)
+    found = Database()
+    found.start()
+    yield found
+    found.listener.close()
+
+
+@pytest.mark.parametrize("how", ["PGPASSWORD", "PGPASSFILE", "uri"])
+def test_a_database_is_told_the_password_and_nobody_else(database, monkeypatch, tmp_path, how):
+    user = "me"
+    if how == "PGPASSWORD":
+        monkeypatch.setenv(how, PASSWORD)
+    elif how == "PGPASSFILE":
+        file = tmp_path / "pgpass"
+        file.write_text(f"127.0.0.1:{database.port}:*:me:{PASSWORD}\n")
+        file.chmod(0o600)
+        monkeypatch.setenv(how, str(file))
+    else:
+        user = f"me:{PASSWORD}"
+    with pytest.raises(ConfigError, match=r"does not answer \(.*password authentication failed.*\)") as error:
+        stores.client(f"postgresql+psycopg://{user}@127.0.0.1:{database.port}/db")
+    assert database.told == [PASSWORD]
+    assert PASSWORD not in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_the_ui_on_a_store_that_does_not_answer_says_so_without_the_password(tmp_path):

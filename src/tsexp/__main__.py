@@ -72,6 +72,7 @@ def cli() -> None:
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does: somebody's own code may lie here
+    secret.out_of_sight()
     arguments = sys.argv[1:]
     if arguments[:1] == ["--version"]:
         print(f"tsexp {__version__}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import stored
+from tsexp import secret, stored
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
 
@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="run or key=value", help=argparse.SUPPRESS)
+    if arguments is None:
+        secret.out_of_sight()
     asked, unknown = parser.parse_known_args(arguments)
 
     def work() -> None:

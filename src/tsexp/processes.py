@@ -100,7 +100,13 @@ def _answers(address: str | None) -> bool:
     return True
 
 
-def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = True) -> int:
+def run(
+    target: str,
+    *arguments: str,
+    preload: Sequence[str] = (),
+    fork: bool = True,
+    without: Sequence[str] = (),
+) -> int:
     """Call a function in a process of its own and block until it ends.
 
     Parameters
@@ -113,6 +119,8 @@ def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = 
         For `start`, if there is no server yet.
     fork
         False: in a fresh interpreter, for libraries that a fork may break (CUDA).
+    without
+        Environment variables that it does not inherit.
 
     Returns
     -------
@@ -126,13 +134,13 @@ def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = 
         If the server died meanwhile.
     """
     if not (fork and FORKS):
-        return _run_fresh(target, arguments)
+        return _run_fresh(target, arguments, without)
     start(preload)
     request = {
         "target": target,
         "arguments": arguments,
         "folder": os.getcwd(),
-        "environ": dict(os.environ),
+        "environ": _environment(without),
         "path": sys.path,
     }
     for stream in (sys.stdout, sys.stderr):
@@ -153,9 +161,14 @@ def run(target: str, *arguments: str, preload: Sequence[str] = (), fork: bool = 
     return int(answer)
 
 
-def _run_fresh(target: str, arguments: Sequence[str]) -> int:
+def _environment(without: Sequence[str]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in without}
+
+
+def _run_fresh(target: str, arguments: Sequence[str], without: Sequence[str]) -> int:
     command = [sys.executable, "-m", "tsexp.processes", target, *arguments]
-    process = subprocess.Popen(command, env=os.environ | PINNED, stdin=subprocess.DEVNULL, process_group=0)
+    environment = _environment(without) | PINNED
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0)
     try:
         return process.wait()
     finally:

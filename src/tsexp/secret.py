@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,19 +23,54 @@ STORE = "TSEXP_TRACKING_URI"
 REFERENCE = f"${{oc.env:{STORE}}}"
 
 
+CREDENTIALS = (
+    STORE,
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_BACKEND_STORE_URI",
+    "PGPASSWORD",
+)
+"""Environment variables that let one into a store: for who writes there, and nobody else."""
+
+SHORTEST = 4
+"""Characters of a password that is looked for in texts."""
+
+
+def out_of_sight() -> None:
+    """Start this program anew if there is a password in its arguments: everybody sees those of a process."""
+    arguments = hidden(sys.orig_argv[1:])
+    if arguments != sys.orig_argv[1:]:
+        os.execv(sys.executable, [sys.executable, *arguments])
+
+
+def scrubbed(text: str) -> str:
+    """Return a text without passwords: those in URLs, and those that the environment has."""
+    for name in CREDENTIALS:
+        value = os.environ.get(name, "")
+        if len(value) >= SHORTEST and not name.endswith("USERNAME"):
+            text = text.replace(value, "***")
+    return redact(text)
+
+
+def given(store: str) -> str:
+    """Return the store that an argument names, if it was hidden."""
+    return os.environ[STORE] if store == REFERENCE else store
+
+
 def hidden(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command line with a reference in the place of a URI that has a password."""
     return [_hidden(argument) for argument in arguments]
 
 
 def _hidden(argument: str) -> str:
-    given = re.fullmatch(r"""(\+{0,2}tracking\.uri=)(['"]?)(.*)\2""", argument)
-    if not given or redact(given[3]) == given[3]:
+    found = re.fullmatch(r"""(\+{0,2}tracking\.uri=|(?=[\w+]+://))(['"]?)(.*)\2""", argument)
+    if not found or redact(found[3]) == found[3]:
         return argument
-    if "," in given[3] and not given[2]:  # a list to sweep over is refused later on
+    if "," in found[3] and found[1] and not found[2]:  # a list to sweep over is refused later on
         return argument
-    os.environ[STORE] = given[3]
-    return given[1] + REFERENCE
+    os.environ[STORE] = found[3]
+    return found[1] + REFERENCE
 
 
 def hide(config: DictConfig) -> None:
@@ -45,9 +81,8 @@ def hide(config: DictConfig) -> None:
     os.environ[STORE] = config.tracking.uri
     config.tracking.uri = REFERENCE
     # A job of a sweep is composed anew, from the files and from these.
-    others = [
-        o for o in as_given(config.hydra.overrides.task) if o.split("=", 1)[0].lstrip("+") != "tracking.uri"
-    ]
+    keys = [(o.split("=", 1)[0].lstrip("+"), o) for o in as_given(config.hydra.overrides.task)]
+    others = [redact(o) if key == "tracking" else o for key, o in keys if key != "tracking.uri"]
     config.hydra.overrides.task = [*others, f"tracking.uri={REFERENCE}"]
     config.hydra.job.override_dirname = redact(config.hydra.job.override_dirname)
 

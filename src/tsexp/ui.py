@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from tsexp import config as configs
-from tsexp import stores
+from tsexp import secret, stores
 from tsexp.command import called
 
 HOST = "127.0.0.1"
@@ -57,10 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="path of a sqlite file, or any URI that MLflow takes (default: mlflow.db in this folder)",
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"of the server, on {HOST} (default: {PORT})")
+    if arguments is None:
+        secret.out_of_sight()
     asked = parser.parse_args(arguments)
-    uri = configs.redact(asked.store)
+    store = secret.given(asked.store)
+    uri = configs.redact(store)
     try:
-        uri = stores.uri_of(asked.store)
+        uri = stores.uri_of(store)
         if not uri.startswith("http"):
             _check_free(asked.port)
         for name, address in addresses(uri, asked.port).items():

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import processes, tasks
+from tsexp import processes, secret, tasks
 from tsexp.cache import Cache, write_json
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset, FloatArray
@@ -349,7 +349,11 @@ class _asked:
             # Blocks without polling (a timeout here would poll; the process has a watchdog of its own): this
             # process must not disturb the other. CUDA does not survive a fork.
             code = processes.run(
-                f"{WORKER}:{self.function}", str(self.folder), preload=PRELOAD, fork=self.device == "cpu"
+                f"{WORKER}:{self.function}",
+                str(self.folder),
+                preload=PRELOAD,
+                fork=self.device == "cpu",
+                without=secret.CREDENTIALS,  # it loads what may come from elsewhere, and asks no store
             )
             self.result = self._read(code)
         except BaseException:

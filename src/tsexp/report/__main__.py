@@ -13,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from tsexp import secret
 from tsexp.command import called
+from tsexp.config import redact
 
 PARTS = ("freeze", "tables", "figures", "page")
 UI = "http://127.0.0.1:5000"
@@ -57,12 +59,16 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="part or key=value", help=argparse.SUPPRESS)
+    if arguments is None:
+        secret.out_of_sight()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         _end(2, f"{unknown[0]} is not an option; see --help")
     parts, settings, own = _sort(options.words)
     config = _configure(settings)
     ui = own.get("ui", config.tracking.uri if config.tracking.uri.startswith("http") else UI)
+    if redact(ui) != ui:
+        ui = re.sub(r"://\S*@", "://", ui)  # whoever follows a link is asked for a password of his own
     if not re.match(r"https?://[^/]", ui):
         _end(2, f"ui={ui} is no address of an MLflow UI; it begins with http:// or https://, as in ui={UI}")
 

@@ -7,7 +7,13 @@ import socket
 import subprocess
 from pathlib import Path
 
-from tsexp import __version__
+from tsexp import __version__, secret
+
+ROOT = Path(__file__).parents[3]
+"""Of the checkout, if the package lies in one."""
+CODE = ("src", "conf", "pyproject.toml")
+"""What a result depends on."""
+MOST = 1_000_000
 
 
 def tags() -> dict[str, str]:
@@ -27,18 +33,32 @@ def git_sha() -> str:
 
     The package's version outside a checkout.
     """
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return f"v{__version__}"
-
-    def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-            ).stdout.strip()
-        except OSError:  # no git on this machine
-            return ""
-
-    return (git("rev-parse", "HEAD") or f"v{__version__}-unknown") + (
-        "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return (_git("rev-parse", "HEAD").strip() or f"v{__version__}-unknown") + (
+        "-dirty" if _git("status", "--porcelain", "--untracked-files=no").strip() else ""
     )
+
+
+def changes() -> str:
+    """Return what was changed in the code that runs since its commit, as ``git diff`` tells it.
+
+    Of code and configuration alone, without passwords, at most `MOST` characters; of files that git does not
+    know, the names. Empty outside a checkout and of a clean one.
+    """
+    if not (ROOT / ".git").exists():
+        return ""
+    diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--", *CODE)
+    unknown = _git("ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines()
+    text = secret.scrubbed(diff + "".join(f"# not known to git: {name}\n" for name in unknown))
+    if len(text) <= MOST:
+        return text
+    return f"{text[:MOST]}\n# cut: {len(text):,} characters, the first {MOST:,} are here\n"
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)
+    except OSError:  # no git on this machine
+        return ""
+    return done.stdout.decode(errors="replace")

@@ -205,6 +205,8 @@ def tracked(
             params = [Param(k, redact(str(v))[:6000]) for k, v in flat(cfg).items()]
             client.log_batch(run_id, params=params, tags=[RunTag("tsexp.data", cfg.data.name)])
             client.log_text(run_id, redact(resolved_yaml), "config.yaml")
+            if changes := origin.changes():
+                client.log_text(run_id, changes, "dirty.diff")
             yield Tracked(run_id, client)
         except BaseException as error:
             details = error.details if isinstance(error, MeasuringFailed) else ""

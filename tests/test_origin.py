@@ -1,0 +1,101 @@
+"""Which code a run comes from: the commit, and what was changed since."""
+
+import subprocess
+
+import pytest
+
+from tsexp.tracking import origin, run
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    return subprocess.run(
+        ["git", *who, "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A clean checkout, of which this package is said to be."""
+    for name in ("src", "conf", "notebooks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.txt").write_text("before\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    monkeypatch.setattr(origin, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_clean_checkout_has_no_diff(checkout):
+    assert origin.git_sha() == git(checkout, "rev-parse", "HEAD").strip()
+    assert origin.changes() == ""
+
+
+def test_outside_a_checkout_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(origin, "ROOT", tmp_path)
+    assert origin.changes() == ""
+    assert origin.git_sha().startswith("v")
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_the_diff_brings_the_code_back(checkout, tmp_path_factory, staged):
+    (checkout / "src" / "file.txt").write_text("after\n")
+    (checkout / "conf" / "file.txt").unlink()
+    (checkout / "notebooks" / "file.txt").write_text("large output\n")
+    if staged:
+        git(checkout, "add", "--all")
+    text = origin.changes()
+    assert origin.git_sha().endswith("-dirty")
+    other = tmp_path_factory.mktemp("other") / "clone"
+    git(checkout, "clone", "--quiet", str(checkout), str(other))
+    (other / "dirty.diff").write_text(text)
+    git(other, "apply", "dirty.diff")
+    assert (other / "src" / "file.txt").read_text() == "after\n"
+    assert not (other / "conf" / "file.txt").exists()
+    assert "large output" not in text
+
+
+def test_new_files_are_named(checkout):
+    (checkout / "src" / "new.py").write_text("secret = 1\n")
+    assert origin.changes() == "# not known to git: src/new.py\n"
+
+
+def test_it_has_no_passwords_and_an_end(checkout, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "ThePassword4711")
+    lines = ["uri: postgresql://me:AnotherOne@host/db", "password: ThePassword4711", *["x" * 99] * 20_000]
+    (checkout / "conf" / "file.txt").write_text("\n".join(lines))
+    text = origin.changes()
+    assert "ThePassword4711" not in text
+    assert "AnotherOne" not in text
+    assert "+uri: postgresql://me:***@host/db" in text
+    assert len(text) < origin.MOST + 100
+    assert text.endswith("the first 1,000,000 are here\n")
+
+
+def test_bytes_that_are_no_text_do_no_harm(checkout):
+    (checkout / "src" / "file.txt").write_bytes(b"\xff\xfe caf\xe9\n" * 3)
+    assert "file.txt" in origin.changes()
+
+
+def test_a_run_of_a_dirty_checkout_keeps_the_diff(checkout, tiny, empty_store, tmp_path_factory):
+    import shutil
+    from dataclasses import replace
+
+    from tsexp.tracking.client import store
+
+    folder = tmp_path_factory.mktemp("store")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
+    cfg = replace(tiny, tracking=replace(tiny.tracking, uri=f"sqlite:///{folder}/mlflow.db"))
+    kept = {}
+    for change in ("", "after\n"):
+        if change:
+            (checkout / "src" / "file.txt").write_text(change)
+        with run.tracked(cfg, "a: 1", "a run", "signature", None) as open_run:
+            kept[change] = open_run.run_id
+    client = store(cfg.tracking)
+    names = {change: {a.path for a in client.list_artifacts(run_id)} for change, run_id in kept.items()}
+    assert names == {"": {"config.yaml"}, "after\n": {"config.yaml", "dirty.diff"}}
+    with open(client.download_artifacts(kept["after\n"], "dirty.diff")) as file:
+        assert "+after" in file.read()
