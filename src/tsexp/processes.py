@@ -24,12 +24,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tsexp.config import redact
 
@@ -173,6 +175,86 @@ def _run_fresh(target: str, arguments: Sequence[str], without: Sequence[str]) ->
         return process.wait()
     finally:
         _kill_group(process.pid)
+
+
+def fork_here(function: Callable[[], int]) -> int:
+    """Call a function in a fork of this very process, with all that lies in its memory; block until it ends.
+
+    For objects that no file holds. What libraries started in this process must not stop them there:
+
+    - The fork calls in a thread of its own. GNU OpenMP keeps a pool of threads for each thread that computes;
+      that of a forked one is gone, and waiting for it never ends.
+    - It is a fork of a fork. Numba ends a process whose parent has used GNU OpenMP, which is just that case.
+    - Its ``__main__`` forgets its file: a helper that is spawned there would run the caller's script again.
+
+    Parameters
+    ----------
+    function
+        Returns the exit status.
+
+    Returns
+    -------
+    int
+        Exit status; negative: the signal that killed it. Whatever else it started is killed when it ends.
+
+    Raises
+    ------
+    RuntimeError
+        Where a fork without an exec is not safe (`FORKS`).
+    """
+    if not FORKS:
+        raise RuntimeError(f"objects in memory are measured in forks, which {sys.platform} does not bear")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from Python 3.12 on: see above
+        pid = os.fork()
+    if pid == 0:
+        _become_fork(function)
+    try:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        _kill_group(pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        raise
+    _kill_group(pid)
+    return code
+
+
+def _become_fork(function: Callable[[], int]) -> NoReturn:
+    """In the fork: fork again, pass on how that ended; in the fork's fork, call."""
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        second = os.fork()
+        if second:
+            status = os.waitstatus_to_exitcode(os.waitpid(second, 0)[1])
+            if status < 0:  # end as it did
+                with contextlib.suppress(OSError):
+                    signal.signal(-status, signal.SIG_DFL)
+                os.kill(os.getpid(), -status)
+        else:
+            status = _call_in_thread(function)
+    finally:
+        os._exit(status & 255)
+
+
+def _call_in_thread(function: Callable[[], int]) -> int:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    gc.freeze()
+    # A notebook's streams hand over to a thread that is not here.
+    sys.stdout = sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    vars(main).pop("__file__", None)
+    ended: list[int] = []
+    thread = threading.Thread(target=lambda: ended.append(function()))
+    thread.start()
+    thread.join()
+    return ended[0] if ended else 1
 
 
 def _kill_group(pid: int) -> None:

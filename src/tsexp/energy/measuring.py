@@ -11,6 +11,7 @@ import json
 import signal
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from tsexp import processes, secret, tasks
 from tsexp.cache import Cache, write_json
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset, FloatArray
-from tsexp.energy import hardware
+from tsexp.energy import hardware, worker
 from tsexp.energy import record as records
 from tsexp.energy.record import Record
+from tsexp.energy.subjects import InMemory
 from tsexp.energy.windows import Plan
 from tsexp.locking import owning_the_machine
 from tsexp.progress import bar
@@ -171,6 +173,43 @@ def measure(
         "artifact_scores": scores.test[:first],
         "reference_scores": reference_scores.test[:first],
     }
+    pair = {"artifact": str(artifact.folder), "reference": str(reference.folder)}
+    raw = take_turns(pair, artifact.manifest["device"], arrays, config, seed, title, progress, planted)
+    return records.assemble(
+        raw, scores, reference_scores, artifact.manifest, reference.manifest, dataset, seed
+    )
+
+
+def take_turns(
+    pair: Mapping[str, str | InMemory],
+    device: str,
+    arrays: Mapping[str, FloatArray],
+    config: MeasureConfig,
+    seed: int,
+    title: str,
+    progress: bool = True,
+    planted: float = 0.0,
+) -> dict[str, Any]:
+    """Let two subjects take turns in windows of several processes, which have the machine for themselves.
+
+    Parameters
+    ----------
+    pair
+        ``artifact`` and ``reference``: a path, or what lies in this process's memory; then every process is a
+        fork of this one.
+    device
+        That both run on.
+    arrays
+        ``x``, which windows are fed from, (series, …); ``probe``, whole batches of it, and
+        ``artifact_scores`` and ``reference_scores``, what both were seen to answer to these.
+    config, seed, title, progress, planted
+        See `measure`.
+
+    Returns
+    -------
+    dict
+        JSON values only: every window and check, for `record`.
+    """
     seen: list[dict[str, Any]] = []
     with owning_the_machine(), bar(title, config.processes, show=progress) as progress_bar:
         end = time.monotonic() + config.timeout_s
@@ -190,17 +229,15 @@ def measure(
                 seed,
                 planted,
             )
-            request = {
-                "artifact": str(artifact.folder),
-                "reference": str(reference.folder),
-                "device": artifact.manifest["device"],
+            request = pair | {
+                "device": device,
                 "watts_per_core": config.watts_per_core,
                 "require": config.require,
                 "meter": config.meter,
                 "plan": asdict(plan),
                 "timeout_s": end - time.monotonic(),
             }
-            with _asked("measure", request, arrays, artifact.manifest["device"], config) as answer:
+            with _asked("measure", request, arrays, device, config) as answer:
                 seen.append(answer.result)
             progress_bar.advance()
             if (
@@ -209,10 +246,44 @@ def measure(
                 and records.reach_pct(_together(seen, config)) <= config.target_pct
             ):
                 break
-    raw = _together(seen, config) | {"planted": planted, "device": artifact.manifest["device"]}
-    return records.assemble(
-        raw, scores, reference_scores, artifact.manifest, reference.manifest, dataset, seed
-    )
+    return _together(seen, config) | {"planted": planted, "device": device}
+
+
+def first_answer(
+    subject: str | InMemory, batch: FloatArray, device: str, config: MeasureConfig, timeout_s: float
+) -> dict[str, Any]:
+    """Find out in a process of its own whether a subject answers, and what is known of it (`worker.first`).
+
+    Raises
+    ------
+    MeasuringFailed
+        If it does not; within `timeout_s`, or at all.
+    """
+    request = {"artifact": subject, "timeout_s": timeout_s}
+    with _asked("first", request, {"x": batch}, device, config) as answer:
+        return answer.result
+
+
+def answers_of(
+    subject: str | InMemory, series: FloatArray, device: str, config: MeasureConfig, title: str, progress: bool
+) -> FloatArray:
+    """What a subject answers to all series, float32 (series, outputs), in a process of its own.
+
+    Raises
+    ------
+    MeasuringFailed
+        As `score`.
+    """
+    from safetensors.numpy import load_file
+
+    request = {
+        "artifact": subject,
+        "batch_size": config.batch_size,
+        "title": title,
+        "progress": progress,
+    }
+    with _asked("score", request, {"x": series}, device, config) as answer:
+        return load_file(answer.folder / "scores.safetensors")["x"]  # type: ignore[no-any-return]
 
 
 def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, Any]:
@@ -321,19 +392,22 @@ def choose(
 class _asked:
     """Ask a function of `worker` in a process of its own.
 
-    Inside the ``with``, its `folder` is still there, and `result` is what it said.
+    Inside the ``with``, its `folder` is still there, and `result` is what it said. If something in the
+    request lies in memory, the process is a fork of this one.
     """
 
     def __init__(
         self,
         function: str,
         request: dict[str, Any],
-        arrays: dict[str, Any],
+        arrays: Mapping[str, Any],
         device: str,
         config: MeasureConfig,
     ) -> None:
         self.function, self.arrays, self.device, self.config = function, arrays, device, config
-        self.request = {"threads": config.threads, "timeout_s": config.timeout_s} | request
+        self.held = {k: v for k, v in request.items() if isinstance(v, InMemory)}
+        said = {k: v for k, v in request.items() if k not in self.held}
+        self.request = {"threads": config.threads, "timeout_s": config.timeout_s} | said
 
     def __enter__(self) -> _asked:
         from safetensors.numpy import save_file
@@ -348,13 +422,17 @@ class _asked:
             write_json(self.folder / "request.json", self.request)
             # Blocks without polling (a timeout here would poll; the process has a watchdog of its own): this
             # process must not disturb the other. CUDA does not survive a fork.
-            code = processes.run(
-                f"{WORKER}:{self.function}",
-                str(self.folder),
-                preload=PRELOAD,
-                fork=self.device == "cpu",
-                without=secret.CREDENTIALS,  # it loads what may come from elsewhere, and asks no store
-            )
+            if self.held:
+                work = getattr(worker, self.function)
+                code = processes.fork_here(lambda: work(str(self.folder), self.held))
+            else:
+                code = processes.run(
+                    f"{WORKER}:{self.function}",
+                    str(self.folder),
+                    preload=PRELOAD,
+                    fork=self.device == "cpu",
+                    without=secret.CREDENTIALS,  # it loads what may come from elsewhere, and asks no store
+                )
             self.result = self._read(code)
         except BaseException:
             self._scratch.cleanup()

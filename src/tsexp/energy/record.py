@@ -270,12 +270,8 @@ def assemble(
         sizes["size/macs"] = manifest["macs"]
     if "channels" in manifest and dense.get("channels"):
         sizes["prune/achieved_ratio"] = 1 - manifest["channels"] / dense["channels"]
-    numbers = metrics | sizes | summarize(raw)
-    if numbers.get("test/accuracy") and "energy/per_inference_j" in numbers:
-        numbers["energy/per_correct_j"] = numbers["energy/per_inference_j"] / numbers["test/accuracy"]
     return Record(
-        # An invalid record may divide by zero.
-        metrics={k: float(v) for k, v in numbers.items() if np.isfinite(v)},
+        metrics=combined(metrics | sizes, summarize(raw)),
         energy_source=raw["source"],
         invalid_reasons=invalid,
         warnings=warnings,
@@ -286,6 +282,15 @@ def assemble(
         manifest=manifest,
         hardware=hardware.describe(manifest["device"]),
     )
+
+
+def combined(known: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
+    """Return all metrics of a record: those known before, those of its windows, and what follows from both."""
+    numbers = known | measured
+    if numbers.get("test/accuracy") and "energy/per_inference_j" in numbers:
+        numbers["energy/per_correct_j"] = numbers["energy/per_inference_j"] / numbers["test/accuracy"]
+    # An invalid record may divide by zero.
+    return {k: float(v) for k, v in numbers.items() if np.isfinite(v)}
 
 
 SUBJECTS = ("artifact", "reference")

@@ -1,9 +1,9 @@
 """The measuring processes, made by `tsexp.processes`.
 
-They load artifact folders, and score, time or measure what they loaded.
+They load artifact folders or files (`subjects`), and score, time or measure what they loaded.
 
 Each function reads ``request.json`` and ``series.safetensors`` in a folder and writes ``result.json`` there,
-or ``error.txt``.
+or ``error.txt``. A fork of the caller also gets what lies in the caller's memory, by name.
 """
 
 from __future__ import annotations
@@ -20,13 +20,21 @@ from typing import Any
 from tsexp.cache import write_json
 from tsexp.data import FloatArray
 
+Held = Mapping[str, Any]
+"""``artifact`` or ``reference`` → what lies in memory (`subjects.InMemory`)."""
+NONE_HELD: Held = {}
 MANY = 2000
 """Calls that are worth a progress bar."""
 
 
-def score(folder: str) -> int:
+def score(folder: str, held: Held = NONE_HELD) -> int:
     """Class scores of ``artifact`` on arrays of series, ``batch_size`` at a time, as it is measured."""
-    return _answer(Path(folder), _score)
+    return _answer(Path(folder), _score, held)
+
+
+def first(folder: str, held: Held = NONE_HELD) -> int:
+    """What is known of ``artifact`` (`subjects.facts`), and how many ``outputs`` it has for each series."""
+    return _answer(Path(folder), _first, held)
 
 
 def compare(folder: str) -> int:
@@ -34,9 +42,9 @@ def compare(folder: str) -> int:
     return _answer(Path(folder), _compare)
 
 
-def measure(folder: str) -> int:
+def measure(folder: str, held: Held = NONE_HELD) -> int:
     """One process' share of a measurement: ``artifact`` against ``reference`` (`windows`)."""
-    return _answer(Path(folder), _measure)
+    return _answer(Path(folder), _measure, held)
 
 
 def peaks(folder: str) -> int:
@@ -44,7 +52,7 @@ def peaks(folder: str) -> int:
     return _answer(Path(folder), _peaks)
 
 
-def _answer(folder: Path, work: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> int:
+def _answer(folder: Path, work: Callable[..., dict[str, Any]], held: Held = NONE_HELD) -> int:
     try:
         request = json.loads((folder / "request.json").read_text())
         with (folder / "watchdog.txt").open("w") as watchdog:
@@ -52,7 +60,9 @@ def _answer(folder: Path, work: Callable[[Path, dict[str, Any]], dict[str, Any]]
             import torch
 
             torch.set_num_threads(request["threads"])
-            answer = work(folder, request)
+            if held:
+                _hold_back(request["threads"])
+            answer = work(folder, request, held) if held else work(folder, request)
             faulthandler.cancel_dump_traceback_later()
         write_json(folder / "result.json", answer)
         return 0
@@ -61,14 +71,49 @@ def _answer(folder: Path, work: Callable[[Path, dict[str, Any]], dict[str, Any]]
         return 1
 
 
-def _score(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+def _hold_back(threads: int) -> None:
+    """Set the threads of libraries that were imported before the fork, and so before any limit was set."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(threads)
+    numba = sys.modules.get("numba")
+    if numba is not None:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+
+
+def _loader(name: str, request: dict[str, Any], held: Held) -> Callable[[], Any]:
+    """What brings a subject: from its folder or file, or as a copy of what lies in memory."""
+    from tsexp.energy import subjects
+
+    if name in held:
+        return held[name].copied  # type: ignore[no-any-return]
+    return lambda: subjects.load(request[name], request["threads"])
+
+
+def _first(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    from tsexp.energy import subjects
+
+    batch = load_file(folder / "series.safetensors")["x"]
+    subject = _loader("artifact", request, held)()
+    if held:
+        facts = {"kind": subject.kind, "device": "cpu"} | subject.counted(batch)
+    else:
+        facts = subjects.facts(request["artifact"], subject)
+        subjects.check_shape(request["artifact"], facts.get("shape", []), batch)
+        batch = batch.astype(facts["dtype"])
+    return facts | {"outputs": subjects.answers(subject, batch).shape[1]}
+
+
+def _score(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> dict[str, Any]:
     import numpy as np
     from safetensors.numpy import load_file, save_file
 
-    from tsexp import runtimes
+    from tsexp.energy import subjects
     from tsexp.progress import bar
 
-    predictor = runtimes.load(Path(request["artifact"]), threads=request["threads"])
+    predictor = _loader("artifact", request, held)()
     arrays = load_file(folder / "series.safetensors")
     calls = sum(-(-len(x) // request["batch_size"]) for x in arrays.values())
     scores: dict[str, FloatArray] = {}
@@ -76,7 +121,7 @@ def _score(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         for name, x in arrays.items():
             made = []
             for part in batches(x, request["batch_size"]):
-                made.append(predictor(part))
+                made.append(subjects.answers(predictor, part))
                 progress.advance()
             scores[name] = np.concatenate(made).astype(np.float32)
     save_file(scores, folder / "scores.safetensors")
@@ -115,26 +160,23 @@ def _compare(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     return {"seen": seen}
 
 
-def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+def _measure(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> dict[str, Any]:
     import numpy as np
     import torch
     from safetensors.numpy import load_file
 
-    from tsexp import runtimes
-    from tsexp.energy import hardware, meters, windows
+    from tsexp.energy import hardware, meters, subjects, windows
 
     arrays = load_file(folder / "series.safetensors")
     plan = windows.Plan(**request["plan"])
     meter = meters.choose(request["device"], request["require"], request["watts_per_core"], request["meter"])
-    load = {
-        name: lambda name=name: runtimes.load(Path(request[name]), threads=request["threads"])
-        for name in ("artifact", "reference")
-    }
+    load = {name: _loader(name, request, held) for name in ("artifact", "reference")}
     probe = list(batches(arrays["probe"], plan.batch_size))
 
-    def check(subjects: Mapping[str, Any]) -> dict[str, tuple[FloatArray, str]]:
+    def check(both: Mapping[str, Any]) -> dict[str, tuple[FloatArray, str]]:
         return {
-            n: (np.concatenate([p(part) for part in probe]), p.weights_digest()) for n, p in subjects.items()
+            n: (np.concatenate([subjects.answers(p, part) for part in probe]), p.weights_digest())
+            for n, p in both.items()
         }
 
     throttled = hardware.throttle_count()

@@ -42,6 +42,28 @@ def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any
     return 2 * q[0] * q[1] * k[1] * (q[2] + v[2])
 
 
+OPAQUE = (nn.RNNBase, nn.Bilinear, nn.EmbeddingBag)
+"""Modules whose products the counter does not see."""
+
+
+def macs_of(module: nn.Module, batch: torch.Tensor) -> int | None:
+    """Multiply–accumulates of any module on a batch, or None if some of its products cannot be seen.
+
+    Counted as `count_macs` does, on a run of the module as it is (its mode included).
+    """
+    opaque = (*OPAQUE, torch.jit.ScriptModule)
+    if any(isinstance(m, opaque) or "quantized" in type(m).__module__ for m in module.modules()):
+        return None
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            module(batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return counter.get_total_flops() // 2 or None
+
+
 def _flops(model: Network) -> dict[str, int]:
     importlib.import_module("torch.onnx.ops")  # registers its operators; takes .3 s
     pre = model.arch.preprocessing

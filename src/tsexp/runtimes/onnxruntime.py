@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -361,6 +362,52 @@ class OnnxPredictor:
             self._session(optimized)
             graph = onnx.load(optimized).graph
         return read_layers(graph)
+
+
+class OnnxFile(OnnxPredictor):
+    """Somebody's own ONNX file, as ONNX Runtime takes it: one input, of any name, shape and kind of float.
+
+    Of several outputs, the first of floats with a batch axis counts.
+
+    Raises
+    ------
+    ConfigError
+        If it has several inputs, another kind of input, or no such output.
+    """
+
+    def __init__(self, file: Path, threads: int) -> None:
+        super().__init__(file, threads, disabled=())
+        inputs = self.session.get_inputs()
+        kinds = {"tensor(float)": np.dtype(np.float32), "tensor(double)": np.dtype(np.float64)}
+        if len(inputs) != 1 or inputs[0].type not in kinds:
+            found = ", ".join(f"{i.name} ({i.type})" for i in inputs)
+            raise ConfigError(f"{file} has the inputs {found}; one of float32 or float64 can be fed")
+        outputs = [o for o in self.session.get_outputs() if o.type in (*kinds, "tensor(float16)") and o.shape]
+        if not outputs:
+            found = ", ".join(f"{o.name} ({o.type})" for o in self.session.get_outputs())
+            raise ConfigError(f"{file} has the outputs {found}; one of floats (batch, …) is needed")
+        self.input, self.outputs = inputs[0].name, [outputs[0].name]
+        self.dtype = kinds[inputs[0].type]
+        self.shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
+
+    def __call__(self, series: FloatArray) -> FloatArray:
+        return self.session.run(self.outputs, {self.input: np.asarray(series, self.dtype)})[0]  # type: ignore[no-any-return]
+
+    def facts(self) -> dict[str, Any]:
+        """Bytes on disk, the kind and shape of the input, and the elements of all initializers but indices."""
+        import onnx
+        from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+        tensors = onnx.load(self.file, load_external_data=False).graph.initializer
+        indices = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
+        beside = {ExternalDataInfo(t).location for t in tensors if uses_external_data(t)}
+        files = [self.file, *(self.file.parent / name for name in beside)]
+        return {
+            "bytes": sum(f.stat().st_size for f in files),
+            "dtype": str(self.dtype),
+            "shape": self.shape,
+            "parameters": sum(math.prod(t.dims) for t in tensors if t.data_type not in indices),
+        }
 
 
 def read_layers(graph: Any) -> list[Layer]:

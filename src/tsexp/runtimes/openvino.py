@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexp.config import CALIBRATED, QuantConfig, Unsupported
+from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported
 from tsexp.data import FloatArray
 from tsexp.models.network import PREPROCESS, Network
 from tsexp.quiet import quiet
@@ -259,6 +259,41 @@ class OpenvinoPredictor:
         return [
             layer for node in self.compiled.get_runtime_model().get_ordered_ops() for layer in _read(node)
         ]
+
+
+class OpenvinoFile(OpenvinoPredictor):
+    """Somebody's own OpenVINO file (``.xml``, with its ``.bin`` beside it), computed in float32.
+
+    One input, of any name, shape and kind of float; of several outputs, the first counts.
+
+    Raises
+    ------
+    ConfigError
+        If it has several inputs, or another kind of input.
+    """
+
+    def __init__(self, file: Path, threads: int) -> None:
+        super().__init__(file, "none", threads)
+        inputs = self.compiled.inputs
+        kinds = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+        found = [i.get_element_type().get_type_name() for i in inputs]
+        if len(inputs) != 1 or found[0] not in kinds:
+            raise ConfigError(
+                f"{file} has inputs of type {', '.join(found)}; one of float32 or float64 can be fed"
+            )
+        self.dtype = kinds[found[0]]
+        self.shape = [None if d.is_dynamic else d.get_length() for d in inputs[0].partial_shape]
+
+    def __call__(self, series: FloatArray) -> FloatArray:
+        return super().__call__(np.asarray(series, self.dtype))
+
+    def facts(self) -> dict[str, Any]:
+        """Bytes on disk, and the kind and shape of the input."""
+        return {
+            "bytes": sum(f.stat().st_size for f in (self.file, self.file.with_suffix(".bin")) if f.exists()),
+            "dtype": str(self.dtype),
+            "shape": self.shape,
+        }
 
 
 def _read(node: Any) -> Iterator[Layer]:

@@ -1,0 +1,321 @@
+"""What can be measured: an artifact folder, an ONNX or OpenVINO file, or an object in memory.
+
+A subject is called with a batch, an array (batch, …), as it is measured. `answers` are what is compared: class
+scores or whatever else it answers with, as float32 (batch, outputs).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsexp.config import ConfigError
+from tsexp.data import FloatArray
+from tsexp.runtimes import load as load_artifact
+from tsexp.runtimes import read_manifest
+
+METHODS = ("predict_proba", "decision_function", "predict")
+"""What an estimator is asked: the first of these that it has."""
+FILES = {".onnx": "ONNX", ".xml": "OpenVINO"}
+KINDS = (
+    "a path to an ONNX file (.onnx), an OpenVINO file (.xml) or an artifact folder, a fitted estimator of aeon "
+    "or scikit-learn, a torch module, or a callable"
+)
+
+
+def named(subject: Any) -> str | InMemory:
+    """Return a subject as measuring processes take it: an absolute path, or what lies in memory.
+
+    Raises
+    ------
+    ConfigError
+        If it is nothing that can be measured.
+    """
+    if isinstance(subject, str | Path):
+        path = Path(subject).expanduser().absolute()
+        if not path.exists():
+            raise ConfigError(f"{subject} is not there; give {KINDS}")
+        if not (path.is_dir() or path.suffix in FILES):
+            raise ConfigError(
+                f"{subject} is no file that can be measured; give {KINDS}. Nothing is unpickled: load such a "
+                "file yourself and give the object"
+            )
+        return str(path)
+    if isinstance(subject, type):
+        raise ConfigError(f"{subject.__name__} is a class; give a fitted or loaded instance of it")
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(subject, torch.nn.Module):
+        return Module(subject)
+    method = next((m for m in METHODS if callable(getattr(subject, m, None))), None)
+    if method is not None:
+        return Estimator(subject, method)
+    if callable(subject):
+        return InMemory(subject)
+    raise ConfigError(f"{type(subject).__name__} cannot be measured; give {KINDS}")
+
+
+def load(path: str, threads: int) -> Any:
+    """Load a folder or a file, told apart by its name.
+
+    Raises
+    ------
+    ConfigError
+        If it is not what its name says, or its library is not installed.
+    """
+    file = Path(path)
+    if file.is_dir():
+        return load_artifact(file, threads=threads)
+    opened: type[Any] = {".onnx": _onnx_file, ".xml": _openvino_file}[file.suffix]()
+    try:
+        return opened(file, threads)
+    except ConfigError:
+        raise
+    except Exception as error:  # of the libraries
+        raise ConfigError(
+            f"{file} is no {FILES[file.suffix]} file that can be run here: {_line(error)}"
+        ) from None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _onnx_file() -> type[Any]:
+    try:
+        from tsexp.runtimes.onnxruntime import OnnxFile
+
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error}; pip install 'tsexp[onnxruntime]' brings it") from None
+    return OnnxFile
+
+
+def _openvino_file() -> type[Any]:
+    try:
+        import openvino  # noqa: F401
+
+        from tsexp.runtimes.openvino import OpenvinoFile
+    except ImportError as error:
+        raise ConfigError(f"{error}; pip install 'tsexp[openvino]' brings it") from None
+    return OpenvinoFile
+
+
+def facts(path: str, predictor: Any) -> dict[str, Any]:
+    """What is known of a folder or file, and of what was loaded from it.
+
+    Returns
+    -------
+    dict
+        ``kind``, ``bytes`` (on disk), ``device``, ``dtype`` (that it takes), and where they can be counted
+        ``parameters`` and ``macs``; of an artifact also ``classes``; of a graph ``shape`` (None: any size).
+    """
+    if Path(path).is_dir():
+        m = read_manifest(Path(path))
+        kept = {k: m[k] for k in ("bytes", "parameters", "macs", "device", "classes") if m.get(k) is not None}
+        return {"kind": f"artifact, {m['runtime']} {m['mode']}", "dtype": "float32"} | kept
+    return {"kind": FILES[Path(path).suffix], "device": "cpu"} | predictor.facts()
+
+
+def check_shape(path: str, expected: list[int | None], series: FloatArray) -> None:
+    """Refuse a batch that a graph does not take; None in `expected` is any size.
+
+    Raises
+    ------
+    ConfigError
+        With what it takes.
+    """
+    found = series.shape
+    if expected and expected[0] not in (None, len(series)):
+        raise ConfigError(f"{path} takes batches of {expected[0]}; use batch_size={expected[0]}")
+    fits = [e in (None, f) for e, f in zip(expected, found, strict=False)]
+    if len(expected) != len(found) or not all(fits):
+        takes = ", ".join("any" if e is None else str(e) for e in expected)
+        raise ConfigError(
+            f"{path} takes batches of shape ({takes}), but X makes batches of shape {found}; its first axis "
+            "is the series"
+        )
+
+
+def answers(predictor: Any, batch: FloatArray) -> FloatArray:
+    """What a subject answers to a batch, as float32 (batch, outputs).
+
+    Raises
+    ------
+    ConfigError
+        If that is not one row for each series of the batch.
+    """
+    raw = predictor(batch)
+    return rows(predictor.scores(raw) if hasattr(predictor, "scores") else raw, len(batch))
+
+
+def rows(raw: Any, batch: int) -> FloatArray:
+    """Return answers as float32 (batch, outputs)."""
+    try:
+        found = np.asarray(raw)
+        if found.dtype == object or found.dtype.kind not in "fiub":
+            raise TypeError(found.dtype)
+        with np.errstate(over="ignore"):
+            made = found.astype(np.float32)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"the answer to a batch is a {type(raw).__name__}, not an array of numbers (batch, outputs)"
+        ) from None
+    if not made.ndim or len(made) != batch:
+        raise ConfigError(
+            f"the answer to a batch of {batch} has shape {made.shape}; its first axis must be the batch"
+        )
+    return made.reshape(batch, -1)
+
+
+class InMemory:
+    """An object that the measuring process finds in its memory, being a fork of the caller.
+
+    Parameters
+    ----------
+    subject
+        A callable: array (batch, …) → array (batch, …).
+    """
+
+    kind = "callable"
+    takes: tuple[str, ...] = ("float32", "float64")
+
+    def __init__(self, subject: Any) -> None:
+        self.subject = subject
+        self.call: Callable[[FloatArray], Any] = subject
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        found = getattr(self.subject, "__name__", type(self.subject).__name__)
+        return "callable" if found == "<lambda>" else str(found)
+
+    def copied(self) -> InMemory:
+        """Return it with what it holds copied, so that memory layout is drawn anew in every process."""
+        try:
+            return type(self)(copy.deepcopy(self.subject))
+        except Exception:  # of objects that hold what cannot be copied: it stays where it lies
+            return self
+
+    def __call__(self, batch: FloatArray) -> Any:
+        return self.call(batch)
+
+    def scores(self, raw: Any) -> Any:
+        """Return answers as numbers, outside of windows."""
+        return raw.detach().cpu().numpy() if hasattr(raw, "detach") else raw
+
+    def weights_digest(self) -> str:
+        """Of a method, that of the object it belongs to; of another callable, nothing is known."""
+        return _hashed(self.subject.__self__) if inspect.ismethod(self.subject) else ""
+
+    def classes(self) -> list[Any] | None:
+        """Return the labels that its outputs stand for, or None if it does not tell."""
+        return None
+
+    def counted(self, batch: FloatArray) -> dict[str, int]:
+        """Return ``parameters`` and ``macs``, where they can be counted."""
+        return {}
+
+
+def _hashed(thing: Any) -> str:
+    """Hash what an object holds: of one object, before and after."""
+    import joblib
+
+    try:
+        return str(joblib.hash(thing))
+    except Exception:  # of what joblib cannot look into
+        return ""
+
+
+class Estimator(InMemory):
+    """A fitted estimator, asked by the first of `METHODS` that it has."""
+
+    kind = "estimator"
+
+    def __init__(self, subject: Any, method: str) -> None:
+        super().__init__(subject)
+        self.method = method
+        self.call = getattr(subject, method)
+
+    def copied(self) -> Estimator:
+        """Return a copy."""
+        try:
+            return Estimator(copy.deepcopy(self.subject), self.method)
+        except Exception:
+            return self
+
+    def scores(self, raw: Any) -> Any:
+        """Class scores: a column for each class, whatever the method answers."""
+        classes = self.classes()
+        found = np.asarray(raw)
+        if classes is None or (found.ndim > 1 and found.shape[1] == len(classes)):
+            return raw
+        if self.method == "decision_function" and found.ndim == 1:
+            return np.stack([-found, found], 1)  # of two classes, the second
+        if self.method == "predict":
+            return found[:, None] == np.asarray(classes)[None]
+        return raw
+
+    def weights_digest(self) -> str:
+        """Of all that it holds."""
+        return _hashed(self.subject)
+
+    def classes(self) -> list[Any] | None:
+        """Of a classifier."""
+        found = getattr(self.subject, "classes_", None)
+        listed = isinstance(found, np.ndarray) and found.ndim == 1
+        return found.tolist() if listed else None
+
+
+class Module(InMemory):
+    """A torch module, in evaluation mode, without gradients, on float32 tensors."""
+
+    kind = "torch module"
+    takes = ("float32",)
+
+    def __init__(self, subject: Any) -> None:
+        super().__init__(subject)
+        import torch
+
+        elsewhere = {str(t.device) for t in subject.state_dict().values()} - {"cpu"}
+        if elsewhere:
+            raise ConfigError(
+                f"the module lies on {', '.join(sorted(elsewhere))}; modules in memory are measured on the "
+                "CPU: give module.cpu()"
+            )
+        self._torch = torch
+
+    def copied(self) -> Module:
+        """Return a copy in evaluation mode (in a fork, where nobody else sees it)."""
+        try:
+            made = Module(copy.deepcopy(self.subject))
+        except Exception:
+            made = self
+        made.subject.eval()
+        return made
+
+    def __call__(self, batch: FloatArray) -> Any:
+        with self._torch.inference_mode():
+            return self.subject(self._torch.from_numpy(np.asarray(batch, np.float32)))
+
+    def weights_digest(self) -> str:
+        """Of all parameters and buffers."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.subject.state_dict().items()):
+            total.update(name.encode())
+            total.update(tensor.detach().contiguous().view(-1).view(self._torch.uint8).numpy().tobytes())
+        return total.hexdigest()
+
+    def counted(self, batch: FloatArray) -> dict[str, int]:
+        """Parameters, and the multiply–accumulates of a series where the counter sees all products."""
+        from tsexp.models.counting import count_parameters, macs_of
+
+        macs = macs_of(self.subject, self._torch.from_numpy(np.asarray(batch, np.float32)))
+        counts = {"parameters": count_parameters(self.subject)}
+        return counts if macs is None else counts | {"macs": macs // len(batch)}
