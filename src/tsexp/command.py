@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "compare": ("tsexp.compare:main", ()),
     "export": ("tsexp.export:main", ()),
     "predict": ("tsexp.predict:main", ("--output",)),
+    "measure": ("tsexp.measure:main", ("--data", "--reference", "--name", "--no-store")),
     "ui": ("tsexp.ui:main", ("--port",)),
 }
 """First word → what runs, with the other words as its argument; and the words that the shell may offer."""

@@ -7,11 +7,9 @@ of the two artifacts alternate, so that a difference between them is seen as one
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,12 +201,20 @@ def numbers(record: Record, a: Side, b: Side, task: Any) -> tuple[dict[str, floa
     A saving or speedup is that of A against B, a difference that of A less B; the two of a kind end in ``_a``
     and ``_b``. `task` is a module of `tsexp.tasks`.
     """
+    answers = accuracies(record, task)
+    for end, side in (("a", a), ("b", b)):
+        answers |= sizes(side.artifact.manifest, end)
+    return answers, of_windows(record.metrics, record.raw)
+
+
+def accuracies(record: Record, task: Any) -> dict[str, float]:
+    """What is known of the answers of both, and of their difference."""
     from tsexp.report.statistics import mcnemar_p
 
     m = record.metrics
     loss_a, loss_b = (task.loss_pt(s, record.labels) for s in (record.scores, record.reference_scores))
     only_a, only_b = int((loss_a < loss_b).sum()), int((loss_b < loss_a).sum())
-    answers = {
+    return {
         "accuracy_a": m["test/accuracy"],
         "accuracy_b": m["test/control_accuracy"],
         "accuracy_difference_pt": 0.0 - m["vs_dense/accuracy_drop_pt"],
@@ -218,19 +224,25 @@ def numbers(record: Record, a: Side, b: Side, task: Any) -> tuple[dict[str, floa
         "only_b_right": only_b,
         "mcnemar_p": mcnemar_p(only_a, only_b),
     }
-    for end, side in (("a", a), ("b", b)):
-        sizes = {k: side.artifact.manifest.get(k) for k in SIZES}
-        answers |= {f"{k}_{end}": float(v) for k, v in sizes.items() if v is not None}
-    windows = {k: m[name] for k, name in FROM_WINDOWS.items() if name in m}
+
+
+def sizes(manifest: Mapping[str, Any], end: str) -> dict[str, float]:
+    """What was counted on one of the two, `end`: ``a`` or ``b``."""
+    return {f"{k}_{end}": float(manifest[k]) for k in SIZES if manifest.get(k) is not None}
+
+
+def of_windows(metrics: Mapping[str, float], raw: Mapping[str, Any]) -> dict[str, float]:
+    """What windows say of both, by the names that `table` knows; `metrics` are those of a record."""
+    windows = {k: metrics[name] for k, name in FROM_WINDOWS.items() if name in metrics}
     for end, subject in SUBJECTS.items():
         per_series = [
             w["wall_s"] / w["inferences"]
-            for w in record.raw["windows"]
+            for w in raw["windows"]
             if w["subject"] == subject and not w["discarded"]
         ]
         if per_series:
-            windows[f"call_ms_{end}"] = 1e3 * record.raw["batch_size"] * float(np.median(per_series))
-    return answers, windows
+            windows[f"call_ms_{end}"] = 1e3 * raw["batch_size"] * float(np.median(per_series))
+    return windows
 
 
 def sentence(answers: dict[str, float], windows: dict[str, float], valid: bool, mark: str) -> str:
@@ -239,7 +251,7 @@ def sentence(answers: dict[str, float], windows: dict[str, float], valid: bool, 
     Parameters
     ----------
     answers, windows
-        The `numbers`.
+        The `numbers`; of `answers`, those that there are.
     valid
         The windows may be trusted.
     mark
@@ -255,6 +267,8 @@ def sentence(answers: dict[str, float], windows: dict[str, float], valid: bool, 
             energy = f"no difference in energy{mark} seen (saving {saving:.1f} % [{low:.1f}, {high:.1f}])"
     else:
         energy = "nothing can be said of energy: the measurement is invalid"
+    if "mcnemar_p" not in answers:
+        return f"{energy}."
     points, p = answers["accuracy_difference_pt"], answers["mcnemar_p"]
     apart = f"A is {abs(points):.1f} points {'more' if points > 0 else 'less'} accurate"
     accuracy = apart if p < LEVEL else "no difference in accuracy seen"
@@ -282,13 +296,14 @@ def table(answers: dict[str, float], windows: dict[str, float], valid: bool, mar
     def interval(key: str, form: str, first: str = "") -> str:
         return "{} [{}, {}]".format(*(form.format(n[f"{key}{end}"]) for end in (first, "_lo", "_hi")))
 
-    out.add_row(
-        "accuracy, test split",
-        *(f"{100 * n[f'accuracy_{end}']:.1f} %" for end in SUBJECTS),
-        f"{interval('accuracy_difference', '{:+.1f}', '_pt')} points",
-    )
-    flips = f"{n['only_a_right']:.0f} : {n['only_b_right']:.0f}"
-    out.add_row("only this one right", *flips.split(" : "), f"exact McNemar p {_p(n['mcnemar_p'])}")
+    if "mcnemar_p" in answers:
+        out.add_row(
+            "accuracy, test split",
+            *(f"{100 * n[f'accuracy_{end}']:.1f} %" for end in SUBJECTS),
+            f"{interval('accuracy_difference', '{:+.1f}', '_pt')} points",
+        )
+        flips = f"{n['only_a_right']:.0f} : {n['only_b_right']:.0f}"
+        out.add_row("only this one right", *flips.split(" : "), f"exact McNemar p {_p(n['mcnemar_p'])}")
     if valid:
         out.add_row(
             f"energy per series{mark}",
@@ -305,20 +320,24 @@ def table(answers: dict[str, float], windows: dict[str, float], valid: bool, mar
         out.add_row("energy, time", "invalid", "invalid", "")
     for key, name in SIZES.items():
         both = [n.get(f"{key}_{end}") for end in SUBJECTS]
+        if both == [None, None]:
+            continue
         ratio = f"{both[0] / both[1]:.2f} times" if both[0] is not None and both[1] else ""
         out.add_row(name, *("–" if v is None else f"{v:,.0f}" for v in both), ratio)
     return out
 
 
-def remarks(record: Record, mark: str) -> list[str]:
-    """Why to look twice, with the two called by their names here."""
+def remarks(record: Record, mark: str, put: Callable[[str], str] | None = None) -> list[str]:
+    """Why to look twice, with the two called by their names here (`put`: `as_here`)."""
+    put = put or as_here
     said = [f"{mark} estimated from CPU time: no energy counter answers here"] if mark else []
     said += [f"energy: {record.energy_source}"] if not mark else []
-    said += [f"invalid: {_as_here(why)}" for why in record.invalid_reasons]
-    return said + [f"⚠ {_as_here(why)}" for why in record.warnings]
+    said += [f"invalid: {put(why)}" for why in record.invalid_reasons]
+    return said + [f"⚠ {put(why)}" for why in record.warnings]
 
 
-def _as_here(text: str) -> str:
+def as_here(text: str) -> str:
+    """Call the two by their names here, in a sentence of a record."""
     for there, here in (("the artifact", "A"), ("the reference", "B"), ("vs_dense/", "compare/")):
         text = text.replace(there, here)
     return text
@@ -335,14 +354,8 @@ def _store(
     said: str,
 ) -> str:
     """Log a finished comparison as a run; an interrupted one leaves none."""
-    from mlflow.entities import Metric, Param, RunTag
+    from tsexp.tracking.run import said_of, stored, write_predictions
 
-    from tsexp import __version__
-    from tsexp.energy import PROTOCOL_VERSION
-    from tsexp.tracking import git_sha
-    from tsexp.tracking.run import write_predictions
-
-    now = int(1000 * time.time())
     a, b = sides
     named = {f"compare/{k}": v for k, v in answers.items()}
     named |= {f"{'' if record.valid else 'invalid/'}compare/{k}": v for k, v in windows.items()}
@@ -351,42 +364,25 @@ def _store(
         "tsexp.stage": stored.COMPARISON,
         "tsexp.compare_a": a.row.run_id,
         "tsexp.compare_b": b.row.run_id,
-        "tsexp.energy_source": record.energy_source,
-        "tsexp.valid": "true" if record.valid else "false",
-        "tsexp.invalid_reasons": "; ".join(map(_as_here, record.invalid_reasons)),
-        "tsexp.warnings": "; ".join(map(_as_here, record.warnings)),
+        **said_of(record, as_here),
         "tsexp.data": dataset.name,
         "tsexp.data_checksum": dataset.checksum,
-        "tsexp.protocol": str(PROTOCOL_VERSION),
-        "tsexp.cpu": record.hardware["cpu"],
-        "tsexp.git_sha": git_sha(),
-        "tsexp.version": __version__,
         "mlflow.note.content": "\n\n".join(
             [*(f"{k}: {s.row.run_id}, {s.row.name}" for k, s in zip("AB", sides, strict=True)), said]
         ),
     }
     experiment = client.get_experiment_by_name(cfg.tracking.experiment).experiment_id
-    run_id = str(
-        client.create_run(experiment, run_name=f"compare {a.row.name} {b.row.name}"[:250]).info.run_id
+    title = f"compare {a.row.name} {b.row.name}"
+    return stored(
+        client,
+        experiment,
+        title,
+        named,
+        settings,
+        tags,
+        record,
+        lambda folder: write_predictions(folder / "predictions.csv", record, dataset),
     )
-    try:
-        client.log_batch(
-            run_id,
-            [Metric(k, v, now, 0) for k, v in named.items()],
-            [Param(k, str(v)) for k, v in settings.items()],
-            [RunTag(k, v[:4900]) for k, v in tags.items()],
-        )
-        with tempfile.TemporaryDirectory(prefix="tsexp-compare-") as name:
-            folder = Path(name)
-            (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
-            (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
-            write_predictions(folder / "predictions.csv", record, dataset)
-            client.log_artifacts(run_id, str(folder))
-        client.set_terminated(run_id, "FINISHED")
-    except BaseException:
-        client.delete_run(run_id)
-        raise
-    return run_id
 
 
 if __name__ == "__main__":

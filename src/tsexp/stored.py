@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # --help need not wait for them
 
 COMPARISON = "compare"
 """The stage (tag ``tsexp.stage``) of a run that is a comparison of two."""
+OTHERS = {"sweep": "a sweep", COMPARISON: "a comparison", "measure": "a measurement of something else"}
+"""Stages of runs that are no experiment → what they are."""
 SHORTEST_ID = 6
 PLACES = {"tracking.…": "tracking.", "paths.…": "paths.", "data.path": "data.path"}
 """What every command that reads a run lets one set → how it begins: where things are."""
@@ -108,7 +110,7 @@ def find(client: Any, experiment: str, run: str) -> Row:
         newest = [
             r
             for r in client.search_runs([place.experiment_id], "tags.`tsexp.valid` = 'true'", max_results=4)
-            if r.data.tags.get("tsexp.stage") != COMPARISON
+            if r.data.tags.get("tsexp.stage") not in OTHERS
         ]
         known = "; ".join(f"{r.info.run_id[:8]} {r.info.run_name}" for r in newest[:3])
         raise ConfigError(
@@ -117,9 +119,8 @@ def find(client: Any, experiment: str, run: str) -> Row:
     if len(found) > 1:
         raise ConfigError(f"several runs begin with {run}: {', '.join(r.info.run_id for r in found)}; …")
     row = as_row(found[0])
-    stage = row.tags.get("tsexp.stage")
-    if stage in ("sweep", COMPARISON):
-        kind = "a sweep" if stage == "sweep" else "a comparison"
+    kind = OTHERS.get(row.tags.get("tsexp.stage", ""))
+    if kind is not None:
         raise ConfigError(f"run {run} is {kind}, not an experiment; give one that has an artifact")
     if row.status != "FINISHED":
         raise ConfigError(f"{called(row)} has not finished ({row.status}): run it again")

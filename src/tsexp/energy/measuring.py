@@ -11,7 +11,7 @@ import json
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,8 @@ def take_turns(
                 seed,
                 planted,
             )
-            request = pair | {
+            request = {
+                **pair,
                 "device": device,
                 "watts_per_core": config.watts_per_core,
                 "require": config.require,
@@ -250,22 +251,34 @@ def take_turns(
 
 
 def first_answer(
-    subject: str | InMemory, batch: FloatArray, device: str, config: MeasureConfig, timeout_s: float
+    subject: str | InMemory,
+    batch: FloatArray,
+    device: str,
+    config: MeasureConfig,
+    timeout_s: float,
+    beside: Sequence[InMemory] = (),
 ) -> dict[str, Any]:
     """Find out in a process of its own whether a subject answers, and what is known of it (`worker.first`).
+
+    If something in memory will be measured `beside` it, then in a fork of this process.
 
     Raises
     ------
     MeasuringFailed
         If it does not; within `timeout_s`, or at all.
     """
-    request = {"artifact": subject, "timeout_s": timeout_s}
+    request = {"artifact": subject, "timeout_s": timeout_s} | dict(zip(("reference",), beside, strict=False))
     with _asked("first", request, {"x": batch}, device, config) as answer:
         return answer.result
 
 
 def answers_of(
-    subject: str | InMemory, series: FloatArray, device: str, config: MeasureConfig, title: str, progress: bool
+    subject: str | InMemory,
+    series: FloatArray,
+    device: str,
+    config: MeasureConfig,
+    title: str,
+    progress: bool,
 ) -> FloatArray:
     """What a subject answers to all series, float32 (series, outputs), in a process of its own.
 

@@ -285,7 +285,7 @@ def assemble(
 
 
 def combined(known: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
-    """Return all metrics of a record: those known before, those of its windows, and what follows from both."""
+    """Return all metrics of a record: those known before, of its windows, and what follows from both."""
     numbers = known | measured
     if numbers.get("test/accuracy") and "energy/per_inference_j" in numbers:
         numbers["energy/per_correct_j"] = numbers["energy/per_inference_j"] / numbers["test/accuracy"]

@@ -1,16 +1,17 @@
 """What can be measured: an artifact folder, an ONNX or OpenVINO file, or an object in memory.
 
-A subject is called with a batch, an array (batch, …), as it is measured. `answers` are what is compared: class
-scores or whatever else it answers with, as float32 (batch, outputs).
+A subject is called with a batch, an array (batch, …), as it is measured. `answers` are what is compared:
+class scores or whatever else it answers with, as float32 (batch, outputs).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ METHODS = ("predict_proba", "decision_function", "predict")
 """What an estimator is asked: the first of these that it has."""
 FILES = {".onnx": "ONNX", ".xml": "OpenVINO"}
 KINDS = (
-    "a path to an ONNX file (.onnx), an OpenVINO file (.xml) or an artifact folder, a fitted estimator of aeon "
-    "or scikit-learn, a torch module, or a callable"
+    "a path to an ONNX file (.onnx), an OpenVINO file (.xml) or an artifact folder, a fitted estimator of "
+    "aeon or scikit-learn, a torch module, or a callable"
 )
 
 
@@ -89,9 +90,9 @@ def _line(error: BaseException) -> str:
 
 def _onnx_file() -> type[Any]:
     try:
-        from tsexp.runtimes.onnxruntime import OnnxFile
-
         import onnxruntime  # noqa: F401
+
+        from tsexp.runtimes.onnxruntime import OnnxFile
     except ImportError as error:
         raise ConfigError(f"{error}; pip install 'tsexp[onnxruntime]' brings it") from None
     return OnnxFile
@@ -120,7 +121,7 @@ def facts(path: str, predictor: Any) -> dict[str, Any]:
         m = read_manifest(Path(path))
         kept = {k: m[k] for k in ("bytes", "parameters", "macs", "device", "classes") if m.get(k) is not None}
         return {"kind": f"artifact, {m['runtime']} {m['mode']}", "dtype": "float32"} | kept
-    return {"kind": FILES[Path(path).suffix], "device": "cpu"} | predictor.facts()
+    return {"kind": FILES[Path(path).suffix], "device": "cpu", **predictor.facts()}
 
 
 def check_shape(path: str, expected: list[int | None], series: FloatArray) -> None:
@@ -204,7 +205,13 @@ class InMemory:
             return self
 
     def __call__(self, batch: FloatArray) -> Any:
+        """Answer a batch, as it is measured."""
         return self.call(batch)
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """Inside, it may be called in this process, and is left as it was."""
+        yield
 
     def scores(self, raw: Any) -> Any:
         """Return answers as numbers, outside of windows."""
@@ -268,9 +275,8 @@ class Estimator(InMemory):
 
     def classes(self) -> list[Any] | None:
         """Of a classifier."""
-        found = getattr(self.subject, "classes_", None)
-        listed = isinstance(found, np.ndarray) and found.ndim == 1
-        return found.tolist() if listed else None
+        found: Any = getattr(self.subject, "classes_", None)
+        return found.tolist() if isinstance(found, np.ndarray) and found.ndim == 1 else None
 
 
 class Module(InMemory):
@@ -300,7 +306,19 @@ class Module(InMemory):
         made.subject.eval()
         return made
 
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """In evaluation mode."""
+        modes = {module: module.training for module in self.subject.modules()}
+        self.subject.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
     def __call__(self, batch: FloatArray) -> Any:
+        """Answer a batch, without gradients."""
         with self._torch.inference_mode():
             return self.subject(self._torch.from_numpy(np.asarray(batch, np.float32)))
 

@@ -450,7 +450,7 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
             break
     jobs = []
     for row in rows:
-        if row.tags.get("tsexp.stage") in ("sweep", "compare"):
+        if row.tags.get("tsexp.stage") in ("sweep", "compare", "measure"):
             continue
         if row.status == "FINISHED" and not (
             row.tags.get("tsexp.protocol") == PROTOCOL and row.tags.get("tsexp.config")

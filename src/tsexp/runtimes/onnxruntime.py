@@ -378,7 +378,10 @@ class OnnxFile(OnnxPredictor):
     def __init__(self, file: Path, threads: int) -> None:
         super().__init__(file, threads, disabled=())
         inputs = self.session.get_inputs()
-        kinds = {"tensor(float)": np.dtype(np.float32), "tensor(double)": np.dtype(np.float64)}
+        kinds: dict[str, Any] = {
+            "tensor(float)": np.dtype(np.float32),
+            "tensor(double)": np.dtype(np.float64),
+        }
         if len(inputs) != 1 or inputs[0].type not in kinds:
             found = ", ".join(f"{i.name} ({i.type})" for i in inputs)
             raise ConfigError(f"{file} has the inputs {found}; one of float32 or float64 can be fed")
@@ -394,7 +397,7 @@ class OnnxFile(OnnxPredictor):
         return self.session.run(self.outputs, {self.input: np.asarray(series, self.dtype)})[0]  # type: ignore[no-any-return]
 
     def facts(self) -> dict[str, Any]:
-        """Bytes on disk, the kind and shape of the input, and the elements of all initializers but indices."""
+        """Bytes on disk, kind and shape of the input, and the elements of all initializers but indices."""
         import onnx
         from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 

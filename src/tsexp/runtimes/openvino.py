@@ -275,7 +275,7 @@ class OpenvinoFile(OpenvinoPredictor):
     def __init__(self, file: Path, threads: int) -> None:
         super().__init__(file, "none", threads)
         inputs = self.compiled.inputs
-        kinds = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+        kinds: dict[str, Any] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
         found = [i.get_element_type().get_type_name() for i in inputs]
         if len(inputs) != 1 or found[0] not in kinds:
             raise ConfigError(

@@ -1,9 +1,9 @@
 """MLflow: one run per experiment, a parent run per sweep, with all that it takes to recompute a number."""
 
-from tsexp.tracking.client import SQLITE, VIEW, finished, store, view_url
+from tsexp.tracking.client import SQLITE, VIEW, experiment_of, finished, opened, store, view_url
 from tsexp.tracking.model import requirements
 from tsexp.tracking.origin import git_sha
-from tsexp.tracking.run import Tracked, as_shown, mark_killed, tracked
+from tsexp.tracking.run import Tracked, as_shown, mark_killed, said_of, stored, tracked
 from tsexp.tracking.sweep import close_sweep, sweep_run
 
 __all__ = [
@@ -12,11 +12,15 @@ __all__ = [
     "Tracked",
     "as_shown",
     "close_sweep",
+    "experiment_of",
     "finished",
     "git_sha",
     "mark_killed",
+    "opened",
     "requirements",
+    "said_of",
     "store",
+    "stored",
     "sweep_run",
     "tracked",
     "view_url",

@@ -69,11 +69,16 @@ def store(config: TrackingConfig) -> Any:
     The first use creates the tables and the experiment; a lock keeps parallel jobs from doing that at the
     same time (they die in the migration otherwise). Artifacts lie in ``mlartifacts`` beside a sqlite store.
     """
-    client = _ready(config.uri, config.experiment, os.getpid())
+    client = opened(config)
     import mlflow
 
     mlflow.set_tracking_uri(config.uri)
     return client
+
+
+def opened(config: TrackingConfig) -> Any:
+    """Return what `store` does, and leave MLflow's current store as it is."""
+    return _ready(config.uri, config.experiment, os.getpid())
 
 
 @lru_cache

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import compress, tasks
+from tsexp import __version__, compress, tasks
 from tsexp.config import Config, TrackingConfig, digest, flat, identity, redact
 from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed
 from tsexp.energy.meters import ESTIMATED
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tsexp.training import Fitted
 
 FROM_WINDOWS = (
-    *("energy/", "power/", "latency/", "throughput/", "memory/", "measure/"),
+    *("energy/", "power/", "latency/", "throughput/", "memory/", "measure/", "null/"),
     *("cost/break_even", "cost/load", "cost/first"),
     *("vs_dense/speedup", "vs_dense/cpu_speedup", "vs_dense/energy"),
 )
@@ -270,6 +270,77 @@ def inputs(dataset: Dataset) -> list[Any]:
 
 def _split_name(dataset: Dataset, split: str) -> str:
     return f"{dataset.name}_{split.upper()}"
+
+
+def said_of(record: Record, put: Callable[[str], str] = str) -> dict[str, str]:
+    """Return the tags that every measurement has: its source, whether it is valid, its machine, this code.
+
+    `put` rewords reasons and warnings.
+    """
+    return {
+        "tsexp.energy_source": record.energy_source,
+        "tsexp.valid": "true" if record.valid else "false",
+        "tsexp.invalid_reasons": "; ".join(map(put, record.invalid_reasons)),
+        "tsexp.warnings": "; ".join(map(put, record.warnings)),
+        "tsexp.protocol": str(PROTOCOL_VERSION),
+        "tsexp.cpu": record.hardware["cpu"],
+        "tsexp.git_sha": origin.git_sha(),
+        "tsexp.version": __version__,
+    }
+
+
+def stored(
+    client: Any,
+    experiment: str,
+    name: str,
+    metrics: Mapping[str, float],
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    record: Record,
+    more: Callable[[Path], None],
+) -> str:
+    """Log a finished measurement that is no experiment as a run; an interrupted one leaves none.
+
+    Parameters
+    ----------
+    client, experiment
+        The store, and the number of its experiment.
+    name
+        Of the run.
+    metrics, params, tags
+        As they are to be called.
+    record
+        Its windows and its hardware become files.
+    more
+        Writes other files into a folder.
+
+    Returns
+    -------
+    str
+        The run's id.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+
+    now = int(1000 * time.time())
+    run_id = str(client.create_run(experiment, run_name=redact(name)[:250]).info.run_id)
+    try:
+        client.log_batch(
+            run_id,
+            [Metric(k, v, now, 0) for k, v in metrics.items()],
+            [Param(k, redact(str(v))[:6000]) for k, v in params.items()],
+            [RunTag(k, redact(v)[:4900]) for k, v in tags.items()],
+        )
+        with tempfile.TemporaryDirectory(prefix="tsexp-track-") as temporary:
+            folder = Path(temporary)
+            (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
+            (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
+            more(folder)
+            client.log_artifacts(run_id, str(folder))
+        client.set_terminated(run_id, "FINISHED")
+    except BaseException:
+        client.delete_run(run_id)
+        raise
+    return run_id
 
 
 def _describe(values: Mapping[str, float], record: Record) -> str:

@@ -1,0 +1,656 @@
+"""The meter for anything: `measure_energy`, and ``python -m tsexp.measure model.onnx --data X.npz``.
+
+A fitted estimator, a torch module, a file or any callable is measured as an artifact of this project is: in
+fresh processes, in windows that alternate with those of a reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsexp import config as configs
+from tsexp.command import called
+from tsexp.config import Config, ConfigError, TrackingConfig, suggest
+from tsexp.energy.record import Record
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tsexp.data import FloatArray, IntArray
+    from tsexp.energy.subjects import InMemory
+
+STAGE = "measure"
+ITSELF = "the same, a second time"
+NULL = "null/"
+"""Instead of ``vs_dense/``, of a subject against itself: what such metrics say is noise."""
+PATIENCE = (30.0, 20.0)
+"""Seconds, and times as long as in this process, that a fork may take for its first answer."""
+CORES = 1.2
+"""Times the threads asked for; a subject that uses more cores is warned of."""
+COLD = ("cost/load_", "cost/first_", "memory/")
+"""Metrics that say nothing of a subject in a fork of the caller: it is loaded, warm, and not alone there."""
+SETTINGS = {
+    "measure=quick|paper": "measure",
+    "measure.…": "measure.",
+    "seed": "seed",
+    "tracking.…": "tracking.",
+}
+"""What may be set → how it begins."""
+HELP = """\
+The energy of a model that did not come from here: an ONNX file, an OpenVINO file (.xml) or an artifact
+folder, on series of your own, in several fresh processes; beside a reference, in windows that alternate.
+Prints energy, time and, with labels, accuracy, and stores the measurement as a run of its own. Estimators,
+torch modules and callables: from Python, tsexp.measure_energy."""
+EXAMPLES = """\
+  measure=paper    narrower intervals; every measure.… can be set, e.g. measure.batch_size=32
+  tracking.uri=sqlite:////path/mlflow.db tracking.experiment=tsexp    the store
+  seed=1           other orders
+
+  python -m tsexp.measure model.onnx --data X.npz --reference other.onnx measure=paper"""
+
+
+@dataclass(frozen=True, repr=False)
+class Measured(Record):
+    """A `Record` of anything.
+
+    Without a reference, the subject was measured against itself: what is called ``vs_dense/…`` elsewhere is
+    then ``null/…``, and is noise. `manifest` holds what is known of the subject.
+
+    Attributes
+    ----------
+    name, reference_name
+        What both are called; of a subject against itself, the latter is None.
+    reference_manifest
+        What is known of the reference.
+    settings
+        As in a configuration: ``measure.…`` and ``seed``.
+    data
+        ``series``, ``shape``, ``dtype`` and ``checksum`` of what windows were fed from.
+    """
+
+    name: str = ""
+    reference_name: str | None = None
+    reference_manifest: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> RenderableType:
+        """Return a table and what it means in words; fits 80 columns. † marks an estimate."""
+        from rich.console import Group
+        from rich.text import Text
+
+        from tsexp import compare
+
+        raw, mark = self.raw, self._mark()
+        answers, windows = self._numbers()
+        lines = [f"{end}  {name}" for end, name in zip("AB", self._names(), strict=True)]
+        lines.append(
+            f"{self.data['series']:,} series, batch {raw['batch_size']}, threads {raw['threads']}, "
+            f"{raw['repeats']} pairs of windows in {raw['processes']} processes"
+        )
+        below = [*compare.remarks(self, mark, _as_here), self.said()]
+        return Group(
+            *map(Text, lines),
+            compare.table(answers, windows, self.valid, mark),
+            *map(Text, below),
+        )
+
+    def said(self) -> str:
+        """What came out, in words."""
+        from tsexp import compare
+
+        answers, windows = self._numbers()
+        text = compare.sentence(answers, windows, self.valid, self._mark())
+        if self.reference_name is None and self.valid:
+            return f"A against itself, which shows the noise: {text}"
+        return text
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=80, highlight=False, color_system=None, force_terminal=False)
+        with console.capture() as captured:
+            console.print(self.summary())
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+    __repr__ = __str__
+
+    def to_mlflow(self, uri: str | None = None, experiment: str = "tsexp", name: str | None = None) -> str:
+        """Put it into a store as a run, which tables, figures and sweeps overlook.
+
+        Parameters
+        ----------
+        uri
+            Of the store, or the path of its sqlite file; None: ``mlflow.db`` in the working folder, as
+            everything else here.
+        experiment
+            Its name; made if it is not there.
+        name
+            Of the run; None: what was measured.
+
+        Returns
+        -------
+        str
+            The run's id.
+
+        Raises
+        ------
+        ConfigError
+            If the store does not answer.
+        """
+        from tsexp import stores
+
+        where = stores.uri_of(uri) if uri is not None else configs.places(configs.composed())["tracking"].uri
+        return _store(self, TrackingConfig(where, experiment), name)
+
+    def _names(self) -> tuple[str, str]:
+        return self.name, self.reference_name or ITSELF
+
+    def _mark(self) -> str:
+        from tsexp.energy import meters
+        from tsexp.report.console import ESTIMATE
+
+        return ESTIMATE if self.energy_source.startswith(meters.ESTIMATED) else ""
+
+    def _numbers(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What compare's table shows: of answers and sizes, and of windows."""
+        from tsexp import compare, tasks
+        from tsexp.energy.record import summarize
+
+        known = compare.accuracies(self, tasks.named("classification")) if self._compared() else {}
+        known |= compare.sizes(self.manifest, "a") | compare.sizes(self.reference_manifest, "b")
+        return known, compare.of_windows(summarize(self.raw), self.raw)
+
+    def _compared(self) -> bool:
+        return "vs_dense/accuracy_drop_pt" in self.metrics
+
+
+def measure_energy(
+    subject: Any,
+    X: Any,
+    reference: Any = None,
+    y: Any = None,
+    *,
+    batch_size: int = 1,
+    preset: str = "quick",
+    seed: int = 0,
+    name: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Measured:
+    """Measure what a model needs for an answer, beside a reference.
+
+    Both take turns in windows of several fresh processes, with probes before and after (docs/measuring.md).
+    Files are loaded in processes that have nothing else; objects in memory are measured in forks of this
+    process, each with a copy of its own (Linux). Nothing is pickled.
+
+    Parameters
+    ----------
+    subject
+        A path to an ONNX file, an OpenVINO file (``.xml``) or an artifact folder; a fitted estimator of aeon
+        or scikit-learn, asked for ``predict_proba``, else ``decision_function``, else ``predict``; a torch
+        module on the CPU, called in evaluation mode on float32; or a callable, array (batch, …) → array
+        (batch, …).
+    X
+        Series, (series, …): an array or nested lists, float32 or float64 (other numbers become float32); or
+        the path of a ``.npz`` with an array ``X`` and perhaps ``y``, or of a ``.ts`` file. What files and
+        torch modules take is float32 or float64 as they say.
+    reference
+        As `subject`; None: the subject against itself, which shows the noise.
+    y
+        Labels, (series,): then there is accuracy, too.
+    batch_size
+        Series per call.
+    preset
+        ``quick`` or ``paper``: files of ``conf/measure/``.
+    seed
+        Of all orders, and of the series in each window.
+    name
+        What the subject is called; None: its file, class or function.
+    progress
+        Show bars.
+    **settings
+        Other keys of ``conf/measure/``: ``repeats``, ``processes``, ``window_s``, ``threads``, ``meter``,
+        ``watts_per_core``, ``require``, …
+
+    Returns
+    -------
+    Measured
+        Metrics with their intervals, every window, and whether it is valid; printed, a table.
+
+    Raises
+    ------
+    ConfigError
+        Before any window: if an input is not what it should be, or a subject does not answer it.
+    MeasuringFailed
+        If a process died or ran out of time.
+    """
+    overrides = [f"measure={preset}", f"seed={seed}", f"measure.batch_size={batch_size}"]
+    overrides += [f"measure.{k}={'null' if v is None else v}" for k, v in settings.items()]
+    cfg = configs.parse(configs.composed(*overrides))
+    series, labels = _data(X, y)
+    return _measure(subject, series, reference, labels, cfg, name, progress)
+
+
+def _data(X: Any, y: Any) -> tuple[FloatArray, list[Any] | None]:
+    """Return series and labels, checked."""
+    if isinstance(X, str | Path):
+        X, there = _read(Path(X))
+        y = there if y is None else y
+    try:
+        series = np.asarray(X)
+        if series.dtype.kind not in "fiub":
+            raise TypeError(f"values of type {series.dtype}")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"X is no array of numbers, (series, …): {str(error).splitlines()[0]}") from None
+    if series.ndim < 2 or not series.size:
+        raise ConfigError(f"X has shape {series.shape}; it must be (series, …), with at least one series")
+    if series.dtype != np.float64:
+        series = series.astype(np.float32, copy=False)
+    if y is None:
+        return series, None
+    labels = np.asarray(y)
+    if labels.ndim != 1 or len(labels) != len(series):
+        raise ConfigError(f"y has shape {labels.shape}; X has {len(series)} series, and each needs one label")
+    return series, labels.tolist()
+
+
+def _read(file: Path) -> tuple[Any, Any]:
+    from tsexp import tsfile
+
+    if not file.is_file():
+        raise ConfigError(f"{file} is not there; X is an array, or the path of a .npz or .ts file")
+    if file.suffix == ".ts":
+        series, labels = tsfile.read(file)
+        lengths = {s.shape for s in series}
+        if len(lengths) > 1:
+            raise ConfigError(
+                f"{file} has series of different shapes; a batch is one array: pad or cut them, and give that"
+            )
+        return np.stack(list(series)), labels
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if "X" not in arrays:
+                raise ConfigError(f"{file} has no array X; it has: {', '.join(arrays.files) or 'nothing'}")
+            return arrays["X"], arrays.get("y")
+    except ConfigError:
+        raise
+    except Exception as error:  # not a .npz, or objects in it
+        raise ConfigError(f"{file} is no .npz of plain arrays: {str(error).splitlines()[0]}") from None
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two, and what is known of it before the windows."""
+
+    name: str
+    subject: str | InMemory
+    facts: dict[str, Any]
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """The labels that its outputs stand for, if it tells."""
+        return self.facts.get("classes") if isinstance(self.subject, str) else self.subject.classes()
+
+
+def _measure(
+    subject: Any,
+    series: FloatArray,
+    reference: Any,
+    labels: list[Any] | None,
+    cfg: Config,
+    name: str | None,
+    progress: bool,
+) -> Measured:
+    """Check, ask, score, measure, judge."""
+    from tsexp import energy, locking, processes
+    from tsexp.energy import hardware, measuring, meters, subjects
+    from tsexp.energy.record import combined, doubts, summarize
+
+    given = [subject] if reference is None else [subject, reference]
+    found = [subjects.named(one) for one in given]
+    held = [one for one in found if isinstance(one, subjects.InMemory)]
+    if held and not processes.FORKS:
+        raise ConfigError(
+            f"objects in memory are measured in forks, which is safe on Linux only, not on {sys.platform}; "
+            "give files (ONNX, OpenVINO, artifact folders)"
+        )
+    devices = {one: _device(one) for one in found if isinstance(one, str)}
+    device = next(iter(devices.values()), "cpu")
+    if len({*devices.values(), *(["cpu"] if held else [])}) > 1:
+        raise ConfigError("one of the two runs on cpu and the other on cuda: they cannot be compared")
+    config = cfg.measure
+    if config.require == "measured" or device == "cuda":
+        meters.choose(device, config.require, config.watts_per_core, config.meter)
+    if len(held) < len(found):
+        processes.start(energy.PRELOAD)
+    # Whole batches: some graphs take no others.
+    whole = np.resize(np.arange(len(series)), -(-len(series) // config.batch_size) * config.batch_size)
+    names = [
+        name or _name(given[0], found[0]),
+        *(_name(g, f) for g, f in zip(given[1:], found[1:], strict=True)),
+    ]
+    with locking.sharing_the_machine():
+        sides = [
+            _asked(n, one, series[whole[: config.batch_size]], device, held, cfg)
+            for n, one in zip(names, found, strict=True)
+        ]
+        series = series.astype(_dtype(series, sides), copy=False)
+        x = series[whole]
+        scores = [
+            measuring.answers_of(s.subject, x, device, config, f"score {s.name}", progress)[: len(series)]
+            for s in sides
+        ]
+    for side, answers in zip(sides, scores, strict=True):
+        wrong = ~np.isfinite(answers).all(1)
+        if wrong.any():
+            raise ConfigError(
+                f"{side.name} answers {int(wrong.sum())} of {len(answers)} series with NaN or infinite "
+                f"values, first series {int(wrong.argmax())}; nothing was measured"
+            )
+    scores = [scores[0], scores[-1]]
+    sides = [sides[0], sides[-1]]
+    targets, judged = _judged(sides, scores, labels)
+    probe = -(-measuring.PROBE // config.batch_size) * config.batch_size
+    shown = [np.concatenate([s, s[whole[len(series) :]]])[:probe] for s in scores]
+    raw = measuring.take_turns(
+        {"artifact": sides[0].subject, "reference": sides[1].subject},
+        device,
+        {"x": series, "probe": x[:probe], "artifact_scores": shown[0], "reference_scores": shown[1]},
+        config,
+        cfg.seed,
+        f"measure {sides[0].name}",
+        progress,
+    )
+    invalid, warnings = doubts(raw)
+    measured = summarize(raw)
+    if held:
+        measured = {k: v for k, v in measured.items() if not k.startswith(COLD)}
+    metrics = combined(_qualities(judged, targets, cfg.seed, len(given)) | _sizes(sides), measured)
+    if reference is None:
+        metrics = {k.replace("vs_dense/", NULL): v for k, v in metrics.items()}
+    settings = {k: v for k, v in configs.flat(cfg).items() if k.startswith("measure.") or k == "seed"}
+    return Measured(
+        metrics=metrics,
+        energy_source=raw["source"],
+        invalid_reasons=invalid,
+        warnings=warnings if invalid else (*warnings, *_greedy(raw, config.threads)),
+        raw=raw,
+        scores=judged[0],
+        reference_scores=judged[1],
+        labels=targets,
+        manifest=sides[0].facts,
+        hardware=hardware.describe(device),
+        name=sides[0].name,
+        reference_name=None if reference is None else sides[1].name,
+        reference_manifest=sides[1].facts,
+        settings=settings,
+        data={
+            "series": len(series),
+            "shape": list(series.shape),
+            "dtype": str(series.dtype),
+            "checksum": hashlib.sha256(np.ascontiguousarray(series).tobytes()).hexdigest(),
+        },
+    )
+
+
+def _name(given: Any, found: str | InMemory) -> str:
+    return Path(given).name if isinstance(found, str) else found.name
+
+
+def _device(path: str) -> str:
+    from tsexp.runtimes import read_manifest
+
+    if not Path(path).is_dir():
+        return "cpu"
+    try:
+        return str(read_manifest(Path(path))["device"])
+    except (OSError, ValueError, KeyError):
+        raise ConfigError(
+            f"{path} is no artifact folder of tsexp: it has no manifest.json that says so"
+        ) from None
+
+
+def _asked(
+    name: str, subject: str | InMemory, batch: FloatArray, device: str, held: Sequence[InMemory], cfg: Config
+) -> _Side:
+    """Let a subject answer once, here if it lies in memory, and where it will be measured."""
+    from tsexp.energy import MeasuringFailed, measuring, subjects
+
+    limit = cfg.measure.timeout_s
+    try:
+        if isinstance(subject, subjects.InMemory):
+            start = time.perf_counter()
+            with subject.here():
+                subjects.answers(subject, batch)
+            limit = min(limit, PATIENCE[0] + PATIENCE[1] * (time.perf_counter() - start))
+    except Exception as error:  # whatever somebody's model raises
+        what = (
+            str(error)
+            if isinstance(error, ConfigError)
+            else " ".join(f"{type(error).__name__}: {error}".split())
+        )
+        raise ConfigError(
+            f"{name} does not answer X, batches of shape {batch.shape}: {what[:300]}"
+        ) from error
+    try:
+        facts = measuring.first_answer(subject, batch, device, cfg.measure, limit, beside=held[:1])
+    except MeasuringFailed as error:
+        if held and "took longer" in str(error):
+            raise ConfigError(
+                f"{name} answers here, but not in a fork of this process, within {limit:.0f} s: it holds "
+                "threads or locks of its own (a session of ONNX Runtime or OpenVINO, a pool); give the file "
+                "instead"
+            ) from error
+        first = (error.details or str(error)).splitlines()[0]
+        raise ConfigError(f"{name}: {first.removeprefix('ConfigError: ')}") from error
+    return _Side(name, subject, facts)
+
+
+def _dtype(series: FloatArray, sides: Sequence[_Side]) -> str:
+    """What no subject has to convert, as far as there is such a type."""
+    takes = [(s.facts["dtype"],) if "dtype" in s.facts else s.subject.takes for s in sides]  # type: ignore[union-attr]
+    fits = [d for d in (str(series.dtype), "float32", "float64") if all(d in t for t in takes)]
+    return fits[0] if fits else str(series.dtype)
+
+
+def _judged(
+    sides: Sequence[_Side], scores: Sequence[FloatArray], labels: list[Any] | None
+) -> tuple[IntArray, list[FloatArray]]:
+    """Return indices of labels, and scores with a column for each class in one order; as they are without."""
+    if labels is None:
+        return np.zeros(0, np.int64), list(scores)
+    known = next((s.classes for s in sides if s.classes is not None), None)
+    keys = [_key(label) for label in labels]
+    classes = [_key(c) for c in known] if known else _guessed(keys, scores[0].shape[1], sides[0].name)
+    strange = sorted({str(label) for label, key in zip(labels, keys, strict=True) if key not in classes})
+    if strange:
+        raise ConfigError(
+            f"y has labels that the subject does not know: {', '.join(strange[:5])}; it knows "
+            f"{', '.join(map(str, (known or classes)[:10]))}"
+        )
+    ordered = []
+    for side, one in zip(sides, scores, strict=True):
+        own = [_key(c) for c in side.classes] if side.classes is not None else classes
+        if set(own) != set(classes) or one.shape[1] != len(classes):
+            raise ConfigError(
+                f"{side.name} answers {one.shape[1]} numbers per series, which are no scores of the "
+                f"{len(classes)} classes; leave y out to measure energy alone"
+            )
+        ordered.append(np.ascontiguousarray(one[:, [own.index(c) for c in classes]]))
+    return np.array([classes.index(key) for key in keys], np.int64), ordered
+
+
+def _key(label: Any) -> float | str:
+    """Labels that mean the same, however they are written: 1, 1.0, '1'."""
+    try:
+        return float(label)
+    except (TypeError, ValueError):
+        return str(label)
+
+
+def _guessed(keys: Sequence[float | str], columns: int, name: str) -> list[float | str]:
+    """Return the classes that columns stand for where nobody says: their numbers, else the sorted labels."""
+    numbers: list[float | str] = [float(i) for i in range(columns)]
+    if set(keys) <= set(numbers):
+        return numbers
+    there = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
+    if len(there) != columns:
+        raise ConfigError(
+            f"y has {len(there)} classes, but {name} answers {columns} numbers per series; give y as numbers "
+            f"of columns, 0 to {columns - 1}, or leave it out to measure energy alone"
+        )
+    return there
+
+
+def _qualities(scores: Sequence[FloatArray], targets: IntArray, seed: int, subjects: int) -> dict[str, float]:
+    """Accuracy, where there are labels; what may be probabilities or not has no likelihood here."""
+    if not len(targets):
+        return {}
+    from tsexp import tasks
+
+    task = tasks.named("classification")
+    found = {k: v for k, v in task.quality(scores[0], targets, "test").items() if not k.endswith("/nll")}
+    if subjects == 1:
+        return found
+    control = task.quality(scores[1], targets, "test")
+    found[f"test/control_{task.HEADLINE}"] = control[f"test/{task.HEADLINE}"]
+    return found | task.drop(*scores, targets, seed)  # type: ignore[no-any-return]
+
+
+def _sizes(sides: Sequence[_Side]) -> dict[str, float]:
+    facts = [s.facts for s in sides]
+    found = {f"size/{k}": facts[0][k] for k in ("parameters", "bytes", "macs") if k in facts[0]}
+    if all("bytes" in f for f in facts):
+        found["vs_dense/size_ratio"] = facts[1]["bytes"] / facts[0]["bytes"]
+    return found
+
+
+def _greedy(raw: Mapping[str, Any], threads: int) -> list[str]:
+    """Warn of what uses more cores than it was given: its own setting (``n_jobs``) wins over ours."""
+    found = []
+    for name in ("artifact", "reference"):
+        mine = [w for w in raw["windows"] if w["subject"] == name and not w["discarded"]]
+        cores = sum(w["cpu_s"] for w in mine) / sum(w["wall_s"] for w in mine)
+        if cores > CORES * threads:
+            found.append(f"the {name} uses {cores:.1f} cores, measure.threads={threads}: see its n_jobs")
+    return found
+
+
+def _store(record: Measured, config: TrackingConfig, name: str | None = None) -> str:
+    from tsexp import tracking
+
+    client = tracking.opened(config)
+    tags = {
+        "tsexp.stage": STAGE,
+        "tsexp.subject": record.name,
+        **({"tsexp.reference": record.reference_name} if record.reference_name is not None else {}),
+        **tracking.said_of(record, _as_here),
+        "tsexp.data_checksum": record.data["checksum"],
+        "mlflow.note.content": "\n\n".join(
+            [*(f"{end}: {n}" for end, n in zip("AB", record._names(), strict=True)), record.said()]
+        ),
+    }
+    params = {f"measured.{k}": record.data[k] for k in ("series", "shape", "dtype")}
+    for side, what, facts in (
+        ("subject", record.name, record.manifest),
+        ("reference", record.reference_name, record.reference_manifest),
+    ):
+        if what is not None:
+            params |= {f"measured.{side}": what, f"measured.{side}_kind": facts["kind"]}
+    title = f"measure {record.name}" + (f" {record.reference_name}" if record.reference_name else "")
+    return tracking.stored(
+        client,
+        tracking.experiment_of(client, config),
+        name or title,
+        {tracking.as_shown(k, record.valid): v for k, v in record.metrics.items()},
+        record.settings | params,
+        tags,
+        record,
+        lambda folder: _write_answers(folder / "answers.npz", record),
+    )
+
+
+def _write_answers(path: Path, record: Measured) -> None:
+    """Plain arrays: what both answered, and the labels, if there are any."""
+    arrays: dict[str, Any] = {"answers": record.scores, "reference_answers": record.reference_scores}
+    np.savez_compressed(path, **arrays, **({"labels": record.labels} if len(record.labels) else {}))
+
+
+def _as_here(text: str) -> str:
+    """Call the two as the table does."""
+    return text.replace("the artifact", "A").replace("the reference", "B")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure a file and return the exit status: 2 for bad input, 1 if measuring failed."""
+    parser = argparse.ArgumentParser(
+        prog=called("measure"),
+        usage="%(prog)s SUBJECT --data FILE [--reference SUBJECT] [--name NAME] [--no-store] [key=value ...]",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="subject or key=value", help=argparse.SUPPRESS)
+    parser.add_argument("--data", metavar="FILE", help=".npz with X (series, ...) and perhaps y; or .ts")
+    parser.add_argument("--reference", metavar="SUBJECT", help="beside what (default: itself: the noise)")
+    parser.add_argument("--name", help="of the subject, and in the store (default: its file)")
+    parser.add_argument("--no-store", action="store_true", help="print only")
+    asked, unknown = parser.parse_known_args(arguments)
+    try:
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is not an option; see --help")
+        _run(asked)
+    except ConfigError as error:
+        return _end(2, str(error))
+    except KeyboardInterrupt:
+        return _end(130, "interrupted; nothing was stored")
+    except Exception as error:  # of the measuring processes, of the store
+        return _end(1, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _end(status: int, message: str) -> int:
+    print(f"tsexp.measure: error: {configs.redact(message)}", file=sys.stderr)
+    return status
+
+
+def _run(asked: argparse.Namespace) -> None:
+    from tsexp import tracking
+    from tsexp.report.console import terminal
+
+    settings = [w for w in asked.words if "=" in w and not Path(w).exists()]
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if not any(key == s or (s.endswith(".") and key.startswith(s)) for s in SETTINGS.values()):
+            known = [s.rstrip(".") for s in SETTINGS.values()]
+            raise ConfigError(
+                f"{setting} is not known here; allowed: {', '.join(SETTINGS)}{suggest(key, known)}"
+            )
+    subjects = [w for w in asked.words if w not in settings]
+    if len(subjects) != 1:
+        raise ConfigError(f"give one file or folder to measure, not {len(subjects)}; see --help")
+    if asked.data is None:
+        raise ConfigError("give the series: --data FILE, a .npz with an array X, (series, …), or a .ts file")
+    cfg = configs.parse(configs.composed(*settings))
+    series, labels = _data(asked.data, None)
+    if not asked.no_store:
+        tracking.opened(cfg.tracking)  # before any work
+    record = _measure(subjects[0], series, asked.reference, labels, cfg, asked.name, cfg.train.progress)
+    console = terminal()
+    console.print(record.summary())
+    if not asked.no_store:
+        console.print(f"stored as run {_store(record, cfg.tracking)}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
