@@ -12,12 +12,12 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import TINY, compose
+from tsexp.command import SUBCOMMANDS
 from tsexp.config import conf_dir
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:python -m |^    |`(?=tsexp ))(tsexp[\w.]*)((?: [^\s`]+)*)", re.M)
-SUBCOMMANDS = ("report", "doctor", "compare", "export", "predict", "ui")
 MAKE = re.compile(r"(?:^    |`)make ((?:[a-z-]+ ?)+)", re.M)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)

@@ -98,6 +98,8 @@ class Measured(Record):
             f"{raw['repeats']} pairs of windows in {raw['processes']} processes"
         )
         below = [*compare.remarks(self, mark, _as_here), self.said()]
+        if self.reference_name is None and "test/accuracy" in self.metrics:
+            lines.append(f"accuracy {100 * self.metrics['test/accuracy']:.1f} %")
         return Group(
             *map(Text, lines),
             compare.table(answers, windows, self.valid, mark),
@@ -447,8 +449,8 @@ def _asked(
     except MeasuringFailed as error:
         if held and "took longer" in str(error):
             raise ConfigError(
-                f"{name} answers here, but not in a fork of this process, within {limit:.0f} s: it holds "
-                "threads or locks of its own (a session of ONNX Runtime or OpenVINO, a pool); give the file "
+                f"{name} does not answer in a fork of this process within {limit:.0f} s: something here holds "
+                "threads or locks of its own (a session of ONNX Runtime or OpenVINO, a pool); give files "
                 "instead"
             ) from error
         first = (error.details or str(error)).splitlines()[0]
@@ -583,7 +585,9 @@ def _store(record: Measured, config: TrackingConfig, name: str | None = None) ->
 def _write_answers(path: Path, record: Measured) -> None:
     """Plain arrays: what both answered, and the labels, if there are any."""
     arrays: dict[str, Any] = {"answers": record.scores, "reference_answers": record.reference_scores}
-    np.savez_compressed(path, **arrays, **({"labels": record.labels} if len(record.labels) else {}))
+    if len(record.labels):
+        arrays["labels"] = record.labels
+    np.savez_compressed(path, **arrays)
 
 
 def _as_here(text: str) -> str:
@@ -605,7 +609,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reference", metavar="SUBJECT", help="beside what (default: itself: the noise)")
     parser.add_argument("--name", help="of the subject, and in the store (default: its file)")
     parser.add_argument("--no-store", action="store_true", help="print only")
-    asked, unknown = parser.parse_known_args(arguments)
+    asked, unknown = parser.parse_known_intermixed_args(arguments)
     try:
         if unknown:
             raise ConfigError(f"{unknown[0]} is not an option; see --help")

@@ -115,17 +115,18 @@ def facts(path: str, predictor: Any) -> dict[str, Any]:
     -------
     dict
         ``kind``, ``bytes`` (on disk), ``device``, ``dtype`` (that it takes), and where they can be counted
-        ``parameters`` and ``macs``; of an artifact also ``classes``; of a graph ``shape`` (None: any size).
+        ``parameters`` and ``macs``; ``shape`` of a batch (None: any size); of an artifact also ``classes``.
     """
     if Path(path).is_dir():
         m = read_manifest(Path(path))
         kept = {k: m[k] for k in ("bytes", "parameters", "macs", "device", "classes") if m.get(k) is not None}
-        return {"kind": f"artifact, {m['runtime']} {m['mode']}", "dtype": "float32"} | kept
+        kind = f"artifact, {m['runtime']} {m['mode']}"
+        return {"kind": kind, "dtype": "float32", "shape": [None, m["shape"][0], None], **kept}
     return {"kind": FILES[Path(path).suffix], "device": "cpu", **predictor.facts()}
 
 
 def check_shape(path: str, expected: list[int | None], series: FloatArray) -> None:
-    """Refuse a batch that a graph does not take; None in `expected` is any size.
+    """Refuse a batch that a file does not take; None in `expected` is any size.
 
     Raises
     ------

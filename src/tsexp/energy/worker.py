@@ -97,11 +97,11 @@ def _first(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> dic
 
     batch = load_file(folder / "series.safetensors")["x"]
     subject = _loader("artifact", request, held)()
-    if held:
+    if "artifact" in held:
         facts: dict[str, Any] = {"kind": subject.kind, "device": "cpu", **subject.counted(batch)}
     else:
         facts = subjects.facts(request["artifact"], subject)
-        subjects.check_shape(request["artifact"], facts.get("shape", []), batch)
+        subjects.check_shape(request["artifact"], facts["shape"], batch)
         batch = batch.astype(facts["dtype"])
     return facts | {"outputs": subjects.answers(subject, batch).shape[1]}
 

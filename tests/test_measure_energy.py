@@ -1,0 +1,437 @@
+"""The meter for anything: every kind of subject, what is printed and stored, what is refused."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import Ridge, RidgeClassifier
+
+import tsexp
+from conftest import compose
+from report_data import Store
+from test_meters import add_zone, drawing
+from tsexp import measure, measure_energy, runtimes
+from tsexp.cache import Cache
+from tsexp.config import ConfigError
+from tsexp.energy import meters
+from tsexp.report import frozen
+from tsexp.report.store import connect
+
+QUICK = {
+    "repeats": 4,
+    "processes": 2,
+    "window_s": 0.02,
+    "idle_s": 0.02,
+    "latency_calls": 20,
+    "progress": False,
+}
+STEPS = 24
+rng = np.random.default_rng(0)
+X = rng.normal(size=(30, STEPS)).astype(np.float32)
+Y = np.where(X[:, 0] > 0, "up", "down")
+WEIGHT = rng.normal(size=(STEPS, 2))
+
+
+def onnx_file(path, dtype=np.float32, batch="N", weight=WEIGHT, output="who knows"):
+    """A linear classifier with odd names."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["in put", "w"], [output])],
+        "g",
+        [helper.make_tensor_value_info("in put", kind, [batch, STEPS])],
+        [helper.make_tensor_value_info(output, kind, [batch, 2])],
+        [onnx.numpy_helper.from_array(weight.astype(dtype), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def forest():
+    return RandomForestClassifier(5, n_jobs=2, random_state=0).fit(X, Y)
+
+
+def check(record, energy=True):
+    assert record.valid, record.invalid_reasons
+    assert record.metrics["energy/per_inference_j"] > 0
+    assert record.metrics["latency/p50_ms"] > 0
+    assert np.isfinite(list(record.metrics.values())).all()
+    windows = [w for w in record.raw["windows"] if w["subject"] != "idle"]
+    assert {w["subject"] for w in windows} == {"artifact", "reference"}
+    assert len(windows) == 2 * QUICK["repeats"]
+    assert record.raw["processes"] == QUICK["processes"]
+
+
+def test_an_estimator_with_labels_beside_a_torch_module(forest):
+    net = torch.nn.Sequential(torch.nn.Linear(STEPS, 8), torch.nn.Dropout(0.9), torch.nn.Linear(8, 2))
+    net[1].eval()
+    net.train(mode=True)
+    net[0].eval()
+    record = measure_energy(net, X, forest, Y, batch_size=4, **QUICK)
+    check(record)
+    np.testing.assert_allclose(record.reference_scores, forest.predict_proba(X), atol=1e-6)
+    with torch.no_grad():  # no dropout
+        expected = net[2](net[0](torch.from_numpy(X)))
+    np.testing.assert_allclose(record.scores, expected, atol=1e-5)
+    assert [m.training for m in net] == [False, True, True]  # left as it was
+    m = record.metrics
+    assert m["test/control_accuracy"] == forest.score(X, Y)
+    assert m["test/accuracy"] == (np.array(["down", "up"])[record.scores.argmax(1)] == Y).mean()
+    assert m["vs_dense/accuracy_drop_pt"] == pytest.approx(
+        100 * (m["test/control_accuracy"] - m["test/accuracy"])
+    )
+    assert m["size/parameters"] == sum(p.numel() for p in net.parameters())
+    assert m["size/macs"] == STEPS * 8 + 8 * 2
+    assert not [k for k in m if k.startswith(("null/", "cost/load", "memory/", "test/nll", "size/bytes"))]
+
+
+def test_without_reference_and_labels_there_is_the_noise_and_no_accuracy():
+    record = measure_energy(lambda batch: batch @ WEIGHT, X, **QUICK)
+    check(record)
+    m = record.metrics
+    assert m["null/energy_saving_lo"] <= m["null/energy_saving_pct"] <= m["null/energy_saving_hi"]
+    assert not [k for k in m if k.startswith(("vs_dense/", "test/", "size/"))]
+    text = str(record)
+    assert "accuracy" not in text
+    assert "A against itself, which shows the noise:" in text
+    assert max(map(len, text.splitlines())) <= 80
+    if record.energy_source.startswith(meters.ESTIMATED):
+        assert "energy per series†" in text
+
+
+def test_twice_the_work_is_seen_as_half_saved():
+    """CPU-time ratio, interval included: what another load on the machine disturbs least."""
+
+    def once(batch, times=1):
+        for _ in range(60 * times):
+            np.sort(batch * 1.5, axis=1)
+        return batch
+
+    some = {**QUICK, "processes": 4, "repeats": 24}
+    record = measure_energy(once, X, lambda batch: once(batch, 2), **some)
+    assert record.valid
+    m = record.metrics
+    assert 40 < 100 * (1 - 1 / m["vs_dense/cpu_speedup"]) < 60
+    assert m["vs_dense/cpu_speedup_lo"] > 1
+    if record.energy_source.startswith(meters.ESTIMATED):
+        assert m["vs_dense/energy_saving_lo"] > 0
+        assert "less energy† than B" in str(record)
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        (
+            RidgeClassifier().fit(X, Y),
+            lambda e: np.stack([-e.decision_function(X), e.decision_function(X)], 1),
+        ),
+        (Ridge().fit(X, X[:, 0]), lambda e: e.predict(X)[:, None]),
+        (RidgeClassifier().fit(X, Y).predict, None),
+    ],
+    ids=["decision function", "regressor", "method that answers words"],
+)
+def test_what_estimators_are_asked(subject, expected):
+    if expected is None:
+        with pytest.raises(ConfigError, match=r"predict does not answer X.*not an array of numbers"):
+            measure_energy(subject, X, **QUICK)
+        return
+    record = measure_energy(subject, X, **QUICK)
+    check(record)
+    np.testing.assert_allclose(record.scores, expected(subject), rtol=1e-4, atol=1e-5)
+
+
+def test_objects_that_used_threads_before_are_measured_after_a_script_without_a_guard(tmp_path):
+    """GNU OpenMP of Numba and PyTorch, with two threads each; a counter whose reader starts helpers."""
+    root = tmp_path / "intel-rapl"
+    package = add_zone(root / "intel-rapl:0", "package-0", 1e6)
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import numpy as np, torch, zeus.device.cpu.rapl as rapl
+        rapl.RAPL_DIR = {str(root)!r}
+        from aeon.classification.convolution_based import MiniRocketClassifier
+        from aeon.classification.interval_based import QUANTClassifier
+        from tsexp import measure_energy
+        print("begins")
+        torch.set_num_threads(2)
+        (torch.randn(3_000_000) + 1).exp().sum()
+        X = np.random.default_rng(0).normal(size=(20, 1, 24))
+        y = np.arange(20) % 2
+        rocket = MiniRocketClassifier(n_kernels=84, n_jobs=2, random_state=0).fit(X, y)
+        quant = QUANTClassifier(random_state=0).fit(X, y)
+        rocket.predict(X)
+        print("layer", __import__("numba").threading_layer())
+        record = measure_energy(
+            rocket, X, quant, y, repeats=2, processes=2, window_s=0.02, idle_s=0.05, latency_calls=20,
+            progress=False, require="measured",
+        )
+        print(record.energy_source, record.valid, *record.invalid_reasons)
+        """)
+    )
+    with drawing({package: 50.0}):
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    begins, layer, said = done.stdout.splitlines()
+    assert (begins, said) == ("begins", "zeus:rapl True")  # not run again by the counter's helper
+    if layer != "layer omp":
+        pytest.skip(f"Numba had nothing to be afraid of: {layer}")
+
+
+def test_a_subject_that_a_fork_breaks_is_told_soon(monkeypatch):
+    """A pool of threads does not survive a fork."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setattr(measure, "PATIENCE", (1.0, 1.0))
+    with ThreadPoolExecutor(1) as pool:
+        start = time.monotonic()
+        with pytest.raises(ConfigError, match=r"does not answer in a fork of this process.*give files instead"):
+            measure_energy(lambda batch: pool.submit(np.copy, batch).result(), X, **QUICK)
+        assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("kind", ["random", "counting"])
+def test_answers_that_change_make_it_invalid(kind):
+    calls = [0]
+
+    def unsteady(batch):
+        calls[0] += 1
+        return batch + (np.random.random() if kind == "random" else calls[0])
+
+    record = measure_energy(unsteady, X, **QUICK)
+    assert not record.valid
+    assert any("answers" in why for why in record.invalid_reasons)
+    assert "nothing can be said of energy: the measurement is invalid" in str(record)
+
+
+@pytest.fixture(scope="module")
+def artifact(italy, tiny_model, tmp_path_factory):
+    """A folder of this project."""
+    model = tiny_model(italy)
+    cfg = compose()
+    folder = tmp_path_factory.mktemp("artifact")
+
+    class Fitted:
+        family, signature = "transformer", "x"
+
+        def load(self):
+            return model
+
+    return runtimes.deploy(Fitted(), cfg.quant, cfg.runtime, italy, Cache(folder)).folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    import openvino as ov
+
+    folder = tmp_path_factory.mktemp("files")
+    plain = onnx_file(folder / "plain.onnx")
+    onnx_file(folder / "double.onnx", np.float64, batch=4)
+    ov.save_model(ov.convert_model(plain), folder / "graph.xml", compress_to_fp16=False)
+    (folder / "text.onnx").write_text("no graph")
+    (folder / "text.xml").write_text("<no/>")
+    (folder / "model.pkl").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    (folder / "empty").mkdir()
+    onnx_file(folder / "nan.onnx", weight=WEIGHT * np.nan)
+    np.savez(folder / "data.npz", X=X, y=Y)
+    np.savez(folder / "other.npz", series=X)
+    np.savez(folder / "objects.npz", X=np.array([None, "a"], object))
+    return folder
+
+
+def test_files_of_all_kinds(files, artifact, italy):
+    """ONNX in float64 and of a fixed batch, OpenVINO, a folder of this project, and one beside an object."""
+    double = measure_energy(files / "double.onnx", X, files / "graph.xml", Y, batch_size=4, **QUICK)
+    check(double)
+    np.testing.assert_allclose(double.scores, X @ WEIGHT, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(double.reference_scores, X @ WEIGHT, rtol=1e-4, atol=1e-4)
+    m = double.metrics
+    assert m["size/bytes"] == (files / "double.onnx").stat().st_size
+    assert m["size/parameters"] == WEIGHT.size
+    graph = (files / "graph.xml").stat().st_size + (files / "graph.bin").stat().st_size
+    assert m["vs_dense/size_ratio"] == pytest.approx(graph / m["size/bytes"])
+    assert {"cost/load_ms", "memory/peak_mb"} <= set(m)
+    assert m["vs_dense/accuracy_drop_pt"] == 0
+    labels = [italy.classes[i] for i in italy.y_test[:30]]
+    folder = measure_energy(str(artifact), italy.x_test[:30], None, labels, **QUICK)
+    check(folder)
+    expected = runtimes.load(artifact)(italy.x_test[:30])
+    np.testing.assert_allclose(folder.scores, expected, rtol=1e-3, atol=1e-4)
+    assert folder.metrics["test/accuracy"] == (expected.argmax(1) == italy.y_test[:30]).mean()
+    assert folder.metrics["size/macs"] > 0
+    mixed = measure_energy(lambda batch: batch @ WEIGHT, X, files / "plain.onnx", **QUICK)
+    check(mixed)
+    assert mixed.metrics["vs_dense/speedup"] > 0
+
+
+class Odd:
+    """Answers what it was told to."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, batch):
+        return self.answer(batch)
+
+
+@pytest.mark.parametrize(
+    ("subject", "given", "more", "said"),
+    [
+        (RandomForestClassifier(), X, {}, r"RandomForestClassifier does not answer X.*not fitted"),
+        (RandomForestClassifier, X, {}, "is a class; give a fitted or loaded instance"),
+        (3, X, {}, "int cannot be measured; give a path"),
+        ("nowhere.onnx", X, {}, "nowhere.onnx is not there"),
+        (Odd(lambda b: b[:, 0]), [[1.0], [2.0, 3.0]], {}, "X is no array of numbers"),
+        (Odd(np.copy), [["a"]], {}, "X is no array of numbers"),
+        (Odd(np.copy), X[0], {}, "X has shape .24,.; it must be"),
+        (Odd(np.copy), X[:0], {}, "X has shape .0, 24.; it must be"),
+        (Odd(np.copy), X, {"y": Y[:-1]}, "y has shape .29,.; X has 30 series"),
+        (Odd(np.copy), X, {"y": Y}, "y has 2 classes, but Odd answers 24 numbers"),
+        (Odd(lambda b: b[:0]), X, {}, "answer to a batch of 1 has shape .0, 24.; its first axis must be"),
+        (Odd(lambda b: "no"), X, {}, "Odd does not answer X.* is a str, not an array of numbers"),
+        (Odd(lambda b: b / 0 if b[0, 0] == X[7, 0] else b), X, {}, "1 of 30 series with NaN.*series 7;"),
+        (Odd(lambda b: 1 // 0), X, {}, "does not answer X.*ZeroDivisionError"),
+        (Odd(np.copy), X, {"batch_size": 0}, "measure.batch_size=0 is out of range"),
+        (Odd(np.copy), X, {"repeat": 3}, "measure.repeat is not a key"),
+        (Odd(np.copy), X, {"preset": "papr"}, "measure=papr is not there; allowed: paper, quick"),
+        (torch.nn.Linear(3, 2), X, {}, r"Linear does not answer X, batches of shape \(1, 24\)"),
+        (torch.nn.Linear(3, 2, device="meta"), X, {}, "lies on meta; modules in memory are measured on the"),
+    ],
+)
+def test_bad_input_is_told_in_a_line_before_any_work(subject, given, more, said, monkeypatch):
+    monkeypatch.setattr("tsexp.energy.measuring.take_turns", None)
+    with pytest.raises(ConfigError, match=said) as caught:
+        measure_energy(subject, given, **{**QUICK, **more})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("text.onnx", "--data", "data.npz"), "text.onnx is no ONNX file that can be run here"),
+        (("text.xml", "--data", "data.npz"), "text.xml is no OpenVINO file that can be run here"),
+        (("empty", "--data", "data.npz"), "empty is no artifact folder of tsexp"),
+        (("model.pkl", "--data", "data.npz"), "Nothing is unpickled"),
+        (("double.onnx", "--data", "data.npz"), "takes batches of 4; use batch_size=4"),
+        (("nan.onnx", "--data", "data.npz"), "nan.onnx answers 30 of 30 series with NaN"),
+        (("plain.onnx", "--data", "wide.npz"), "takes batches of shape (any, 24), but X makes"),
+        (("plain.onnx",), "give the series: --data FILE"),
+        (("plain.onnx", "--data", "no.npz"), "no.npz is not there"),
+        (("plain.onnx", "--data", "text.onnx"), "text.onnx is no .npz of plain arrays"),
+        (("plain.onnx", "--data", "objects.npz"), "objects.npz is no .npz of plain arrays"),
+        (("plain.onnx", "--data", "other.npz"), "has no array X; it has: series"),
+        ((), "give one file or folder to measure, not 0"),
+        (("plain.onnx", "--dta", "data.npz"), "--dta is not an option"),
+        (("plain.onnx", "--data", "data.npz", "model=t1"), "model=t1 is not known here; allowed: measure="),
+        (("plain.onnx", "--data", "data.npz", "tracking.uri=x:/y"), "is not a store MLflow takes"),
+    ],
+)
+def test_wrong_words_are_told_in_a_line(files, capsys, monkeypatch, tmp_path, words, said):
+    monkeypatch.chdir(files)
+    np.savez(files / "wide.npz", X=np.zeros((9, 5)))
+    fast = [f"measure.{k}={v}" for k, v in QUICK.items() if k != "progress"]
+    assert measure.main([*words, "--no-store", *fast]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("tsexp.measure: error: ")
+    assert said in line
+    assert not (files / "mlflow.db").exists()
+
+
+def test_the_command_prints_and_stores(files, monkeypatch, tmp_path):
+    monkeypatch.chdir(files)
+    monkeypatch.setenv("COLUMNS", "80")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    before = mlflow.get_tracking_uri()
+    fast = [f"measure.{k}={v}" for k, v in QUICK.items() if k != "progress"]
+    asked = ["plain.onnx", "--data", "data.npz", "--reference", "graph.xml", f"tracking.uri={uri}", *fast]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert measure.main(asked) == 0
+    said = out.getvalue()
+    assert "A  plain.onnx\nB  graph.xml\n30 series, batch 1" in said
+    assert "accuracy, test split" in said
+    assert mlflow.get_tracking_uri() == before
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
+    assert f"stored as run {run.info.run_id}" in said
+    assert run.info.run_name == "measure plain.onnx graph.xml"
+    assert run.info.status == "FINISHED"
+    tags, params, m = run.data.tags, run.data.params, run.data.metrics
+    assert tags["tsexp.stage"] == "measure"
+    assert tags["tsexp.valid"] == "true"
+    assert tags["tsexp.invalid_reasons"] == ""
+    assert "than B" in tags["mlflow.note.content"] or "no difference" in tags["mlflow.note.content"]
+    assert params["measure.repeats"] == "4"
+    assert params["measured.subject_kind"] == "ONNX"
+    assert params["measured.reference"] == "graph.xml"
+    assert not [k for k in params if k.startswith(("data.", "model.", "prune."))]
+    assert m["energy/per_inference_j"] > 0
+    raw = json.loads(Path(client.download_artifacts(run.info.run_id, "windows.json")).read_text())
+    from tsexp.energy.record import summarize
+
+    assert summarize(raw)["vs_dense/energy_saving_pct"] == pytest.approx(m["vs_dense/energy_saving_pct"])
+    answers = np.load(client.download_artifacts(run.info.run_id, "answers.npz"), allow_pickle=False)
+    np.testing.assert_allclose(answers["answers"], X @ WEIGHT, rtol=1e-4, atol=1e-4)
+    assert "cpu" in json.loads(Path(client.download_artifacts(run.info.run_id, "hardware.json")).read_text())
+
+
+@pytest.fixture(scope="module")
+def invalid():
+    return measure_energy(lambda batch: batch + np.random.random(), X, **QUICK)
+
+
+def test_an_invalid_one_is_stored_as_such_and_tables_overlook_it(invalid, tmp_path, empty_store):
+    store = Store(empty_store, tmp_path)
+    store.run("good")
+    run = store.client.get_run(invalid.to_mlflow(store.uri, name="mine"))
+    assert run.info.run_name == "mine"
+    assert run.data.tags["tsexp.valid"] == "false"
+    assert "A answers" in run.data.tags["tsexp.invalid_reasons"]
+    shown = {k for k in run.data.metrics if k.startswith(("energy/", "null/", "latency/"))}
+    assert not shown
+    assert run.data.metrics["invalid/energy/per_inference_j"] > 0
+    assert "invalid/null/energy_saving_pct" in run.data.metrics
+    made = frozen.freeze(connect(store.uri), "tsexp", tmp_path / "frozen", "")
+    assert list(made.results["run_name"]) == ["good"]
+    assert made.about["left_out"] == {}
+
+
+def test_a_path_is_a_store_too(invalid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_id = invalid.to_mlflow(experiment="mine")  # mlflow.db in the working folder
+    assert mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_ts_file_brings_its_labels(tmp_path, italy):
+    import aeon
+
+    from tsexp.measure import _data
+
+    file = Path(aeon.__file__).parent / "datasets/data/ItalyPowerDemand/ItalyPowerDemand_TEST.ts"
+    series, labels = _data(file, None)
+    np.testing.assert_array_equal(series.astype(np.float32), italy.x_test)
+    assert [italy.classes.index(label) for label in labels] == italy.y_test.tolist()
+    unequal = file.parents[1] / "PickupGestureWiimoteZ/PickupGestureWiimoteZ_TEST.ts"
+    with pytest.raises(ConfigError, match="has series of different shapes"):
+        _data(unequal, None)
+
+
+def test_importing_the_face_imports_nothing_heavy():
+    heavy = {"torch", "aeon", "mlflow", "numpy"}
+    code = f"import tsexp, sys; tsexp.__version__, dir(tsexp); print(*({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    with pytest.raises(AttributeError, match="has no attribute 'measure_enrgy'"):
+        tsexp.measure_enrgy  # noqa: B018
