@@ -19,9 +19,12 @@
 
 # %%
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 os.chdir(tempfile.mkdtemp(prefix="tsexp-measure-"))
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 # %%
 from aeon.classification.convolution_based import MiniRocketClassifier
@@ -62,10 +65,15 @@ import pandas as pd
 windows = pd.DataFrame(record.raw["windows"]).query("pair >= 0")
 windows["ms per series"] = 1e3 * windows["cpu_s"] / windows["inferences"]
 windows.set_index(["process", "pair", "subject"])["ms per series"].unstack().plot(style="o", logy=True)
-plt.ylabel("CPU time, ms per series");
-
+plt.ylabel("CPU time, ms per series")
 # %% [markdown]
 # ## Into the store
 
 # %%
 record.to_mlflow()
+
+# %% [markdown]
+# ## Files, from the command line
+
+# %% language="bash"
+# python -m tsexp measure --help

@@ -180,6 +180,31 @@ def test_commands_that_compare_run_to_their_end(visitor, command):
     assert "McNemar" in python("-m", *words, *smaller, folder=visitor)
 
 
+@pytest.fixture(scope="module")
+def measurer(tmp_path_factory):
+    """A folder of somebody who ran the examples of docs/measure_anything.md, and what they printed."""
+    folder = tmp_path_factory.mktemp("measurer")
+    blocks = BLOCK.findall((ROOT / "docs" / "measure_anything.md").read_text())
+    return folder, [python("-c", text, folder=folder) for kind, text in blocks if kind == "python"]
+
+
+@pytest.mark.slow
+def test_estimators_are_measured_as_the_page_shows(measurer):
+    page = (ROOT / "docs" / "measure_anything.md").read_text()
+    said = measurer[1][0].splitlines()
+    assert said[:3] == page.split("```\n")[2].splitlines()[:3]
+    (line,) = (text for text in said if text.startswith(" energy per series"))
+    assert float(re.search(r"saving ([\d.]+)", line)[1]) > 80  # aeon's QUANT takes ten times as long
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(c for c in commands() if c.split()[0] == "tsexp.measure"))
+def test_commands_that_measure_run_to_their_end(measurer, command):
+    words = command.split() if len(command.split()) > 1 else [command, "--help"]
+    said = python("-m", *words, folder=measurer[0])
+    assert "stored as run" in said or "--help" in words
+
+
 OPTIONS = [
     f"{p.parent.name}={p.stem}"
     for g in ("measure", "model", "runtime", "train")

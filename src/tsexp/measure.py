@@ -449,9 +449,9 @@ def _asked(
     except MeasuringFailed as error:
         if held and "took longer" in str(error):
             raise ConfigError(
-                f"{name} does not answer in a fork of this process within {limit:.0f} s: something here holds "
-                "threads or locks of its own (a session of ONNX Runtime or OpenVINO, a pool); give files "
-                "instead"
+                f"{name} does not answer in a fork of this process within {limit:.0f} s: something here "
+                "holds threads or locks of its own (a session of ONNX Runtime or OpenVINO, a pool); give "
+                "files instead"
             ) from error
         first = (error.details or str(error)).splitlines()[0]
         raise ConfigError(f"{name}: {first.removeprefix('ConfigError: ')}") from error
