@@ -265,6 +265,7 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(place, capsys):
         ({}, "RUNNING", "has not finished (RUNNING)"),
         ({"tsexp.stage": "sweep"}, "FINISHED", "is a sweep"),
         ({"tsexp.stage": "compare"}, "FINISHED", "is a comparison"),
+        ({"tsexp.stage": "measure"}, "FINISHED", "is a measurement of something else"),
         ({"tsexp.protocol": "1"}, "FINISHED", "was measured by an older protocol: run it again"),
         ({"tsexp.valid": "false", "tsexp.invalid_reasons": "it lied"}, "FINISHED", "is invalid (it lied)"),
         ({"tsexp.data_checksum": "other"}, "FINISHED", "the runs are of different data"),

@@ -196,7 +196,8 @@ def test_runs_without_a_whole_record_are_left_out_with_a_reason(store, tmp_path)
     store.run("died", "FAILED", seed=5)
     store.run("stopped", "KILLED", seed=6)
     store.run("died first", "FAILED")
-    store.client.create_run(store.experiment, run_name="sweep", tags={"tsexp.stage": "sweep"})
+    for stage in ("sweep", "compare", "measure"):
+        store.client.create_run(store.experiment, run_name=stage, tags={"tsexp.stage": stage})
     made = freeze(store, tmp_path / "frozen")
     assert list(made.results["run_name"]) == ["good"]
     assert (

@@ -161,23 +161,22 @@ def test_objects_that_used_threads_before_are_measured_after_a_script_without_a_
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
+        print("begins", flush=True)
         import numpy as np, torch, zeus.device.cpu.rapl as rapl
         rapl.RAPL_DIR = {str(root)!r}
         from aeon.classification.convolution_based import MiniRocketClassifier
-        from aeon.classification.interval_based import QUANTClassifier
         from tsexp import measure_energy
-        print("begins")
         torch.set_num_threads(2)
-        (torch.randn(3_000_000) + 1).exp().sum()
+        many = torch.randn(300_000)
+        shares = lambda batch: np.full((len(batch), 2), (many + 1).exp().sum().item())
         X = np.random.default_rng(0).normal(size=(20, 1, 24))
         y = np.arange(20) % 2
         rocket = MiniRocketClassifier(n_kernels=84, n_jobs=2, random_state=0).fit(X, y)
-        quant = QUANTClassifier(random_state=0).fit(X, y)
         rocket.predict(X)
         print("layer", __import__("numba").threading_layer())
         record = measure_energy(
-            rocket, X, quant, y, repeats=2, processes=2, window_s=0.02, idle_s=0.05, latency_calls=20,
-            progress=False, require="measured",
+            rocket, X, shares, y, threads=2, repeats=2, processes=2, window_s=0.02, idle_s=0.5,
+            latency_calls=20, progress=False, require="measured",
         )
         print(record.energy_source, record.valid, *record.invalid_reasons)
         """)
