@@ -1,25 +1,29 @@
 """Energy, accuracy and latency of compressed models for time series, measured on what would be deployed."""
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tsexp.classifier import CompressedTransformerClassifier
     from tsexp.measure import measure_energy
 
 __version__ = "0.1.0"
-__all__ = ["measure_energy"]
+__all__ = ["CompressedTransformerClassifier", "__version__", "measure_energy"]
 
-_FACE = {
+LAZY = {
+    "CompressedTransformerClassifier": "tsexp.classifier",
     "measure_energy": "tsexp.measure",
 }
-"""Name → the module that it is imported from when somebody asks for it."""
+"""Name → the module that has it, imported when somebody asks: these import libraries that take seconds."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FACE:
-        return getattr(import_module(_FACE[name]), name)
+    if name in LAZY:
+        return getattr(import_module(LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FACE})
+    return sorted({*globals(), *LAZY})

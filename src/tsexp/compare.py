@@ -354,7 +354,7 @@ def _store(
     said: str,
 ) -> str:
     """Log a finished comparison as a run; an interrupted one leaves none."""
-    from tsexp.tracking.run import said_of, stored, write_predictions
+    from tsexp.tracking.run import log_record, said_of, write_predictions
 
     a, b = sides
     named = {f"compare/{k}": v for k, v in answers.items()}
@@ -373,7 +373,7 @@ def _store(
     }
     experiment = client.get_experiment_by_name(cfg.tracking.experiment).experiment_id
     title = f"compare {a.row.name} {b.row.name}"
-    return stored(
+    return log_record(
         client,
         experiment,
         title,

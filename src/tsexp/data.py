@@ -1,4 +1,4 @@
-"""Raw series from `.ts` files: found, checked, made rectangular; nothing is scaled here.
+"""Raw series, from `.ts` files or at hand: found, checked, made rectangular; nothing is scaled here.
 
 Scaling, padding and resampling belong to the model (`models.Preprocess`), because they are part of what is
 deployed and measured. This module only computes the statistics they need, from the train split alone.
@@ -7,8 +7,10 @@ deployed and measured. This module only computes the statistics they need, from 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,19 @@ class Preprocessing:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @property
+    def ragged(self) -> bool:
+        """Series may have any length; shorter ones end in NaN."""
+        return self.masked or self.resample
+
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
         """Rebuild from the plain values of ``arch.json``."""
         return cls(**raw | {"mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+
+
+class TooFewSeries(ConfigError):
+    """So few train series of some class that no validation split of the size asked for can be taken."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +84,9 @@ class Dataset:
     preprocessing
         What the model has to do with the raw series.
     checksum
-        SHA-256 over both files.
+        SHA-256 over both files, or over the series and labels that were at hand.
     files
-        Where they were found.
+        Where they were found; what they are, if they were at hand.
     task
         What is learned from it (`tsexp.tasks`).
     """
@@ -149,27 +160,88 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
         missing values and ``data.missing=error``, or cannot be split as asked.
     """
     files = ensure(config, data_dir)
-    (train, labels_train), (test, labels_test) = (_read(file, config) for file in files)
+    train, test = (_read(file, config) for file in files)
+    return _made(config, train, test, files, seed, b"".join(f.read_bytes() for f in files))
+
+
+def at_hand(config: DataConfig, series: Sequence[Any], labels: Sequence[str], seed: int) -> Dataset:
+    """Make a dataset of train series that are in memory; its test split is empty.
+
+    Parameters
+    ----------
+    config
+        The ``data`` group; ``name`` is what it is called.
+    series
+        Numbers (channels, time), one array each; NaN is a missing value.
+    labels
+        One each.
+    seed
+        Of the validation split.
+
+    Raises
+    ------
+    ConfigError
+        As `load`; `TooFewSeries` if only the split fails.
+    """
+    files = (f"train series of {config.name}", f"test series of {config.name}")
+    train = filled(series, config, files[0]), list(labels)
+    return _made(config, train, ([], []), files, seed, _content(*train))
+
+
+def with_test(dataset: Dataset, config: DataConfig, series: Sequence[Any], labels: Sequence[str]) -> Dataset:
+    """Give a dataset another test split, of series that are in memory; what was trained stays what it is.
+
+    Raises
+    ------
+    ConfigError
+        If a series or a label does not go with the train split.
+    """
+    x_test = filled(series, config, dataset.files[1])
+    unknown = sorted(set(labels) - set(dataset.classes))
+    if unknown:
+        raise ConfigError(f"{dataset.files[1]}: labels that train series do not have: {', '.join(unknown)}")
+    return replace(
+        dataset,
+        x_test=stack(x_test),
+        y_test=np.array([dataset.classes.index(label) for label in labels], np.int64),
+        checksum=hashlib.sha256(dataset.checksum.encode() + _content(x_test, list(labels))).hexdigest(),
+    )
+
+
+def _content(series: list[FloatArray], labels: list[str]) -> bytes:
+    about = json.dumps([[s.shape for s in series], labels]).encode()
+    return hashlib.sha256(about + b"".join(s.tobytes() for s in series)).digest()
+
+
+def _made(
+    config: DataConfig,
+    train: tuple[list[FloatArray], list[str]],
+    test: tuple[list[FloatArray], list[str]],
+    files: tuple[Any, Any],
+    seed: int,
+    content: bytes,
+) -> Dataset:
+    (x_train, labels_train), (x_test, labels_test) = train, test
     judge = tasks.named(Dataset.task)
     y_train, y_test, classes = judge.targets((labels_train, labels_test), files)
-    channels = {s.shape[0] for s in train} | {s.shape[0] for s in test}
+    channels = {s.shape[0] for s in (*x_train, *x_test)}
     if len(channels) > 1:
         raise ConfigError(
-            f"{files[0].parent}: series with {' and '.join(map(str, sorted(channels)))} channels; all must "
-            "have the same"
+            f"{Path(files[0]).parent if x_test else files[0]}: series with "
+            f"{' and '.join(map(str, sorted(channels)))} channels; all must have the same"
         )
     fit, val = _split(judge.strata(y_train), config.val_fraction, seed)
     return Dataset(
         name=config.name,
-        x_train=stack(train),
+        x_train=stack(x_train),
         y_train=y_train,
-        x_test=stack(test),
+        x_test=stack(x_test) if x_test else np.zeros((0, *x_train[0].shape), np.float32),
         y_test=y_test,
         classes=classes,
         fit=fit,
         val=val,
-        preprocessing=_preprocessing(config, train, test, fit),
-        checksum=hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest(),
+        preprocessing=_preprocessing(config, x_train, x_test, fit),
+        checksum=hashlib.sha256(content).hexdigest(),
         files=(str(files[0]), str(files[1])),
     )
 
@@ -202,10 +274,30 @@ def read_one(file: Path, config: DataConfig) -> tuple[list[FloatArray], list[str
 def _read(file: Path, config: DataConfig, labelled: bool = True) -> tuple[list[FloatArray], list[str]]:
     """Return the series of one file, without gaps, and their labels."""
     raw, labels = tsfile.read(file, labelled)
+    return filled(raw, config, str(file)), labels
+
+
+def filled(series: Iterable[Any], config: DataConfig, where: str) -> list[FloatArray]:
+    """Return series as float32 (channels, time) without gaps, or refuse what cannot be filled.
+
+    Parameters
+    ----------
+    series
+        Numbers (channels, time), one array each; NaN is a missing value.
+    config
+        The ``data`` group.
+    where
+        They are from: errors begin with it.
+
+    Raises
+    ------
+    ConfigError
+        If there are infinite values, a channel has no value, or any is missing and ``data.missing=error``.
+    """
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         return [
-            _fill(np.asarray(x, np.float32), config, f"{file}, series {i}") for i, x in enumerate(raw)
-        ], labels
+            _fill(np.asarray(x, np.float32), config, f"{where}, series {i}") for i, x in enumerate(series)
+        ]
 
 
 def _wheel_dir() -> Path:
@@ -305,18 +397,18 @@ def _split(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]
         return every, every[:0]
     counts = np.bincount(y)
     if counts.max() < 2:
-        raise ConfigError(f"data.val_fraction={fraction} needs a class with two train series; use 0")
+        raise TooFewSeries(f"data.val_fraction={fraction} needs a class with two train series; use 0")
     lonely = counts[y] < 2  # a class with one series cannot be split: it stays where it is fitted on
     rest = every[~lonely]
     size = max(round(fraction * len(y)), int((counts > 1).sum()))
     if size >= len(rest) - int((counts > 1).sum()) + 1:
-        raise ConfigError(
+        raise TooFewSeries(
             f"data.val_fraction={fraction} leaves no series of some class to fit on ({len(y)} train series); "
             "lower it or use 0"
         )
     fit, val = train_test_split(rest, test_size=size, stratify=y[rest], random_state=seed)
     if set(y[rest]) - set(y[fit]):
-        raise ConfigError(
+        raise TooFewSeries(
             f"data.val_fraction={fraction} leaves the smallest class no series to fit on; lower it or use 0"
         )
     return np.sort(np.concatenate([fit, every[lonely]])), np.sort(val)

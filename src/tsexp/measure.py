@@ -570,7 +570,7 @@ def _store(record: Measured, config: TrackingConfig, name: str | None = None) ->
         if what is not None:
             params |= {f"measured.{side}": what, f"measured.{side}_kind": facts["kind"]}
     title = f"measure {record.name}" + (f" {record.reference_name}" if record.reference_name else "")
-    return tracking.stored(
+    return tracking.log_record(
         client,
         tracking.experiment_of(client, config),
         name or title,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +52,93 @@ def run(
         processes.start(energy.PRELOAD)  # imports while this trains; in a sweep it is there already
         cache = Cache(Path(cfg.paths.cache), lambda: meters.counter(cfg.train.device, cfg.measure.meter))
         with tracking.tracked(cfg, resolved_yaml, name, about, parent) as run:
-            run.enter("train")
-            dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
-            run.enter("compress")
-            made = compress.compress(dense, cfg, dataset, cache)
-            control = compress.control(dense, cfg, dataset, cache)
-            run.enter("deploy")
-            fitted = [dense, *made.values()][-1]
-            kind = like(cfg.model.family)
-            artifacts = [
-                runtimes.deploy(fitted, cfg.quant, runtime, dataset, cache)
-                for runtime in runtimes.candidates(cfg.quant, cfg.runtime, kind)
-            ]
-            reference = plain(control, cfg, dataset, cache)
-            run.enter("measure")
-            artifact, tried = _chosen(artifacts, fitted, cfg, dataset, cache)
-            record = _measure(artifact, reference, cfg, dataset, cache)
-            record = _with_costs(record, dense, made, artifacts, cfg)
-            record.metrics.update(_untuned(dense, cfg, dataset, cache))
-            record.raw.update(tried=tried, peak_gmacs=_peaks(cfg, cache))
+            made = make(cfg, dataset, cache, run.enter)
+            record = judge(made, cfg, dataset, cache, run.enter)
+            record.raw.update(peak_gmacs=_peaks(cfg, cache))
             run.enter("track")
-            notes = [note for step in made.values() for note in step.notes()]
+            notes = [note for step in made.steps.values() for note in step.notes()]
             with sharing_the_machine():
-                run.log(cfg, dataset, {"dense": dense, **made}, notes, artifact, record)
+                run.log(cfg, dataset, {"dense": made.dense, **made.steps}, notes, made.artifact, record)
             return run.run_id, False
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an experiment makes before it measures.
+
+    Attributes
+    ----------
+    dense
+        The trained model.
+    steps
+        Step of compression → what it made, in order.
+    artifacts
+        The last of these for each runtime that is asked for: several with ``runtime=auto``.
+    artifact
+        The one that is deployed.
+    tried
+        Why that one: what `energy.choose` saw; empty if there was no choice.
+    """
+
+    dense: Fitted
+    steps: dict[str, Fitted]
+    artifacts: list[Artifact]
+    artifact: Artifact
+    tried: list[dict[str, Any]]
+
+    def costs(self) -> list[dict[str, Any]]:
+        """`Entry.cost` of everything that made the artifact of the dense model."""
+        return [step.entry.cost for step in self.steps.values()] + [a.entry.cost for a in self.artifacts]
+
+
+def make(
+    cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], None] = lambda stage: None
+) -> Made:
+    """Train, compress and deploy.
+
+    Parameters
+    ----------
+    cfg
+        What is asked for; `able` has passed it.
+    dataset
+        Its test split is not touched.
+    cache
+        Of the stages.
+    enter
+        Called with the name of each stage when it begins.
+    """
+    enter("train")
+    dense = training.train(cfg.model, cfg.train, cfg.seed, dataset, cache)
+    enter("compress")
+    steps = compress.compress(dense, cfg, dataset, cache)
+    enter("deploy")
+    fitted = [dense, *steps.values()][-1]
+    artifacts = [
+        runtimes.deploy(fitted, cfg.quant, runtime, dataset, cache)
+        for runtime in runtimes.candidates(cfg.quant, cfg.runtime, like(cfg.model.family))
+    ]
+    artifact, tried = _chosen(artifacts, fitted, cfg, dataset, cache)
+    return Made(dense, steps, artifacts, artifact, tried)
+
+
+def judge(
+    made: Made,
+    cfg: Config,
+    dataset: Dataset,
+    cache: Cache,
+    enter: Callable[[str], None] = lambda stage: None,
+) -> Record:
+    """Measure what was made against the control, on the test split."""
+    enter("compress")
+    control = compress.control(made.dense, cfg, dataset, cache)
+    enter("deploy")
+    reference = plain(control, cfg, dataset, cache)
+    enter("measure")
+    record = _measure(made.artifact, reference, cfg, dataset, cache)
+    record = record.with_costs(made.dense.entry.cost, made.costs(), cfg.measure.watts_per_core)
+    record.metrics.update(_untuned(made.dense, cfg, dataset, cache))
+    record.raw.update(tried=made.tried)
+    return record
 
 
 def plain(fitted: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Artifact:
@@ -118,13 +182,6 @@ def _measure(artifact: Artifact, reference: Artifact, cfg: Config, dataset: Data
     )
 
 
-def _with_costs(
-    record: Record, dense: Fitted, made: dict[str, Fitted], artifacts: list[Artifact], cfg: Config
-) -> Record:
-    compressing = [step.entry.cost for step in made.values()] + [a.entry.cost for a in artifacts]
-    return record.with_costs(dense.entry.cost, compressing, cfg.measure.watts_per_core)
-
-
 def _untuned(dense: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> dict[str, float]:
     """What the dense model reaches before any tuning."""
     artifact, task = plain(dense, cfg, dataset, cache), tasks.of(dataset)
@@ -145,15 +202,26 @@ def check(cfg: Config) -> None:
     Raises
     ------
     ConfigError
-        If somebody's own tokenizer or pruning method is not of the right kind, nothing can be written into
-        the cache, the dataset is nowhere, no step or runtime takes this model in this mode on this device,
-        the device is not there, or no meter answers although one is required.
+        As `able`, or if nothing can be written into the cache, or the dataset is nowhere.
+    """
+    able(cfg)
+    Cache(Path(cfg.paths.cache)).check()
+    data.ensure(cfg.data, cfg.paths.data)
+
+
+def able(cfg: Config) -> None:
+    """Find out whether this machine can do what is asked for, whatever the dataset.
+
+    Raises
+    ------
+    ConfigError
+        If somebody's own tokenizer or pruning method is not of the right kind, no step or runtime takes this
+        model in this mode on this device, the device is not there, or no meter answers although one is
+        required.
     """
     compress.check(cfg)
     runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))
     cfg.model.ready()
-    Cache(Path(cfg.paths.cache)).check()
-    data.ensure(cfg.data, cfg.paths.data)
     if "cuda" in (cfg.train.device, cfg.runtime.device):
         import torch
 

@@ -11,7 +11,7 @@ from tsexp.energy.measuring import (
     peaks,
     score,
 )
-from tsexp.energy.record import Record
+from tsexp.energy.record import Record, costs_of, sizes_of
 
 __all__ = [
     "LEAST_PROCESSES",
@@ -21,7 +21,9 @@ __all__ = [
     "Record",
     "Scores",
     "choose",
+    "costs_of",
     "measure",
     "peaks",
     "score",
+    "sizes_of",
 ]

@@ -79,26 +79,41 @@ class Record:
         watts_per_core
             For joules where this record's are estimated, too.
         """
-        train_s, train_j = train["wall_s"], self._joules(train, watts_per_core)
-        compress_s = sum(c["wall_s"] for c in compress)
-        compress_j = sum(self._joules(c, watts_per_core) for c in compress)
-        costs = {
-            "cost/train_s": train_s,
-            "cost/train_j": train_j,
-            "cost/compress_s": compress_s,
-            "cost/compress_j": compress_j,
-        }
+        costs = costs_of(train, compress, self.energy_source, watts_per_core)
+        compress_j = costs["cost/compress_j"]
         reference_j = self.metrics.get("energy/reference_per_inference_j", 0.0)
         gained_j = reference_j - self.metrics.get("energy/per_inference_j", 0.0)
         if gained_j > 0 and self.metrics.get("vs_dense/energy_saving_lo", 0.0) > 0:  # noise pays nothing back
             costs["cost/break_even_inferences"] = compress_j / gained_j
         return replace(self, metrics=self.metrics | {k: float(v) for k, v in costs.items() if np.isfinite(v)})
 
-    def _joules(self, cost: dict[str, Any], watts_per_core: float) -> float:
-        """By this record's own source; NaN if that did not read them."""
-        if self.energy_source == ESTIMATE:
+
+def costs_of(
+    train: dict[str, Any], compress: Sequence[dict[str, Any]], source: str, watts_per_core: float
+) -> dict[str, float]:
+    """Seconds and joules of training and of compression.
+
+    Parameters
+    ----------
+    train, compress
+        `Entry.cost` of the dense model; of everything that made the artifact of it.
+    source
+        Of the joules; NaN if that did not read them.
+    watts_per_core
+        For joules that are estimated.
+    """
+
+    def joules(cost: dict[str, Any]) -> float:
+        if source == ESTIMATE:
             return float(cost["cpu_s"]) * watts_per_core
-        return float(cost["energy_j"].get(self.energy_source, np.nan))
+        return float(cost["energy_j"].get(source, np.nan))
+
+    return {
+        "cost/train_s": float(train["wall_s"]),
+        "cost/train_j": joules(train),
+        "cost/compress_s": float(sum(cost["wall_s"] for cost in compress)),
+        "cost/compress_j": float(sum(map(joules, compress))),
+    }
 
 
 def summarize(raw: dict[str, Any]) -> dict[str, float]:
@@ -261,15 +276,8 @@ def assemble(
     if len(y_val):
         lost_pt = task.loss_pt(scores.val, y_val).mean() - task.loss_pt(reference_scores.val, y_val).mean()
         metrics |= task.quality(scores.val, y_val, "val") | {f"val/{first}_drop_pt": lost_pt}
-    sizes = {
-        "size/parameters": manifest["parameters"],
-        "size/bytes": manifest["bytes"],
-        "vs_dense/size_ratio": dense["bytes"] / manifest["bytes"],
-    }
-    if manifest["macs"] is not None:
-        sizes["size/macs"] = manifest["macs"]
-    if "channels" in manifest and dense.get("channels"):
-        sizes["prune/achieved_ratio"] = 1 - manifest["channels"] / dense["channels"]
+    sizes = sizes_of(manifest, dense.get("channels", 0))
+    sizes["vs_dense/size_ratio"] = dense["bytes"] / manifest["bytes"]
     return Record(
         metrics=combined(metrics | sizes, summarize(raw)),
         energy_source=raw["source"],
@@ -291,6 +299,24 @@ def combined(known: dict[str, float], measured: dict[str, float]) -> dict[str, f
         numbers["energy/per_correct_j"] = numbers["energy/per_inference_j"] / numbers["test/accuracy"]
     # An invalid record may divide by zero.
     return {k: float(v) for k, v in numbers.items() if np.isfinite(v)}
+
+
+def sizes_of(manifest: dict[str, Any], dense_channels: int) -> dict[str, float]:
+    """Parameters, bytes, MACs per series where they are known, and the share of channels that is gone.
+
+    Parameters
+    ----------
+    manifest
+        Of the artifact.
+    dense_channels
+        That the model had before; 0 if it has none to prune.
+    """
+    sizes = {"size/parameters": manifest["parameters"], "size/bytes": manifest["bytes"]}
+    if manifest["macs"] is not None:
+        sizes["size/macs"] = manifest["macs"]
+    if "channels" in manifest and dense_channels:
+        sizes["prune/achieved_ratio"] = 1 - manifest["channels"] / dense_channels
+    return sizes
 
 
 SUBJECTS = ("artifact", "reference")

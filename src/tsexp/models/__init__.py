@@ -2,7 +2,7 @@
 
 from tsexp.models.counting import count_macs, count_parameters
 from tsexp.models.family import Model, build, family_of, load, rebuild, save
-from tsexp.models.network import Network
+from tsexp.models.network import Network, using_threads
 
 __all__ = [
     "Model",
@@ -14,4 +14,5 @@ __all__ = [
     "load",
     "rebuild",
     "save",
+    "using_threads",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,6 +16,17 @@ from tsexp.models.preprocess import Preprocess
 
 PREPROCESS = "preprocess"
 """Part of every network; what it multiplies with are no weights, and no mode rounds them to integers."""
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use so many inside the ``with``: they are the process's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Network(nn.Module):

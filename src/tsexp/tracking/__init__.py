@@ -3,7 +3,7 @@
 from tsexp.tracking.client import SQLITE, VIEW, experiment_of, finished, opened, store, view_url
 from tsexp.tracking.model import requirements
 from tsexp.tracking.origin import git_sha
-from tsexp.tracking.run import Tracked, as_shown, mark_killed, said_of, stored, tracked
+from tsexp.tracking.run import Tracked, as_shown, log_record, mark_killed, said_of, tracked
 from tsexp.tracking.sweep import close_sweep, sweep_run
 
 __all__ = [
@@ -15,12 +15,12 @@ __all__ = [
     "experiment_of",
     "finished",
     "git_sha",
+    "log_record",
     "mark_killed",
     "opened",
     "requirements",
     "said_of",
     "store",
-    "stored",
     "sweep_run",
     "tracked",
     "view_url",

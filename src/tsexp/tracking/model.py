@@ -111,7 +111,7 @@ def _save(folder: Path, about: Any, cfg: Config, dataset: Dataset, artifact: Art
             mlflow_model=about,
             python_model=str(Path(__file__).with_name("served.py")),
             artifacts={"artifact": str(artifact.folder)},
-            model_config={"ragged": _ragged(dataset), "code": [*own, _module_name(artifact)]},
+            model_config={"ragged": dataset.preprocessing.ragged, "code": [*own, _module_name(artifact)]},
             metadata={"input": _takes(dataset, artifact)},
             signature=signature,
             code_paths=[str(Path(__file__).parents[1]), *map(str, code)],
@@ -138,15 +138,11 @@ def _module_name(artifact: Artifact) -> str:
     return f"{artifact.manifest['runtime'].rstrip(':')}:"
 
 
-def _ragged(dataset: Dataset) -> bool:
-    return dataset.preprocessing.masked or dataset.preprocessing.resample
-
-
 def _takes(dataset: Dataset, artifact: Artifact) -> str:
     from tsexp.tracking import served
 
     channels, length = artifact.manifest["shape"]
-    return served.takes(channels, length, _ragged(dataset))
+    return served.takes(channels, length, dataset.preprocessing.ragged)
 
 
 def _describe(run_id: str, dataset: Dataset, artifact: Artifact) -> str:

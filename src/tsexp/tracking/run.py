@@ -289,7 +289,7 @@ def said_of(record: Record, put: Callable[[str], str] = str) -> dict[str, str]:
     }
 
 
-def stored(
+def log_record(
     client: Any,
     experiment: str,
     name: str,

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from tsexp import tasks
 from tsexp.config import TrainConfig
 from tsexp.data import Dataset
-from tsexp.models import Network
+from tsexp.models import Network, using_threads
 from tsexp.progress import bar
 from tsexp.training.fitted import Teacher
 
@@ -37,7 +37,7 @@ def fit(
     teacher: Teacher | None = None,
 ) -> list[dict[str, float]]:
     """See `tsexp.training.fit`."""
-    with torch.random.fork_rng(), _threads(config.threads), _quiet():
+    with torch.random.fork_rng(), using_threads(config.threads), _quiet():
         torch.manual_seed(seed)
         epochs = _epochs(config, len(dataset.fit))
         batches = Batches(model, config, dataset, teacher)
@@ -77,16 +77,6 @@ def fit(
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise RuntimeError(f"{title}: the weights are not finite any more; lower train.lr or set train.clip")
     return curves.history
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
