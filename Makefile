@@ -8,7 +8,7 @@ STORE ?= mlflow.db
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
+.PHONY: help setup run test test-slow test-oldest test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ test: .venv/.done ## the fast tests
 
 test-slow: .venv/.done ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-oldest: .venv/.done ## the classifier's tests with the oldest aeon of our range, installed beside (needs PyPI)
+	$(BIN)/python -m pytest -m oldest
 
 test-browser: .venv/.done ## the tests that need Chromium
 	$(BIN)/python -m pytest -m browser

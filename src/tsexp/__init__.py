@@ -16,7 +16,7 @@ LAZY = {
     "CompressedTransformerClassifier": "tsexp.classifier",
     "measure_energy": "tsexp.measure",
 }
-"""Name → the module that has it, imported when somebody asks: these import libraries that take seconds."""
+"""Name → its module, which imports libraries that take seconds: only when somebody asks."""
 
 
 def __getattr__(name: str) -> Any:

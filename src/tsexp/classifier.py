@@ -1,7 +1,7 @@
 """The experiment's stages as a classifier of aeon: fitted on arrays, asked with arrays, measured if wanted.
 
-A face and nothing more: parameters become overrides of the configuration, `fit` is `pipeline.make`, predictions
-are the artifact's, and ``report(X, y)`` is `pipeline.judge`.
+A face and nothing more: parameters become overrides of the configuration, `fit` is `pipeline.make`,
+predictions are the artifact's, and ``report(X, y)`` is `pipeline.judge`.
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ _loading = threading.Lock()
 class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
     """Train a time series classifier, compress it, and answer with what would be deployed.
 
-    Parameters mirror the configuration of ``python -m tsexp``, and so do their defaults: nothing is compressed
-    unless asked for. What has no parameter is set by `overrides`. Bad values are refused by `fit`, in one line.
+    Parameters mirror the configuration of ``python -m tsexp``, and so do their defaults: nothing is
+    compressed unless asked for. What has no parameter is set by `overrides`. Bad values are refused by `fit`,
+    in one line.
 
     Parameters
     ----------
@@ -123,13 +124,13 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
     quant_mode
         ``none``, ``dynamic``, ``static``, ``qat``, ``weight_only``, ``bf16``.
     runtime
-        ``eager``, ``inductor``, ``onnxruntime``, ``openvino``; ``auto``: the fastest that keeps the accuracy on
-        validation series.
+        ``eager``, ``inductor``, ``onnxruntime``, ``openvino``; ``auto``: the fastest that keeps the accuracy
+        on validation series.
     epochs
         None: the recipe of the model. Its bounds on optimizer steps hold, too.
     scale
-        Of raw series: ``none``; ``znorm``, ``minmax`` per series and channel; ``standard`` per channel, by the
-        train series.
+        Of raw series: ``none``; ``znorm``, ``minmax`` per series and channel; ``standard`` per channel, by
+        the train series.
     batch_size
         Series per call of the artifact, in prediction as in measurement. With 1, what one series is answered
         does not depend on others, in any number format.
@@ -140,11 +141,11 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
     progress
         Show what is being trained or measured, on stderr.
     n_jobs
-        Threads of prediction and measurement. What is learned does not depend on it: training has threads of its
-        own (``train.threads``), of which small models want one.
+        Threads of prediction and measurement. What is learned does not depend on it: training has threads of
+        its own (``train.threads``), of which small models want one.
     random_state
-        Seed of the validation split, the weights, the batches, the pruning and the measurement's order. None: a
-        new one from NumPy's generator in each `fit`.
+        Seed of the validation split, the weights, the batches, the pruning and the measurement's order.
+        None: a new one from NumPy's generator in each `fit`.
 
     Attributes
     ----------
@@ -251,8 +252,8 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         ----------
         X, y
             Test series and their labels. With them, the control (the dense model with the same training in
-            total) is trained, and accuracy, latency and energy are measured against it, alone on this machine:
-            training and measurements of other processes are waited for.
+            total) is trained, and accuracy, latency and energy are measured against it, alone on this
+            machine: training and measurements of other processes are waited for.
 
         Returns
         -------
@@ -285,7 +286,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
 
         series = self._preprocess_collection(X, store_metadata=False)
         self._check_shape(series)
-        labels = self._check_y(y, len(series), update_classes=False)
+        labels = self._check_y(y, len(series), update_classes=False, allow_single_class=True)
         self._refuse_other_lengths(series)
         tested = data.with_test(kept.dataset, kept.cfg.data, series, [str(label) for label in labels])
         with _fitting:
@@ -357,8 +358,8 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         for i, one in enumerate(X):
             if one.shape[-1] != length and not self._ragged:
                 raise ConfigError(
-                    f"series {i} has {one.shape[-1]} steps; all train series had {length}, and this model takes "
-                    f"no others; overrides=('data.length={length}',) fits one that resamples"
+                    f"series {i} has {one.shape[-1]} steps; all train series had {length}, and this model "
+                    f"takes no others; overrides=('data.length={length}',) fits one that resamples"
                 )
 
     def _config(self) -> Config:
@@ -378,13 +379,13 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         if random is None or isinstance(random, np.random.RandomState):
             random = int(check_random_state(random).randint(2**31))
         given = {key: value for name, key in KEYS.items() if (value := getattr(self, name)) is not None}
-        given |= {"seed": random, "measure.threads": self._n_jobs}
+        given |= {"seed": random, "measure.threads": check_n_jobs(self.n_jobs)}
         lines = [f"{key}={value}" for key, value in given.items()]
         return configs.parse(configs.composed("data=ucr", "data.name=series", *lines, *self.overrides))
 
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
-        """Return parameters that aeon's checks are quick with: a transformer that is pruned, and no transformer."""
+        """Return parameters that aeon's checks are quick with: a pruned transformer; no transformer."""
         tiny = ("debug=smoke", "model.d_model=8", "model.layers=1", "model.heads=2", "model.ffn=8")
         return [
             {"prune_ratio": 0.5, "overrides": tiny},

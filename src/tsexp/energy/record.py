@@ -302,7 +302,7 @@ def combined(known: dict[str, float], measured: dict[str, float]) -> dict[str, f
 
 
 def sizes_of(manifest: dict[str, Any], dense_channels: int) -> dict[str, float]:
-    """Parameters, bytes, MACs per series where they are known, and the share of channels that is gone.
+    """Parameters, bytes, MACs per series where they are known, and the share of channels that was pruned.
 
     Parameters
     ----------
