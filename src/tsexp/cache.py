@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -172,8 +173,11 @@ class Cache:
         if counter is not None:
             counter.begin()
         build(folder)
+        cost = {"wall_s": time.perf_counter() - wall, "cpu_s": _cpu_s() - cpu}
         energy_j = {} if counter is None else {counter.source: counter.end()}
-        return {"wall_s": time.perf_counter() - wall, "cpu_s": _cpu_s() - cpu, "energy_j": energy_j}
+        return cost | {
+            "energy_j": {source: joules for source, joules in energy_j.items() if math.isfinite(joules)}
+        }
 
 
 def _clear(path: Path, unless_folder: bool = False, unless_file: bool = False) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 SUBCOMMANDS = {
     "report": ("tsexp.report.__main__:main", ("freeze", "tables", "figures", "page")),
-    "doctor": ("tsexp.doctor:main", ("--selftest", "--meter")),
+    "doctor": ("tsexp.doctor:main", ("--selftest", "--meter", "--udev")),
     "compare": ("tsexp.compare:main", ()),
     "export": ("tsexp.export:main", ()),
     "predict": ("tsexp.predict:main", ("--output",)),
     "measure": ("tsexp.measure:main", ("--data", "--reference", "--name", "--no-store")),
+    "attach": ("tsexp.attach:main", ("--name", "--offset-s")),
     "ui": ("tsexp.ui:main", ("--port",)),
 }
 """First word → what runs, with the other words as its argument; and the words that the shell may offer."""

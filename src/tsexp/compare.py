@@ -102,6 +102,10 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
 
     client = connect(cfg.tracking.uri)
     rows = [_find(client, cfg.tracking.experiment, run) for run in runs]
+    for row in rows:
+        if not row.valid:
+            reasons = row.tags.get("tsexp.invalid_reasons", "")
+            raise ConfigError(f"run {row.run_id[:8]} ({row.name}) is invalid ({reasons}): run it again")
     dataset = _dataset(rows, cfg)
     cache = Cache(Path(cfg.paths.cache))
     with tempfile.TemporaryDirectory(prefix="tsexp-compare-") as scratch:
@@ -144,11 +148,8 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
 
 def _find(client: Any, experiment: str, run: str) -> Row:
     """Return the run whose id begins so, if it can be compared."""
-    from tsexp.energy import PROTOCOL_VERSION
-
     row = stored.find(client, experiment, run)
-    if row.tags.get("tsexp.protocol") != str(PROTOCOL_VERSION):
-        raise ConfigError(f"{stored.called(row)} was measured by an older protocol: run it again")
+    stored.check_protocol(row)
     if not row.valid:
         reasons = row.tags.get("tsexp.invalid_reasons", "")
         raise ConfigError(f"{stored.called(row)} is invalid ({reasons}): run it again")

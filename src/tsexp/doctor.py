@@ -42,10 +42,21 @@ INSTRUCTIONS = {
 }
 ADVICE = {
     "rapl": "Needs a bare-metal x86 machine (most virtual machines hide RAPL) and read permission: run as "
-    "root, or run Zeus' daemon zeusd",
+    "root, run Zeus' daemon zeusd, or permit it by a udev rule (--udev prints it)",
     "soc": "Only on Apple silicon (pip install 'zeus\\[apple]') and NVIDIA Jetson",
     "nvml": "Needs an NVIDIA GPU with its driver",
 }
+
+UDEV_RULE = """\
+# Members of the group rapl may read the energy counters of the CPU, and nobody else, for the counters leak
+# what other processes compute. As root (the last command applies it at once; a new login, membership):
+#   groupadd --system rapl; usermod --append --groups rapl USER
+#   python -m tsexp.doctor --udev > /etc/udev/rules.d/70-rapl.rules
+#   udevadm control --reload; udevadm trigger --action=add --subsystem-match=powercap
+SUBSYSTEM=="powercap", ACTION=="add", KERNEL=="intel-rapl*:*", TEST=="energy_uj", \
+RUN+="/bin/chgrp rapl /sys%p/energy_uj", RUN+="/bin/chmod 0440 /sys%p/energy_uj"
+"""
+"""Lets RAPL be read without root. Its syntax was checked; on a machine with RAPL it was not tried."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="MODULE:CLASS",
         help="self-test of a meter of your own (docs/extending.md)",
     )
+    parser.add_argument(
+        "--udev", action="store_true", help="print a udev rule that permits RAPL without root, and do no more"
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.udev:
+        print(UDEV_RULE, end="")
+        return 0
     try:
         configs.parse(configs.composed(f"measure.meter={chosen.meter}"))
     except ConfigError as error:

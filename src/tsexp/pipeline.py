@@ -217,7 +217,7 @@ def able(cfg: Config) -> None:
     ConfigError
         If somebody's own tokenizer or pruning method is not of the right kind, no step or runtime takes this
         model in this mode on this device, the device is not there, or no meter answers although one is
-        required.
+        required, or not the one that is asked for.
     """
     compress.check(cfg)
     runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))
@@ -229,7 +229,8 @@ def able(cfg: Config) -> None:
             raise ConfigError(
                 "a device is cuda, but PyTorch sees no GPU here; use train.device=cpu runtime.device=cpu"
             )
-    if cfg.measure.require == "measured" or cfg.runtime.device == "cuda":
+    asked = cfg.measure.require == "measured" or cfg.measure.meter != meters.AUTO
+    if asked or cfg.runtime.device == "cuda":
         meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)
 
 

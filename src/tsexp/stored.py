@@ -1,6 +1,6 @@
 """A finished run of the store: found by the beginning of its id, with its artifact and its series.
 
-What `compare`, `export` and `predict` share.
+What `attach`, `compare`, `export` and `predict` share.
 """
 
 from __future__ import annotations
@@ -125,6 +125,14 @@ def find(client: Any, experiment: str, run: str) -> Row:
     if row.status != "FINISHED":
         raise ConfigError(f"{called(row)} has not finished ({row.status}): run it again")
     return row
+
+
+def check_protocol(row: Row) -> None:
+    """Refuse a run that an older version measured in another way."""
+    from tsexp.energy import PROTOCOL_VERSION
+
+    if row.tags.get("tsexp.protocol") != str(PROTOCOL_VERSION):
+        raise ConfigError(f"{called(row)} was measured by an older protocol: run it again")
 
 
 def called(row: Row) -> str:

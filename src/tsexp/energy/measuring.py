@@ -22,7 +22,7 @@ from tsexp import processes, secret, tasks
 from tsexp.cache import Cache, write_json
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset, FloatArray
-from tsexp.energy import hardware, worker
+from tsexp.energy import hardware, meters, worker
 from tsexp.energy import record as records
 from tsexp.energy.record import Record
 from tsexp.energy.subjects import InMemory
@@ -210,6 +210,8 @@ def take_turns(
     dict
         JSON values only: every window and check, for `record`.
     """
+    late = meters.late(config.meter)
+    settled = late.settle if late else lambda raw: raw
     seen: list[dict[str, Any]] = []
     with owning_the_machine(), bar(title, config.processes, show=progress) as progress_bar:
         end = time.monotonic() + config.timeout_s
@@ -244,10 +246,10 @@ def take_turns(
             if (
                 config.target_pct is not None
                 and len(seen) >= LEAST_PROCESSES
-                and records.reach_pct(_together(seen, config)) <= config.target_pct
+                and records.reach_pct(settled(_together(seen, config))) <= config.target_pct
             ):
                 break
-    return _together(seen, config) | {"planted": planted, "device": device}
+    return settled(_together(seen, config)) | {"planted": planted, "device": device}
 
 
 def first_answer(

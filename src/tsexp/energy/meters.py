@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tsexp.config import ConfigError, look_up
 from tsexp.energy import hardware
@@ -47,7 +47,24 @@ class Meter(Protocol):
         ...
 
     def end(self) -> float:
-        """End it; return joules. Negative after a counter wrap that was missed."""
+        """End it; return joules. Negative after a counter wrap that was missed, NaN if they are not known."""
+        ...
+
+
+@runtime_checkable
+class LateMeter(Protocol):
+    """What a `Meter` has as well if it knows only later what a window took: a log that lags behind.
+
+    Windows then are timed only, and `begin` and `end` are for stretches that nobody pairs.
+    """
+
+    def settle(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """Return a measurement (as ``windows.json``) with the joules of its windows.
+
+        In the process that asked for it, after some or all of its measuring processes ended. Joules that are
+        not known are None; ``meter`` then holds why the record is ``invalid``, and ``warnings`` (lists of
+        lines).
+        """
         ...
 
 
@@ -228,6 +245,12 @@ def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) 
             "what to permit"
         )
     return CpuTimeMeter(watts_per_core)
+
+
+def late(meter: str = AUTO) -> LateMeter | None:
+    """Return the meter that is asked for if it knows only later what a window took, else None."""
+    own: Any = None if meter == AUTO else look_up(meter, {})
+    return own() if hasattr(own, "settle") else None
 
 
 def counter(device: str, meter: str = AUTO) -> Meter | None:

@@ -135,8 +135,8 @@ def summarize(raw: dict[str, Any]) -> dict[str, float]:
         "energy/reference_per_inference_j": float(np.median(ref["energy_j"])),
         # Without an idle window there is no net energy; NaN is not stored.
         "energy/per_inference_net_j": float(np.median(art["energy_j"] - idle_w * art["wall_s"])),
-        "energy/window_j": float(np.median([w["energy_j"] for w in _kept(raw, "artifact")])),
-        "power/mean_w": float(np.median([w["energy_j"] / w["wall_s"] for w in _kept(raw, "artifact")])),
+        "energy/window_j": float(np.median([_joules(w) for w in _kept(raw, "artifact")])),
+        "power/mean_w": float(np.median([_joules(w) / w["wall_s"] for w in _kept(raw, "artifact")])),
         "power/idle_w": idle_w,
         "latency/p50_ms": float(p50),
         "latency/p90_ms": float(p90),
@@ -163,7 +163,7 @@ ENDS = ("", "_lo", "_hi")
 def _starting(raw: dict[str, Any]) -> dict[str, float]:
     """Of loading the artifact and of its first call: milliseconds and joules, medians over processes."""
     each = raw["started"]["artifact"]
-    middle = {k: float(np.median([one[k] for one in each])) for k in each[0]}
+    middle = {k: float(np.median([np.nan if one[k] is None else one[k] for one in each])) for k in each[0]}
     return {
         "load_ms": 1e3 * middle["load_s"],
         "load_j": middle["load_j"],
@@ -325,13 +325,16 @@ SUBJECTS = ("artifact", "reference")
 def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Judge a measurement: (reasons why it is invalid, warnings)."""
     windows = [w for w in raw["windows"] if w["subject"] != "idle" and not w["discarded"]]
-    invalid = ["a window with zero or negative energy"] if any(w["energy_j"] <= 0 for w in windows) else []
+    said = raw.get("meter", {})  # by what filled the joules in (`meters.LateMeter`)
+    invalid = list(said.get("invalid", ()))
+    if any(_joules(w) <= 0 for w in windows):
+        invalid.append("a window with zero or negative energy")
     for name in SUBJECTS:
         invalid += _wrong(raw, name)
     if invalid:
         return tuple(invalid), ()
     unsteady = [line for name in SUBJECTS for line in _unsteady(raw, name)]
-    return (), (*unsteady, *_disturbed(raw, windows), *_wide(raw))
+    return (), (*said.get("warnings", ()), *unsteady, *_disturbed(raw, windows), *_wide(raw))
 
 
 def _wrong(raw: dict[str, Any], name: str) -> list[str]:
@@ -408,10 +411,17 @@ def _kept(raw: dict[str, Any], subject: str) -> list[dict[str, Any]]:
 def _per_inference(raw: dict[str, Any], subject: str) -> dict[str, FloatArray]:
     """Per pair, in order: wall seconds, CPU seconds and joules of one series; and the process."""
     kept = _kept(raw, subject)
-    values = {k: np.array([w[k] / w["inferences"] for w in kept]) for k in ("wall_s", "cpu_s", "energy_j")}
+    values = {k: np.array([w[k] / w["inferences"] for w in kept]) for k in ("wall_s", "cpu_s")}
+    values["energy_j"] = np.array([_joules(w) / w["inferences"] for w in kept])
     return values | {"process": np.array([w["process"] for w in kept])}
 
 
 def _idle_power_w(raw: dict[str, Any]) -> float:
     idle = [w for w in raw["windows"] if w["subject"] == "idle" and not w["discarded"]]
-    return float(np.mean([w["energy_j"] / w["wall_s"] for w in idle])) if idle else float("nan")
+    watts = [_joules(w) / w["wall_s"] for w in idle if w["energy_j"] is not None]
+    return float(np.mean(watts)) if watts else float("nan")
+
+
+def _joules(window: dict[str, Any]) -> float:
+    """NaN where the meter does not know them."""
+    return float("nan") if window["energy_j"] is None else float(window["energy_j"])

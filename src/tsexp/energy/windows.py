@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from tsexp.data import FloatArray
-from tsexp.energy.meters import IMPOSSIBLE_W, Meter
+from tsexp.energy.meters import IMPOSSIBLE_W, LateMeter, Meter
 
 Subject = Callable[[FloatArray], Any]
 
@@ -80,7 +80,7 @@ def run(
     series
         The test split, (series, channels, time).
     meter
-        Reads each window.
+        Reads each window. Of a `LateMeter`, joules are None.
     plan
         How many windows, how long.
     look
@@ -101,6 +101,7 @@ def run(
     draw = np.random.default_rng([plan.seed, plan.process])
     window_s = max(plan.window_s, RESOLUTIONS * meter.resolution_s)
     idle_s = max(plan.idle_s, RESOLUTIONS * meter.resolution_s)
+    reads = None if isinstance(meter, LateMeter) else meter
     pairs = max(min(LEAST_PAIRS, plan.pairs), round(plan.pairs * plan.window_s / window_s))
     windows: list[dict[str, Any]] = []
 
@@ -124,7 +125,7 @@ def run(
         return {
             "subject": name,
             "pair": pair,
-            **_read(meter, work),
+            **_read(reads, work),
             "inferences": calls * plan.batch_size,
             **look(),
         }
@@ -137,16 +138,16 @@ def run(
         for batch in batches()[:DECOY_CALLS]:
             decoy(batch)
         # Zeus starts its helper processes inside the first window: thrown away.
-        _read(meter, lambda: time.sleep(0.01))
+        _read(reads, lambda: time.sleep(0.01))
         orders = {"load": shuffled(), "use": shuffled()}
         started: dict[str, dict[str, float]] = {}
         subjects: dict[str, Subject] = {}
         for name in orders["load"]:
-            seen = _read(meter, lambda name=name: subjects.update({name: load[name]()}))  # type: ignore[misc]
+            seen = _read(reads, lambda name=name: subjects.update({name: load[name]()}))  # type: ignore[misc]
             started[name] = {"load_s": seen["wall_s"], "load_j": seen["energy_j"]}
         feed = batches()
         for name in orders["use"]:
-            seen = _read(meter, lambda name=name: subjects[name](feed[0]))  # type: ignore[misc]
+            seen = _read(reads, lambda name=name: subjects[name](feed[0]))  # type: ignore[misc]
             started[name] |= {"first_call_s": seen["wall_s"], "first_call_j": seen["energy_j"]}
         before = check(subjects)
         stride = dict.fromkeys(subjects, 1)
@@ -156,10 +157,10 @@ def run(
                 stride[name] = max(
                     1, round(seen["inferences"] / plan.batch_size * window_s / seen["wall_s"] / LOOKS)
                 )
-        overhead = [_read(meter, lambda: None) for _ in range(EMPTY_WINDOWS)]
+        overhead = [_read(reads, lambda: None) for _ in range(EMPTY_WINDOWS)]
         if plan.process < IDLE_PROCESSES:
             windows.append(
-                {"subject": "idle", "pair": -1, **_read(meter, lambda: time.sleep(idle_s)), "inferences": 0}
+                {"subject": "idle", "pair": -1, **_read(reads, lambda: time.sleep(idle_s)), "inferences": 0}
             )
         done = attempts = 0
         while done < pairs and attempts < 2 * pairs:
@@ -215,11 +216,12 @@ def _spin(seconds: float) -> None:
         pass
 
 
-def _read(meter: Meter, work: Callable[[], None]) -> dict[str, Any]:
+def _read(meter: Meter | None, work: Callable[[], None]) -> dict[str, Any]:
     unix, busy, cpu, wall = time.time(), _busy_s(), time.process_time(), time.perf_counter()
-    meter.begin()
+    if meter is not None:
+        meter.begin()
     work()
-    energy_j = meter.end()
+    energy_j = None if meter is None else meter.end()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     return {
         "start_unix_s": unix,
@@ -230,7 +232,7 @@ def _read(meter: Meter, work: Callable[[], None]) -> dict[str, Any]:
         # CPU time of everybody else. The system counts in ticks of 10 ms: right only in the sum over many
         # windows, and sometimes negative.
         "foreign_cpu_s": _busy_s() - busy - cpu_s,
-        "discarded": energy_j < 0 or energy_j > IMPOSSIBLE_W * wall_s,
+        "discarded": energy_j is not None and (energy_j < 0 or energy_j > IMPOSSIBLE_W * wall_s),
     }
 
 
