@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -111,3 +114,20 @@ def test_why_a_meter_does_not_answer_is_shown_letter_by_letter(monkeypatch):
     console = Console(file=io.StringIO(), width=250)
     console.print(doctor.findings())
     assert console.file.getvalue().count("[library] not found in [/usr/lib]") == 2
+
+
+def test_the_udev_rule_is_one_and_says_how_to_use_it(capsys, tmp_path):
+    assert doctor.main(["--udev"]) == 0
+    file = tmp_path / "70-rapl.rules"
+    file.write_text(capsys.readouterr().out)
+    comments, rules = (
+        [x for x in file.read_text().splitlines() if (x[0] == "#") is c] for c in (True, False)
+    )
+    (rule,) = rules
+    for part in rule.split(", "):
+        assert re.fullmatch(r'[A-Z]+(==|\+=)"[^"]+"', part), part
+    for command in ("groupadd --system rapl", "tsexp.doctor --udev >", "udevadm trigger"):
+        assert any(command in line for line in comments)
+    if shutil.which("udevadm"):
+        done = subprocess.run(["udevadm", "verify", file], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or "Unknown command" in done.stderr, done.stderr  # systemd before 254

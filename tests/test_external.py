@@ -462,3 +462,36 @@ def test_an_experiment_runs_with_a_log_that_is_being_written(tmp_path: Path) -> 
     assert 15 < run.data.metrics["power/mean_w"] < 25
     assert run.data.metrics["cost/train_j"] == pytest.approx(20 * run.data.metrics["cost/train_s"], rel=0.25)
     assert int(run.data.tags["tsexp.protocol"]) == measuring.PROTOCOL_VERSION
+
+
+@pytest.mark.slow
+def test_the_documented_logger_writes_what_is_read(tmp_path: Path) -> None:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    from test_docs import BLOCK, ROOT
+
+    class Plug(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"id": 0, "output": true, "apower": 31.5, "voltage": 230.1}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    page = (ROOT / "docs" / "measuring.md").read_text()
+    (script,) = (text for kind, text in BLOCK.findall(page) if text.startswith("# log_power.py"))
+    plug = HTTPServer(("127.0.0.1", 0), Plug)
+    threading.Thread(target=plug.serve_forever, daemon=True).start()
+    script = script.replace("192.168.1.50", f"127.0.0.1:{plug.server_port}")
+    writer = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    try:
+        time.sleep(8)
+        log = read(tmp_path / "power.csv")
+    finally:
+        writer.kill()
+        writer.wait()
+        plug.shutdown()
+    assert set(log.watts) == {31.5}
+    assert log.interval_s == pytest.approx(1, abs=0.3)
+    assert abs(log.end_unix_s - time.time()) < 5

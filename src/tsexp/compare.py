@@ -102,10 +102,6 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
 
     client = connect(cfg.tracking.uri)
     rows = [_find(client, cfg.tracking.experiment, run) for run in runs]
-    for row in rows:
-        if not row.valid:
-            reasons = row.tags.get("tsexp.invalid_reasons", "")
-            raise ConfigError(f"run {row.run_id[:8]} ({row.name}) is invalid ({reasons}): run it again")
     dataset = _dataset(rows, cfg)
     cache = Cache(Path(cfg.paths.cache))
     with tempfile.TemporaryDirectory(prefix="tsexp-compare-") as scratch:
