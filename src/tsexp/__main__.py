@@ -42,6 +42,9 @@ def main(cfg: DictConfig) -> tuple[float, float] | None:
     if outcome.status in ("refused", "skipped"):
         print(f"tsexp: error: {outcome.error}", file=sys.stderr)
         sys.exit(2)
+    if outcome.status == "deployed":
+        print(f"{outcome.name}: deployed, not measured (stop_after=deploy)")
+        return None
     if not outcome.ok:
         sys.exit(1)
     _show(cfg, outcome)
@@ -119,12 +122,11 @@ def _run() -> None:
         print("tsexp: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        from tsexp import launchers
+
         known = configs.is_known(error)
-        text = (
-            f"tsexp: error: {configs.explain(error)}"
-            if known and not wants_frames
-            else traceback.format_exc()
-        )
+        told = configs.explain(error) if known else launchers.refused(error)
+        text = f"tsexp: error: {told}" if told and not wants_frames else traceback.format_exc()
         print(configs.redact(text), file=sys.stderr)
         sys.exit(2 if known else 1)
     finally:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # PyTorch, which a parameter grid need not wait for
     from tsexp.cache import Cache
     from tsexp.data import Dataset, FloatArray
     from tsexp.pipeline import Made
-    from tsexp.runtimes import Predictor
+    from tsexp.runtimes import Artifact, Predictor
 
 Report = dict[str, Any]
 
@@ -92,6 +92,7 @@ class _Kept:
     dataset: Dataset
     cache: Cache
     made: Made
+    artifact: Artifact
     scratch: tempfile.TemporaryDirectory[str] | None
 
 
@@ -290,7 +291,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         self._refuse_other_lengths(series)
         tested = data.with_test(kept.dataset, kept.cfg.data, series, [str(label) for label in labels])
         with _fitting:
-            record = pipeline.judge(kept.made, kept.cfg, tested, kept.cache)
+            record = pipeline.judge(kept.made, kept.artifact, kept.cfg, tested, kept.cache)
         judged = {
             "energy_source": record.energy_source,
             "valid": record.valid,
@@ -323,12 +324,13 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
             root = Path(scratch.name if scratch else str(self.cache)).expanduser().absolute()
             cache = Cache(root, lambda: meters.counter(cfg.train.device, cfg.measure.meter))
             made = pipeline.make(cfg, dataset, cache)
-        folder = made.artifact.folder
+            artifact, _ = pipeline.choose(made, cfg, dataset, cache)
+        folder = artifact.folder
         self.artifact_ = Shipped({p.name: p.read_bytes() for p in sorted(folder.iterdir())})
         self.seed_ = cfg.seed
         self._data, self._ragged = cfg.data, dataset.preprocessing.ragged
-        self._facts = _facts(cfg, dataset, made)
-        _kept[self.artifact_] = _Kept(cfg, dataset, cache, made, scratch)
+        self._facts = _facts(cfg, dataset, made, artifact)
+        _kept[self.artifact_] = _Kept(cfg, dataset, cache, made, artifact, scratch)
         return self
 
     def _predict(self, X: Any) -> np.ndarray[Any, Any]:
@@ -393,11 +395,11 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         ]
 
 
-def _facts(cfg: Config, dataset: Dataset, made: Made) -> Report:
+def _facts(cfg: Config, dataset: Dataset, made: Made, artifact: Artifact) -> Report:
     from tsexp import energy
     from tsexp.energy import meters
 
-    manifest, dense = made.artifact.manifest, made.dense.load()
+    manifest, dense = artifact.manifest, made.dense.load()
     source = meters.source(cfg.train.device, cfg.measure.meter)
     channels = dense.prunable() if hasattr(dense, "prunable") else 0
     numbers = energy.sizes_of(manifest, channels)

@@ -13,6 +13,7 @@ import operator
 import os
 import pkgutil
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING as NO_FACTORY
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -31,6 +32,9 @@ from omegaconf.errors import (
 PLUGINS = {
     "hydra/sweeper/optuna": ("Hydra's Optuna sweeper, which searches,", "optuna"),
     "hydra/launcher/joblib": ("Hydra's joblib launcher, which runs jobs in parallel,", "parallel"),
+    "hydra/launcher/submitit_local": ("Hydra's submitit launcher", "slurm"),
+    "hydra/launcher/submitit_slurm": ("Hydra's submitit launcher, which runs jobs on SLURM,", "slurm"),
+    "hydra/launcher/ray": ("Hydra's Ray launcher", "ray"),
 }
 """Options of plugins → what they are, and the package's extra that brings them."""
 
@@ -44,6 +48,7 @@ SECRETS = ("password", "passwd", "pwd", "token", "secret", "api_?key", "odbc_con
 
 NOT_ASKED = (
     "rerun",
+    "stop_after",
     "paths.",
     "tracking.",
     "train.progress",
@@ -247,6 +252,7 @@ class TrackingConfig:
 
     uri: str = MISSING
     experiment: str = MISSING
+    artifacts: str | None = None
 
 
 @dataclass
@@ -265,6 +271,7 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = number(ge=0, lt=2**32)
     rerun: bool = MISSING
+    stop_after: str | None = field(default=MISSING, metadata={"allowed": (None, "deploy")})
 
 
 def conf_dir() -> Path:
@@ -278,6 +285,16 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
+    # The presets of launchers have the names, and the types, of the plugins' own.
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    OmegaConf.register_new_resolver("at_once", at_once, replace=True)
+    OmegaConf.register_new_resolver("largest", max, replace=True)
+
+
+def at_once(*threads: int) -> int:
+    """Return how many jobs with so many threads the cores are enough for that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(threads))
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -362,7 +379,9 @@ def places(cfg: DictConfig) -> dict[str, Any]:
     }
     return {
         "paths": PathsConfig(**absolute),
-        "tracking": replace(tracking, uri=_absolute_uri(tracking.uri)),
+        "tracking": replace(
+            tracking, uri=_absolute_uri(tracking.uri), artifacts=_absolute_place(tracking.artifacts)
+        ),
     }
 
 
@@ -505,6 +524,11 @@ def _absolute_uri(uri: str) -> str:
     return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
 
 
+def _absolute_place(place: str | None) -> str | None:
+    """A folder is made absolute; the URI of something else stays."""
+    return place if place is None or ":" in place else str(Path(place).expanduser().absolute())
+
+
 def _problems(node: Any, prefix: str = "") -> list[str]:
     found = []
     for f in fields(node):
@@ -514,7 +538,7 @@ def _problems(node: Any, prefix: str = "") -> list[str]:
         elif f.metadata.get("own") and ":" in value:
             found += _unreachable(key, value)
         elif "allowed" in f.metadata and value not in f.metadata["allowed"]:
-            allowed = [str(a) for a in f.metadata["allowed"]]
+            allowed = ["null" if a is None else str(a) for a in f.metadata["allowed"]]
             own = ", or your own as module:object" if f.metadata.get("own") else ""
             found.append(
                 f"{key}={value} is not known; allowed: "

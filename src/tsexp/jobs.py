@@ -49,8 +49,8 @@ class Outcome:
     name
         What varies in its sweep, or the main choices.
     status
-        ``finished``, ``found`` (measured before, nothing was run), ``skipped`` (a combination that no runtime
-        supports), ``refused`` (bad input) or ``failed``.
+        ``finished``, ``found`` (measured before, nothing was run), ``deployed`` (as asked, not measured),
+        ``skipped`` (a combination that no runtime supports), ``refused`` (bad input) or ``failed``.
     run_id
         In the store, if it got that far.
     error
@@ -87,7 +87,8 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
         checked = configs.parse(cfg)
         label = name or _name(checked)
         run_id, found = _experiment(checked, OmegaConf.to_yaml(cfg, resolve=True), label, parent)
-        outcome = Outcome(label, "found" if found else "finished", run_id)
+        status = "found" if found else "deployed" if run_id is None else "finished"
+        outcome = Outcome(label, status, run_id)
     except Unsupported as error:
         outcome = Outcome(label, "skipped", error=str(error))
     except ConfigError as error:
@@ -107,8 +108,8 @@ def _name(cfg: Config) -> str:
     return f"{pruned} {cfg.quant.mode} {cfg.runtime.name} {cfg.model.name} {cfg.data.name} seed {cfg.seed}"
 
 
-def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) -> tuple[str, bool]:
-    """Return the run id, and whether it was there before."""
+def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) -> tuple[str | None, bool]:
+    """Return what `pipeline.run` does."""
     from tsexp import pipeline
 
     pipeline.check(cfg)

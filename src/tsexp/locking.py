@@ -37,7 +37,7 @@ def for_everybody(name: str) -> Path:
     RuntimeError
         If something is in the way that this user cannot remove.
     """
-    folder = Path(tempfile.gettempdir()) / "tsexp-locks"
+    folder = _seen_by_everybody() / "tsexp-locks"
     try:
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             folder.unlink()  # of a link the link itself; in a sticky folder, only one's own
@@ -49,6 +49,13 @@ def for_everybody(name: str) -> Path:
     except OSError as error:
         raise _unusable(folder, error) from None
     return folder / name
+
+
+def _seen_by_everybody() -> Path:
+    """The temporary folder; in a job of SLURM, which may have one of its own, the machine's for locks."""
+    locks = Path("/run/lock")
+    alone = "SLURM_JOB_ID" in os.environ and os.access(locks, os.W_OK)
+    return locks if alone else Path(tempfile.gettempdir())
 
 
 def _unusable(path: Path, error: OSError) -> RuntimeError:

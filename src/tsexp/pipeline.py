@@ -21,8 +21,10 @@ from tsexp.training import Fitted
 
 def run(
     cfg: Config, dataset: Dataset, resolved_yaml: str, name: str, parent: str | None = None
-) -> tuple[str, bool]:
+) -> tuple[str | None, bool]:
     """Run one experiment, unless the store has it.
+
+    With ``stop_after=deploy`` only up to the artifact: it lies in the cache then, and nothing in the store.
 
     Parameters
     ----------
@@ -39,8 +41,8 @@ def run(
 
     Returns
     -------
-    str
-        The run's id.
+    str or None
+        The run's id; None if nothing was to be measured.
     bool
         It was there before: nothing was run.
     """
@@ -49,17 +51,25 @@ def run(
         known = None if cfg.rerun else tracking.finished(cfg.tracking, about)
         if known is not None:
             return known, True
-        processes.start(energy.PRELOAD)  # imports while this trains; in a sweep it is there already
         cache = Cache(Path(cfg.paths.cache), lambda: meters.counter(cfg.train.device, cfg.measure.meter))
+        if cfg.stop_after == "deploy":
+            reference(make(cfg, dataset, cache), cfg, dataset, cache)
+            return None, False
+        processes.start(energy.PRELOAD)  # imports while this trains; in a sweep it is there already
         with tracking.tracked(cfg, resolved_yaml, name, about, parent) as run:
             made = make(cfg, dataset, cache, run.enter)
-            record = judge(made, cfg, dataset, cache, run.enter)
-            record.raw.update(peak_gmacs=_peaks(cfg, cache))
+            artifact, tried = choose(made, cfg, dataset, cache)
+            record = judge(made, artifact, cfg, dataset, cache, run.enter)
+            record.raw.update(tried=tried, peak_gmacs=_peaks(cfg, cache))
             run.enter("track")
             notes = [note for step in made.steps.values() for note in step.notes()]
             with sharing_the_machine():
-                run.log(cfg, dataset, {"dense": made.dense, **made.steps}, notes, made.artifact, record)
+                run.log(cfg, dataset, {"dense": made.dense, **made.steps}, notes, artifact, record)
             return run.run_id, False
+
+
+def _silent(stage: str) -> None:
+    """Tell nobody which stage begins."""
 
 
 @dataclass(frozen=True)
@@ -74,26 +84,23 @@ class Made:
         Step of compression → what it made, in order.
     artifacts
         The last of these for each runtime that is asked for: several with ``runtime=auto``.
-    artifact
-        The one that is deployed.
-    tried
-        Why that one: what `energy.choose` saw; empty if there was no choice.
     """
 
     dense: Fitted
     steps: dict[str, Fitted]
     artifacts: list[Artifact]
-    artifact: Artifact
-    tried: list[dict[str, Any]]
+
+    @property
+    def fitted(self) -> Fitted:
+        """The model that is deployed."""
+        return [self.dense, *self.steps.values()][-1]
 
     def costs(self) -> list[dict[str, Any]]:
-        """`Entry.cost` of everything that made the artifact of the dense model."""
+        """`Entry.cost` of everything that made the artifacts of the dense model."""
         return [step.entry.cost for step in self.steps.values()] + [a.entry.cost for a in self.artifacts]
 
 
-def make(
-    cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], None] = lambda stage: None
-) -> Made:
+def make(cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], None] = _silent) -> Made:
     """Train, compress and deploy.
 
     Parameters
@@ -117,27 +124,44 @@ def make(
         runtimes.deploy(fitted, cfg.quant, runtime, dataset, cache)
         for runtime in runtimes.candidates(cfg.quant, cfg.runtime, like(cfg.model.family))
     ]
-    artifact, tried = _chosen(artifacts, fitted, cfg, dataset, cache)
-    return Made(dense, steps, artifacts, artifact, tried)
+    return Made(dense, steps, artifacts)
+
+
+def choose(made: Made, cfg: Config, dataset: Dataset, cache: Cache) -> tuple[Artifact, list[dict[str, Any]]]:
+    """Return the one artifact, or with ``runtime=auto`` the fastest that is accurate; and what was tried."""
+    if cfg.runtime.name != runtimes.AUTO:
+        return made.artifacts[0], []
+    exact = plain(made.fitted, cfg, dataset, cache)
+    return energy.choose(made.artifacts, exact, dataset, cfg.measure, cache)
+
+
+def reference(
+    made: Made, cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], None] = _silent
+) -> Artifact:
+    """Make all that an artifact is measured and judged by; return the control."""
+    enter("compress")
+    control = compress.control(made.dense, cfg, dataset, cache)
+    enter("deploy")
+    plain(made.dense, cfg, dataset, cache)
+    if cfg.runtime.name == runtimes.AUTO:
+        plain(made.fitted, cfg, dataset, cache)
+    return plain(control, cfg, dataset, cache)
 
 
 def judge(
     made: Made,
+    artifact: Artifact,
     cfg: Config,
     dataset: Dataset,
     cache: Cache,
-    enter: Callable[[str], None] = lambda stage: None,
+    enter: Callable[[str], None] = _silent,
 ) -> Record:
     """Measure what was made against the control, on the test split."""
-    enter("compress")
-    control = compress.control(made.dense, cfg, dataset, cache)
-    enter("deploy")
-    reference = plain(control, cfg, dataset, cache)
+    control = reference(made, cfg, dataset, cache, enter)
     enter("measure")
-    record = _measure(made.artifact, reference, cfg, dataset, cache)
+    record = _measure(artifact, control, cfg, dataset, cache)
     record = record.with_costs(made.dense.entry.cost, made.costs(), cfg.measure.watts_per_core)
     record.metrics.update(_untuned(made.dense, cfg, dataset, cache))
-    record.raw.update(tried=made.tried)
     return record
 
 
@@ -151,15 +175,6 @@ def _alone(cfg: Config, about: str) -> FileLock:
     locks = Path(cfg.paths.cache) / "jobs"
     locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / f"{about}.lock")
-
-
-def _chosen(
-    artifacts: list[Artifact], fitted: Fitted, cfg: Config, dataset: Dataset, cache: Cache
-) -> tuple[Artifact, list[dict[str, Any]]]:
-    """Return the one artifact, or with ``runtime=auto`` the fastest that keeps the accuracy."""
-    if cfg.runtime.name != runtimes.AUTO:
-        return artifacts[0], []
-    return energy.choose(artifacts, plain(fitted, cfg, dataset, cache), dataset, cfg.measure, cache)
 
 
 def _measure(artifact: Artifact, reference: Artifact, cfg: Config, dataset: Dataset, cache: Cache) -> Record:
@@ -194,23 +209,30 @@ def _peaks(cfg: Config, cache: Cache) -> dict[str, float]:
     return energy.peaks(cfg.measure, cache) if cfg.runtime.device == "cpu" else {}
 
 
-def check(cfg: Config) -> None:
+def check(cfg: Config, here: bool = True) -> None:
     """Find out before any work whether this machine can run the experiment.
 
     Brings the dataset if it has to be downloaded.
+
+    Parameters
+    ----------
+    cfg
+        The experiment.
+    here
+        False: it will run on another machine, so that devices and meters of this one do not matter.
 
     Raises
     ------
     ConfigError
         As `able`, or if nothing can be written into the cache, or the dataset is nowhere.
     """
-    able(cfg)
+    able(cfg, here)
     Cache(Path(cfg.paths.cache)).check()
     data.ensure(cfg.data, cfg.paths.data)
 
 
-def able(cfg: Config) -> None:
-    """Find out whether this machine can do what is asked for, whatever the dataset.
+def able(cfg: Config, here: bool = True) -> None:
+    """Find out whether this machine (another, if not `here`) can do what is asked, whatever the dataset.
 
     Raises
     ------
@@ -222,6 +244,8 @@ def able(cfg: Config) -> None:
     compress.check(cfg)
     runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))
     cfg.model.ready()
+    if not here:
+        return
     if "cuda" in (cfg.train.device, cfg.runtime.device):
         import torch
 
@@ -229,6 +253,8 @@ def able(cfg: Config) -> None:
             raise ConfigError(
                 "a device is cuda, but PyTorch sees no GPU here; use train.device=cpu runtime.device=cpu"
             )
+    if cfg.stop_after == "deploy":
+        return
     asked = cfg.measure.require == "measured" or cfg.measure.meter != meters.AUTO
     if asked or cfg.runtime.device == "cuda":
         meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)

@@ -11,7 +11,8 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from tsexp import compose, secret
+from tsexp import compose, launchers, secret
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
@@ -73,18 +74,23 @@ class Sweep(Callback):
             sys.exit(1)
 
     def _start(self, config: DictConfig) -> None:
+        launchers.check(config)
         checked = _check(config)
         first = checked.first
-        start_server()
+        launchers.prepare(config)
+        if launchers.name(config) in launchers.INHERITING:
+            start_server()
         from tsexp import tracking
         from tsexp.energy import meters
 
         overrides = sorted(secret.as_given(config.hydra.overrides.task))
         # The UI cuts names: the study comes first, then what varies.
-        shown = [o for o in overrides if o.split("=")[0] != "rerun" and not o.startswith("tracking.")]
+        # What comes after stop_after=deploy belongs to the same sweep.
+        asked = [o for o in overrides if o.split("=")[0] != "stop_after"]
+        shown = [o for o in asked if o.split("=")[0] != "rerun" and not o.startswith("tracking.")]
         shown.sort(key=lambda o: (not o.startswith("experiment="), o.split("=")[0] in checked.fixed))
         name = " ".join(shown) or "sweep"
-        parent = tracking.sweep_run(first.tracking, name, digest(overrides))
+        parent = tracking.sweep_run(first.tracking, name, digest(asked))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"*/{OUTCOME}"):  # by another sweep, in a folder that hydra.sweep.dir fixes
@@ -101,6 +107,7 @@ class Sweep(Callback):
                 "command": shlex.join(["python", "-m", "tsexp", "-m", *overrides]),
             },
         )
+        launchers.keep_going(config, partial(_lost, str(folder)))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show the table and the picture; end with status 1 if a job failed."""
@@ -147,7 +154,8 @@ class Sweep(Callback):
         number = client.get_experiment_by_name(store.experiment).experiment_id
         note = _note(about["command"], outcomes, number)
         unsupported = sum(o.status == "skipped" for o in outcomes)
-        lost = len(about["names"] or outcomes) - len(rows) - unsupported
+        deployed = sum(o.status == "deployed" for o in outcomes)
+        lost = len(about["names"] or outcomes) - len(rows) - unsupported - deployed
         metrics, source = sweep_metrics(rows, lost, unsupported)
         tracking.close_sweep(store, about["parent"], not failed, note, pictures, metrics, source)
         self._open = None
@@ -185,7 +193,7 @@ def _unmeasured(outcomes: Sequence[Outcome], expected: int) -> tuple[dict[str, s
     failed = {
         f"{o.name} (#{i})": o.error or o.status
         for i, o in enumerate(outcomes)
-        if not o.ok and o.status != "skipped"
+        if not o.ok and o.status not in ("skipped", "deployed")
     }
     if expected > len(outcomes):
         failed[f"{expected - len(outcomes)} job(s)"] = "did not start or did not end"
@@ -196,7 +204,13 @@ def _title(
     measured: int, outcomes: Sequence[Outcome], skipped: dict[str, str], failed: dict[str, str]
 ) -> str:
     found = sum(o.status == "found" for o in outcomes)
-    counts = {"of them measured before": found, "skipped": len(skipped), "failed": len(failed)}
+    deployed = sum(o.status == "deployed" for o in outcomes)
+    counts = {
+        "of them measured before": found,
+        "deployed and not measured (the same without stop_after=deploy measures)": deployed,
+        "skipped": len(skipped),
+        "failed": len(failed),
+    }
     return ", ".join([f"{measured} jobs", *(f"{n} {what}" for what, n in counts.items() if n)])
 
 
@@ -219,6 +233,16 @@ def ui_line(store: TrackingConfig) -> str:
     uri = shlex.quote(configs.redact(store.uri))
     served = f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
     return f"compare: {served}\n         then {tracking.view_url(number)}"
+
+
+def _lost(sweep_dir: str, number: int, overrides: Sequence[str], why: str) -> None:
+    """Note how a job ended that its launcher lost, unless the job itself could."""
+    job = Path(sweep_dir) / str(number)
+    if read_outcome(job) is None:
+        job.mkdir(parents=True, exist_ok=True)
+        write_json(
+            job / OUTCOME, asdict(Outcome(place(sweep_dir, number, overrides)[1], "failed", error=why))
+        )
 
 
 def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | None, str]:
@@ -296,6 +320,10 @@ def _check(config: DictConfig) -> _Checked:
     jobs = _one_by_one(list(overrides.values())) if search else _every_job(list(overrides.values()))
     checked, unsupported = _check_jobs(config, jobs, loader)
     if search:
+        if any(cfg.stop_after for cfg in checked):
+            raise ConfigError(
+                "a search learns from measurements, and stop_after leaves none; leave it out\nnothing was started"
+            )
         _check_validation(checked)
         return _Checked(checked[0], None, fixed)
     if len(unsupported) == len(jobs):
@@ -326,7 +354,7 @@ def _check_jobs(
             try:
                 cfg = configs.parse(loader.values(config, list(job)))
                 try:
-                    pipeline.check(cfg)
+                    pipeline.check(cfg, here=launchers.name(config) not in launchers.ELSEWHERE)
                 except Unsupported as error:  # skipped when its turn comes
                     unsupported.append(error)
             except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from tsexp import locking, stores
-from tsexp.config import TrackingConfig
+from tsexp.config import ConfigError, TrackingConfig, redact
 from tsexp.stores import SQLITE as SQLITE
 
 VIEW = "tsexp"
@@ -68,6 +69,11 @@ def store(config: TrackingConfig) -> Any:
 
     The first use creates the tables and the experiment; a lock keeps parallel jobs from doing that at the
     same time (they die in the migration otherwise). Artifacts lie in ``mlartifacts`` beside a sqlite store.
+
+    Raises
+    ------
+    ConfigError
+        If the store does not answer, or artifacts would lie where only this machine finds them.
     """
     client = opened(config)
     import mlflow
@@ -78,11 +84,11 @@ def store(config: TrackingConfig) -> Any:
 
 def opened(config: TrackingConfig) -> Any:
     """Return what `store` does, and leave MLflow's current store as it is."""
-    return _ready(config.uri, config.experiment, os.getpid())
+    return _ready(config.uri, config.experiment, config.artifacts, os.getpid())
 
 
 @lru_cache
-def _ready(uri: str, experiment: str, process: int) -> Any:
+def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> Any:
     """Make it so once per process: connections do not survive a fork."""
     import mlflow  # noqa: F401 (sets the level of its loggers)
 
@@ -99,11 +105,33 @@ def _ready(uri: str, experiment: str, process: int) -> Any:
     with lock:
         client = stores.client(uri)
         if client.get_experiment_by_name(experiment) is None:
-            client.create_experiment(
-                experiment, None if file is None else (file.parent / "mlartifacts").as_uri()
-            )
-        _dress(client, client.get_experiment_by_name(experiment))
+            beside = None if file is None else (file.parent / "mlartifacts").as_uri()
+            if artifacts is None and uri.split(":")[0].split("+")[0] in stores.DATABASES:
+                raise ConfigError(
+                    f"{redact(uri)} is a database, which holds no artifacts; say where they lie, in a folder "
+                    "that all machines see, or in an object store: tracking.artifacts=/shared/artifacts"
+                )
+            if artifacts is not None and ":" not in artifacts:
+                Path(artifacts).mkdir(parents=True, exist_ok=True)
+                artifacts = Path(artifacts).as_uri()
+            client.create_experiment(experiment, artifacts or beside)
+        found = client.get_experiment_by_name(experiment)
+        if file is None:
+            _check_place(found.artifact_location, uri)
+        _dress(client, found)
     return client
+
+
+def _check_place(location: str, uri: str) -> None:
+    """Refuse a folder of another machine: MLflow would make one of that name here."""
+    root = Path(location.removeprefix("file://")).parent
+    if re.match(r"(?!file:)[a-z][a-z0-9+.-]*:", location) or (root.is_absolute() and root.is_dir()):
+        return
+    raise ConfigError(
+        f"the store {redact(uri)} keeps artifacts in {location}, and {root} is no folder of this machine; let the "
+        "server serve them (mlflow server --serve-artifacts), or name a folder that all machines see, or an "
+        "object store, for a new experiment: tracking.artifacts=/shared/artifacts tracking.experiment=NAME"
+    )
 
 
 def _dress(client: Any, experiment: Any) -> None:
