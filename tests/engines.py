@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import secrets
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,6 +39,14 @@ def until(ready: Callable[[], bool], what: str, within_s: float = 30) -> None:
         if time.monotonic() > end:
             raise Missing(f"{what} within {within_s:g} s")
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def place() -> Iterator[Path]:
+    """A folder that every user may enter, with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="tsexp-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @contextlib.contextmanager
@@ -102,7 +114,6 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         needed(program, "slurmctld slurmd slurm-client munge")
     if os.getuid() != 0:
         raise Missing("SLURM's daemons are started as root here")
-    folder.chmod(0o755)
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
@@ -138,10 +149,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 
         def idle() -> bool:
             said = subprocess.run(
-                ["sinfo", "-h", "-N", "-o", "%N %t"],
-                capture_output=True,
-                text=True,
-                env=os.environ | environment,
+                ["sinfo", "-h", "-N", "-o", "%N %t"], capture_output=True, text=True, env=os.environ | environment
             ).stdout
             return {"n1 idle", "n2 idle"} <= set(said.split("\n"))
 
@@ -149,3 +157,84 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         yield environment
         subprocess.run(["scancel", "--user=root"], env=os.environ | environment, capture_output=True)
         time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """An empty database that takes anybody of this machine; yields its URI."""
+    programs = [
+        found
+        for name in ("initdb", "postgres")
+        if (found := next(iter(sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))[::-1]), None))
+    ]
+    if len(programs) < 2:
+        raise Missing("PostgreSQL is not installed; apt-get install postgresql")
+    user: dict[str, object] = {}
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root
+        try:
+            pwd.getpwnam("postgres")
+        except KeyError:
+            raise Missing("PostgreSQL does not run as root, and there is no user postgres") from None
+        shutil.chown(folder, "postgres")
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+    port, data = free_port(), folder / "data"
+    make = [str(programs[0]), "-D", str(data), "-A", "trust", "-U", "tsexp", "--no-sync", "-E", "UTF8"]
+    subprocess.run(make, check=True, capture_output=True, cwd=folder, **user)  # type: ignore[call-overload]
+    listen = ["-c", "listen_addresses=127.0.0.1", "-p", str(port), "-c", f"unix_socket_directories={folder}"]
+    serve = [str(programs[1]), "-D", str(data), "-c", "max_connections=300", *listen]
+    with running(serve, folder / "postgres.log", cwd=folder, **user):
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return True
+            return False
+
+        until(answers, f"PostgreSQL did not answer (log: {folder}/postgres.log)")
+        time.sleep(0.5)
+        yield f"postgresql://tsexp@127.0.0.1:{port}/postgres"
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, store: str, *options: str) -> Iterator[str]:
+    """An MLflow server; yields its address."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--backend-store-uri", store, *options,
+    ]  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    with running(command, folder / "mlflow.log", cwd=folder):
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                return bool(urllib.request.urlopen(f"{address}/health", timeout=2).status == 200)
+            return False
+
+        until(answers, f"the MLflow server did not answer (log: {folder}/mlflow.log)", 180)
+        yield address
+
+
+@contextlib.contextmanager
+def ray_cluster(folder: Path) -> Iterator[str]:
+    """A head node of Ray, started as `ray start` does; yields its address."""
+    try:
+        import ray
+        from hydra_plugins import hydra_ray_launcher  # noqa: F401
+    except ImportError as error:
+        raise Missing(f"{error.name} is not installed; pip install 'tsexp[ray]'") from None
+    port = free_port()
+    start = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false",
+        "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--disable-usage-stats",
+        f"--temp-dir={folder}",
+    ]  # fmt: skip
+    with running(start, folder.with_suffix(".log"), cwd=folder):
+        address = f"127.0.0.1:{port}"
+
+        def answers() -> bool:
+            ask = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
+            return subprocess.run(ask, capture_output=True).returncode == 0
+
+        until(answers, f"Ray {ray.__version__} did not start (log: {folder.with_suffix('.log')})", 120)
+        yield address

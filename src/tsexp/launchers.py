@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def check(config: DictConfig) -> None:
 
 
 def prepare(config: DictConfig) -> None:
-    """Let submitit start no more jobs on this machine at once than it has cores for."""
+    """Let submitit start no more jobs on this machine at once than it has cores for, and Ray call nobody."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     sweeper = config.hydra.sweeper
     if name(config) == "submitit_local" and sweeper.get("max_batch_size", 0) is None:
         with open_dict(sweeper):

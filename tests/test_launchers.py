@@ -1,0 +1,187 @@
+"""Launchers and `stop_after`, as far as no engine is needed; tests/test_cluster.py has real ones."""
+
+import importlib.util
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from conftest import compose
+from tsexp import data, energy, jobs, launchers, locking, pipeline, sweep, tracking
+from tsexp.config import PLUGINS, ConfigError, TrackingConfig, at_once, conf_dir, identity
+from tsexp.tracking import client as tracking_client
+
+NAMES = ("joblib", "submitit_local", "submitit_slurm", "ray")
+
+
+@pytest.fixture
+def composed():
+    """What ``tsexp -m`` with these arguments composes."""
+
+    def make(*overrides):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            return loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+
+    return make
+
+
+def test_there_is_a_preset_for_every_launcher_that_has_an_extra(composed):
+    assert {f"hydra/launcher/{name}" for name in NAMES} <= PLUGINS.keys()
+    for name in NAMES:
+        assert launchers.name(composed(f"hydra/launcher={name}")) == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_launcher_that_is_not_installed_is_refused_in_a_line(composed, monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(ConfigError, match=r"not installed; install it: pip install 'tsexp\[\w+\]'$"):
+        launchers.check(composed(f"hydra/launcher={name}"))
+    launchers.check(composed())
+
+
+def test_slurm_is_refused_where_there_is_none(composed, monkeypatch):
+    config = composed("hydra/launcher=submitit_slurm")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    with pytest.raises(ConfigError, match="needs sbatch and srun.*submitit_local\nnothing was started"):
+        launchers.check(config)
+    monkeypatch.setattr(shutil, "which", lambda program: program)
+    launchers.check(config)
+
+
+def test_cores_are_divided_by_the_threads_of_a_job(composed, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert [at_once(*threads) for threads in ((1, 1), (2, 1), (1, 3), (16,))] == [8, 4, 2, 1]
+    assert composed("hydra/launcher=joblib", "train.threads=4").hydra.launcher.n_jobs == 2
+    assert composed("hydra/launcher=joblib", "hydra.launcher.n_jobs=3").hydra.launcher.n_jobs == 3
+    assert composed("hydra/launcher=submitit_slurm", "measure.threads=4").hydra.launcher.cpus_per_task == 4
+    local = composed("hydra/launcher=submitit_local", "train.threads=4")
+    launchers.prepare(local)
+    assert local.hydra.sweeper.max_batch_size == 2
+    given = composed("hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=5")
+    launchers.prepare(given)
+    assert given.hydra.sweeper.max_batch_size == 5
+    basic = composed()
+    launchers.prepare(basic)
+    assert basic.hydra.sweeper.max_batch_size is None
+
+
+def test_jobs_of_a_cluster_are_not_judged_by_the_machine_that_submits_them(composed, monkeypatch):
+    monkeypatch.setattr(data, "ensure", lambda *_: None)
+    monkeypatch.setattr(launchers, "ELSEWHERE", ("basic",))
+    asked = ["prune.ratio=0,0.5", "train.device=cuda"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", asked, RunMode.MULTIRUN)
+        assert len(sweep._check(config).names) == 2
+        monkeypatch.undo()
+        if not __import__("torch").cuda.is_available():
+            with pytest.raises(ConfigError, match="PyTorch sees no GPU here"):
+                sweep._check(config)
+
+
+def test_a_search_that_measures_nothing_is_refused(composed):
+    asked = ["experiment=pareto", "data=acsf1", "stop_after=deploy"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", asked, RunMode.MULTIRUN)
+        with pytest.raises(ConfigError, match="a search learns from measurements"):
+            sweep._check(config)
+
+
+def test_an_artifact_made_beforehand_is_measured_as_if_it_had_not_been(tiny, italy, monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    first = replace(tiny, stop_after="deploy")
+    assert identity(first) == identity(tiny)
+    for name in ("score", "measure", "peaks"):
+        monkeypatch.setattr(energy, name, lambda *_, **__: pytest.fail("nothing is to be measured"))
+    assert pipeline.run(first, italy, "", "one") == (None, False)
+    assert not (tmp_path / "mlruns").exists()
+    assert tracking.finished(tiny.tracking, pipeline.signature(tiny, italy)) is None
+    client = tracking.store(tiny.tracking)
+    assert not client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("entry.json")}
+    assert {p.parts[-3] for p in made} == {"dense", "artifact"}
+
+    measured = pytest.raises(RuntimeError, match="measured now")
+    monkeypatch.setattr(energy, "score", lambda *_: (_ for _ in ()).throw(RuntimeError("measured now")))
+    with measured:
+        pipeline.run(tiny, italy, "", "one")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("entry.json")} == made
+
+
+def test_the_end_of_a_sweep_counts_what_was_deployed_apart():
+    ended = [jobs.Outcome("a", "deployed"), jobs.Outcome("b", "finished", "run"), jobs.Outcome("c", "failed")]
+    assert not ended[0].ok
+    skipped, failed = sweep._unmeasured(ended, 3)
+    assert list(failed) == ["c (#2)"]
+    assert "1 deployed and not measured" in sweep._title(1, ended, skipped, failed)
+
+
+def test_a_wrong_stage_to_stop_after_is_refused():
+    assert compose("stop_after=deploy").stop_after == "deploy"
+    with pytest.raises(ConfigError, match=r"stop_after=train is not known; allowed: null, deploy"):
+        compose("stop_after=train")
+
+
+def test_jobs_of_slurm_with_temporary_folders_of_their_own_share_the_lock(monkeypatch, tmp_path):
+    if not os.access("/run/lock", os.W_OK):
+        pytest.skip("/run/lock is not there for everybody")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    seen = []
+    for name in ("one", "two"):
+        monkeypatch.setattr(locking.tempfile, "tempdir", str(tmp_path / name))
+        seen.append(locking._seen_by_everybody())
+    assert seen[0] == seen[1]
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert locking._seen_by_everybody() == tmp_path / "two"
+
+
+def test_a_job_that_its_launcher_lost_has_an_outcome(tmp_path):
+    (tmp_path / jobs.SWEEP).write_text('{"names": ["x", "y"], "parent": "run"}')
+    sweep._lost(str(tmp_path), 1, ["prune.ratio=0.5"], "preempted")
+    assert jobs.read_outcome(tmp_path / "1") == jobs.Outcome("y", "failed", error="preempted")
+    sweep._lost(str(tmp_path), 1, ["prune.ratio=0.5"], "later")  # what is known stays
+    assert jobs.read_outcome(tmp_path / "1").error == "preempted"
+
+
+def test_what_a_cluster_answers_is_told_in_a_line():
+    engine = type("FailedSubmissionError", (RuntimeError,), {"__module__": "submitit.core.utils"})
+    assert launchers.refused(engine("sbatch: error:\ninvalid partition")) == (
+        "SLURM did not take the jobs: sbatch: error: invalid partition"
+    )
+    assert launchers.refused(RuntimeError("ours")) is None
+
+
+def store_of(location):
+    """A client whose experiment keeps artifacts there."""
+    found = SimpleNamespace(artifact_location=location, experiment_id="1", tags={})
+    return SimpleNamespace(get_experiment_by_name=lambda _: found, set_experiment_tag=lambda *_: None)
+
+
+@pytest.mark.parametrize("location", ["mlflow-artifacts:/1", "s3://bucket/1", "dbfs:/1"])
+def test_artifacts_lie_where_the_server_says(location, monkeypatch):
+    monkeypatch.setattr(tracking_client.stores, "client", lambda uri: store_of(location))
+    tracking_client._ready(f"http://x/{location}", "tsexp", None, 1)
+
+
+@pytest.mark.parametrize("location", ["./mlruns/1", "mlruns/1", "file:///nowhere/at/all/1", "/nowhere/1"])
+def test_artifacts_that_would_lie_where_no_other_machine_looks_are_refused(location, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking_client.stores, "client", lambda uri: store_of(location))
+    with pytest.raises(ConfigError, match=r"no folder of this machine; let the server serve them"):
+        tracking_client._ready(f"http://me:secret@x/{location}", "tsexp", None, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_database_is_asked_for_a_place_of_artifacts(monkeypatch):
+    empty = SimpleNamespace(get_experiment_by_name=lambda _: None)
+    monkeypatch.setattr(tracking_client.stores, "client", lambda uri: empty)
+    with pytest.raises(ConfigError, match=r"me:\*\*\*@host/db is a database.*tracking.artifacts=/shared"):
+        tracking.store(TrackingConfig("postgresql://me:secret@host/db", "tsexp"))
