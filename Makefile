@@ -8,7 +8,7 @@ STORE ?= mlflow.db
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-oldest test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
+.PHONY: help setup run test test-slow test-oldest test-cluster test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -34,6 +34,12 @@ test-oldest: .venv/.done ## the classifier's tests with the oldest aeon of our r
 
 test-browser: .venv/.done ## the tests that need Chromium
 	$(BIN)/python -m pytest -m browser
+
+test-cluster: .venv/.done ## sweeps on SLURM, Ray, PostgreSQL and MLflow's server, started and stopped here (minutes; Debian, as root)
+	@sh tests/engines.sh
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[postgres,slurm]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[ray]' || echo 'the extra ray cannot be installed here: its tests are skipped'
+	$(BIN)/python -m pytest -m cluster
 
 test-notebooks: .venv/.done ## execute the notebooks, to their end (minutes)
 	$(BIN)/python -m pytest -m notebooks

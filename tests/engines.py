@@ -1,7 +1,7 @@
-"""Real engines on this machine: a SLURM cluster with two nodes, PostgreSQL, an MLflow server, a Ray cluster.
+"""Real engines on this machine: a SLURM cluster with two nodes, PostgreSQL, MLflow's server, a Ray cluster.
 
 Each is a context manager that starts an engine in a folder, yields how to reach it, and leaves nothing behind.
-`Missing` says why one cannot start here. Everything listens on 127.0.0.1 alone.
+`Missing` says why one cannot start here. Everything listens on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -149,7 +149,10 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 
         def idle() -> bool:
             said = subprocess.run(
-                ["sinfo", "-h", "-N", "-o", "%N %t"], capture_output=True, text=True, env=os.environ | environment
+                ["sinfo", "-h", "-N", "-o", "%N %t"],
+                capture_output=True,
+                text=True,
+                env=os.environ | environment,
             ).stdout
             return {"n1 idle", "n2 idle"} <= set(said.split("\n"))
 

@@ -50,9 +50,9 @@ def python(*arguments, folder, timeout=600):
     return done.stdout
 
 
-def commands():
+def commands(*others):
     """Every command line of the program that a page shows, but those that are run anyway."""
-    pages = (page for page in PAGES if page.name not in ("extending.md", "log.md"))
+    pages = (page for page in PAGES if page.name not in ("extending.md", "log.md", *others))
     found = {
         f"{module}{arguments}" for page in pages for module, arguments in COMMAND.findall(page.read_text())
     }
@@ -145,8 +145,12 @@ def visitor(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    # With a power log, test_external.py runs it.
-    sorted(c for c in commands() if c.split()[0] == "tsexp" and "tsexp.energy.external" not in c),
+    # test_cluster.py has the engines that docs/cluster.md wants, test_external.py a power log.
+    sorted(
+        c
+        for c in commands("cluster.md")
+        if c.split()[0] == "tsexp" and "tsexp.energy.external" not in c
+    ),
 )
 def test_commands_run_to_their_end(visitor, command):
     said = python("-m", "tsexp", *shrunk(command), folder=visitor)

@@ -48,7 +48,7 @@ def test_slurm_is_refused_where_there_is_none(composed, monkeypatch):
     config = composed("hydra/launcher=submitit_slurm")
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: module)
     monkeypatch.setattr(shutil, "which", lambda program: None)
-    with pytest.raises(ConfigError, match="needs sbatch and srun.*submitit_local\nnothing was started"):
+    with pytest.raises(ConfigError, match=r"needs sbatch and srun.*submitit_local\nnothing was started"):
         launchers.check(config)
     monkeypatch.setattr(shutil, "which", lambda program: program)
     launchers.check(config)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from tsexp import config as configs
-from tsexp import processes
+from tsexp import launchers, processes
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, DataConfig, Unsupported
 
@@ -166,10 +166,12 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
     if outcome is not None:
         write_json(folder / OUTCOME, asdict(outcome))
         return outcome
-    reason, pid = _run_apart(cfg, name, folder, parent)
-    known = read_outcome(folder)
-    if known is not None:
-        return known
+    with launchers.told_to_end() as leave_if_told:
+        reason, pid = _run_apart(cfg, name, folder, parent)
+        known = read_outcome(folder)
+        if known is not None:
+            return known
+        leave_if_told()
     from tsexp import tracking
 
     tracking.mark_killed(configs.parse(cfg).tracking, pid, reason)

@@ -1,11 +1,15 @@
-"""Hydra's launchers: whether one can start here, where its jobs run, and what becomes of those that it loses."""
+"""Hydra's launchers: can one start here, where do its jobs run, and what becomes of those that it loses."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,10 @@ INHERITING = ("basic", "joblib")
 """Their jobs run in this process or in its children, which inherit the environment."""
 ELSEWHERE = ("submitit_slurm", "ray", "ray_aws")
 """Their jobs may run on other machines."""
+LAST_S = 120.0
+"""What is left of a job that was told to end, at most; SLURM's KillWait is 30 s."""
+FOLDER = "TSEXP_FOLDER"
+"""Environment variable of Ray's processes: where the sweep was started."""
 
 
 def name(config: DictConfig) -> str:
@@ -47,12 +55,32 @@ def check(config: DictConfig) -> None:
 
 
 def prepare(config: DictConfig) -> None:
-    """Let submitit start no more jobs on this machine at once than it has cores for, and Ray call nobody."""
+    """Let submitit start no more jobs on this machine at once than it has cores for.
+
+    Ray calls nobody, and processes of a cluster that is there work in this folder, with this code and data.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if name(config) == "ray" and config.hydra.launcher.ray.init.get("address") is not None:
+        given = {
+            key: os.environ[key] for key in ("PYTHONPATH", "TSEXP_DATA", "TSEXP_LOCK") if key in os.environ
+        }
+        with open_dict(config.hydra.launcher):
+            config.hydra.launcher.ray.init.setdefault(
+                "runtime_env",
+                {
+                    "env_vars": {**given, FOLDER: os.getcwd()},
+                    "worker_process_setup_hook": f"{__name__}.enter",
+                },
+            )
     sweeper = config.hydra.sweeper
     if name(config) == "submitit_local" and sweeper.get("max_batch_size", 0) is None:
         with open_dict(sweeper):
             sweeper.max_batch_size = at_once(config.train.threads, config.measure.threads)
+
+
+def enter() -> None:
+    """Go where the sweep was started; called by Ray in each of its processes."""
+    os.chdir(os.environ[FOLDER])
 
 
 def keep_going(config: DictConfig, lost: Callable[[int, Sequence[str], str], None]) -> None:
@@ -82,7 +110,40 @@ def keep_going(config: DictConfig, lost: Callable[[int, Sequence[str], str], Non
             lost(number, overrides, redact(f"the job was lost ({why}; state {job.state}; logs: {folder})"))
             return [JobReturn(status=JobStatus.COMPLETED)]  # None: to a search, a failed trial
 
-    core.Job.results = patient
+    setattr(core.Job, "results", patient)  # noqa: B010 (a method of theirs)
+
+
+@contextlib.contextmanager
+def told_to_end() -> Iterator[Callable[[], None]]:
+    """In a job of SLURM: note that it is told to end (requeued, preempted, cancelled).
+
+    Every process of a job is told so, and what computes dies of it; this one, which submitit lets live, must
+    not report that as how the job ended. Yields a function that, if it was told, never returns: it waits for
+    submitit to put the job into the queue again, or for SLURM to kill it, and leaves with status 143.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        yield lambda: None
+        return
+    told: list[int] = []
+
+    def leave() -> None:
+        time.sleep(0.5)  # this process may hear of it last
+        if told:
+            time.sleep(LAST_S)
+            sys.exit(128 + signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, frame: Any) -> None:
+        told.append(number)
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield leave
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def refused(error: BaseException) -> str | None:

@@ -322,7 +322,8 @@ def _check(config: DictConfig) -> _Checked:
     if search:
         if any(cfg.stop_after for cfg in checked):
             raise ConfigError(
-                "a search learns from measurements, and stop_after leaves none; leave it out\nnothing was started"
+                "a search learns from measurements, and stop_after leaves none; leave it out\n"
+                "nothing was started"
             )
         _check_validation(checked)
         return _Checked(checked[0], None, fixed)

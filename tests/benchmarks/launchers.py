@@ -1,10 +1,11 @@
-"""The same small sweep by every launcher, each with a cache and a store of its own: one process, joblib,
-submitit, SLURM, Ray. Engines are started here (`tests/engines.py`) and stopped.
+"""The same small sweep by every launcher: one process, joblib, submitit, SLURM, Ray.
+
+Each has a cache and a store of its own. Engines are started here (`tests/engines.py`) and stopped.
 
     python tests/benchmarks/launchers.py [--launchers basic,joblib,submitit_local,submitit_slurm,ray]
 
-Prints a table, which docs/cluster.md has with its conditions: wall time, whether the scores are equal to those
-of one process, series by series, and whether the intervals of the savings meet.
+Prints a table, which docs/cluster.md has with its conditions: wall time, whether every test series is answered
+as by one process, and whether the intervals of the savings meet.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def sweep(launcher: str, folder: Path, *more: str, environment: dict[str, str] |
     command = [sys.executable, "-m", "tsexp", "-m", *SWEEP, *engine, *more]
     start = time.monotonic()
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=os.environ | (environment or {}), timeout=1800
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | (environment or {}),
+        timeout=1800,
     )
     wall_s = time.monotonic() - start
     if done.returncode:
@@ -75,7 +81,9 @@ def read(launcher: str, wall_s: float, store: str) -> Result:
             file = Path(client.download_artifacts(run.info.run_id, "predictions.csv", here))
             with file.open(newline="") as lines:
                 found["answers"][name] = [line["predicted"] for line in csv.DictReader(lines)]
-            raw = json.loads(Path(client.download_artifacts(run.info.run_id, "windows.json", here)).read_text())
+            raw = json.loads(
+                Path(client.download_artifacts(run.info.run_id, "windows.json", here)).read_text()
+            )
         low, high = (metrics.get(f"vs_dense/energy_saving_{end}", float("nan")) for end in ("lo", "hi"))
         found["savings"][name] = low, high
         windows += [(w["start_unix_s"], w["end_unix_s"], run.info.run_id) for w in raw["windows"]]
@@ -119,7 +127,7 @@ def main() -> None:
     asked = parser.parse_args().launchers.split(",")
     first = None
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n")
-    print("| launcher | wall time, s | jobs | answers as with one process | savings that agree | one at a time |")
+    print("| launcher | wall time, s | jobs | answers as by one process | savings agree | one at a time |")
     print("| --- | --- | --- | --- | --- | --- |")
     for launcher in asked:
         try:
