@@ -1,7 +1,7 @@
 """Real engines on this machine: a SLURM cluster with two nodes, PostgreSQL, MLflow's server, a Ray cluster.
 
-Each is a context manager that starts an engine in a folder, yields how to reach it, and leaves nothing behind.
-`Missing` says why one cannot start here. Everything listens on 127.0.0.1.
+Each is a context manager that starts an engine in a folder, yields how to reach it, and leaves nothing
+behind. `Missing` says why one cannot start here. Everything listens on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -228,9 +228,9 @@ def ray_cluster(folder: Path) -> Iterator[str]:
         raise Missing(f"{error.name} is not installed; pip install 'tsexp[ray]'") from None
     port = free_port()
     start = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false",
-        "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--disable-usage-stats",
-        f"--temp-dir={folder}",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
+        "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
+        "--num-cpus=2", f"--temp-dir={folder}",
     ]  # fmt: skip
     with running(start, folder.with_suffix(".log"), cwd=folder):
         address = f"127.0.0.1:{port}"

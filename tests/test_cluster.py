@@ -105,16 +105,9 @@ def test_every_launcher_makes_what_one_process_makes(launcher, alone, tmp_path, 
     assert benchmark.alone(found)
 
 
-def nodes_of(folder):
-    """The nodes of SLURM that the jobs of the last sweep ran on."""
-    last = max((folder / "multirun").glob("*/*"))
-    text = "".join(f.read_text() for f in last.glob(".submitit/*/*.out"))
-    return set(re.findall(r"hostname=\S+|node=(\S+)", text))
-
-
 def test_artifacts_are_made_anywhere_and_measured_on_the_nodes_with_the_meter(slurm, tmp_path):
     asked = ["-m", *SMALL, "prune.ratio=0,0.5", "hydra/launcher=submitit_slurm"]
-    where = ["hydra.launcher.setup=[echo $SLURM_JOB_NODELIST >> nodes]"]
+    where = ["hydra.launcher.setup=['echo $SLURM_JOB_NODELIST >> nodes']"]
     first = tsexp(tmp_path, *asked, *where, "stop_after=deploy", environment=slurm)
     assert "0 jobs, 2 deployed and not measured" in first.stdout
     (parent,) = runs(tmp_path)
@@ -124,7 +117,7 @@ def test_artifacts_are_made_anywhere_and_measured_on_the_nodes_with_the_meter(sl
     anywhere = (tmp_path / "nodes").read_text().split()
     (tmp_path / "nodes").unlink()
 
-    there = ["hydra.launcher.partition=meter", "hydra.launcher.additional_parameters={exclusive:true}"]
+    there = ["hydra.launcher.partition=meter", "+hydra.launcher.additional_parameters.exclusive=true"]
     second = tsexp(tmp_path, *asked, *where, *there, environment=slurm)
     assert "\n2 jobs" in second.stdout
     assert len(anywhere) == 2

@@ -92,7 +92,7 @@ def test_commands_are_accepted(command):
     for i in range(max(map(len, swept), default=1)):  # every value once
         compose(
             *(
-                f"{o.key_or_group}={values[min(i, len(values) - 1)]}"
+                f"{'+' * o.is_add()}{o.key_or_group}={values[min(i, len(values) - 1)]}"
                 for o, values in zip(overrides, swept, strict=True)
             )
         )

@@ -1,8 +1,12 @@
 """Launchers and `stop_after`, as far as no engine is needed; tests/test_cluster.py has real ones."""
 
+import contextlib
 import importlib.util
 import os
+import pkgutil
 import shutil
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +98,15 @@ def test_a_search_that_measures_nothing_is_refused(composed):
             sweep._check(config)
 
 
+def test_a_study_in_a_database_is_refused(composed):
+    asked = ["experiment=pareto", "data=acsf1", "hydra.sweeper.storage=sqlite:///study.db"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", asked, RunMode.MULTIRUN)
+        with pytest.raises(ConfigError, match="the same command proposes the same trials again"):
+            sweep._check(config)
+
+
 def test_an_artifact_made_beforehand_is_measured_as_if_it_had_not_been(tiny, italy, monkeypatch, tmp_path):
     from dataclasses import replace
 
@@ -149,6 +162,42 @@ def test_a_job_that_its_launcher_lost_has_an_outcome(tmp_path):
     assert jobs.read_outcome(tmp_path / "1") == jobs.Outcome("y", "failed", error="preempted")
     sweep._lost(str(tmp_path), 1, ["prune.ratio=0.5"], "later")  # what is known stays
     assert jobs.read_outcome(tmp_path / "1").error == "preempted"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_job_of_slurm_that_is_told_to_end_reports_nothing(monkeypatch, told):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(launchers, "LAST_S", 0.01)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("submitit"))
+    try:
+        with pytest.raises(SystemExit) if told else contextlib.nullcontext() as left:
+            with launchers.told_to_end() as leave_if_told:
+                if told:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                leave_if_told()
+        assert heard == ["submitit"] * told
+        assert not told or left.value.code == 143
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["submitit"] * (told + 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_processes_of_a_ray_cluster_work_where_the_sweep_was_started(composed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TSEXP_DATA", "/data")
+    there = composed("hydra/launcher=ray", "hydra.launcher.ray.init.address=auto")
+    launchers.prepare(there)
+    environment = there.hydra.launcher.ray.init.runtime_env
+    assert environment.env_vars["TSEXP_DATA"] == "/data"
+    monkeypatch.chdir("/")
+    monkeypatch.setenv(launchers.FOLDER, environment.env_vars[launchers.FOLDER])
+    pkgutil.resolve_name(environment.worker_process_setup_hook)()
+    assert Path.cwd() == tmp_path
+    here = composed("hydra/launcher=ray")
+    launchers.prepare(here)
+    assert "runtime_env" not in here.hydra.launcher.ray.init
 
 
 def test_what_a_cluster_answers_is_told_in_a_line():

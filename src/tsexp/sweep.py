@@ -305,6 +305,7 @@ def _check(config: DictConfig) -> _Checked:
     search = _is_search(config)
     if search:
         _check_objectives(config.hydra.sweeper)
+        _check_study(config.hydra.sweeper)
     given = list((config.hydra.sweeper.get("params") or {}).items())
     every = [f"{k}={v}" for k, v in given] + secret.as_given(config.hydra.overrides.task)
     loader = compose.loader()
@@ -339,6 +340,15 @@ def _check_objectives(sweeper: Any) -> None:
             "a search has two objectives here, accuracy and energy per inference; use "
             "hydra.sweeper.direction=[maximize,minimize], "
             "or start from experiment=pareto\nnothing was started"
+        )
+
+
+def _check_study(sweeper: Any) -> None:
+    if sweeper.get("storage") is not None and str(sweeper._target_).endswith(".OptunaSweeper"):
+        raise ConfigError(
+            "hydra.sweeper.storage: Hydra's sweeper brings Optuna 2, whose databases do not work with the "
+            "SQLAlchemy that MLflow needs; leave it out: the same command proposes the same trials again, "
+            "and finds those that were measured\nnothing was started"
         )
 
 

@@ -4,8 +4,8 @@ Each has a cache and a store of its own. Engines are started here (`tests/engine
 
     python tests/benchmarks/launchers.py [--launchers basic,joblib,submitit_local,submitit_slurm,ray]
 
-Prints a table, which docs/cluster.md has with its conditions: wall time, whether every test series is answered
-as by one process, and whether the intervals of the savings meet.
+Prints a table, which docs/cluster.md has with its conditions: wall time, whether every test series is
+answered as by one process, and whether the intervals of the savings meet.
 """
 
 from __future__ import annotations

@@ -128,9 +128,10 @@ def _check_place(location: str, uri: str) -> None:
     if re.match(r"(?!file:)[a-z][a-z0-9+.-]*:", location) or (root.is_absolute() and root.is_dir()):
         return
     raise ConfigError(
-        f"the store {redact(uri)} keeps artifacts in {location}, and {root} is no folder of this machine; let "
-        "the server serve them (mlflow server --serve-artifacts), or name a folder that all machines "
-        "see, or an object store, for a new experiment: tracking.artifacts=/shared/artifacts tracking.experiment=NAME"
+        f"the store {redact(uri)} keeps artifacts in {location}, and {root} is no folder of this machine; "
+        "let the server serve them (mlflow server --serve-artifacts), or name a folder that all machines "
+        "see, or an object store, for a new experiment: tracking.artifacts=/shared/artifacts "
+        "tracking.experiment=NAME"
     )
 
 
