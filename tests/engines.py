@@ -206,12 +206,21 @@ def mlflow_server(folder: Path, store: str, *options: str) -> Iterator[str]:
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
         "--backend-store-uri", store, *options,
     ]  # fmt: skip
+    if "--workers" not in options:  # a busy machine takes several for dead, one after the other
+        command += ["--workers", "1"]
+    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     address = f"http://127.0.0.1:{port}"
-    with running(command, folder / "mlflow.log", cwd=folder):
+    with running(command, folder / "mlflow.log", cwd=folder, env=quiet):
 
         def answers() -> bool:
+            # The first answer takes its imports, on a busy machine longer than a job of a sweep waits.
+            asked = urllib.request.Request(
+                f"{address}/api/2.0/mlflow/experiments/search",
+                b'{"max_results": 1}',
+                {"Content-Type": "application/json"},
+            )
             with contextlib.suppress(OSError):
-                return bool(urllib.request.urlopen(f"{address}/health", timeout=2).status == 200)
+                return bool(urllib.request.urlopen(asked, timeout=60).status == 200)
             return False
 
         until(answers, f"the MLflow server did not answer (log: {folder}/mlflow.log)", 180)
@@ -230,14 +239,14 @@ def ray_cluster(folder: Path) -> Iterator[str]:
     start = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
         "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
-        "--num-cpus=2", f"--temp-dir={folder}",
+        "--num-cpus=2", f"--temp-dir={folder}/ray",
     ]  # fmt: skip
-    with running(start, folder.with_suffix(".log"), cwd=folder):
+    with running(start, folder / "ray.log", cwd=folder):
         address = f"127.0.0.1:{port}"
 
         def answers() -> bool:
             ask = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
             return subprocess.run(ask, capture_output=True).returncode == 0
 
-        until(answers, f"Ray {ray.__version__} did not start (log: {folder.with_suffix('.log')})", 120)
+        until(answers, f"Ray {ray.__version__} did not start (log: {folder}/ray.log)", 120)
         yield address

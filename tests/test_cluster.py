@@ -130,7 +130,8 @@ def test_artifacts_are_made_anywhere_and_measured_on_the_nodes_with_the_meter(sl
     assert {r.data.tags["mlflow.parentRunId"] for r in measured} == {parent.info.run_id}
 
 
-def test_a_job_that_is_requeued_goes_on(slurm, tmp_path):
+@pytest.mark.parametrize("how", ["requeued by hand", "preempted, or out of time"])
+def test_a_job_that_is_put_back_into_the_queue_goes_on(slurm, tmp_path, how):
     asked = ["-m", *SMALL, "prune.ratio=0,0.5", "measure.repeats=60", "hydra/launcher=submitit_slurm"]
     command = [sys.executable, "-m", "tsexp", *asked]
     out = (tmp_path / "out").open("w+")
@@ -150,13 +151,10 @@ def test_a_job_that_is_requeued_goes_on(slurm, tmp_path):
             time.sleep(0.2)
         trained = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cache/dense/*/entry.json")}
         number = ask("squeue", "-h", "-t", "running", "-o", "%i").split()[0]
-        ask("scontrol", "requeue", number)
-        # SLURM lets a job that was put back wait for two minutes
-        while "PENDING" in ask("squeue", "-h", "-j", number, "-o", "%T") or process.poll() is None:
-            subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], env=os.environ | slurm,
-                           capture_output=True)  # fmt: skip
-            if process.poll() is not None:
-                break
+        ask(*(("scontrol", "requeue") if "hand" in how else ("scancel", "--signal=USR2")), number)
+        while process.poll() is None:  # SLURM lets a job that was put back wait for two minutes
+            now = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
+            subprocess.run(now, env=os.environ | slurm, capture_output=True)
             assert time.monotonic() < end + 300
             time.sleep(1)
         said = (out.seek(0), out.read())[1]
@@ -165,6 +163,8 @@ def test_a_job_that_is_requeued_goes_on(slurm, tmp_path):
         process.kill()
     assert "2 jobs" in said
     assert "failed" not in said
+    logs = "".join(log.read_text() for log in tmp_path.glob("multirun/*/*/.submitit/*/*_log.out"))
+    assert logs.count("Starting with JobEnvironment") == 3  # one of the two, twice
     assert {p: p.stat().st_mtime_ns for p in trained} == trained
     done = [
         r for r in runs(tmp_path) if r.data.tags.get("tsexp.valid") == "true" and r.info.status == "FINISHED"
