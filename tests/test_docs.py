@@ -146,11 +146,7 @@ def visitor(tmp_path_factory):
 @pytest.mark.parametrize(
     "command",
     # test_cluster.py has the engines that docs/cluster.md wants, test_external.py a power log.
-    sorted(
-        c
-        for c in commands("cluster.md")
-        if c.split()[0] == "tsexp" and "tsexp.energy.external" not in c
-    ),
+    sorted(c for c in commands("cluster.md") if c.split()[0] == "tsexp" and "tsexp.energy.external" not in c),
 )
 def test_commands_run_to_their_end(visitor, command):
     said = python("-m", "tsexp", *shrunk(command), folder=visitor)
