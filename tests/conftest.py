@@ -102,6 +102,7 @@ def tiny(tmp_path: Path) -> Config:
         *TINY,
         "data=italy_power_demand",
         f"paths.cache={tmp_path}/cache",
+        f"paths.spool={tmp_path}/spool",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     )
 

@@ -26,7 +26,7 @@ from tsexp.energy import Record
 from tsexp.report import Row
 from tsexp.report.summary import sweep_metrics
 from tsexp.runtimes import Artifact
-from tsexp.tracking import model, pictures, served
+from tsexp.tracking import model, pictures, run, served, spool
 from tsexp.training import Fitted
 
 HISTORY = [
@@ -48,6 +48,7 @@ def store(tmp_path_factory, italy, tiny_model, empty_store):
         "prune.ratio=0.5",
         f"paths.cache={folder}/cache",
         f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        f"paths.spool={folder}/spool",
     )
     cache = Cache(folder / "cache")
     fits = {
@@ -402,7 +403,7 @@ def test_a_sweep_is_closed_with_its_numbers_and_its_source_of_energy(store, tmp_
     config = store.cfg.tracking
     parent = tracking.sweep_run(config, "prune.ratio=0,0.5", "of the command")
     assert tracking.sweep_run(config, "another name", "of the command") == parent
-    tracking.close_sweep(config, parent, True, "note", [], {"sweep/jobs": 2.0}, "zeus:rapl")
+    tracking.close_sweep(config, parent, "FINISHED", "note", [], {"sweep/jobs": 2.0}, "zeus:rapl")
     run = store.client.get_run(parent)
     assert run.data.metrics == {"sweep/jobs": 2.0}
     assert run.data.tags["tsexp.energy_source"] == "zeus:rapl"
@@ -454,10 +455,10 @@ def test_a_dataset_that_another_job_logs_at_the_same_time_fails_nothing(italy, f
             if len(calls) <= failures:
                 raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name")
 
-    tracked = tracking.Tracked("a run", Client())
+    inputs = [spool.input_of(entity) for entity in run.inputs(italy)]
     if raised:
         with pytest.raises(MlflowException):
-            tracked._log_inputs(italy)
+            spool._log_inputs(Client(), "a run", inputs)
     else:
-        tracked._log_inputs(italy)
+        spool._log_inputs(Client(), "a run", inputs)
         assert calls == ["a run"] * 3

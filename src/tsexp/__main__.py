@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tsexp import __version__, command, secret
+from tsexp import __version__, command, processes, secret
 from tsexp import config as configs
 
 configs.register()
@@ -73,6 +73,15 @@ def cli() -> None:
             "tsexp: error: this needs Linux or macOS (process groups and signals end a measurement); on "
             "Windows, use WSL"
         )
+    processes.heed_sigterm()
+    try:
+        _cli()
+    except processes.Terminated as error:
+        print(f"tsexp: {error}; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(processes.STATUS)
+
+
+def _cli() -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does: somebody's own code may lie here
     secret.out_of_sight()

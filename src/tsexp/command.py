@@ -18,6 +18,9 @@ SUBCOMMANDS = {
     "predict": ("tsexp.predict:main", ("--output",)),
     "measure": ("tsexp.measure:main", ("--data", "--reference", "--name", "--no-store")),
     "attach": ("tsexp.attach:main", ("--name", "--offset-s")),
+    "status": ("tsexp.status:main", ("--retry-failed",)),
+    "sync": ("tsexp.sync:main", ("--all",)),
+    "merge": ("tsexp.merge:main", ("--into",)),
     "ui": ("tsexp.ui:main", ("--port",)),
 }
 """First word → what runs, with the other words as its argument; and the words that the shell may offer."""

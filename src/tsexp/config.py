@@ -243,6 +243,7 @@ class PathsConfig:
 
     data: str = MISSING
     cache: str = MISSING
+    spool: str = MISSING
     report: str = MISSING
 
 

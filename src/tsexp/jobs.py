@@ -5,10 +5,12 @@ From a composed configuration to a run in the store, and what becomes of failure
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
+import sys
 import traceback
 from dataclasses import asdict, astuple, dataclass
 from functools import lru_cache
@@ -17,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tsexp import alive, launchers, processes
 from tsexp import config as configs
-from tsexp import launchers, processes
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, DataConfig, Unsupported
 
@@ -30,7 +32,11 @@ log = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
 PID = "pid"
 """In a job's folder: the number of its process, which a killed one cannot tell any more."""
+RUNNING = "running.json"
+"""Likewise: the same, on which machine (`alive.me`)."""
 SWEEP = "sweep.json"
+RETRY = "TSEXP_RETRY"
+"""Environment variable: folder of the sweep of which only the jobs that failed are to run again."""
 PRELOAD = (
     "tsexp.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.loop", "tsexp.warm",
     "aeon.datasets", "sklearn.model_selection", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin",
@@ -50,17 +56,21 @@ class Outcome:
         What varies in its sweep, or the main choices.
     status
         ``finished``, ``found`` (measured before, nothing was run), ``deployed`` (as asked, not measured),
-        ``skipped`` (a combination that no runtime supports), ``refused`` (bad input) or ``failed``.
+        ``kept`` (measured, and the store did not take it), ``skipped`` (a combination that no runtime
+        supports), ``refused`` (bad input) or ``failed``.
     run_id
         In the store, if it got that far.
     error
         One line, if it did not finish.
+    parcel
+        Where a result is kept that the store did not take.
     """
 
     name: str
     status: str
     run_id: str | None = None
     error: str | None = None
+    parcel: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -69,7 +79,7 @@ class Outcome:
 
 
 def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None) -> Outcome:
-    """Run one job and return how it ended; no exception but Ctrl-C leaves this function.
+    """Run one job and return how it ended; nothing leaves this function but Ctrl-C and SIGTERM.
 
     Parameters
     ----------
@@ -82,6 +92,8 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
     parent
         Run id of the sweep.
     """
+    from tsexp.tracking import NotDelivered, NotKept
+
     label = name or "experiment"
     try:
         checked = configs.parse(cfg)
@@ -89,16 +101,38 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
         run_id, found = _experiment(checked, OmegaConf.to_yaml(cfg, resolve=True), label, parent)
         status = "found" if found else "deployed" if run_id is None else "finished"
         outcome = Outcome(label, status, run_id)
+    except NotDelivered as error:
+        outcome = Outcome(label, "kept", error=configs.redact(str(error)), parcel=str(error.folder))
+        log.error("%s: %s", label, outcome.error)
+    except NotKept as error:
+        outcome = Outcome(label, "failed", error=str(error))
+        log.error("%s failed: %s", label, error)
     except Unsupported as error:
         outcome = Outcome(label, "skipped", error=str(error))
     except ConfigError as error:
         outcome = Outcome(label, "refused", error=configs.redact(str(error)))
     except Exception as error:
-        (folder / "traceback.txt").write_text(configs.redact(traceback.format_exc()))
         outcome = Outcome(label, "failed", error=configs.redact(f"{type(error).__name__}: {error}"))
-        log.error("%s failed: %s (traceback: %s)", label, outcome.error, folder / "traceback.txt")
-    write_json(folder / OUTCOME, asdict(outcome))
+        log.error("%s failed: %s%s", label, outcome.error, _keep_traceback(folder))
+    _note(folder, outcome)
     return outcome
+
+
+def _keep_traceback(folder: Path) -> str:
+    """Return where it is, as the end of a line."""
+    try:
+        (folder / "traceback.txt").write_text(configs.redact(traceback.format_exc()))
+    except OSError as error:  # the disk is full
+        return f" (no traceback: {error.strerror})"
+    return f" (traceback: {folder / 'traceback.txt'})"
+
+
+def _note(folder: Path, outcome: Outcome) -> None:
+    """Write down how a job ended; on a full disk, its sweep says that it did not end."""
+    try:
+        write_json(folder / OUTCOME, asdict(outcome))
+    except OSError as error:
+        log.error("%s: %s cannot be written (%s)", outcome.name, folder / OUTCOME, error.strerror)
 
 
 def _name(cfg: Config) -> str:
@@ -113,7 +147,34 @@ def _experiment(cfg: Config, resolved_yaml: str, name: str, parent: str | None) 
     from tsexp import pipeline
 
     pipeline.check(cfg)
+    if parent is None:  # a sweep has done so
+        tidy(cfg)
     return pipeline.run(cfg, dataset_of(cfg), resolved_yaml, name, parent)
+
+
+def tidy(cfg: Config) -> None:
+    """Sweep up what killed processes of this machine left, and bring the store what it has not taken yet.
+
+    Says so in a line each, and that alone if it does not work.
+
+    Raises
+    ------
+    ConfigError
+        If the store does not answer.
+    """
+    from tsexp import tracking
+
+    folders = alive.tidy()
+    with tracking.asking(cfg.tracking):
+        ended = tracking.end_the_dead(cfg.tracking)
+    if folders or ended:
+        left = f"{ended} run(s), now KILLED, and {folders} temporary folder(s), now removed"
+        print(f"tsexp: processes of this machine that were killed had left {left}", file=sys.stderr)
+    taken, left_behind = tracking.sync(cfg.paths, cfg.tracking)
+    if taken:
+        print(f"tsexp: {len(taken)} result(s) that were kept in {cfg.paths.spool} delivered", file=sys.stderr)
+    for error in left_behind:
+        print(f"tsexp: {error}", file=sys.stderr)
 
 
 def dataset_of(cfg: Config) -> Dataset:
@@ -148,7 +209,7 @@ def _at_once(cfg: DictConfig, name: str) -> Outcome | None:
         compress.check(checked)
         runtimes.check(checked.quant, checked.runtime, configs.like(checked.model.family))
         about = pipeline.signature(checked, dataset_of(checked))
-        known = None if checked.rerun else tracking.finished(checked.tracking, about)
+        known = None if checked.rerun else tracking.known(checked.paths, checked.tracking, about)
     except Unsupported as error:
         return Outcome(name, "skipped", error=str(error))
     except Exception:  # the job itself will say why
@@ -161,10 +222,12 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
 
     A job that is killed (out of memory, a crash in native code) does not take its sweep along.
     """
+    if to_keep(folder):
+        return read_outcome(folder) or Outcome(name, "failed")
     (folder / OUTCOME).unlink(missing_ok=True)
     outcome = _at_once(cfg, name)
     if outcome is not None:
-        write_json(folder / OUTCOME, asdict(outcome))
+        _note(folder, outcome)
         return outcome
     with launchers.told_to_end() as leave_if_told:
         reason, pid = _run_apart(cfg, name, folder, parent)
@@ -174,10 +237,36 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
         leave_if_told()
     from tsexp import tracking
 
-    tracking.mark_killed(configs.parse(cfg).tracking, pid, reason)
     log.error("%s failed: %s", name, reason)
     outcome = Outcome(name, "failed", error=reason)
-    write_json(folder / OUTCOME, asdict(outcome))
+    _note(folder, outcome)
+    with contextlib.suppress(Exception):  # a store that is gone, too; the next command marks it
+        tracking.mark_killed(configs.parse(cfg).tracking, pid, reason)
+    return outcome
+
+
+def to_keep(folder: Path) -> bool:
+    """Say whether the job in this folder is done, and only what failed is asked for (`status`)."""
+    if os.environ.get(RETRY) != str(folder.parent.absolute()):
+        return False
+    known = read_outcome(folder)
+    return known is not None and (known.ok or known.status == "skipped")
+
+
+def deliver(cfg: Config, folder: Path) -> Outcome | None:
+    """Return how the job in this folder ended, after what the store did not take was delivered."""
+    from tsexp import tracking
+
+    known = read_outcome(folder)
+    if known is None or known.status != "kept" or known.parcel is None:
+        return known
+    parcel = Path(known.parcel)
+    try:
+        run_id = tracking.deliver(parcel, cfg.tracking)
+    except tracking.NotDelivered:
+        return known
+    outcome = Outcome(known.name, "finished", run_id)
+    _note(folder, outcome)
     return outcome
 
 
@@ -198,17 +287,20 @@ def _run_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> 
     try:
         code = processes.run(f"{__name__}:_apart", *arguments, fork=not cuda)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        how = "was terminated (SIGTERM)" if code == processes.STATUS else how
         reason = f"the job's process {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     except processes.ServerGone as error:
         reason = str(error)
     pid = int(note.read_text()) if note.exists() else 0
     note.unlink(missing_ok=True)
+    (folder / RUNNING).unlink(missing_ok=True)
     return reason, pid
 
 
 def _apart(container: str, name: str, folder: str, parent: str) -> int:
     """In the job's process; its exit status counts only if it leaves no outcome."""
     (Path(folder) / PID).write_text(str(os.getpid()))
+    write_json(Path(folder) / RUNNING, alive.me())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     cfg = OmegaConf.merge(OmegaConf.structured(Config), json.loads(container))
     assert isinstance(cfg, DictConfig)

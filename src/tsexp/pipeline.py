@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from tsexp import compress, data, energy, processes, runtimes, tasks, tracking, training
-from tsexp.cache import Cache
+from tsexp import alive, compress, data, energy, processes, runtimes, tasks, tracking, training
+from tsexp.cache import Cache, write_json
 from tsexp.config import Config, ConfigError, RuntimeConfig, digest, identity, like, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.locking import sharing_the_machine
 from tsexp.runtimes import Artifact
 from tsexp.training import Fitted
+
+SILENT_S = 3.0
+"""For so long another process that runs the same job is waited for without a word."""
 
 
 def run(
@@ -48,9 +54,9 @@ def run(
     """
     about = signature(cfg, dataset)
     with _alone(cfg, about):  # two sweeps that share a job run it once
-        known = None if cfg.rerun else tracking.finished(cfg.tracking, about)
-        if known is not None:
-            return known, True
+        found = _known(cfg, about, parent)
+        if found is not None:
+            return found, True
         cache = Cache(Path(cfg.paths.cache), lambda: meters.counter(cfg.train.device, cfg.measure.meter))
         if cfg.stop_after == "deploy":
             reference(make(cfg, dataset, cache), cfg, dataset, cache)
@@ -65,7 +71,8 @@ def run(
             notes = [note for step in made.steps.values() for note in step.notes()]
             with sharing_the_machine():
                 run.log(cfg, dataset, {"dense": made.dense, **made.steps}, notes, artifact, record)
-            return run.run_id, False
+        assert run.run_id is not None
+        return run.run_id, False
 
 
 def _silent(stage: str) -> None:
@@ -171,10 +178,50 @@ def plain(fitted: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Artifa
     return runtimes.deploy(fitted, replace(cfg.quant, mode="none"), eager, dataset, cache)
 
 
-def _alone(cfg: Config, about: str) -> FileLock:
+def _known(cfg: Config, about: str, parent: str | None) -> str | None:
+    """Return the run that has it; None also if a store that the sweep has found does not answer now."""
+    if cfg.rerun:
+        return None
+    try:
+        with tracking.asking(cfg.tracking):
+            return tracking.known(cfg.paths, cfg.tracking, about)
+    except tracking.NotDelivered:
+        raise
+    except ConfigError:
+        if parent is None:
+            raise
+        return None
+
+
+@contextmanager
+def _alone(cfg: Config, about: str) -> Iterator[None]:
+    """Hold the lock of a job of one store; if another process has it, say which one is waited for.
+
+    A job of another store does the same on its own: what this one waits for would not appear there. What
+    both train they share, through the cache.
+    """
     locks = Path(cfg.paths.cache) / "jobs"
     locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{about}.lock")
+    name = f"{about}-{digest(tracking.address(cfg.tracking))}"
+    lock, owner = FileLock(locks / f"{name}.lock"), locks / f"{name}.json"
+    try:
+        lock.acquire(timeout=SILENT_S)
+    except Timeout:
+        print(f"waiting for {_who(owner)}, which is running the same job for the same store", file=sys.stderr)
+        lock.acquire()
+    try:
+        write_json(owner, alive.me())
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _who(owner: Path) -> str:
+    try:
+        return alive.told(json.loads(owner.read_text()))
+    except (OSError, ValueError, AttributeError):  # it ends just now
+        return "another process"
 
 
 def _measure(artifact: Artifact, reference: Artifact, cfg: Config, dataset: Dataset, cache: Cache) -> Record:

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tsexp import alive
 from tsexp.config import redact
 
 ADDRESS = "TSEXP_SERVER"
@@ -46,8 +47,43 @@ PINNED = dict.fromkeys(
 survive the fork."""
 PR_SET_PDEATHSIG = 1
 """Linux kills a fork when the server dies, however it does."""
+TERMINATE = b"T"
+"""What a caller that was terminated says before it goes; one that goes without a word was interrupted."""
 FORKS = sys.platform == "linux"
 """Elsewhere, system libraries do not bear a fork without an exec."""
+
+
+STATUS = 128 + signal.SIGTERM
+"""Exit status of what was terminated, as a shell has it."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came: of SLURM, of Kubernetes, of somebody. To be treated as Ctrl-C is."""
+
+    def __init__(self) -> None:
+        super().__init__("terminated (SIGTERM)")
+
+
+_terminated = False
+
+
+def terminated() -> bool:
+    """SIGTERM came to this process."""
+    return _terminated
+
+
+def heed_sigterm() -> None:
+    """Have SIGTERM raise `Terminated` in the main thread, once; not if somebody else has a use for it."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> None:
+    global _terminated
+    if not _terminated:  # its sender, or this process' caller, may send another while this one is heeded
+        _terminated = True
+        raise Terminated
 
 
 class ServerGone(RuntimeError):
@@ -65,6 +101,7 @@ def start(preload: Sequence[str]) -> None:
     if not FORKS or _answers(os.environ.get(ADDRESS)):
         return
     folder = tempfile.mkdtemp(prefix="tsexp-server-")  # 0700: nobody else may ask
+    alive.own(Path(folder))
     address = f"{folder}/socket"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -153,7 +190,11 @@ def run(
         message = json.dumps(request).encode() + b"\n"
         sent = socket.send_fds(connection, [message], [1, 2])
         connection.sendall(message[sent:])
-        answer = connection.makefile("rb").readline()  # blocks; the caller must not disturb what it waits for
+        try:
+            answer = connection.makefile("rb").readline()  # blocks: nothing may disturb what it waits for
+        except Terminated:
+            connection.sendall(TERMINATE)
+            raise
     if not answer:
         os.environ.pop(ADDRESS, None)  # the next call starts another
         raise ServerGone(
@@ -173,6 +214,11 @@ def _run_fresh(target: str, arguments: Sequence[str], without: Sequence[str]) ->
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0)
     try:
         return process.wait()
+    except (KeyboardInterrupt, Terminated) as error:
+        process.send_signal(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        raise
     finally:
         _kill_group(process.pid)
 
@@ -278,7 +324,8 @@ class _Server:
         for end in (bell, ring):
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for ignored in (signal.SIGINT, signal.SIGTERM):  # SLURM sends it to all: the forks have work to end
+            signal.signal(ignored, signal.SIG_IGN)
         signal.set_wakeup_fd(ring.fileno(), warn_on_full_buffer=False)
         for readable in (self.listener, bell, sys.stdin):
             self.selector.register(readable, selectors.EVENT_READ)
@@ -298,8 +345,8 @@ class _Server:
                     self.selector.unregister(self.listener)
                     for connection in list(self.waiting):
                         self._leave(connection)
-                elif ready in self.waiting:
-                    self._leave(ready)  # nothing comes after the request: the caller is gone
+                elif ready in self.waiting:  # after the request, nothing comes but this: the caller goes
+                    self._leave(ready, signal.SIGTERM if _last_word(ready) == TERMINATE else signal.SIGINT)
             self._reap()
 
     def _take(self) -> None:
@@ -329,6 +376,8 @@ class _Server:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            heed_sigterm()
             self.selector.close()
             for held in (self.listener, *self.waiting):
                 held.close()
@@ -345,13 +394,13 @@ class _Server:
         finally:
             os._exit(status)
 
-    def _leave(self, connection: socket.socket) -> None:
+    def _leave(self, connection: socket.socket, how: signal.Signals = signal.SIGINT) -> None:
         pid = self.waiting.pop(connection)
         self.selector.unregister(connection)
         connection.close()
         self.left[pid] = time.monotonic() + GRACE_S
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT)
+            os.kill(pid, how)
 
     def _reap(self) -> None:
         for pid, deadline in self.left.items():
@@ -370,12 +419,21 @@ class _Server:
                     connection.close()
 
 
+def _last_word(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(1)
+    except OSError:
+        return b""
+
+
 def call(target: str, arguments: Sequence[str]) -> int:
     """Call ``module:function`` and return an exit status, whatever it raises."""
     try:
         return int(pkgutil.resolve_name(target)(*arguments) or 0)
     except KeyboardInterrupt:
         return 130
+    except Terminated:
+        return STATUS
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -389,6 +447,7 @@ def call(target: str, arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str]) -> int:
     """``SOCKET MODULE…``: be the server; ``MODULE:FUNCTION ARGUMENT…``: be one process."""
     if ":" in arguments[0]:
+        heed_sigterm()
         return call(arguments[0], arguments[1:])
     from tsexp.quiet import quiet
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shlex
 import sys
 import traceback
@@ -21,11 +22,11 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from tsexp import compose, launchers, secret
+from tsexp import alive, compose, launchers, secret
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
-from tsexp.jobs import OUTCOME, SWEEP, Outcome, dataset_of, read_outcome, start_server
+from tsexp.jobs import OUTCOME, SWEEP, Outcome, dataset_of, deliver, read_outcome, start_server, tidy, to_keep
 
 FEW = 30
 """Validation series; with fewer, a search chooses by little, and says so."""
@@ -41,6 +42,7 @@ class Sweep(Callback):
     """
 
     _open: tuple[TrackingConfig, str] | None = None
+    _first: Config | None = None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Hide the store's password."""
@@ -49,12 +51,12 @@ class Sweep(Callback):
     def _abandon(self) -> None:
         """Close the parent run of a sweep that was interrupted."""
         if self._open is not None:
-            from tsexp import tracking
+            from tsexp import processes, tracking
 
             try:
                 tracking.close_sweep(
                     *self._open,
-                    ok=False,
+                    status="KILLED" if processes.terminated() else "FAILED",
                     note="interrupted; the same command goes on where it stopped",
                     files=[],
                 )
@@ -90,17 +92,24 @@ class Sweep(Callback):
         shown = [o for o in asked if o.split("=")[0] != "rerun" and not o.startswith("tracking.")]
         shown.sort(key=lambda o: (not o.startswith("experiment="), o.split("=")[0] in checked.fixed))
         name = " ".join(shown) or "sweep"
-        parent = tracking.sweep_run(first.tracking, name, digest(asked))
+        tidy(first)
+        with tracking.asking(first.tracking):
+            parent = tracking.sweep_run(first.tracking, name, digest(asked))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"*/{OUTCOME}"):  # by another sweep, in a folder that hydra.sweep.dir fixes
-            left.unlink()
-        self._open = first.tracking, parent
+            if not to_keep(left.parent):
+                left.unlink()
+        self._open, self._first = (first.tracking, parent), first
         atexit.register(self._abandon)
         write_json(
             folder / SWEEP,
             {
                 "parent": parent,
+                "process": alive.me(),
+                "folder": os.getcwd(),
+                "overrides": overrides,
+                "hydra": [o for o in secret.as_given(config.hydra.overrides.hydra) if _is_own(o)],
                 "names": checked.names,
                 "fixed": checked.fixed,
                 "search": meters.source(first.runtime.device) if _is_search(config) else None,
@@ -113,14 +122,51 @@ class Sweep(Callback):
         """Show the table and the picture; end with status 1 if a job failed."""
         try:
             status = self._end(config)
+        except ConfigError as error:  # the store is gone
+            print(configs.redact(f"tsexp: error: {error}"), file=sys.stderr)
+            status = 1
         except Exception:
             print(configs.redact(traceback.format_exc()), file=sys.stderr)
             status = 1
         if status:
             sys.exit(status)
 
+    def _delivered(self, folder: Path, distinct: bool) -> list[Outcome]:
+        """How the jobs ended, after what they kept was delivered."""
+        from tsexp import tracking
+
+        assert self._first is not None
+        for job in sorted(f.parent for f in folder.glob(f"*/{OUTCOME}")):
+            known = deliver(self._first, job)
+            if known is not None and known.status == "kept":
+                break  # the store is gone, or full: it was asked for long enough
+        outcomes = _outcomes(folder, distinct)
+        waiting = [o for o in outcomes if o.status == "kept"]
+        try:
+            with tracking.asking(self._first.tracking):
+                tracking.store(self._first.tracking).search_experiments(max_results=1)
+        except ConfigError as error:
+            self._open = None  # not closed: the same command opens it again
+            done = sum(o.ok for o in outcomes)
+            raise ConfigError(
+                f"{error}; {done} of {len(outcomes)} results are in it, {len(waiting)} are kept in "
+                f"{self._first.paths.spool}, none is lost; the same command, or tsexp sync, delivers them"
+            ) from None
+        return outcomes
+
     def _end(self, config: DictConfig) -> int:
-        """Show what came out, and close the parent run; return the exit status."""
+        """Bring the store what it has not taken yet, show what came out, close the parent run.
+
+        Returns
+        -------
+        int
+            The exit status.
+
+        Raises
+        ------
+        ConfigError
+            If the store is gone; it is told where the results are.
+        """
         from tsexp import report, tracking
         from tsexp.report.console import terminal
         from tsexp.report.summary import sweep_metrics
@@ -129,8 +175,8 @@ class Sweep(Callback):
         store, _ = self._open
         folder = Path(config.hydra.sweep.dir)
         about = json.loads((folder / SWEEP).read_text())
+        outcomes = self._delivered(folder, distinct=bool(about["search"]))
         client = tracking.store(store)
-        outcomes = _outcomes(folder, distinct=bool(about["search"]))
         measured = [o for o in outcomes if o.ok and o.run_id]
         # A job that was found has the name that it was first measured under; here it has this sweep's.
         rows = [
@@ -157,12 +203,18 @@ class Sweep(Callback):
         deployed = sum(o.status == "deployed" for o in outcomes)
         lost = len(about["names"] or outcomes) - len(rows) - unsupported - deployed
         metrics, source = sweep_metrics(rows, lost, unsupported)
-        tracking.close_sweep(store, about["parent"], not failed, note, pictures, metrics, source)
+        status = "FAILED" if failed else "FINISHED"
+        tracking.close_sweep(store, about["parent"], status, note, pictures, metrics, source)
         self._open = None
         if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else they stand below the table
             for name, error in failed.items():
                 print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
         return 1 if failed else 0
+
+
+def _is_own(override: str) -> bool:
+    """Given on the command line: not where this sweep's files go, or what Hydra adds itself."""
+    return not override.startswith(("hydra.sweep.dir=", "hydra.mode=", "hydra.run.dir="))
 
 
 def _outcomes(folder: Path, distinct: bool) -> list[Outcome]:

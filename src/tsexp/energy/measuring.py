@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import processes, secret, tasks
+from tsexp import alive, processes, secret, tasks
 from tsexp.cache import Cache, write_json
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset, FloatArray
@@ -429,6 +429,7 @@ class _asked:
 
         self._scratch = tempfile.TemporaryDirectory(prefix="tsexp-measure-")
         self.folder = Path(self._scratch.name)
+        alive.own(self.folder)
         try:
             save_file(
                 {k: np.ascontiguousarray(v) for k, v in self.arrays.items()},
@@ -471,6 +472,8 @@ class _asked:
         if error.exists():
             details = error.read_text()
             raise MeasuringFailed(f"the measuring process failed: {details.splitlines()[0]}", details)
+        if code == processes.STATUS:
+            raise MeasuringFailed("the measuring process was terminated (SIGTERM)")
         if code < 0:
             name = signal.Signals(-code).name
             hint = " (out of memory?)" if name == "SIGKILL" else ""

@@ -1,20 +1,38 @@
 """MLflow: one run per experiment, a parent run per sweep, with all that it takes to recompute a number."""
 
-from tsexp.tracking.client import SQLITE, VIEW, experiment_of, finished, opened, store, view_url
+from tsexp.tracking.client import (
+    SQLITE,
+    VIEW,
+    asking,
+    end_the_dead,
+    experiment_of,
+    finished,
+    opened,
+    store,
+    view_url,
+)
 from tsexp.tracking.model import requirements
 from tsexp.tracking.origin import git_sha
 from tsexp.tracking.run import Tracked, as_shown, log_record, mark_killed, said_of, tracked
+from tsexp.tracking.spool import NotDelivered, NotKept, address, deliver, known, sync
 from tsexp.tracking.sweep import close_sweep, sweep_run
 
 __all__ = [
     "SQLITE",
     "VIEW",
+    "NotDelivered",
+    "NotKept",
     "Tracked",
+    "address",
     "as_shown",
+    "asking",
     "close_sweep",
+    "deliver",
+    "end_the_dead",
     "experiment_of",
     "finished",
     "git_sha",
+    "known",
     "log_record",
     "mark_killed",
     "opened",
@@ -22,6 +40,7 @@ __all__ = [
     "said_of",
     "store",
     "sweep_run",
+    "sync",
     "tracked",
     "view_url",
 ]

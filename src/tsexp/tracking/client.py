@@ -7,13 +7,15 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from tsexp import locking, stores
+from tsexp import alive, locking, stores
 from tsexp.config import ConfigError, TrackingConfig, redact
 from tsexp.stores import SQLITE as SQLITE
 
@@ -43,6 +45,12 @@ VIEW_COLUMNS = (
     "metrics.`sweep/failed`",
     "metrics.`sweep/skipped`",
 )
+BOUND_S = 15
+"""For how long a store that does not answer is waited for: then the result is kept, and nobody waits.
+
+MLflow's own retries take 751 s."""
+BOUNDED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(BOUND_S), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+"""What is set in the environment, unless it is set there already."""
 NAME = "attributes.`Run Name`"
 NAME_WIDTH = 320
 """Pixels; the UI's own 190 show 18 characters."""
@@ -84,6 +92,8 @@ def store(config: TrackingConfig) -> Any:
 
 def opened(config: TrackingConfig) -> Any:
     """Return what `store` does, and leave MLflow's current store as it is."""
+    for key, value in BOUNDED.items():
+        os.environ.setdefault(key, value)
     return _ready(config.uri, config.experiment, config.artifacts, os.getpid())
 
 
@@ -169,6 +179,26 @@ def view_url(experiment_id: str, server: str = "http://127.0.0.1:5000") -> str:
     )
 
 
+def said(config: TrackingConfig, error: Exception) -> str:
+    """Tell in a line why a store did not take something."""
+    text = str(error) if isinstance(error, ConfigError) else str(getattr(error, "orig", error))
+    line = redact(" ".join(text.splitlines()[0].split()) if text else type(error).__name__)[:300]
+    return (
+        line if line.startswith("the store") else f"the store {redact(config.uri)} did not take it ({line})"
+    )
+
+
+@contextmanager
+def asking(config: TrackingConfig) -> Iterator[None]:
+    """Have whatever a store and all that lies before it raise told in a line, as a `ConfigError`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of MLflow, its HTTP client, a database driver, the disk
+        raise ConfigError(said(config, error)) from error
+
+
 def finished(config: TrackingConfig, signature: str) -> str | None:
     """Return the id of the newest valid, finished run with this signature, or None.
 
@@ -179,19 +209,24 @@ def finished(config: TrackingConfig, signature: str) -> str | None:
     for run in client.search_runs(
         [experiment_of(client, config)], same, order_by=["attributes.start_time DESC"]
     ):
-        tags = run.data.tags
-        if run.info.status == "FINISHED" and tags.get("tsexp.valid") == "true":
+        if run.info.status == "FINISHED" and run.data.tags.get("tsexp.valid") == "true":
             return str(run.info.run_id)
-        if (
-            run.info.status == "RUNNING"
-            and tags.get("tsexp.host") == socket.gethostname()
-            and not _alive(tags.get("tsexp.pid"))
-        ):
-            client.set_terminated(run.info.run_id, "KILLED")
+        _end_if_dead(client, run)
     return None
 
 
-def _alive(pid: str | None) -> bool:
-    import psutil
+def end_the_dead(config: TrackingConfig) -> int:
+    """Mark as KILLED what processes of this machine, surely dead, left RUNNING; return how many runs."""
+    client = store(config)
+    mine = f"attributes.status = 'RUNNING' and tags.`tsexp.host` = '{socket.gethostname()}'"
+    found = client.search_runs([experiment_of(client, config)], mine)
+    return sum(_end_if_dead(client, run) for run in found)
 
-    return pid is not None and psutil.pid_exists(int(pid))
+
+def _end_if_dead(client: Any, run: Any) -> bool:
+    who = {k.removeprefix("tsexp."): v for k, v in run.data.tags.items()}
+    if run.info.status != "RUNNING" or not alive.surely_dead(who):
+        return False
+    client.set_tag(run.info.run_id, "tsexp.error", f"killed: {alive.told(who)} is gone")
+    client.set_terminated(run.info.run_id, "KILLED")
+    return True

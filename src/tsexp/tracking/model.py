@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from importlib.metadata import requires
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 REQUIREMENTS = requires("tsexp") or []
 FOLDER = "model"
 """Among the artifacts of the run."""
+RUN_ID = "RUN_ID"
+"""In what is said of a model before there is a run that holds it."""
 NUMBERS = {"none": "fp32", "dynamic": "int8dynamic", "static": "int8static", "qat": "int8qat", "bf16": "bf16"}
 KNOWN_STEPS = ("dense", "prune", "finetune", "qat")
 """Parts of the way to an artifact that the other words of its name tell of."""
@@ -52,8 +53,31 @@ def name_of(cfg: Config, runtime: str, steps: Iterable[str] = ()) -> str:
     return re.sub(r"[^\w-]+", "_", "-".join(word.strip(":") for word in words))[:250]
 
 
-def log(client: Any, run: Any, name: str, cfg: Config, dataset: Dataset, artifact: Artifact) -> str:
-    """Log an artifact as an MLflow model and return its id.
+def save(folder: Path, name: str, cfg: Config, dataset: Dataset, artifact: Artifact) -> dict[str, Any]:
+    """Save an artifact as an MLflow model in a new folder, and return what `log` has to know of it.
+
+    Parameters
+    ----------
+    folder
+        Is made.
+    name
+        Of the model.
+    cfg, dataset, artifact
+        Of the run.
+    """
+    from mlflow.models import Model
+
+    _save(folder, Model(), cfg, dataset, artifact)
+    return {
+        "name": name,
+        "note": _describe(RUN_ID, dataset, artifact),
+        "params": {k: redact(str(v))[:6000] for k, v in flat(cfg).items()},
+        "type": "classifier",
+    }
+
+
+def log(client: Any, run: Any, folder: Path, about: Mapping[str, Any]) -> str:
+    """Log a saved model, and return its id.
 
     Parameters
     ----------
@@ -61,32 +85,30 @@ def log(client: Any, run: Any, name: str, cfg: Config, dataset: Dataset, artifac
         An `mlflow.MlflowClient`.
     run
         The `mlflow.entities.Run` that it comes from.
-    name
-        Of the model.
-    cfg, dataset, artifact
-        Of the run.
+    folder
+        It; which run and store it belongs to is written into it.
+    about
+        What `save` returned.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
     run_id = run.info.run_id
-    with tempfile.TemporaryDirectory(prefix="tsexp-model-") as temporary:
-        folder = Path(temporary) / FOLDER
-        about = Model(run_id=run_id)
-        _save(folder, about, cfg, dataset, artifact)
-        model = client.create_logged_model(
-            run.info.experiment_id,
-            name,
-            run_id,
-            tags={"mlflow.note.content": _describe(run_id, dataset, artifact)},
-            params={k: redact(str(v))[:6000] for k, v in flat(cfg).items()},
-            model_type="classifier",
-        )
-        about.model_id = about.model_uuid = model.model_id
-        about.artifact_path = model.artifact_location
-        about.save(str(folder / "MLmodel"))
-        client.log_model_artifacts(model.model_id, str(folder))
-        _also_in_the_run(client, run, model, folder)
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        about["name"],
+        run_id,
+        tags={"mlflow.note.content": about["note"].replace(RUN_ID, run_id)},
+        params=about["params"],
+        model_type=about["type"],
+    )
+    saved = Model.load(str(folder))
+    saved.run_id = run_id
+    saved.model_id = saved.model_uuid = model.model_id
+    saved.artifact_path = model.artifact_location
+    saved.save(str(folder / "MLmodel"))
+    client.log_model_artifacts(model.model_id, str(folder))
+    _also_in_the_run(client, run, model, folder)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 from pathlib import Path
 
-from tsexp import __version__, secret
+from tsexp import __version__, alive, secret
 
 ROOT = Path(__file__).parents[3]
 """Of the checkout, if the package lies in one."""
@@ -21,8 +19,7 @@ def tags() -> dict[str, str]:
     return {
         "tsexp.git_sha": git_sha(),
         "tsexp.version": __version__,
-        "tsexp.pid": str(os.getpid()),
-        "tsexp.host": socket.gethostname(),
+        **{f"tsexp.{key}": value for key, value in alive.me().items() if value},
         "mlflow.source.name": "python -m tsexp",
         "mlflow.source.type": "LOCAL",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import shutil
 import socket
 import tempfile
@@ -11,18 +12,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import __version__, compress, tasks
-from tsexp.config import Config, TrackingConfig, digest, flat, identity, redact
+from tsexp import __version__, compress, processes, tasks
+from tsexp.config import Config, ConfigError, TrackingConfig, digest, flat, identity, redact
 from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed
 from tsexp.energy.meters import ESTIMATED
-from tsexp.tracking import model, origin, pictures
-from tsexp.tracking.client import experiment_of, store
+from tsexp.tracking import model, origin, pictures, spool
+from tsexp.tracking.client import experiment_of, said, store
 
 if TYPE_CHECKING:
     from tsexp.data import Dataset
@@ -30,16 +31,14 @@ if TYPE_CHECKING:
     from tsexp.runtimes import Artifact
     from tsexp.training import Fitted
 
+log = logging.getLogger(__name__)
+
 FROM_WINDOWS = (
     *("energy/", "power/", "latency/", "throughput/", "memory/", "measure/", "null/"),
     *("cost/break_even", "cost/load", "cost/first"),
     *("vs_dense/speedup", "vs_dense/cpu_speedup", "vs_dense/energy"),
 )
 """Metrics, by their beginnings, that are worth nothing if the record is invalid; accuracy and sizes are."""
-AT_ONCE = 900
-"""Metrics; MLflow takes 1000."""
-RETRIES = 3
-"""Of what fails only because another job was faster."""
 DIGEST = 16
 """Hex digits of a dataset's checksum; MLflow takes 36, and shows them all wherever it names a dataset."""
 
@@ -52,28 +51,58 @@ def as_shown(metric: str, valid: bool) -> str:
     return metric if valid or not metric.startswith(FROM_WINDOWS) else f"invalid/{metric}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tracked:
-    """An open run."""
+    """A job that is being done: an open run, if the store answers, and in the end a parcel for it.
 
-    run_id: str
+    Attributes
+    ----------
+    run_id
+        In the store; None while it is in none.
+    client
+        Of the store; None if it does not answer: it is asked again when there is a result.
+    """
+
+    cfg: Config
+    tags: dict[str, str]
+    run_id: str | None
     client: Any
+    resolved_yaml: str = ""
+    start_ms: int = field(default_factory=lambda: int(1000 * time.time()))
+    parcel: Path | None = None
 
     def enter(self, stage: str) -> None:
         """Note where the experiment is; a failed or killed run tells from that how far it came."""
-        self.client.set_tag(self.run_id, "tsexp.stage", stage)
+        self._tell(lambda: self.client.set_tag(self.run_id, "tsexp.stage", stage))
 
-    def _log_inputs(self, dataset: Dataset) -> None:
-        """Log the dataset; of jobs that bring the same one at the same time, MLflow refuses all but one."""
-        from mlflow.exceptions import MlflowException
+    def _tell(self, what: Callable[[], object]) -> None:
+        """Tell the store something that no result depends on: if it is gone, it is not asked again."""
+        if self.client is None:
+            return
+        try:
+            what()
+        except Exception as error:  # of MLflow, its HTTP client, a database driver, the disk
+            self._lose(error)
 
-        for left in range(RETRIES, -1, -1):
-            try:
-                self.client.log_inputs(self.run_id, inputs(dataset))
-                return
-            except MlflowException as error:
-                if not left or "IntegrityError" not in str(error):
-                    raise
+    def _lose(self, error: Exception) -> None:
+        self.client = None
+        where = self.cfg.paths.spool
+        log.warning("%s; the result will be kept in %s", said(self.cfg.tracking, error), where)
+
+    def _open(self, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        self.client.log_batch(
+            self.run_id,
+            params=[Param(k, v) for k, v in params.items()],
+            tags=[RunTag("tsexp.data", self.cfg.data.name)],
+        )
+        self.client.log_text(self.run_id, redact(self.resolved_yaml), "config.yaml")
+        if changes := origin.changes():
+            self.client.log_text(self.run_id, changes, "dirty.diff")
+
+    def _params(self) -> dict[str, str]:
+        return {k: redact(str(v))[:6000] for k, v in flat(self.cfg).items()}
 
     def log(
         self,
@@ -84,7 +113,7 @@ class Tracked:
         artifact: Artifact,
         record: Record,
     ) -> None:
-        """Store a record: inputs, metrics, tags, artifacts, and the model itself.
+        """Write down a record, complete: inputs, metrics, tags, artifacts, and the model itself.
 
         Parameters
         ----------
@@ -100,59 +129,84 @@ class Tracked:
             What was measured.
         record
             What came out.
-        """
-        self._log_inputs(dataset)
-        name = model.name_of(cfg, artifact.manifest["runtime"], fits)
-        logged = model.log(self.client, self.client.get_run(self.run_id), name, cfg, dataset, artifact)
-        histories = {prefix: fitted.history() for prefix, fitted in fits.items()}
-        self._log_numbers(cfg, dataset, histories, artifact, record, logged)
-        with tempfile.TemporaryDirectory(prefix="tsexp-track-") as temporary:
-            folder = Path(temporary)
-            (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
-            (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
-            (folder / "manifest.json").write_text(json.dumps(record.manifest, indent=1))
-            for file in files:
-                if (folder / file.name).exists():
-                    raise FileExistsError(f"a step's note is called {file.name}, as another file of the run")
-                shutil.copyfile(file, folder / file.name)
-            write_predictions(folder / "predictions.csv", record, dataset)
-            pictures.curves(folder / "training.png", histories)
-            answers = {"dense": record.reference_scores.argmax(1), "artifact": record.scores.argmax(1)}
-            pictures.confusion(folder / "confusion.png", record.labels, answers, dataset.classes)
-            self.client.log_artifacts(self.run_id, str(folder))
 
-    def _log_numbers(
+        Raises
+        ------
+        NotKept
+            If no disk takes it.
+        """
+        histories = {prefix: fitted.history() for prefix, fitted in fits.items()}
+
+        def fill(folder: Path) -> dict[str, Any]:
+            name = model.name_of(cfg, artifact.manifest["runtime"], fits)
+            saved = model.save(folder / model.FOLDER, name, cfg, dataset, artifact)
+            self._write_files(folder / "artifacts", dataset, histories, files, record)
+            return {
+                "store": spool.address(cfg.tracking),
+                "run_id": self.run_id,
+                "again": cfg.rerun,
+                "start_ms": self.start_ms,
+                "end_ms": int(1000 * time.time()),
+                "params": self._params(),
+                "tags": self.tags | self._result_tags(cfg, dataset, artifact, record),
+                "metrics": self._metrics(cfg, dataset, histories, record),
+                "inputs": [spool.input_of(entity) for entity in inputs(dataset)],
+                "model": saved,
+            }
+
+        with spool.parcel(cfg.paths, fill) as folder:
+            self.parcel = folder
+
+    def _write_files(
         self,
-        cfg: Config,
+        folder: Path,
         dataset: Dataset,
         histories: Mapping[str, list[dict[str, float]]],
-        artifact: Artifact,
+        files: Iterable[Path],
         record: Record,
-        model_id: str,
     ) -> None:
-        from mlflow.entities import Metric, RunTag
+        folder.mkdir()
+        (folder / "config.yaml").write_text(redact(self.resolved_yaml))
+        if changes := origin.changes():
+            (folder / "dirty.diff").write_text(changes)
+        (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
+        (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
+        (folder / "manifest.json").write_text(json.dumps(record.manifest, indent=1))
+        for file in files:
+            if (folder / file.name).exists():
+                raise RuntimeError(f"a step's note is called {file.name}, as another file of the run")
+            shutil.copyfile(file, folder / file.name)
+        write_predictions(folder / "predictions.csv", record, dataset)
+        pictures.curves(folder / "training.png", histories)
+        answers = {"dense": record.reference_scores.argmax(1), "artifact": record.scores.argmax(1)}
+        pictures.confusion(folder / "confusion.png", record.labels, answers, dataset.classes)
 
+    @staticmethod
+    def _metrics(
+        cfg: Config, dataset: Dataset, histories: Mapping[str, list[dict[str, float]]], record: Record
+    ) -> list[dict[str, Any]]:
         now = int(1000 * time.time())
         # The UI compares runs by the first, accuracy, by default.
-        values = {as_shown(k, record.valid): v for k, v in record.metrics.items()} | {
-            "prune/requested_ratio": cfg.prune.ratio
-        }
-        on_test = {
-            "dataset_name": _split_name(dataset, "test"),
-            "dataset_digest": dataset.checksum[:DIGEST],
-        }
+        values = {as_shown(k, record.valid): v for k, v in record.metrics.items()}
+        values["prune/requested_ratio"] = cfg.prune.ratio
+        on_test = _split_name(dataset, "test"), dataset.checksum[:DIGEST]
         metrics = [
-            Metric(k, v, now, 0, model_id=model_id, **on_test if k.startswith("test/") else {})
+            spool.metric(k, v, now, of_model=True, dataset=on_test if k.startswith("test/") else None)
             for k, v in values.items()
         ]
         for prefix, history in histories.items():
             for line in history:
                 names = [k for k in line if k != "epoch"]
-                metrics += [Metric(f"{prefix}/{k}", line[k], now, int(line["epoch"])) for k in names]
-        for i in range(0, len(metrics), AT_ONCE):
-            self.client.log_batch(self.run_id, metrics=metrics[i : i + AT_ONCE])
+                metrics += [spool.metric(f"{prefix}/{k}", line[k], now, int(line["epoch"])) for k in names]
+        return metrics
+
+    @staticmethod
+    def _result_tags(cfg: Config, dataset: Dataset, artifact: Artifact, record: Record) -> dict[str, str]:
         asked = identity(cfg) | {"steps": compress.asked(cfg)}
+        values = {as_shown(k, record.valid): v for k, v in record.metrics.items()}
         tags = {
+            "tsexp.stage": "done",
+            "tsexp.data": cfg.data.name,
             "tsexp.energy_source": record.energy_source,
             "tsexp.valid": "true" if record.valid else "false",
             "tsexp.invalid_reasons": "; ".join(record.invalid_reasons),
@@ -166,14 +220,27 @@ class Tracked:
             "tsexp.runtime": artifact.manifest["runtime"],
             "mlflow.note.content": _describe(values, record),
         }
-        self.client.log_batch(self.run_id, tags=[RunTag(k, v[:4900]) for k, v in tags.items()])
+        return {k: v[:4900] for k, v in tags.items()}
+
+    def _fail(self, error: BaseException) -> None:
+        """End the run without a result."""
+        details = error.details if isinstance(error, MeasuringFailed) else ""
+        text = redact(f"{traceback.format_exc()}\n{details}")
+        killed = isinstance(error, processes.Terminated)
+        reason = str(error) if killed else redact(f"{type(error).__name__}: {error}")[:4900]
+        self._tell(lambda: self.client.set_tag(self.run_id, "tsexp.error", reason))
+        self._tell(lambda: self.client.set_terminated(self.run_id, "KILLED" if killed else "FAILED"))
+        self._tell(lambda: self.client.log_text(self.run_id, text, "traceback.txt"))
 
 
 @contextmanager
 def tracked(
     cfg: Config, resolved_yaml: str, name: str, signature: str, parent: str | None
 ) -> Iterator[Tracked]:
-    """Open a run; it ends FINISHED, or FAILED with the traceback as its artifact ``traceback.txt``.
+    """Open a run; it ends FINISHED, with all that was logged, or FAILED with its traceback, or KILLED.
+
+    Within a sweep, a store that does not answer stops nothing: the sweep has found it before. What was logged
+    is kept in ``paths.spool`` until the store has it.
 
     Parameters
     ----------
@@ -187,11 +254,12 @@ def tracked(
         Of the record.
     parent
         Run id of the sweep, if there is one.
-    """
-    import mlflow
-    from mlflow.entities import Param, RunTag
 
-    client = store(cfg.tracking)
+    Raises
+    ------
+    NotDelivered
+        At the end, if the store does not take the result.
+    """
     tags = {
         "tsexp.signature": signature,
         "tsexp.stage": "start",
@@ -199,21 +267,27 @@ def tracked(
         **({"mlflow.parentRunId": parent} if parent else {}),
         **origin.tags(),
     }
-    run_id = client.create_run(experiment_of(client, cfg.tracking), tags=tags).info.run_id
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        try:
-            params = [Param(k, redact(str(v))[:6000]) for k, v in flat(cfg).items()]
-            client.log_batch(run_id, params=params, tags=[RunTag("tsexp.data", cfg.data.name)])
-            client.log_text(run_id, redact(resolved_yaml), "config.yaml")
-            if changes := origin.changes():
-                client.log_text(run_id, changes, "dirty.diff")
-            yield Tracked(run_id, client)
-        except BaseException as error:
-            details = error.details if isinstance(error, MeasuringFailed) else ""
-            client.log_text(run_id, redact(f"{traceback.format_exc()}\n{details}"), "traceback.txt")
-            client.set_tag(run_id, "tsexp.error", redact(f"{type(error).__name__}: {error}")[:4900])
-            raise
-        client.set_tag(run_id, "tsexp.stage", "done")
+    run = Tracked(cfg, tags, None, None, resolved_yaml)
+    try:
+        run.client = store(cfg.tracking)
+        experiment = experiment_of(run.client, cfg.tracking)
+        run.run_id = run.client.create_run(experiment, tags=tags).info.run_id
+    except Exception as error:
+        if parent is None:
+            raise ConfigError(said(cfg.tracking, error)) from error
+        run._lose(error)
+    try:
+        params = run._params()
+        run._tell(lambda: run._open(params))
+        yield run
+    except BaseException as error:
+        run._fail(error)
+        raise
+    if run.parcel is None:
+        run.enter("done")
+        run._tell(lambda: run.client.set_terminated(run.run_id))
+        return
+    run.run_id = spool.deliver(run.parcel, cfg.tracking)
 
 
 def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:
@@ -225,8 +299,8 @@ def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:
     )
     for run in client.search_runs([experiment_of(client, config)], mine):
         client.set_tag(run.info.run_id, "tsexp.error", reason)
-        client.log_text(run.info.run_id, f"{reason}\n", "traceback.txt")
         client.set_terminated(run.info.run_id, "FAILED")
+        client.log_text(run.info.run_id, f"{reason}\n", "traceback.txt")
 
 
 def inputs(dataset: Dataset) -> list[Any]:

@@ -16,8 +16,11 @@ def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
     experiment = experiment_of(client, config)
     found = client.search_runs([experiment], f"tags.`tsexp.sweep` = '{signature}'", max_results=1)
     if found:
-        client.update_run(found[0].info.run_id, "RUNNING")
-        return str(found[0].info.run_id)
+        run_id = str(found[0].info.run_id)
+        client.update_run(run_id, "RUNNING")
+        for key, value in origin.tags().items():  # whose it is now
+            client.set_tag(run_id, key, value)
+        return run_id
     tags = {
         "tsexp.sweep": signature,
         "tsexp.stage": "sweep",
@@ -30,7 +33,7 @@ def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
 def close_sweep(
     config: TrackingConfig,
     run_id: str,
-    ok: bool,
+    status: str,
     note: str,
     files: Sequence[Path],
     metrics: Mapping[str, float] | None = None,
@@ -44,8 +47,8 @@ def close_sweep(
         The store.
     run_id
         Of the parent.
-    ok
-        No job failed.
+    status
+        ``FINISHED``; ``FAILED`` if a job is not measured, or ``KILLED``.
     note
         Its description (Markdown).
     files
@@ -63,4 +66,4 @@ def close_sweep(
         client.log_metric(run_id, name, value)
     for file in files:
         client.log_artifact(run_id, str(file))
-    client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+    client.set_terminated(run_id, status)

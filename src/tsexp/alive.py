@@ -1,0 +1,114 @@
+"""Which process something belongs to, and whether that one is surely dead.
+
+A number alone does not tell: numbers are given again, containers have their own, and a machine starts anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+OWNER = ".owner"
+"""In a temporary folder: whose it is."""
+PREFIX = "tsexp-"
+CLOCK_S = 2 * 3600
+"""A clock that is set moves the start of a process by so much at most, or the process counts as another."""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:  # another system than Linux
+        return ""
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def machine() -> dict[str, str]:
+    """Return what tells this machine, its last start and this container from others."""
+    node = uuid.getnode()
+    number = _read("/etc/machine-id")  # which is not to be told; copies of a machine share it
+    known = number and not node >> 40 & 1  # else the address is a random one
+    return {
+        "host": socket.gethostname(),
+        "machine": hashlib.sha256(f"{number} {node}".encode()).hexdigest()[:16] if known else "",
+        "boot": _read("/proc/sys/kernel/random/boot_id") + _namespace(),
+    }
+
+
+def me() -> dict[str, str]:
+    """Return what tells this process from all others: strings, to be kept as tags or JSON."""
+    return machine() | {"pid": str(os.getpid()), "started": _started(os.getpid())}
+
+
+def _started(pid: int) -> str:
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.Error:
+        return ""
+
+
+def surely_dead(who: Mapping[str, str]) -> bool:
+    """Say whether the process that `me` described is gone; False if that cannot be known here.
+
+    It can be of this machine's own processes, and of those from before its last start.
+    """
+    here = machine()
+    if who.get("host") != here["host"]:
+        return False
+    now, then = here["boot"].partition("pid:"), who.get("boot", here["boot"]).partition("pid:")
+    if now[0] != then[0]:
+        return bool(here["machine"]) and who.get("machine") == here["machine"]
+    if now != then or not who.get("pid", "").isdigit():
+        return False  # of another container
+    started = _started(int(who["pid"]))
+    if not started or not who.get("started"):
+        return not started
+    # Another process may have the number by now. Of one and the same, the time moves with the clock.
+    return abs(float(started) - float(who["started"])) > CLOCK_S
+
+
+def told(who: Mapping[str, str]) -> str:
+    """Return ``process 12 on HOST``."""
+    return f"process {who.get('pid', '?')} on {who.get('host', 'another machine')}"
+
+
+@contextlib.contextmanager
+def scratch(kind: str) -> Iterator[Path]:
+    """Make a temporary folder that says whose it is, so that `tidy` finds it if this process is killed."""
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{kind}-") as name:
+        own(Path(name))
+        yield Path(name)
+
+
+def own(folder: Path) -> None:
+    """Note in a folder that it is this process'."""
+    (folder / OWNER).write_text(json.dumps(me()))
+
+
+def tidy() -> int:
+    """Remove this user's temporary folders of processes that are surely dead; return how many."""
+    removed = 0
+    for note in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{OWNER}"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if note.parent.is_symlink() or note.lstat().st_uid != os.getuid():
+                continue
+            if surely_dead(json.loads(note.read_text())):
+                shutil.rmtree(note.parent, ignore_errors=True)
+                removed += 1
+    return removed

@@ -1,0 +1,208 @@
+"""Bring the stores of several machines together: what they measured goes into one, each result once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tsexp import alive
+from tsexp import config as configs
+from tsexp.command import called
+from tsexp.config import ConfigError, TrackingConfig
+
+FROM_STORE = "tsexp.merged_from"
+FROM_RUN = "tsexp.merged_run"
+"""Tags of a run that was brought: the store and the run that it was copied from. ``tsexp.host`` says which
+machine measured it."""
+PAGE = 200
+OF_THE_STORE = ("mlflow.artifactLocation", "mlflow.parentRunId", "mlflow.user")
+"""Tags that mean something in their own store alone."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Merge; return 2 for bad input, 1 if a store did not take something."""
+    parser = argparse.ArgumentParser(
+        prog=called("merge"),
+        description=__doc__,
+        epilog="A store is the path of a sqlite file, or any URI that MLflow takes. The same command again "
+        "brings only what is new.",
+    )
+    parser.add_argument("stores", nargs="+", metavar="STORE", help="to read")
+    parser.add_argument("--into", required=True, metavar="STORE", help="to write; made if it is not there")
+    parser.add_argument("--experiment", default="tsexp", help="of both (default: tsexp)")
+    asked = parser.parse_args(arguments)
+
+    from tsexp import stores, tracking
+    from tsexp.report.store import ReportError
+
+    try:
+        into = TrackingConfig(stores.uri_of(asked.into), asked.experiment)
+        sources = [stores.uri_of(store) for store in asked.stores]
+        if into.uri in sources:
+            raise ConfigError(f"{configs.redact(into.uri)} is both read and written; name each store once")
+        opened = [_open(uri, asked.experiment) for uri in sources]
+        with tracking.asking(into):
+            tracking.store(into)
+        for uri, (client, number) in zip(sources, opened, strict=True):
+            brought, there = _merge(client, number, uri, into)
+            print(f"{configs.redact(uri)}: {brought} brought, {there} there already")
+    except (ConfigError, ReportError) as error:
+        print(f"tsexp.merge: error: {configs.redact(str(error))}", file=sys.stderr)
+        return 1 if isinstance(error, tracking.NotDelivered) else 2
+    except KeyboardInterrupt:
+        print("tsexp.merge: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _open(uri: str, experiment: str) -> tuple[Any, str]:
+    from tsexp.report.store import connect
+
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = ", ".join(e.name for e in client.search_experiments())
+        raise ConfigError(f"{configs.redact(uri)} has no experiment {experiment}; it has: {names}")
+    return client, found.experiment_id
+
+
+def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[int, int]:
+    from tsexp import tracking
+    from tsexp.progress import bar
+
+    runs = _results(client, number)
+    brought = there = 0
+    parents: dict[str, str] = {}
+    with bar(f"merge {configs.redact(uri)}", len(runs), show=len(runs) > 20) as progress:
+        for run in runs:
+            tags = run.data.tags
+            valid = tags.get("tsexp.valid") == "true"
+            with tracking.asking(into):
+                known = _brought(into, run.info.run_id) or (
+                    valid and tracking.finished(into, tags["tsexp.signature"])
+                )
+            if known:
+                there += 1
+            else:
+                with alive.scratch("merge") as folder:
+                    parcel = folder / "parcel"
+                    _collect(client, run, parcel, uri)
+                    parent = tags.get("mlflow.parentRunId")
+                    if parent:
+                        if parent not in parents:
+                            parents[parent] = _parent(client.get_run(parent), into)
+                        _add_tag(parcel, "mlflow.parentRunId", parents[parent])
+                    tracking.deliver(parcel, into)
+                brought += 1
+            progress.advance()
+    return brought, there
+
+
+def _results(client: Any, number: str) -> list[Any]:
+    """All finished jobs, oldest first."""
+    found, token = [], None
+    while True:
+        page = client.search_runs(
+            [number],
+            "attributes.status = 'FINISHED' and tags.`tsexp.stage` = 'done'",
+            max_results=PAGE,
+            page_token=token,
+            order_by=["attributes.start_time ASC"],
+        )
+        found += [run for run in page if "tsexp.signature" in run.data.tags]
+        token = page.token
+        if not token:
+            return found
+
+
+def _brought(into: TrackingConfig, run_id: str) -> bool:
+    from tsexp import tracking
+
+    client = tracking.store(into)
+    number = client.get_experiment_by_name(into.experiment).experiment_id
+    asked = f"tags.`{FROM_RUN}` = '{run_id}' and attributes.status = 'FINISHED'"
+    return bool(client.search_runs([number], asked, max_results=1))
+
+
+def _parent(run: Any, into: TrackingConfig) -> str:
+    """Return the sweep of the same command in the other store; its numbers are made when it runs again."""
+    from tsexp import tracking
+
+    client = tracking.store(into)
+    tags = run.data.tags
+    number = client.get_experiment_by_name(into.experiment).experiment_id
+    signature = tags.get("tsexp.sweep", run.info.run_id)
+    found = client.search_runs([number], f"tags.`tsexp.sweep` = '{signature}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    kept = {k: v for k, v in tags.items() if k not in OF_THE_STORE} | {"tsexp.sweep": signature}
+    made = client.create_run(number, start_time=run.info.start_time, tags=kept).info.run_id
+    client.set_terminated(made, run.info.status, run.info.end_time)
+    return str(made)
+
+
+def _collect(client: Any, run: Any, folder: Path, uri: str) -> None:
+    """Make a parcel of a run."""
+    from tsexp.tracking import spool
+
+    folder.mkdir()
+    (folder / "artifacts").mkdir()
+    for noisy in ("mlflow", "mlflow.store.artifact"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    client.download_artifacts(run.info.run_id, "", str(folder / "artifacts"))
+    logged = list(run.outputs.model_outputs) if run.outputs else []
+    about: dict[str, Any] | None = None
+    if logged and (folder / "artifacts" / "model").is_dir():
+        shutil.move(folder / "artifacts" / "model", folder / "model")
+        one = client.get_logged_model(logged[0].model_id)
+        note = one.tags.get("mlflow.note.content", "").replace(run.info.run_id, "RUN_ID")
+        about = {"name": one.name, "note": note, "params": dict(one.params), "type": one.model_type}
+    tags = {k: v for k, v in run.data.tags.items() if k not in OF_THE_STORE}
+    content = {
+        "format": spool.FORMAT,
+        "record": tags.pop(spool.RECORD, run.info.run_id),
+        "store": {"uri": configs.redact(uri), "experiment": ""},
+        "run_id": None,
+        "again": tags.get("tsexp.valid") != "true",
+        "start_ms": run.info.start_time,
+        "end_ms": run.info.end_time,
+        "params": dict(run.data.params),
+        "tags": tags | {FROM_STORE: configs.redact(uri), FROM_RUN: run.info.run_id},
+        "metrics": [m for key in run.data.metrics for m in _history(client, run, key)],
+        "inputs": [spool.input_of(i) for i in (run.inputs.dataset_inputs if run.inputs else [])],
+        "model": about,
+    }
+    (folder / spool.ABOUT).write_text(json.dumps(content))
+
+
+def _history(client: Any, run: Any, key: str) -> list[dict[str, Any]]:
+    from tsexp.tracking import spool
+
+    return [
+        spool.metric(
+            key,
+            m.value,
+            m.timestamp,
+            m.step,
+            of_model=bool(m.model_id),
+            dataset=(m.dataset_name, m.dataset_digest) if m.dataset_name else None,
+        )
+        for m in client.get_metric_history(run.info.run_id, key)
+    ]
+
+
+def _add_tag(parcel: Path, key: str, value: str) -> None:
+    from tsexp.tracking import spool
+
+    about = spool.read(parcel)
+    about["tags"][key] = value
+    (parcel / spool.ABOUT).write_text(json.dumps(about))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Deliver to the store the results that it did not take when they were measured."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from tsexp import config as configs
+from tsexp.command import called
+from tsexp.config import ConfigError, PathsConfig, TrackingConfig
+
+SETTINGS = ("tracking.uri", "tracking.experiment", "paths.spool")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Deliver what waits; return 1 if something still does, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog=called("sync"),
+        usage="%(prog)s [--all] [key=value ...]",
+        description=__doc__,
+        epilog=f"keys: {', '.join(SETTINGS)}",
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--all", action="store_true", help="to this store also what was measured for another one"
+    )
+    asked = parser.parse_args(arguments)
+    try:
+        for setting in asked.settings:
+            if setting.partition("=")[0] not in SETTINGS or "=" not in setting:
+                raise ConfigError(f"{setting} is not known here; allowed: {', '.join(SETTINGS)}")
+        found = configs.places(configs.composed(*asked.settings))
+        return _sync(found["paths"], found["tracking"], asked.all)
+    except ConfigError as error:
+        print(f"tsexp.sync: error: {configs.redact(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tsexp.sync: interrupted; what is not delivered is still kept", file=sys.stderr)
+        return 130
+
+
+def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:
+    from tsexp.tracking import spool
+
+    others: dict[str, int] = {}
+    delivered, left = 0, 0
+    for folder in spool.kept(paths):
+        try:
+            store = spool.read(folder)["store"]
+            if not everything and store != spool.address(config):
+                name = f"tracking.uri={store['uri']} tracking.experiment={store['experiment']}"
+                others[name] = others.get(name, 0) + 1
+                continue
+            spool.deliver(folder, replace(config, experiment=store["experiment"]), 0 if left else 15)
+            delivered += 1
+        except ConfigError as error:
+            left += 1
+            print(f"tsexp.sync: {error}", file=sys.stderr)
+    print(f"{delivered} result(s) delivered to {configs.redact(config.uri)}, {left} left in {paths.spool}")
+    for name, count in others.items():
+        print(f"{count} more for another store: {called('sync')} {name} (or --all: to this one)")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
