@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tsexp import __version__, command, processes, secret
+from tsexp import __version__, command, secret, signals
 from tsexp import config as configs
 
 configs.register()
@@ -73,12 +73,12 @@ def cli() -> None:
             "tsexp: error: this needs Linux or macOS (process groups and signals end a measurement); on "
             "Windows, use WSL"
         )
-    processes.heed_sigterm()
+    signals.heed_sigterm()
     try:
         _cli()
-    except processes.Terminated as error:
+    except signals.Terminated as error:
         print(f"tsexp: {error}; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(processes.STATUS)
+        sys.exit(signals.STATUS)
 
 
 def _cli() -> None:

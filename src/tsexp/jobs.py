@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tsexp import alive, launchers, processes
+from tsexp import alive, launchers, processes, signals
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, DataConfig, Unsupported
@@ -287,7 +287,7 @@ def _run_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> 
     try:
         code = processes.run(f"{__name__}:_apart", *arguments, fork=not cuda)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        how = "was terminated (SIGTERM)" if code == processes.STATUS else how
+        how = "was terminated (SIGTERM)" if code == signals.STATUS else how
         reason = f"the job's process {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     except processes.ServerGone as error:
         reason = str(error)

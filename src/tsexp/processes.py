@@ -24,7 +24,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
@@ -35,6 +34,7 @@ from typing import Any, NoReturn
 
 from tsexp import alive
 from tsexp.config import redact
+from tsexp.signals import STATUS, Terminated, heed_sigterm
 
 ADDRESS = "TSEXP_SERVER"
 """Environment variable: the server's socket."""
@@ -51,39 +51,6 @@ TERMINATE = b"T"
 """What a caller that was terminated says before it goes; one that goes without a word was interrupted."""
 FORKS = sys.platform == "linux"
 """Elsewhere, system libraries do not bear a fork without an exec."""
-
-
-STATUS = 128 + signal.SIGTERM
-"""Exit status of what was terminated, as a shell has it."""
-
-
-class Terminated(BaseException):
-    """SIGTERM came: of SLURM, of Kubernetes, of somebody. To be treated as Ctrl-C is."""
-
-    def __init__(self) -> None:
-        super().__init__("terminated (SIGTERM)")
-
-
-_terminated = False
-
-
-def terminated() -> bool:
-    """SIGTERM came to this process."""
-    return _terminated
-
-
-def heed_sigterm() -> None:
-    """Have SIGTERM raise `Terminated` in the main thread, once; not if somebody else has a use for it."""
-    main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(*_: object) -> None:
-    global _terminated
-    if not _terminated:  # its sender, or this process' caller, may send another while this one is heeded
-        _terminated = True
-        raise Terminated
 
 
 class ServerGone(RuntimeError):

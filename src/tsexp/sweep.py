@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from tsexp import alive, compose, launchers, secret
+from tsexp import alive, compose, launchers, secret, signals
 from tsexp import config as configs
 from tsexp.cache import write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
@@ -51,12 +51,12 @@ class Sweep(Callback):
     def _abandon(self) -> None:
         """Close the parent run of a sweep that was interrupted."""
         if self._open is not None:
-            from tsexp import processes, tracking
+            from tsexp import tracking
 
             try:
                 tracking.close_sweep(
                     *self._open,
-                    status="KILLED" if processes.terminated() else "FAILED",
+                    status="KILLED" if signals.terminated() else "FAILED",
                     note="interrupted; the same command goes on where it stopped",
                     files=[],
                 )

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import alive, processes, secret, tasks
+from tsexp import alive, processes, secret, signals, tasks
 from tsexp.cache import Cache, write_json
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset, FloatArray
@@ -472,7 +472,7 @@ class _asked:
         if error.exists():
             details = error.read_text()
             raise MeasuringFailed(f"the measuring process failed: {details.splitlines()[0]}", details)
-        if code == processes.STATUS:
+        if code == signals.STATUS:
             raise MeasuringFailed("the measuring process was terminated (SIGTERM)")
         if code < 0:
             name = signal.Signals(-code).name

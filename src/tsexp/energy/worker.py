@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tsexp import processes
+from tsexp import signals
 from tsexp.cache import write_json
 from tsexp.data import FloatArray
 
@@ -67,7 +67,7 @@ def _answer(folder: Path, work: Callable[..., dict[str, Any]], held: Held = NONE
             faulthandler.cancel_dump_traceback_later()
         write_json(folder / "result.json", answer)
         return 0
-    except processes.Terminated:
+    except signals.Terminated:
         raise
     except BaseException as error:
         (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")

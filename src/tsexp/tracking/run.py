@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import __version__, compress, processes, tasks
+from tsexp import __version__, compress, signals, tasks
 from tsexp.config import Config, ConfigError, TrackingConfig, digest, flat, identity, redact
 from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed
 from tsexp.energy.meters import ESTIMATED
@@ -226,7 +226,7 @@ class Tracked:
         """End the run without a result."""
         details = error.details if isinstance(error, MeasuringFailed) else ""
         text = redact(f"{traceback.format_exc()}\n{details}")
-        killed = isinstance(error, processes.Terminated)
+        killed = isinstance(error, signals.Terminated)
         reason = str(error) if killed else redact(f"{type(error).__name__}: {error}")[:4900]
         self._tell(lambda: self.client.set_tag(self.run_id, "tsexp.error", reason))
         self._tell(lambda: self.client.set_terminated(self.run_id, "KILLED" if killed else "FAILED"))

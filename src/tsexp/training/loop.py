@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
 from torchmetrics import MeanMetric
 
-from tsexp import processes, tasks
+from tsexp import signals, tasks
 from tsexp.config import TrainConfig
 from tsexp.data import Dataset
 from tsexp.models import Network, using_threads
@@ -70,7 +70,7 @@ def fit(
         try:
             trainer.fit(fitting, batches)
         except SystemExit:  # Lightning's word for Ctrl-C, and for SIGTERM
-            raise (processes.Terminated() if processes.terminated() else KeyboardInterrupt()) from None
+            raise (signals.Terminated() if signals.terminated() else KeyboardInterrupt()) from None
     model.cpu().eval()
     if config.select == "best" and curves.best is not None:
         model.load_state_dict(curves.best)
