@@ -290,7 +290,24 @@ def test_a_job_that_is_killed_does_not_take_its_sweep_along(tmp_path):
     assert parent.info.status == "FAILED"
 
 
-def test_ctrl_c_ends_the_job_and_its_sweep_and_leaves_no_process(tmp_path):
+def everybody(process):
+    """A process and all that it started."""
+    return [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True))]
+
+
+@pytest.mark.parametrize(
+    ("sent", "to", "code", "word", "end"),
+    [
+        (signal.SIGINT, "parent", 130, "interrupted", "FAILED"),
+        (signal.SIGTERM, "parent", 143, "terminated (SIGTERM)", "KILLED"),
+        pytest.param(
+            *(signal.SIGTERM, "everybody", 143, "terminated (SIGTERM)", "KILLED"), marks=pytest.mark.slow
+        ),  # as SLURM does
+    ],
+)
+def test_ctrl_c_and_sigterm_end_the_job_and_its_sweep_and_leave_no_process(
+    tmp_path, sent, to, code, word, end
+):
     command = [
         sys.executable,
         "-m",
@@ -306,21 +323,26 @@ def test_ctrl_c_ends_the_job_and_its_sweep_and_leaves_no_process(tmp_path):
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         notes = []
-        end = time.monotonic() + 120
+        until = time.monotonic() + 120
         while not notes and process.poll() is None:
-            assert time.monotonic() < end
+            assert time.monotonic() < until
             time.sleep(0.2)
             notes = list(tmp_path.glob("multirun/*/*/0/pid"))
         (note,) = notes
         time.sleep(2)
-        job = int(note.read_text())
-        process.send_signal(signal.SIGINT)
+        job, all_of_it = int(note.read_text()), everybody(process)
+        assert job in all_of_it
+        for pid in all_of_it if to == "everybody" else [process.pid]:
+            os.kill(pid, sent)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted; the same command goes on where it stopped" in said
+    assert process.returncode == code
+    assert f"{word}; the same command goes on where it stopped" in said
     assert "Traceback" not in said
-    assert not psutil.pid_exists(job)
-    assert {r.info.status for r in runs(tmp_path)} == {"FAILED"}
+    assert not any(map(psutil.pid_exists, all_of_it))
+    assert {r.info.status for r in runs(tmp_path)} == {end}
+    if end == "KILLED":
+        (run,) = runs(tmp_path, "attributes.run_name = 'seed=0'")
+        assert run.data.tags["tsexp.error"] == word
 
 
 def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):

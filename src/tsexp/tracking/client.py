@@ -181,7 +181,10 @@ def view_url(experiment_id: str, server: str = "http://127.0.0.1:5000") -> str:
 
 def said(config: TrackingConfig, error: Exception) -> str:
     """Tell in a line why a store did not take something."""
-    text = str(error) if isinstance(error, ConfigError) else str(getattr(error, "orig", error))
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename2 or error.filename or ''}".rstrip(": ")
+    else:
+        text = str(getattr(error, "orig", error))  # what the driver says, without SQLAlchemy's advice
     line = redact(" ".join(text.splitlines()[0].split()) if text else type(error).__name__)[:300]
     return (
         line if line.startswith("the store") else f"the store {redact(config.uri)} did not take it ({line})"

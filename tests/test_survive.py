@@ -1,0 +1,502 @@
+"""What becomes of results when something dies: the store, the disk, a process, the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from conftest import TINY, compose
+from tsexp import alive, jobs, merge, pipeline, runtimes, status, sync, tracking, training
+from tsexp.cache import Cache
+from tsexp.config import ConfigError
+from tsexp.energy import Record
+from tsexp.tracking import client, spool
+from tsexp.training import Fitted
+
+DEAD = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, italy, tiny_model):
+    """A dataset, a model and its artifact: what it takes to have a result without an experiment."""
+    folder = tmp_path_factory.mktemp("made")
+    cfg, cache = compose(*TINY, "data=italy_power_demand"), Cache(folder)
+    history = [{"epoch": i, "train_loss": 2.0 - i} for i in range(3)]
+    dense = Fitted(cache.stage("dense", 1, {}, lambda to: training.save(tiny_model(italy), history, to)))
+    artifact = runtimes.deploy(dense, cfg.quant, cfg.runtime, italy, cache)
+    scores = runtimes.load(artifact.folder)(italy.x_test)
+    return SimpleNamespace(dense=dense, artifact=artifact, scores=scores, dataset=italy)
+
+
+def record_of(made):
+    zero = dict.fromkeys((f"vs_dense/accuracy_drop_{end}" for end in ("pt", "lo", "hi")), 0.0)
+    saving = dict.fromkeys((f"vs_dense/energy_saving_{end}" for end in ("pct", "lo", "hi")), 30.0)
+    speedup = dict.fromkeys((f"vs_dense/speedup{end}" for end in ("", "_lo", "_hi")), 1.5)
+    return Record(
+        metrics={"test/accuracy": 0.7, "test/control_accuracy": 0.7} | zero | saving | speedup,
+        energy_source="estimated:cpu_time",
+        invalid_reasons=(),
+        warnings=(),
+        raw={"scope": "one process"},
+        scores=made.scores,
+        reference_scores=made.scores,
+        labels=made.dataset.y_test,
+        manifest=made.artifact.manifest,
+        hardware={"cpu": "a CPU"},
+    )
+
+
+def measure(made, cfg, signature="a signature", parent=None):
+    """Run a job whose work is made up; return its run."""
+    with tracking.tracked(cfg, "a: 1\n", f"job {signature}", signature, parent) as run:
+        run.log(cfg, made.dataset, {"dense": made.dense}, [], made.artifact, record_of(made))
+    return run.run_id
+
+
+@pytest.fixture
+def cfg(tmp_path, empty_store):
+    """An experiment whose store, spool and cache lie in a folder of this test."""
+    return at(tmp_path, empty_store)
+
+
+def at(folder, empty_store):
+    folder.mkdir(exist_ok=True)
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return compose(
+        *TINY,
+        "data=italy_power_demand",
+        f"paths.cache={folder}/cache",
+        f"paths.spool={folder}/spool",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+    )
+
+
+def dead(cfg):
+    """The same, with a store that does not answer."""
+    return replace(cfg, tracking=replace(cfg.tracking, uri=DEAD))
+
+
+def runs(cfg, status="FINISHED"):
+    store = tracking.store(cfg.tracking)
+    number = client.experiment_of(store, cfg.tracking)
+    return store.search_runs([number], f"attributes.status = '{status}'")
+
+
+def whole(cfg, run):
+    """There is all of it, once."""
+    store = tracking.store(cfg.tracking)
+    names = {a.path for a in store.list_artifacts(run.info.run_id)}
+    files = {"config.yaml", "windows.json", "predictions.csv", "manifest.json", "hardware.json", "model"}
+    (output,) = run.outputs.model_outputs
+    return (
+        files <= names
+        and run.data.metrics["test/accuracy"] == 0.7
+        and len(store.get_metric_history(run.info.run_id, "dense/train_loss")) == 3
+        and run.data.params["data.name"] == "ItalyPowerDemand"
+        and run.data.tags["tsexp.stage"] == "done"
+        and len(run.inputs.dataset_inputs) == 2
+        and str(store.get_logged_model(output.model_id).status) == "READY"
+        and f"runs:/{run.info.run_id}/model"
+        in store.get_logged_model(output.model_id).tags["mlflow.note.content"]
+    )
+
+
+def waiting(cfg):
+    return [p for p in Path(cfg.paths.spool).iterdir() if not p.name.startswith(".")]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(spool, "BOUND_S", 0)
+    monkeypatch.setattr(spool.deliver, "__defaults__", (0,))
+
+
+def keep(made, cfg, monkeypatch, signature="a signature"):
+    """Measure while the store is gone; return the parcel."""
+    before = set(waiting(cfg)) if Path(cfg.paths.spool).exists() else set()
+    with monkeypatch.context() as patch:
+        patch.setattr(spool, "_until_it_answers", fail)
+        with pytest.raises(tracking.NotDelivered, match=r"not lost, it is kept in .*/spool/") as told:
+            measure(made, cfg, signature)
+    (new,) = set(waiting(cfg)) - before
+    assert told.value.folder == new
+    assert "\n" not in str(told.value)
+    return new
+
+
+def fail(*_, **__):
+    raise ConfigError("the store does not answer")
+
+
+def test_a_result_is_written_down_before_the_store_gets_it_and_removed_afterwards(made, cfg):
+    run_id = measure(made, cfg)
+    (run,) = runs(cfg)
+    assert run.info.run_id == run_id
+    assert whole(cfg, run)
+    assert waiting(cfg) == []
+    assert Path(cfg.paths.spool).stat().st_mode & 0o077 == 0
+
+
+def test_a_store_that_is_gone_costs_a_line_and_not_the_result(made, cfg, impatient, caplog):
+    gone = dead(cfg)
+    with pytest.raises(tracking.NotDelivered, match=r"127\.0\.0\.1:9 does not answer") as told:
+        measure(made, gone, parent="a sweep")
+    assert "tsexp sync" in str(told.value)
+    assert "the result will be kept in" in caplog.text
+    (parcel,) = waiting(cfg)
+    # At a store that answers, whatever its address is now.
+    spool.deliver(parcel, cfg.tracking)
+    (run,) = runs(cfg)
+    assert whole(cfg, run)
+    assert run.data.tags["mlflow.parentRunId"] == "a sweep"
+
+
+def test_alone_a_job_without_a_store_is_refused_before_any_work(made, cfg):
+    with pytest.raises(ConfigError, match="does not answer"):
+        measure(made, dead(cfg))
+    assert not Path(cfg.paths.spool).exists()
+
+
+def test_what_was_kept_counts_as_measured_before(made, cfg, monkeypatch):
+    keep(made, cfg, monkeypatch)
+    assert runs(cfg) == []
+    known = spool.known(cfg.paths, cfg.tracking, "a signature")
+    assert [run.info.run_id for run in runs(cfg)] == [known]
+    assert spool.known(cfg.paths, cfg.tracking, "another") is None
+
+
+class Killed(BaseException):
+    """Nobody catches it, as nobody catches SIGKILL."""
+
+
+class Failing:
+    """A client whose call number ``at`` fails, before or after it has its effect, as all later ones do."""
+
+    def __init__(self, real, at, how, after):
+        self.real, self.at, self.how, self.after, self.calls = real, at, how, after, 0
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.calls += 1
+            if self.calls > self.at or (self.calls == self.at and not self.after):
+                raise self.how
+            answer = getattr(self.real, name)(*args, **kwargs)
+            if self.calls == self.at:
+                raise self.how
+            return answer
+
+        return call
+
+
+CALLS = 15
+"""At least, of a delivery."""
+
+
+@pytest.mark.parametrize(
+    ("how", "after"),
+    [
+        pytest.param(OSError("it is gone"), False, id="gone before"),
+        pytest.param(OSError("it is gone"), True, id="gone after", marks=pytest.mark.slow),
+        pytest.param(Killed(), False, id="killed before", marks=pytest.mark.slow),
+        pytest.param(Killed(), True, id="killed after", marks=pytest.mark.slow),
+    ],
+)
+def test_wherever_a_delivery_breaks_off_the_next_one_is_whole_and_there_is_no_other(
+    made, cfg, monkeypatch, impatient, how, after
+):
+    parcel = keep(made, cfg, monkeypatch)
+    copy = parcel.with_name("copy")
+    shutil.copytree(parcel, copy)
+    real, done, at = spool.store, 0, 0
+    while done == 0:
+        at += 1
+        about = spool.read(parcel)
+        about["record"] = about["tags"]["tsexp.signature"] = f"result {at}"
+        (parcel / spool.ABOUT).write_text(json.dumps(about))
+        failing = Failing(real(cfg.tracking), at, how, after)
+        with monkeypatch.context() as patch:
+            patch.setattr(spool, "store", lambda _, failing=failing: failing)
+            patch.setattr(spool, "finished", lambda *_: None)
+            with contextlib.suppress(tracking.NotDelivered, Killed):
+                spool.deliver(parcel, cfg.tracking)
+                done = at
+        if parcel.exists():
+            spool.deliver(parcel, cfg.tracking)
+        shutil.copytree(copy, parcel)
+    assert at > CALLS
+    found = runs(cfg)
+    assert sorted(r.data.tags[spool.RECORD] for r in found) == sorted(f"result {i + 1}" for i in range(at))
+    assert all(whole(cfg, run) for run in found)
+    assert runs(cfg, "RUNNING") == []
+
+
+def test_the_same_signature_is_stored_once_but_for_what_is_measured_again_on_purpose(made, cfg, monkeypatch):
+    first, second = keep(made, cfg, monkeypatch), keep(made, cfg, monkeypatch)
+    assert spool.deliver(first, cfg.tracking) == spool.deliver(second, cfg.tracking)
+    again = keep(made, replace(cfg, rerun=True), monkeypatch)
+    spool.deliver(again, cfg.tracking)
+    assert len(runs(cfg)) == 2
+    assert waiting(cfg) == []
+
+
+def test_two_that_deliver_the_same_at_once_store_it_once(made, cfg, monkeypatch):
+    parcel = keep(made, cfg, monkeypatch)
+    found = []
+    both = [
+        threading.Thread(target=lambda: found.append(spool.deliver(parcel, cfg.tracking))) for _ in range(2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(set(found)) == 1
+    assert len(found) == 2
+    assert len(runs(cfg)) == 1
+
+
+def test_if_no_disk_takes_a_result_a_line_says_so(made, cfg, monkeypatch, tmp_path):
+    (tmp_path / "a file").write_text("")
+    full = replace(cfg, paths=replace(cfg.paths, spool=f"{tmp_path}/a file"))
+    monkeypatch.setattr(spool.tempfile, "gettempdir", lambda: str(tmp_path / "a file"))
+    with pytest.raises(tracking.NotKept, match="no disk takes the result") as told:
+        measure(made, full)
+    assert "\n" not in str(told.value)
+
+
+def test_a_full_disk_of_the_spool_is_got_around(made, cfg, monkeypatch, tmp_path):
+    (tmp_path / "a file").write_text("")
+    full = replace(cfg, paths=replace(cfg.paths, spool=f"{tmp_path}/a file"))
+    monkeypatch.setattr(spool.tempfile, "gettempdir", lambda: str(tmp_path))
+    measure(made, full)
+    assert len(runs(full)) == 1
+    (other,) = tmp_path.glob("tsexp-spool-*")
+    assert list(other.iterdir()) == []
+    other.chmod(0o777)
+    other.rmdir()
+    other.symlink_to(tmp_path)  # of somebody who would like to read it
+    with pytest.raises(tracking.NotKept, match="is a link"):
+        measure(made, full, "another")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system that is full soon."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = shutil.which("mount") and os.getuid() == 0
+    if (
+        not mounted
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill_up(folder):
+    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_of_the_store_loses_nothing(made, cfg, small_disk, empty_store, impatient):
+    shutil.copy(empty_store, small_disk / "mlflow.db")
+    full = replace(cfg, tracking=replace(cfg.tracking, uri=f"sqlite:///{small_disk}/mlflow.db"))
+    tracking.store(full.tracking)
+    fill_up(small_disk)
+    with pytest.raises(tracking.NotDelivered, match="kept in") as told:
+        measure(made, full, parent="a sweep")
+    assert "\n" not in str(told.value)
+    assert "full" in str(told.value)
+    assert "sqlalche.me" not in str(told.value)
+    (small_disk / "filler").unlink()
+    taken, left = spool.sync(full.paths, full.tracking)
+    assert len(taken) == 1
+    assert left == []
+    (run,) = runs(full)
+    assert whole(full, run)
+
+
+def test_sync_delivers_and_says_what_is_for_another_store(made, cfg, monkeypatch, capsys, impatient):
+    keep(made, cfg, monkeypatch)
+    with pytest.raises(tracking.NotDelivered):
+        measure(made, dead(cfg), "for another", "a sweep")
+    settings = [f"tracking.uri={cfg.tracking.uri}", f"paths.spool={cfg.paths.spool}"]
+    assert sync.main(settings) == 0
+    said = capsys.readouterr().out
+    assert "1 result(s) delivered" in said
+    assert f"1 more for another store: {sync.called('sync')} tracking.uri={DEAD}" in said
+    assert sync.main([*settings, "--all"]) == 0
+    assert len(runs(cfg)) == 2
+    assert sync.main(["epochs=1"]) == 2
+    assert "allowed: tracking.uri" in capsys.readouterr().err
+
+
+def test_a_process_is_dead_only_if_that_is_sure():
+    me = alive.me()
+    with subprocess.Popen([sys.executable, "-c", ""]) as other:
+        pass
+    assert not alive.surely_dead(me)
+    assert alive.surely_dead(me | {"pid": str(other.pid)})
+    assert alive.surely_dead(me | {"started": str(float(me["started"]) - 1e6)})  # its number was given again
+    assert not alive.surely_dead(me | {"started": str(float(me["started"]) - 3600)})  # the clock was set
+    assert not alive.surely_dead(me | {"pid": str(other.pid), "host": "another"})
+    assert not alive.surely_dead(me | {"pid": str(other.pid), "boot": f"{me['boot']}0"})  # in a container
+    assert alive.surely_dead({"host": me["host"], "pid": str(other.pid)})  # what older versions noted
+    assert not alive.surely_dead({})
+
+
+def test_a_machine_that_started_anew_has_no_process_of_before(monkeypatch):
+    me = alive.me() | {"boot": "another startpid:[1]"}
+    here = alive.machine()
+    monkeypatch.setattr(alive, "machine", lambda: here | {"machine": "ours"})
+    assert alive.surely_dead(me | {"machine": "ours"})
+    assert not alive.surely_dead(me | {"machine": "a copy of it, with the same name"})
+    monkeypatch.setattr(alive, "machine", lambda: here | {"machine": ""})
+    assert not alive.surely_dead(me | {"machine": ""})
+
+
+def test_runs_and_folders_of_killed_processes_are_swept_up_and_no_others(made, cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(alive.tempfile, "gettempdir", lambda: str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", ""]) as other:
+        pass
+    gone = alive.me() | {"pid": str(other.pid)}
+    store = tracking.store(cfg.tracking)
+    number = client.experiment_of(store, cfg.tracking)
+    for who in (gone, alive.me(), gone | {"host": "another"}):
+        store.create_run(number, tags={f"tsexp.{k}": v for k, v in who.items()})
+        folder = tmp_path / f"tsexp-measure-{who['host']}{who['pid']}"
+        folder.mkdir()
+        (folder / alive.OWNER).write_text(json.dumps(who))
+    (tmp_path / "tsexp-measure-unknown").mkdir()
+    assert tracking.end_the_dead(cfg.tracking) == 1
+    assert alive.tidy() == 1
+    (killed,) = runs(cfg, "KILLED")
+    assert f"process {other.pid} on" in killed.data.tags["tsexp.error"]
+    assert len(runs(cfg, "RUNNING")) == 2
+    assert len(list(tmp_path.glob("tsexp-measure-*"))) == 3
+
+
+def test_one_that_waits_for_the_same_job_says_for_whom_and_another_store_does_not_wait(
+    cfg, monkeypatch, capsys
+):
+    monkeypatch.setattr(pipeline, "SILENT_S", 0.1)
+    with pipeline._alone(cfg, "job"):
+        other = replace(cfg, tracking=replace(cfg.tracking, experiment="another"))
+        with pipeline._alone(other, "job"):
+            pass
+        assert capsys.readouterr().err == ""
+
+        def wait():
+            with pipeline._alone(cfg, "job"):
+                pass
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.5)
+    thread.join()
+    said = capsys.readouterr().err
+    assert said.startswith(f"waiting for process {os.getpid()} on ")
+    assert "the same job for the same store" in said
+
+
+def sweep_folder(folder, process=None):
+    """What a sweep of five jobs leaves."""
+    names = [f"seed={i}" for i in range(5)]
+    about = {"names": names, "command": "python -m tsexp -m seed=0,1,2,3,4", "parent": "p"}
+    (folder / "sweep.json").write_text(json.dumps(about | ({"process": process} if process else {})))
+    ends = [("finished", None), ("failed", "RuntimeError: lower train.lr\nnow"), ("skipped", "not supported")]
+    for i, (end, error) in enumerate(ends):
+        (folder / str(i)).mkdir()
+        outcome = {"name": names[i], "status": end, "run_id": None, "error": error}
+        (folder / str(i) / "outcome.json").write_text(json.dumps(outcome))
+    (folder / "3").mkdir()
+    return folder
+
+
+def test_status_tells_what_became_of_each_job(tmp_path, capsys):
+    folder = sweep_folder(tmp_path)
+    (folder / "3" / "running.json").write_text(json.dumps(alive.me() | {"pid": "999999"}))
+    assert [j.state for j in status.read(folder)[1]] == ["done", "failed", "skipped", "missing", "missing"]
+    assert status.main([str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "lower train.lr now" in said
+    assert "process 999999" in said
+    assert "5 jobs: 1 done, 1 failed, 1 skipped, 2 missing" in said
+
+
+def test_status_of_a_sweep_that_is_going_on(tmp_path):
+    folder = sweep_folder(tmp_path, alive.me())
+    (folder / "3" / "running.json").write_text(json.dumps(alive.me()))
+    assert [j.state for j in status.read(folder)[1]] == ["done", "failed", "skipped", "running", "waiting"]
+    with pytest.raises(ConfigError, match="still running"):
+        status._retry(folder, *status.read(folder))
+
+
+def test_status_without_a_sweep_says_where_it_looks(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status.main([]) == 2
+    assert "there is no sweep in" in capsys.readouterr().err
+    assert status.main([str(tmp_path)]) == 2
+    assert "is not the folder of a sweep" in capsys.readouterr().err
+
+
+def test_only_what_is_done_is_left_out_of_a_retry(tmp_path, monkeypatch):
+    folder = sweep_folder(tmp_path)
+    assert not jobs.to_keep(folder / "0")
+    monkeypatch.setenv(jobs.RETRY, str(folder))
+    assert [jobs.to_keep(folder / str(i)) for i in range(5)] == [True, False, True, False, False]
+
+
+def test_stores_are_merged_each_result_once_and_nothing_twice(made, tmp_path, empty_store, capsys):
+    one, two, both = (at(tmp_path / name, empty_store) for name in ("one", "two", "both"))
+    measure(made, one, "a")
+    parent = tracking.sweep_run(two.tracking, "a sweep", "of the command")
+    brought = measure(made, two, "b", parent)
+    measure(made, two, "a")
+    command = [one.tracking.uri, two.tracking.uri.removeprefix("sqlite:///"), "--into", both.tracking.uri]
+    assert merge.main(command) == 0
+    assert "1 brought, 0 there already" in capsys.readouterr().out
+    assert merge.main(command) == 0
+    assert "0 brought, 2 there already" in capsys.readouterr().out
+    found = {r.data.tags["tsexp.signature"]: r for r in runs(both)}
+    assert len(runs(both)) == 2
+    assert found.keys() == {"a", "b"}
+    assert all(whole(both, run) for run in found.values())
+    tags = found["b"].data.tags
+    assert tags["tsexp.merged_from"] == two.tracking.uri
+    assert tags["tsexp.merged_run"] == brought
+    assert tags["tsexp.host"] == alive.me()["host"]
+    sweep = tracking.store(both.tracking).get_run(tags["mlflow.parentRunId"])
+    assert sweep.data.tags["tsexp.sweep"] == "of the command"
+
+
+def test_merging_says_what_is_wrong(tmp_path, empty_store, capsys):
+    one = at(tmp_path / "one", empty_store)
+    assert merge.main([one.tracking.uri, "--into", one.tracking.uri]) == 2
+    assert "both read and written" in capsys.readouterr().err
+    assert merge.main([f"{tmp_path}/none.db", "--into", one.tracking.uri]) == 2
+    assert "there is no store at" in capsys.readouterr().err
+    assert merge.main([one.tracking.uri, "--into", f"{tmp_path}/new.db", "--experiment", "strange"]) == 2
+    assert "has no experiment strange" in capsys.readouterr().err
+
+
+def test_the_store_is_asked_with_a_bound(monkeypatch, cfg):
+    for key in client.BOUNDED:
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(client, "_ready", lambda *_: None)
+    tracking.store(cfg.tracking)
+    assert {key: os.environ[key] for key in client.BOUNDED} == client.BOUNDED
