@@ -351,8 +351,7 @@ def test_a_process_is_dead_only_if_that_is_sure():
         pass
     assert not alive.surely_dead(me)
     assert alive.surely_dead(me | {"pid": str(other.pid)})
-    assert alive.surely_dead(me | {"started": str(float(me["started"]) - 1e6)})  # its number was given again
-    assert not alive.surely_dead(me | {"started": str(float(me["started"]) - 3600)})  # the clock was set
+    assert alive.surely_dead(me | {"started": "1"})  # its number was given again
     assert not alive.surely_dead(me | {"pid": str(other.pid), "host": "another"})
     assert not alive.surely_dead(me | {"pid": str(other.pid), "boot": f"{me['boot']}0"})  # in a container
     assert alive.surely_dead({"host": me["host"], "pid": str(other.pid)})  # what older versions noted
@@ -500,3 +499,81 @@ def test_the_store_is_asked_with_a_bound(monkeypatch, cfg):
     monkeypatch.setattr(client, "_ready", lambda *_: None)
     tracking.store(cfg.tracking)
     assert {key: os.environ[key] for key in client.BOUNDED} == client.BOUNDED
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_server_dies_keeps_its_results_and_the_same_command_delivers_them(tmp_path):
+    from benchmarks.faults import Server
+    from test_cli import tsexp
+
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.answers()
+    command = ["-m", "seed=0,1", *TINY, "data=italy_power_demand", f"tracking.uri={server.uri}"]
+    try:
+
+        def die():
+            end = time.monotonic() + 120
+            while not list(tmp_path.glob("multirun/*/*/0/pid")) and time.monotonic() < end:
+                time.sleep(0.2)
+            time.sleep(3)
+            server.kill()
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        done = tsexp(tmp_path, *command, check=False)
+        thread.join()
+        assert done.returncode == 1
+        assert "Traceback" not in done.stdout + done.stderr
+        assert "the result is not lost, it is kept in" in done.stdout + done.stderr
+        assert "0 of 2 results are in it, 2 are kept in" in done.stderr
+        shown = tsexp(tmp_path, "status", check=False)
+        assert shown.returncode == 1
+        assert "2 jobs: 2 kept" in shown.stdout
+        server.start()
+        server.answers()
+        again = tsexp(tmp_path, *command)
+        assert "2 result(s) that were kept in" in again.stderr
+        assert "2 jobs, 2 of them measured before" in again.stdout
+        cfg = compose(*TINY, "data=italy_power_demand", f"tracking.uri={server.uri}")
+        assert len(runs(cfg)) == 3  # and the sweep
+        assert runs(cfg, "RUNNING") == []
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_retry_failed_runs_what_failed_and_leaves_out_what_is_done(tmp_path):
+    from test_cli import environment
+    from test_cli import runs as stored
+
+    # The second seed fails as long as there is a file.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'tsexp.processes' in sys.orig_argv:\n"
+        "    import tsexp.pipeline as p\n"
+        "    real = p.run\n"
+        "    def run(cfg, *a, **k):\n"
+        "        if cfg.seed == 1 and os.path.exists('broken'): raise RuntimeError('it is broken')\n"
+        "        return real(cfg, *a, **k)\n"
+        "    p.run = run\n"
+    )
+    (tmp_path / "broken").write_text("")
+    env = environment() | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "COLUMNS": "170"}
+
+    def tsexp(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "tsexp", *arguments], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+
+    assert tsexp("-m", "seed=0,1", "rerun=true", *TINY, "data=italy_power_demand").returncode == 1
+    shown = tsexp("status")
+    assert "failed  RuntimeError: it is broken" in shown.stdout
+    assert "2 jobs: 1 done, 1 failed" in shown.stdout
+    (tmp_path / "broken").unlink()
+    again = tsexp("status", "--retry-failed")
+    assert again.returncode == 0, again.stdout + again.stderr
+    measured = stored(tmp_path, "tags.`tsexp.stage` = 'done' and attributes.status = 'FINISHED'")
+    assert sorted(r.info.run_name for r in measured) == ["seed=0", "seed=1"]  # rerun=true, and yet once
+    assert len(list(tmp_path.glob("multirun/*/*"))) == 1
+    assert tsexp("status").returncode == 0
