@@ -17,6 +17,7 @@ import pytest
 import made_runs
 from tsexp import card, export, runtimes, stored
 from tsexp.cache import _damage
+from tsexp.energy import PROTOCOL_VERSION
 from tsexp.energy.record import energy_interval_j
 
 WARNING = "foreign load of 1.0 cores; look twice"
@@ -292,6 +293,16 @@ def test_what_cannot_be_exported_is_told_in_a_line(place, capsys, tmp_path):
         settings = [s for s in run.settings if s.split("=")[0] not in given]
         assert said in made_runs.refused(capsys, export, *words, *settings)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_numbers_of_an_older_protocol_are_not_told(place, capsys, tmp_path):
+    run = place.runs["eager"]
+    run.client.set_tag(run.run_id, "tsexp.protocol", "1")
+    try:
+        line = made_runs.refused(capsys, export, run.run_id, tmp_path / "out", *run.settings)
+    finally:
+        run.client.set_tag(run.run_id, "tsexp.protocol", str(PROTOCOL_VERSION))
+    assert "was measured by an older protocol: run it again" in line
 
 
 def test_settings_are_told_from_files_with_such_names(tmp_path, monkeypatch):

@@ -100,6 +100,7 @@ def _export(run: str, folder: Path, cfg: Config) -> str:
 
     client = connect(cfg.tracking.uri)
     row = stored.find(client, cfg.tracking.experiment, run)
+    stored.check_protocol(row)  # the card tells what it measured
     dataset = stored.dataset([row], cfg)
     with tempfile.TemporaryDirectory(prefix="tsexp-export-") as scratch:
         artifact = stored.artifact(client, row, Path(cfg.paths.cache), Path(scratch))

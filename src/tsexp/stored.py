@@ -128,7 +128,7 @@ def find(client: Any, experiment: str, run: str) -> Row:
 
 
 def check_protocol(row: Row) -> None:
-    """Refuse a run that an older version measured in another way."""
+    """Refuse a run whose numbers mean something else than they do now."""
     from tsexp.energy import PROTOCOL_VERSION
 
     if row.tags.get("tsexp.protocol") != str(PROTOCOL_VERSION):
