@@ -357,7 +357,7 @@ def test_the_oldest_aeon_of_the_range(tmp_path):
     (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     # All that aeon allows is this environment's; what it does not is installed before that.
     here = [p for p in sys.path if p.endswith("site-packages")]
-    (packages / "base.pth").write_text(f"import site; [site.addsitedir(p) for p in {here}]\n")
+    (packages / "base.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in here))
     subprocess.run([python, "-m", "pip", "install", "--quiet", f"aeon=={oldest}"], check=True)
     about = "import aeon, sklearn, tsexp; print(aeon.__version__, sklearn.__version__, tsexp.__file__)"
     found = subprocess.run([python, "-c", about], check=True, capture_output=True, text=True).stdout
