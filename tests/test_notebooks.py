@@ -40,7 +40,7 @@ def test_notebook_runs_in_this_environment_and_leaves_nothing_behind(path, tmp_p
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = files()
     notebook = jupytext.read(path)
-    notebook.cells.append(nbformat.v4.new_code_cell("print(sys.executable)"))
+    notebook.cells.append(nbformat.v4.new_code_cell("import sys; print(sys.executable)"))
     NotebookClient(
         notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
