@@ -186,3 +186,39 @@ def test_nobody_else_may_ask(jobs: Path) -> None:
     if not processes.FORKS:
         pytest.skip("only Linux forks")
     assert Path(os.environ[processes.ADDRESS]).parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_fork_of_this_process_has_its_memory_and_tells_how_it_ended(tmp_path):
+    held = {"a list that no file holds": 3}
+
+    def leave():
+        (tmp_path / "seen").write_text(f"{len(held)} {os.getppid() == caller}")
+        return held.popitem()[1]
+
+    caller = os.getpid()
+    assert processes.fork_here(leave) == 3
+    assert (tmp_path / "seen").read_text() == "1 False"  # a fork of a fork
+    assert held
+    assert processes.fork_here(lambda: os.kill(os.getpid(), signal.SIGTERM) or 0) == -signal.SIGTERM
+    assert processes.fork_here(lambda: 1 // 0) == 1
+
+
+def test_a_fork_of_this_process_ends_with_its_caller(tmp_path):
+    code = (
+        "import os, time; from pathlib import Path; from tsexp import processes\n"
+        f"def stay(): Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid())); time.sleep(60)\n"
+        "processes.fork_here(stay)"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    wait(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    pid = int((tmp_path / "pid").read_text())
+    caller.kill()
+    caller.wait()
+    wait(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def wait(happened, timeout_s=30):
+    end = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
