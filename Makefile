@@ -8,7 +8,7 @@ STORE ?= mlflow.db
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-oldest test-cluster test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
+.PHONY: help setup run test test-slow test-oldest test-cluster audit lock test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -29,8 +29,25 @@ test: .venv/.done ## the fast tests
 test-slow: .venv/.done ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-oldest: .venv/.done ## the classifier's tests with the oldest aeon of our range, installed beside (needs PyPI)
+# Core tests; what needs a browser, TeX or a compiler has nothing to do with versions.
+OLDEST := config data models hostile estimators tracking training record report qat runtimes meters frozen
+EXTRAS := $(foreach e,dev optuna parallel report runtimes,--extra $(e))
+
+test-oldest: .venv/.done ## core tests with the oldest version of every dependency that pyproject.toml allows, in .venv-oldest (gigabytes)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct $(EXTRAS) pyproject.toml -o .venv-oldest/requirements.txt
+	VIRTUAL_ENV=.venv-oldest $(BIN)/uv pip sync --quiet .venv-oldest/requirements.txt
+	VIRTUAL_ENV=.venv-oldest $(BIN)/uv pip install --quiet --no-deps --editable .
+	PYTHONPATH=src .venv-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(OLDEST:%=tests/test_%.py)
 	$(BIN)/python -m pytest -m oldest
+
+audit: .venv/.done ## known vulnerabilities of what is installed (asks api.osv.dev); fails where it cannot look
+	$(BIN)/pip-audit --local --skip-editable --strict --vulnerability-service osv
+
+lock: .venv/.done ## requirements/study.txt: the exact environment, as it is installed here, with hashes
+	VIRTUAL_ENV=.venv $(BIN)/uv pip freeze --quiet --exclude-editable | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate \
+	  --custom-compile-command 'make lock' $(PIP_FIND_LINKS:%=--find-links %) --constraints - \
+	  $(EXTRAS) --extra notebooks pyproject.toml -o requirements/study.txt
 
 test-browser: .venv/.done ## the tests that need Chromium
 	$(BIN)/python -m pytest -m browser

@@ -307,3 +307,21 @@ def test_the_table_of_runtimes_is_what_they_support():
             for letter, family in (("T", "transformer"), ("C", "convolution"), ("E", "estimator")):
                 supported = {mode in artifact._supported(name, family) for mode in modes}
                 assert supported == {letter in cell.split()}, (name, modes, family)
+
+
+def test_the_locked_environment_is_what_pyproject_allows_and_names_no_host():
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "requirements" / "study.txt").read_text()
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.M))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    chosen = ("dev", "notebooks", "onnxruntime", "openvino", "optuna", "parallel", "report", "torchao")
+    for line in project["dependencies"] + [line for extra in chosen for line in extras[extra]]:
+        asked = Requirement(line)
+        assert asked.specifier.contains(locked[asked.name.lower()]), line
+    assert not re.search(r"://|--(extra-)?index|--find-links|/\w+/", text)
+    blocks = re.split(r"^(?=[\w.-]+==)", text, flags=re.M)[1:]
+    assert all("--hash=sha256:" in block for block in blocks)
