@@ -1,4 +1,4 @@
-"""docs/security.md as written: an MLflow server that asks for a password, a job that has it, one that has not."""
+"""docs/security.md as written: a server that asks for a password, a job that has it, one that has not."""
 
 import os
 import re

@@ -75,7 +75,7 @@ def test_it_has_no_passwords_and_an_end(checkout, monkeypatch):
 
 
 def test_bytes_that_are_no_text_do_no_harm(checkout):
-    (checkout / "src" / "file.txt").write_bytes(b"\xff\xfe caf\xe9\n" * 3)
+    (checkout / "src" / "file.txt").write_bytes(b"\xff\xfe\xe9\n" * 3)
     assert "file.txt" in origin.changes()
 
 
