@@ -1,6 +1,7 @@
 """Datasets: where they are found, how they are split, what is refused."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import aeon.datasets
@@ -297,6 +298,97 @@ def test_any_bytes_make_a_dataset_or_one_clear_error(tmp_path, train, test, scal
         assert len(x) == len(y) > 0
         assert not np.isinf(x).any()
     assert np.isfinite([*dataset.preprocessing.mean, *dataset.preprocessing.std]).all()
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_a_split_without_series_is_refused_by_name(tmp_path, split):
+    for name in ("TRAIN", "TEST"):
+        content = WHOLE[: WHOLE.index(b"1,2")] if name == split else WHOLE
+        (tmp_path / f"Mine_{name}.ts").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=rf"Mine_{split}.ts, line 5: it holds no series after @data"
+    ) as error:
+        data.load(replace(compose().data, name="Mine", path=str(tmp_path)), "nowhere", 0)
+    assert "\n" not in str(error.value)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=400).filter(lambda name: name not in ("Mine",)), st.booleans())
+@example("x" * 300, False)
+@example("x" * 300, True)
+@example("ä" * 128, False)
+@example("..", False)
+@example("", True)
+@example("a\0b", False)
+def test_any_name_is_found_or_refused_in_a_line(tmp_path, monkeypatch, name, at_path):
+    def unreachable(*_, **__):
+        raise OSError("no network here")
+
+    monkeypatch.setattr("aeon.datasets.load_classification", unreachable)
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Hydra takes none such
+        return
+    config = replace(compose_once(), name=name, path=str(tmp_path) if at_path else None)
+    with pytest.raises(ConfigError) as error:
+        data.load(config, tmp_path / "data", 0)
+    assert len(str(error.value).split("\n")) == 1 or "\n" in name
+
+
+@cache
+def compose_once():
+    return compose().data
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not a folder"):
+        data.find(replace(compose().data, path="/x" * 3000, name="Mine"), tmp_path)
+
+
+def test_files_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch):
+    """Else the checksum would be of others than the series."""
+    own(tmp_path)
+    read = data.tsfile.read
+
+    def slow(file):
+        found = read(file)
+        file.write_text(file.read_text() + "# more\n")
+        return found
+
+    monkeypatch.setattr("tsexp.tsfile.read", slow)
+    with pytest.raises(ConfigError, match="changed while it was read; run it again"):
+        own_again(tmp_path)
+
+
+def own_again(folder):
+    config = replace(compose_once(), name="Mine", path=str(folder), val_fraction=0.0)
+    return data.load(config, "nowhere", 0)
+
+
+def test_a_file_that_cannot_be_read_is_told_in_a_line(tmp_path, monkeypatch):
+    own(tmp_path)
+
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
+    with pytest.raises(ConfigError, match=r"Mine_TRAIN.ts cannot be read \(Permission denied\)$"):
+        own_again(tmp_path)
+
+
+def test_a_dataset_that_was_cut_between_jobs_is_another_one_or_refused(tmp_path):
+    own(tmp_path)
+    file = tmp_path / "Mine_TRAIN.ts"
+    whole, known = file.read_bytes(), own_again(tmp_path).checksum
+    refused = []
+    for length in range(len(whole) - 1, len(whole) // 2, -2):
+        file.write_bytes(whole[:length])
+        try:
+            assert own_again(tmp_path).checksum != known
+        except ConfigError as error:
+            refused.append(str(error))
+    assert len(refused) >= 20
+    assert not [told for told in refused if "\n" in told]
 
 
 def test_one_class_is_refused(tmp_path):

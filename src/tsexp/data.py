@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,12 @@ from tsexp.config import ConfigError, DataConfig, suggest
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+LONGEST_NAME = 200
+"""Bytes of a dataset's name: with what is added to it, a file's has 255 at most."""
+SHOWN = 40
+"""Characters of a wrong name that a message quotes."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +125,15 @@ def find(config: DataConfig, data_dir: str | Path) -> tuple[Path, Path] | None:
     Raises
     ------
     ConfigError
-        If ``data.path`` is given and does not hold ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``.
+        If ``data.path`` is given and does not hold ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``, or the name can
+        be none.
     """
+    if not 0 < len(config.name.encode()) <= LONGEST_NAME or set(config.name) & {"/", "\0"}:
+        shown = config.name if len(config.name) <= SHOWN else f"{config.name[:SHOWN]}…"
+        raise ConfigError(
+            f"data.name={shown!r} is no name of a dataset; it has 1 to {LONGEST_NAME} bytes and no slash "
+            "(data.path says where the files are)"
+        )
     if config.path is not None:
         return _pair_in(Path(config.path), config.name)
     for root in (Path(data_dir), _wheel_dir()):
@@ -160,8 +174,11 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
         missing values and ``data.missing=error``, or cannot be split as asked.
     """
     files = ensure(config, data_dir)
+    checksum = _checksum(files)
     train, test = (_read(file, config) for file in files)
-    return _made(config, train, test, files, seed, b"".join(f.read_bytes() for f in files))
+    if _checksum(files) != checksum:
+        raise ConfigError(f"{files[0]} or {files[1].name} changed while it was read; run it again")
+    return _made(config, train, test, files, seed, checksum)
 
 
 def at_hand(config: DataConfig, series: Sequence[Any], labels: Sequence[str], seed: int) -> Dataset:
@@ -185,7 +202,8 @@ def at_hand(config: DataConfig, series: Sequence[Any], labels: Sequence[str], se
     """
     files = (f"train series of {config.name}", f"test series of {config.name}")
     train = filled(series, config, files[0]), list(labels)
-    return _made(config, train, ([], []), files, seed, _content(*train))
+    checksum = hashlib.sha256(_content(*train)).hexdigest()
+    return _made(config, train, ([], []), files, seed, checksum)
 
 
 def with_test(dataset: Dataset, config: DataConfig, series: Sequence[Any], labels: Sequence[str]) -> Dataset:
@@ -219,7 +237,7 @@ def _made(
     test: tuple[list[FloatArray], list[str]],
     files: tuple[Any, Any],
     seed: int,
-    content: bytes,
+    checksum: str,
 ) -> Dataset:
     (x_train, labels_train), (x_test, labels_test) = train, test
     judge = tasks.named(Dataset.task)
@@ -241,9 +259,16 @@ def _made(
         fit=fit,
         val=val,
         preprocessing=_preprocessing(config, x_train, x_test, fit),
-        checksum=hashlib.sha256(content).hexdigest(),
+        checksum=checksum,
         files=(str(files[0]), str(files[1])),
     )
+
+
+def _checksum(files: tuple[Path, Path]) -> str:
+    try:
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read ({error.strerror})") from None
 
 
 def read_one(file: Path, config: DataConfig) -> tuple[list[FloatArray], list[str]]:
@@ -318,7 +343,7 @@ def _known(data_dir: Path) -> set[str]:
 
 
 def _pair_in(folder: Path, name: str) -> tuple[Path, Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # of a path that is too long, too, where `Path` raises
         raise ConfigError(
             f"data.path={folder} is not a folder; give one that holds NAME_TRAIN.ts and NAME_TEST.ts"
         )
