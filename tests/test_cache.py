@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tsexp.cache import Cache, CacheError, digests
 from tsexp.config import ConfigError
@@ -364,6 +365,16 @@ def test_a_cache_that_cannot_be_written_is_refused_before_any_work(tmp_path, mon
         pipeline.check(compose("data=italy_power_demand", f"paths.cache={root}"))
     assert len(str(error.value).splitlines()) == 1
     assert what != "file" or root.read_text() == "mine"
+
+
+def test_what_a_killed_process_left_half_made_is_swept_up(tmp_path):
+    for name in ("left", "busy"):
+        (tmp_path / "dense" / f"{name}.partial").mkdir(parents=True)
+    with FileLock(tmp_path / "dense" / "busy.lock"):
+        Cache(tmp_path).check()
+        assert entries(tmp_path) == ["busy.partial"]
+    Cache(tmp_path).check()
+    assert entries(tmp_path) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

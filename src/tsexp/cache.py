@@ -7,6 +7,7 @@ rebuilt, and what it cost to build.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -23,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tsexp.config import ConfigError, digest
 from tsexp.locking import sharing_the_machine
@@ -150,7 +151,7 @@ class Cache:
         return Entry(folder, signature, reused=False)
 
     def check(self) -> None:
-        """Find out, before any work, whether something can be kept here.
+        """Find out, before any work, whether something can be kept here, and remove what nobody will finish.
 
         Raises
         ------
@@ -166,6 +167,10 @@ class Cache:
                 f"paths.cache={self.root} cannot be written into ({error.strerror}); give another folder, "
                 "paths.cache=…, or have this one permitted"
             ) from None
+        for partial in self.root.glob("*/*.partial"):
+            # Of a process that was killed; one that is building has the lock.
+            with contextlib.suppress(Timeout, OSError), FileLock(partial.with_suffix(".lock"), timeout=0):
+                _clear(partial)
 
     def _metered(self, build: Callable[[Path], None], folder: Path) -> dict[str, Any]:
         counter = self.counter()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import secret, stored
+from tsexp import alive, secret, stored
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
 
@@ -104,8 +103,8 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
     rows = [_find(client, cfg.tracking.experiment, run) for run in runs]
     dataset = _dataset(rows, cfg)
     cache = Cache(Path(cfg.paths.cache))
-    with tempfile.TemporaryDirectory(prefix="tsexp-compare-") as scratch:
-        a, b = (Side(row, stored.artifact(client, row, cache.root, Path(scratch))) for row in rows)
+    with alive.scratch("compare") as scratch:
+        a, b = (Side(row, stored.artifact(client, row, cache.root, scratch)) for row in rows)
         _check(a, b, cfg)
         processes.start(energy.PRELOAD)
         scores, scores_b = (
