@@ -451,6 +451,7 @@ class Config(ModelConfig):
 def test_a_network_of_ones_own_is_not_pruned(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_net.py").write_text(OWN)
+    monkeypatch.setenv("TSEXP_OWN_CODE", "my_net")
     ours = compose("model=fcn")
     mine = replace(ours, model=__import__("my_net").Config("mine", "my_net:"))
     compress.check(mine)

@@ -210,6 +210,7 @@ def test_a_meter_of_ones_own_is_taken_instead_and_an_estimate_is_refused_where_n
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_counter.py").write_text(MINE.format("mains:plug"))
     (tmp_path / "my_guess.py").write_text(MINE.format("estimated:weather"))
+    monkeypatch.setenv("TSEXP_OWN_CODE", "my_counter,my_guess")  # as a configuration that names them does
     assert (
         meters.choose("cpu", "measured", 10.0, "my_counter:Mine").source
         == meters.source("cpu", "my_counter:Mine")

@@ -306,7 +306,8 @@ def test_gradients_reach_every_parameter(italy, name):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_a_description_calls_nothing_but_a_module_class(italy, tiny_model):
+def test_a_description_calls_nothing_but_a_module_class(italy, tiny_model, monkeypatch):
+    monkeypatch.setenv(OWN_CODE, "os")
     arch = replace(tiny_model(italy).arch, tokenizer="os:getcwd")
     with pytest.raises(ValueError, match=r"os:getcwd is not a class of torch\.nn\.Module"):
         Classifier(arch)
