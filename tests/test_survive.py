@@ -437,6 +437,16 @@ def test_status_tells_what_became_of_each_job(tmp_path, capsys):
     assert "5 jobs: 1 done, 1 failed, 1 skipped, 2 missing" in said
 
 
+def test_what_is_kept_is_done_when_it_was_delivered(tmp_path):
+    folder, parcel = sweep_folder(tmp_path), tmp_path / "parcel"
+    parcel.mkdir()
+    outcome = {"name": "seed=3", "status": "kept", "run_id": None, "error": "gone", "parcel": str(parcel)}
+    (folder / "3" / "outcome.json").write_text(json.dumps(outcome))
+    assert status.read(folder)[1][3] == status.Job(3, "seed=3", "kept", "gone")
+    parcel.rmdir()
+    assert status.read(folder)[1][3].state == "done"
+
+
 def test_status_of_a_sweep_that_is_going_on(tmp_path):
     folder = sweep_folder(tmp_path, alive.me())
     (folder / "3" / "running.json").write_text(json.dumps(alive.me()))

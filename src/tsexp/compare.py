@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import config as configs
 from tsexp import alive, secret, stored
+from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
 

@@ -94,6 +94,8 @@ def _alive(who: dict[str, str]) -> bool:
 def _job(folder: Path, number: int, name: str, on: bool) -> Job:
     outcome, note = _json(folder / "outcome.json"), _json(folder / "running.json")
     if outcome:
+        if outcome["status"] == "kept" and not Path(outcome["parcel"]).exists():
+            return Job(number, name, "done", "delivered later")
         states = {"finished": "done", "found": "done", "refused": "failed"}
         why = " ".join(str(outcome.get("error") or "").split())
         return Job(number, name, states.get(outcome["status"], outcome["status"]), why)
