@@ -503,6 +503,18 @@ def test_merging_says_what_is_wrong(tmp_path, empty_store, capsys):
     assert "has no experiment strange" in capsys.readouterr().err
 
 
+def test_what_a_server_that_is_gone_is_told_in(cfg, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    gone = dead(cfg).tracking
+    with pytest.raises(ConfigError) as told, tracking.asking(gone):
+        mlflow.MlflowClient(DEAD).search_experiments()
+    assert str(told.value) == (
+        f"the store {DEAD} does not answer (Connection refused); is it running, and is the address right?"
+    )
+
+
 def test_the_store_is_asked_with_a_bound(monkeypatch, cfg):
     for key in client.BOUNDED:
         monkeypatch.delenv(key, raising=False)

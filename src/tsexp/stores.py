@@ -68,7 +68,7 @@ def client(uri: str) -> Any:
             try:
                 found.search_experiments(max_results=1)
             except Exception as error:  # of MLflow, or of its HTTP client
-                raise ConfigError(_silent(uri, error)) from None
+                raise ConfigError(silent(uri, error)) from None
     return found
 
 
@@ -94,7 +94,7 @@ def _check_database(uri: str, scheme: str) -> None:
             socket.create_connection((url.host, url.port or DATABASES[scheme]), SECONDS).close()
         engine.connect().close()
     except (OSError, SQLAlchemyError) as error:
-        raise ConfigError(_silent(uri, error)) from None
+        raise ConfigError(silent(uri, error)) from None
     finally:
         engine.dispose()
 
@@ -114,7 +114,8 @@ def _impatient() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _silent(uri: str, error: Exception) -> str:
+def silent(uri: str, error: Exception) -> str:
+    """Tell in a line why a store does not answer."""
     text = str(getattr(error, "orig", error))  # what the driver says, without SQLAlchemy's advice
     status = re.search(r"error code (\d{3})", text)
     cause = re.search(r"\[Errno -?\d+\] ([\w ]+)|([\w ]*timed out)", text)

@@ -181,6 +181,8 @@ def view_url(experiment_id: str, server: str = "http://127.0.0.1:5000") -> str:
 
 def said(config: TrackingConfig, error: Exception) -> str:
     """Tell in a line why a store did not take something."""
+    if "Max retries exceeded" in str(error):  # of the HTTP client, in many words
+        return stores.silent(config.uri, error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename2 or error.filename or ''}".rstrip(": ")
     else:
