@@ -10,6 +10,7 @@ from torch import nn
 
 from conftest import TINY, as_tensor, compose
 from tsexp import models
+from tsexp.config import OWN_CODE
 from tsexp.data import Preprocessing
 from tsexp.models import transformer
 from tsexp.models.preprocess import Preprocess
@@ -337,8 +338,9 @@ class Halves(nn.Module):
 @pytest.mark.parametrize("name", ["t1", "t3"])
 @pytest.mark.parametrize("layer", ["encoder.blocks.1.attention.k", "encoder.blocks.1.fc2", "head.0"])
 def test_what_replaces_a_layer_is_saved_loaded_and_deployed_with_the_model(
-    tiny_model, italy, tmp_path, name, layer
+    tiny_model, italy, tmp_path, monkeypatch, name, layer
 ):
+    monkeypatch.setenv(OWN_CODE, __name__)  # a step's own classes lie in the package, which is trusted
     model = tiny_model(italy, f"model={name}")
     model.replace(layer, Halves.like(model.get_submodule(layer), 3), scale=3)
     x = as_tensor(italy.x_test[:9])
@@ -350,11 +352,13 @@ def test_what_replaces_a_layer_is_saved_loaded_and_deployed_with_the_model(
         assert (again.deployable(**how)(x) - model(x)).abs().max() < 1e-5
 
 
-def test_a_saved_model_can_name_modules_only(tiny_model, italy, tmp_path):
+@pytest.mark.parametrize("own", ["", "os"])
+def test_a_saved_model_can_name_modules_only(tiny_model, italy, tmp_path, monkeypatch, own):
+    monkeypatch.setenv(OWN_CODE, own)
     model = tiny_model(italy)
     models.save(model, tmp_path)
     arch = json.loads((tmp_path / "arch.json").read_text())
     arch["replaced"] = {"head.0": {"kind": "os:system", "command": "true"}}
     (tmp_path / "arch.json").write_text(json.dumps(arch))
-    with pytest.raises(ValueError, match="os:system is not a class of"):
+    with pytest.raises(ValueError, match="os:system is not a class of" if own else "somebody's own code"):
         models.load(tmp_path)
