@@ -276,3 +276,13 @@ def test_artifacts_of_a_server_that_does_not_serve_them_lie_where_it_says_or_are
         (run,) = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id],
                                     "tags.`tsexp.valid` = 'true'")  # fmt: skip
         assert client.list_artifacts(run.info.run_id)
+
+
+def test_the_load_of_a_store_is_measured(tmp_path):
+    command = [sys.executable, str(Path(__file__).parent / "benchmarks" / "load.py"), "--jobs", "4"]
+    done = subprocess.run(
+        [*command, "--stores", "sqlite", "--at-once", "1,4"], cwd=tmp_path, capture_output=True, text=True
+    )
+    rows = re.findall(r"^\| sqlite \| (\d) \| (\d+) \| (\d) \| (\d) \|$", done.stdout, re.M)
+    assert [(at_once, lost, twice) for at_once, _, lost, twice in rows] == [("1", "0", "0"), ("4", "0", "0")]
+    assert all(int(rate) > 0 for _, rate, *_ in rows)
