@@ -94,6 +94,7 @@ def opened(config: TrackingConfig) -> Any:
     """Return what `store` does, and leave MLflow's current store as it is."""
     for key, value in BOUNDED.items():
         os.environ.setdefault(key, value)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     return _ready(config.uri, config.experiment, config.artifacts, os.getpid())
 
 
