@@ -378,7 +378,7 @@ def test_a_name_that_leads_elsewhere_is_not_followed(artifact, monkeypatch, tmp_
     for name in ("../secret", str(tmp_path / "secret"), "sub/../../secret"):
         files = about["files"] | {name: sha256(tmp_path / "secret")}
         (folder / "manifest.json").write_text(json.dumps(about | {"files": files}))
-        with pytest.raises(ValueError, match=f"{re.escape(name)} in .* is not what the manifest lists"):
+        with pytest.raises(ValueError, match=f"{re.escape(name)} is not what the manifest lists"):
             runtimes.load(folder)
     assert read
     assert all(path.parent == folder for path in read)

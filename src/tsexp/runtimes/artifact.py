@@ -441,7 +441,7 @@ def verified(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no artifact ({type(error).__name__}: {error})") from None
     if wrong:
         raise ValueError(
-            f"{', '.join(wrong)} in {folder} is not what the manifest lists; the artifact is damaged"
+            f"{', '.join(wrong)} is not what the manifest lists; the artifact {folder} is damaged"
         )
     if not all(isinstance(word, str) for word in (runtime, mode, device)) or (
         mode not in _supported(runtime, "transformer") or device not in ("cpu", "cuda")
