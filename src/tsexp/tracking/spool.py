@@ -291,12 +291,16 @@ def _deliver(folder: Path, about: Mapping[str, Any], config: TrackingConfig) -> 
     before = (folder / ATTEMPT).read_text() if (folder / ATTEMPT).exists() else ""
     run_id = about["run_id"] if not before and _is_open(client, about["run_id"]) else None
     if run_id is None:
-        for other in {before, about["run_id"] or ""} - {""}:
+        number = experiment_of(client, config)
+        begun = client.search_runs(
+            [number], f"tags.`{RECORD}` = '{about['record']}' and attributes.status = 'RUNNING'"
+        )  # made, and the answer was lost
+        for other in {before, about["run_id"] or "", *(r.info.run_id for r in begun)} - {""}:
             _give_up(client, other, "its delivery was interrupted; another run has the result")
         run_id = client.create_run(
-            experiment_of(client, config),
+            number,
             start_time=about["start_ms"],
-            tags={"mlflow.runName": about["tags"]["mlflow.runName"]},
+            tags={"mlflow.runName": about["tags"]["mlflow.runName"], RECORD: about["record"]},
         ).info.run_id
     (folder / ATTEMPT).write_text(run_id)
     fill(client, run_id, folder, about)
