@@ -350,8 +350,8 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch
     own(tmp_path)
     read = data.tsfile.read
 
-    def slow(file):
-        found = read(file)
+    def slow(file, *how):
+        found = read(file, *how)
         file.write_text(file.read_text() + "# more\n")
         return found
 
