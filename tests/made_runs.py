@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -86,7 +87,11 @@ METRICS = {
 def make(folder, dataset, *overrides, invalid=(), warnings=(), source="estimated:cpu_time", model=None):
     """Log a finished run of a tiny untrained model of a dataset, as these overrides ask for it."""
     cfg = compose(
-        *TINY, *overrides, f"paths.cache={folder}/cache", f"tracking.uri=sqlite:///{folder}/mlflow.db"
+        *TINY,
+        *overrides,
+        f"paths.cache={folder}/cache",
+        f"paths.spool={folder}/spool",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
     )
     cache = Cache(folder / "cache")
 
@@ -113,7 +118,8 @@ def make(folder, dataset, *overrides, invalid=(), warnings=(), source="estimated
         artifact.manifest,
         {"cpu": "a CPU", "cores": 2},
     )
-    with contextlib.redirect_stdout(io.StringIO()), tracking.tracked(cfg, "", "a job", "none", None) as run:
+    job = tracking.tracked(cfg, "", "a job", uuid.uuid4().hex, None)  # each is a measurement of its own
+    with contextlib.redirect_stdout(io.StringIO()), job as run:
         run.log(cfg, dataset, {"dense": fitted}, [], artifact, record)
         run.enter("done")
     return Made(run.run_id, folder, artifact, dataset, scores)

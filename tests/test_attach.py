@@ -200,7 +200,10 @@ def test_what_was_found_of_the_artifact_stays_a_warning(empty_store: Path, tmp_p
         ((), "give a run and a log, RUN power.csv, not nothing"),
         (("RUN",), "give a run and a log"),
         (("RUN", "LOG", "seed=1"), "beside them only tracking.uri=… and tracking.experiment=… can be set"),
-        (("RUN", "LOG", "tracking.url=x"), "tracking.url is not a key; allowed in tracking: experiment, uri"),
+        (
+            ("RUN", "LOG", "tracking.url=x"),
+            "tracking.url is not a key; allowed in tracking: artifacts, experiment, uri",
+        ),
         (("RUN", "LOG", "--name", "my plug"), "'my plug' is no name of a meter"),
         (("RUN", "LOG", "--offset-s", "nan"), "--offset-s is no number of seconds"),
         (("RUN", "/nowhere/log.csv"), "/nowhere/log.csv cannot be read"),

@@ -57,7 +57,7 @@ def commands(*others):
         f"{module}{arguments}" for page in pages for module, arguments in COMMAND.findall(page.read_text())
     }
     # tsexp report is tsexp.report
-    return {re.sub(rf"^tsexp ({'|'.join(SUBCOMMANDS)})\b", r"tsexp.\1", command) for command in found}
+    return {re.sub(rf"^tsexp ({'|'.join(SUBCOMMANDS)})(?= |$)", r"tsexp.\1", command) for command in found}
 
 
 def headings(page):

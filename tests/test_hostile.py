@@ -41,6 +41,7 @@ IMPORTS = {
     ("processes.py", "pkgutil.resolve_name"): "what the caller, this user, asks for over a socket of his own",
     ("processes.py", "importlib.import_module"): "the caller's list",
     ("command.py", "pkgutil.resolve_name"): "a table in the code",
+    ("__init__.py", "importlib.import_module"): "a table in the code",
     ("tasks/table.py", "importlib.import_module"): "a table in the code",
     ("compress/fold.py", "importlib.import_module"): "a table in the code",
     ("models/counting.py", "importlib.import_module"): "a constant",

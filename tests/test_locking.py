@@ -302,8 +302,9 @@ except RuntimeError as error:
 def as_another(tmp, **more):
     """Take the lock as the user nobody."""
     tmp.chmod(0o1777)
-    for folder in tmp.parents[:2]:
-        folder.chmod(0o755)
+    for folder in tmp.parents:  # pytest's own are its user's alone
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
     environment = {k: v for k, v in os.environ.items() if k != "TSEXP_LOCK"} | {"TMPDIR": str(tmp)}
     return subprocess.Popen(
         [sys.executable, "-c", AS_ANOTHER],
