@@ -154,6 +154,7 @@ def test_what_estimators_are_asked(subject, expected):
     np.testing.assert_allclose(record.scores, expected(subject), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_objects_that_used_threads_before_are_measured_after_a_script_without_a_guard(tmp_path):
     """GNU OpenMP of Numba and PyTorch, with two threads each; a counter whose reader starts helpers."""
     root = tmp_path / "intel-rapl"

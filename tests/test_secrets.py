@@ -43,7 +43,7 @@ def own_conf(folder, uri):
     ("arguments", "status"),
     [
         ([f"tracking.uri={NOBODY}"], 2),
-        (["-m", f"tracking.uri={NOBODY}", "seed=0,1"], 2),
+        pytest.param(["-m", f"tracking.uri={NOBODY}", "seed=0,1"], 2, marks=pytest.mark.slow),
         (["-m", f"tracking={{uri:'{NOBODY}'}}", "seed=0,1"], 2),
         (["--info", "all", f"tracking.uri={NOBODY}"], 0),
         (["-m", f"tracking.uri={NOBODY},sqlite:///mlflow.db"], 2),
@@ -144,8 +144,8 @@ def test_what_is_no_password_is_shown(text):
     "command",
     [
         ["tsexp", "tracking.uri={}", "data=italy_power_demand"],
-        ["tsexp.ui", "{}"],
-        ["tsexp.compare", "0123456", "1234567", "tracking.uri={}"],
+        pytest.param(["tsexp.ui", "{}"], marks=pytest.mark.slow),
+        pytest.param(["tsexp.compare", "0123456", "1234567", "tracking.uri={}"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

@@ -159,8 +159,8 @@ class Cache:
             If the folder is something else, or cannot be written into.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
+            there = next(f for f in (self.root, *self.root.parents) if f.exists() or f.is_symlink())
+            with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
             raise ConfigError(

@@ -51,6 +51,8 @@ BOUND_S = 15
 MLflow's own retries take 751 s."""
 BOUNDED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(BOUND_S), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 """What is set in the environment, unless it is set there already."""
+GONE = "killed: "
+"""How the error of a run begins whose process was found dead."""
 NAME = "attributes.`Run Name`"
 NAME_WIDTH = 320
 """Pixels; the UI's own 190 show 18 characters."""
@@ -233,6 +235,6 @@ def _end_if_dead(client: Any, run: Any) -> bool:
     who = {k.removeprefix("tsexp."): v for k, v in run.data.tags.items()}
     if run.info.status != "RUNNING" or not alive.surely_dead(who):
         return False
-    client.set_tag(run.info.run_id, "tsexp.error", f"killed: {alive.told(who)} is gone")
+    client.set_tag(run.info.run_id, "tsexp.error", f"{GONE}{alive.told(who)} is gone")
     client.set_terminated(run.info.run_id, "KILLED")
     return True

@@ -23,7 +23,7 @@ from tsexp.config import Config, ConfigError, TrackingConfig, digest, flat, iden
 from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed
 from tsexp.energy.meters import ESTIMATED
 from tsexp.tracking import model, origin, pictures, spool
-from tsexp.tracking.client import experiment_of, said, store
+from tsexp.tracking.client import GONE, experiment_of, said, store
 
 if TYPE_CHECKING:
     from tsexp.data import Dataset
@@ -293,11 +293,11 @@ def tracked(
 def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:
     """End as FAILED what a process that is gone left RUNNING."""
     client = store(config)
-    mine = (
-        f"attributes.status = 'RUNNING' and tags.`tsexp.pid` = '{pid}' "
-        f"and tags.`tsexp.host` = '{socket.gethostname()}'"
-    )
+    mine = f"tags.`tsexp.pid` = '{pid}' and tags.`tsexp.host` = '{socket.gethostname()}'"
     for run in client.search_runs([experiment_of(client, config)], mine):
+        found = run.info.status == "KILLED" and run.data.tags.get("tsexp.error", "").startswith(GONE)
+        if run.info.status != "RUNNING" and not found:  # found to be dead by somebody who did not know why
+            continue
         client.set_tag(run.info.run_id, "tsexp.error", reason)
         client.set_terminated(run.info.run_id, "FAILED")
         client.log_text(run.info.run_id, f"{reason}\n", "traceback.txt")
