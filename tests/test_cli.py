@@ -222,6 +222,7 @@ def test_the_same_command_again_measures_nothing_and_shows_the_same(sweep):
     assert len(runs(folder)) == before
 
 
+@pytest.mark.slow
 def test_parallel_jobs_in_every_runtime_that_needs_no_compiler_are_what_one_after_the_other_makes(
     sweep, tmp_path
 ):
@@ -249,6 +250,7 @@ def test_parallel_jobs_in_every_runtime_that_needs_no_compiler_are_what_one_afte
     assert list(accuracy.values()) == pytest.approx([accuracy["runtime=eager"]] * 3, abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_the_folder_of_another_shows_its_own_jobs_only(sweep):
     folder, _ = sweep
     again = tsexp(

@@ -216,9 +216,7 @@ def pairs():
 OFTEN = {
     ("PickupGestureWiimoteZ", "eager", "bf16"),
     ("PickupGestureWiimoteZ", "onnxruntime", "none"),
-    ("PickupGestureWiimoteZ", "openvino", "static"),
     ("ItalyPowerDemand", "onnxruntime", "static"),
-    ("ItalyPowerDemand", "onnxruntime", "weight_only"),
 }
 """Of the larger networks, what is tried every time."""
 FORMAT = {"none": "float32", "bf16": "bfloat16", "static": "int8", "qat": "int8"}

@@ -116,6 +116,7 @@ def test_every_figure_is_drawn_as_pdf_and_png_and_the_notes_say_why_one_is_not(d
     assert "Setup: A CPU, batch 1, 1 thread." in notes
 
 
+@pytest.mark.slow
 def test_equal_results_give_equal_bytes_in_another_process_too(drawn, tmp_path):
     files, _ = drawn
     environment = os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1"}
@@ -141,6 +142,7 @@ def test_all_text_is_readable_and_inside_the_figure(everything):
             assert all(whole.contains(x, y) for x, y in box.corners()), (name, text.get_text())
 
 
+@pytest.mark.slow
 def test_many_models_on_four_datasets_stay_readable():
     """The legend fits, four panels are two rows of two, and no number on a front covers another."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

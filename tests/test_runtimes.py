@@ -26,11 +26,14 @@ from tsexp.runtimes import artifact as artifact_module
 
 
 def pairs():
-    """(runtime, mode); compiling takes 10 s each time, so that most of inductor's are slow."""
+    """(runtime, mode); compiling takes 10 s and more, so that those of inductor are slow."""
     for name in runtimes.RUNTIMES:
         for mode, devices in artifact_module._module(name).SUPPORTED.items():
             if "cpu" in devices:
-                slow = name == "inductor" and mode != "none"
+                slow = name == "inductor" or (name, mode) in (
+                    ("openvino", "weight_only"),
+                    ("openvino", "qat"),
+                )
                 yield pytest.param(name, mode, marks=pytest.mark.slow if slow else ())
 
 
@@ -204,7 +207,11 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(r, marks=pytest.mark.slow if r == "inductor" else ()) for r in runtimes.RUNTIMES]
+    "name",
+    [
+        pytest.param(r, marks=pytest.mark.slow if r in ("inductor", "openvino") else ())
+        for r in runtimes.RUNTIMES
+    ],
 )
 @pytest.mark.parametrize("change", [{}, {"unequal": "resample", "length": 64}], ids=["padded", "resampled"])
 def test_series_of_unequal_length(tmp_path, load_data, name, change):
@@ -291,7 +298,7 @@ def test_rewriting_leaves_an_own_tokenizer_alone(italy, tiny_model, tokenizer):
             assert (artifact_module._module(name).rewritten(source, mode)(x) - source(x)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("tokenizer", ["conv_stem", *OWN])
+@pytest.mark.parametrize("tokenizer", ["conv_stem", *(pytest.param(t, marks=pytest.mark.slow) for t in OWN)])
 def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, tokenizer):
     cfg = compose(*TINY, f"model.tokenizer={tokenizer}", "quant.calibration_series=16")
     cache = Cache(tmp_path)
@@ -314,7 +321,7 @@ def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, to
     assert len(weights) == 2 * 4 + 1
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("method", ["minmax", pytest.param("percentile", marks=pytest.mark.slow), "entropy"])
 def test_ranges_come_from_calibration(home, method):
     artifact, _ = deploy(home, "onnxruntime", "static", calibration=method)
     narrow, _ = deploy(home, "onnxruntime", "static", calibration=method, calibration_series=1)

@@ -49,6 +49,7 @@ def numbers(table):
     return list(csv.DictReader(io.StringIO(tables.csv(table))))
 
 
+@pytest.mark.slow
 def test_written_twice_they_are_the_same_bytes(whole, tmp_path):
     for name in ("a", "b"):
         files, _ = tables.write(frozen(), tmp_path / name)

@@ -432,6 +432,7 @@ def test_a_run_that_cannot_log_its_params_does_not_stay_running(store, monkeypat
     assert left.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_fresh_store_is_made_without_a_word(tmp_path):
     code = (
         "import sys\n"
