@@ -358,6 +358,7 @@ def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):
     assert "lower train.lr" in text
 
 
+@pytest.mark.slow
 def test_a_sweep_skips_what_no_runtime_supports_and_succeeds(tmp_path):
     done = tsexp(tmp_path, "-m", "quant.mode=dynamic,bf16", "runtime=onnxruntime", "train.epochs=1", *ITALY)
     assert "1 jobs, 1 skipped" in done.stdout

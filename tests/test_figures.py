@@ -281,6 +281,7 @@ def test_a_dense_model_that_was_measured_itself_is_no_second_point():
     assert not [line for line in drawing.figure.axes[0].lines if line.get_marker() == "*"]
 
 
+@pytest.mark.slow
 def test_an_invalid_energy_changes_nothing_but_its_own_and_its_accuracy_counts():
     results = small()
     invalid = ~results.results["valid"]
@@ -487,6 +488,7 @@ def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point_on
                 assert shown[y, x] == pytest.approx(share_pct)
 
 
+@pytest.mark.slow
 def test_models_of_other_families_are_drawn_beside_the_transformer_and_alone(tmp_path):
     results = small(models=("t1", "fcn", "minirocket"))
     notes = figures.draw(results, tmp_path)[-1].read_text()
