@@ -131,6 +131,23 @@ def test_a_password_is_seen_wherever_a_uri_has_it(uri, monkeypatch):
     assert secret.given(secret.REFERENCE) == uri
 
 
+def test_several_stores_are_hidden_each_for_itself(monkeypatch, capsys):
+    from tsexp import merge
+
+    for name in (secret.STORE, f"{secret.STORE}_2"):
+        monkeypatch.setenv(name, "")
+    a, b = (f"postgresql://me:{PASSWORD}@127.0.0.1:1/{name}" for name in "ab")
+    words = secret.hidden([a, a, "--into", b])
+    assert PASSWORD not in " ".join(words)
+    assert [secret.given(word) for word in words] == [a, a, "--into", b]
+    assert (
+        merge.main(words) == 2
+    )  # nothing listens there; with one variable for both, "both read and written"
+    said = capsys.readouterr().err
+    assert "127.0.0.1:1/a" in said
+    assert PASSWORD not in said
+
+
 @pytest.mark.parametrize(
     "text", ["http://127.0.0.1:5000/#/experiments/1?viewStateShareKey=tsexp", "sqlite:////a/b.db"]
 )

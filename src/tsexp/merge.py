@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tsexp import alive
+from tsexp import alive, secret
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
@@ -35,14 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stores", nargs="+", metavar="STORE", help="to read")
     parser.add_argument("--into", required=True, metavar="STORE", help="to write; made if it is not there")
     parser.add_argument("--experiment", default="tsexp", help="of both (default: tsexp)")
+    if arguments is None:
+        secret.out_of_sight()
     asked = parser.parse_args(arguments)
 
     from tsexp import stores, tracking
     from tsexp.report.store import ReportError
 
     try:
-        into = TrackingConfig(stores.uri_of(asked.into), asked.experiment)
-        sources = [stores.uri_of(store) for store in asked.stores]
+        into = TrackingConfig(stores.uri_of(secret.given(asked.into)), asked.experiment)
+        sources = [stores.uri_of(secret.given(store)) for store in asked.stores]
         if into.uri in sources:
             raise ConfigError(f"{configs.redact(into.uri)} is both read and written; name each store once")
         opened = [_open(uri, asked.experiment) for uri in sources]

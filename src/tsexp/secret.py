@@ -55,22 +55,26 @@ def scrubbed(text: str) -> str:
 
 def given(store: str) -> str:
     """Return the store that an argument names, if it was hidden."""
-    return os.environ[STORE] if store == REFERENCE else store
+    found = re.fullmatch(rf"\$\{{oc\.env:({STORE}\w*)\}}", store)
+    return os.environ[found[1]] if found else store
 
 
 def hidden(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command line with a reference in the place of a URI that has a password."""
-    return [_hidden(argument) for argument in arguments]
+    names: dict[str, str] = {}
+    return [_hidden(argument, names) for argument in arguments]
 
 
-def _hidden(argument: str) -> str:
+def _hidden(argument: str, names: dict[str, str]) -> str:
+    """Hide one; `names` has the variables of the URIs before it, for `tsexp merge` takes several stores."""
     found = re.fullmatch(r"""(\+{0,2}tracking\.uri=|(?=[\w+]+://))(['"]?)(.*)\2""", argument)
     if not found or redact(found[3]) == found[3]:
         return argument
     if "," in found[3] and found[1] and not found[2]:  # a list to sweep over is refused later on
         return argument
-    os.environ[STORE] = found[3]
-    return found[1] + REFERENCE
+    name = names.setdefault(found[3], f"{STORE}_{len(names) + 1}" if names else STORE)
+    os.environ[name] = found[3]
+    return f"{found[1]}${{oc.env:{name}}}"
 
 
 def hide(config: DictConfig) -> None:
