@@ -170,14 +170,10 @@ def metrics(old: Row, raw: dict[str, Any], valid: bool) -> dict[str, float]:
         They may be trusted; of an invalid one, names begin with ``invalid/``.
     """
     from tsexp import tracking
-    from tsexp.energy.record import summarize
+    from tsexp.energy.record import combined, summarize
 
-    seen = summarize(raw)
-    accuracy = old.metrics.get("test/accuracy")
-    if accuracy and "energy/per_inference_j" in seen:
-        seen["energy/per_correct_j"] = seen["energy/per_inference_j"] / accuracy
     kept = {k: v for k, v in old.metrics.items() if k.startswith(KEPT)}
-    return kept | {tracking.as_shown(k, valid): float(v) for k, v in seen.items() if math.isfinite(v)}
+    return {tracking.as_shown(k, valid): v for k, v in combined(kept, summarize(raw)).items()}
 
 
 def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, folder: Path) -> str:
