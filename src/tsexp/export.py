@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import card, stored
+from tsexp import card, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import NOT_ASKED, Config, ConfigError
@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="run, folder or key=value", help=argparse.SUPPRESS)
+    if arguments is None:
+        secret.out_of_sight()
     asked, unknown = parser.parse_known_args(arguments)
 
     def work() -> None:

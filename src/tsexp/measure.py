@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsexp import config as configs
+from tsexp import secret, stored
 from tsexp.command import called
 from tsexp.config import Config, ConfigError, TrackingConfig, suggest
 from tsexp.energy.record import Record
@@ -609,23 +610,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reference", metavar="SUBJECT", help="beside what (default: itself: the noise)")
     parser.add_argument("--name", help="of the subject, and in the store (default: its file)")
     parser.add_argument("--no-store", action="store_true", help="print only")
+    if arguments is None:
+        secret.out_of_sight()
     asked, unknown = parser.parse_known_intermixed_args(arguments)
-    try:
+
+    def work() -> None:
         if unknown:
             raise ConfigError(f"{unknown[0]} is not an option; see --help")
         _run(asked)
-    except ConfigError as error:
-        return _end(2, str(error))
-    except KeyboardInterrupt:
-        return _end(130, "interrupted; nothing was stored")
-    except Exception as error:  # of the measuring processes, of the store
-        return _end(1, f"{type(error).__name__}: {error}")
-    return 0
 
-
-def _end(status: int, message: str) -> int:
-    print(f"tsexp.measure: error: {configs.redact(message)}", file=sys.stderr)
-    return status
+    return stored.carried_out("measure", work, "nothing was stored")
 
 
 def _run(asked: argparse.Namespace) -> None:

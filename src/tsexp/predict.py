@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import stored
+from tsexp import secret, stored
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
 
@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="run, file or key=value", help=argparse.SUPPRESS)
     parser.add_argument("--output", metavar="OUT.csv", help="write there, not to the terminal")
+    if arguments is None:
+        secret.out_of_sight()
     asked, unknown = parser.parse_known_intermixed_args(arguments)
 
     def work() -> None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 from tsexp import config as configs
+from tsexp import secret
 from tsexp.command import called
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig
 
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--all", action="store_true", help="to this store also what was measured for another one"
     )
+    if arguments is None:
+        secret.out_of_sight()
     asked = parser.parse_args(arguments)
     try:
         for setting in asked.settings:
