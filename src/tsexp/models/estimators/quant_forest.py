@@ -77,7 +77,8 @@ class QuantForest(Estimator):
             ExtraTreesClassifier(self.arch.n_trees, criterion="entropy", max_features=self.arch.max_features),
             random_state=seed,
         ).fit(x, y)
-        self._trees: list[Any] = [tree.tree_ for tree in fresh.estimator_.estimators_]
+        forest = getattr(fresh, "estimator_", None) or fresh._estimator  # the latter before aeon 1.6
+        self._trees: list[Any] = [tree.tree_ for tree in forest.estimators_]
 
     def answer(self, x: FloatArray) -> FloatArray:
         """Preprocessed series → logarithms of class probabilities; 0 becomes what adds nothing to 1."""
