@@ -1,4 +1,4 @@
-# make help lists the targets. Everything runs in .venv, which every target makes first if it is not there.
+# make help lists the targets. Everything runs in .venv, which every target makes first if it is not there, as far as it needs it.
 PYTHON ?= python3
 BIN := .venv/bin
 # Arguments for the main job: make run ARGS="data=plaid"
@@ -13,27 +13,32 @@ PORT ?= 5000
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
-setup: .venv/.done ## make .venv with everything
+setup: .venv/.dev ## make .venv with everything
 
 .venv/.done: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs,notebooks,optuna,parallel,report,runtimes]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[optuna,parallel,report,runtimes]'
+	@touch $@
+
+# What only developers need; make run does not wait for it.
+.venv/.dev: .venv/.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs,notebooks]'
 	@touch $@
 
 run: .venv/.done ## the main job: train, prune at three ratios, measure; a table and a picture at the end
 	$(BIN)/python -m tsexp -m prune.ratio=0,0.3,0.5 $(ARGS)
 
-test: .venv/.done ## the fast tests
+test: .venv/.dev ## the fast tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-slow: .venv/.done ## the tests that take minutes
+test-slow: .venv/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 # Core tests; what needs a browser, TeX or a compiler has nothing to do with versions.
 OLDEST := config data models hostile estimators tracking training record report qat runtimes meters frozen
 EXTRAS := $(foreach e,dev optuna parallel report runtimes,--extra $(e))
 
-test-oldest: .venv/.done ## core tests with the oldest version of every dependency that pyproject.toml allows, in .venv-oldest (gigabytes)
+test-oldest: .venv/.dev ## core tests with the oldest version of every dependency that pyproject.toml allows, in .venv-oldest (gigabytes)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct $(EXTRAS) pyproject.toml -o .venv-oldest/requirements.txt
 	VIRTUAL_ENV=.venv-oldest $(BIN)/uv pip sync --quiet .venv-oldest/requirements.txt
@@ -41,51 +46,51 @@ test-oldest: .venv/.done ## core tests with the oldest version of every dependen
 	PYTHONPATH=src .venv-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(OLDEST:%=tests/test_%.py)
 	$(BIN)/python -m pytest -m oldest
 
-audit: .venv/.done ## known vulnerabilities of what is installed (asks api.osv.dev); fails where it cannot look
+audit: .venv/.dev ## known vulnerabilities of what is installed (asks api.osv.dev); fails where it cannot look
 	$(BIN)/pip-audit --local --skip-editable --strict --vulnerability-service osv
 
-lock: .venv/.done ## requirements/study.txt: the exact environment, as it is installed here, with hashes
+lock: .venv/.dev ## requirements/study.txt: the exact environment, as it is installed here, with hashes
 	VIRTUAL_ENV=.venv $(BIN)/uv pip freeze --quiet --exclude-editable | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate \
 	  --custom-compile-command 'make lock' $(PIP_FIND_LINKS:%=--find-links %) --constraints - \
 	  $(EXTRAS) --extra notebooks pyproject.toml -o requirements/study.txt
 
-test-browser: .venv/.done ## the tests that need Chromium
+test-browser: .venv/.dev ## the tests that need Chromium
 	$(BIN)/python -m pytest -m browser
 
-test-cluster: .venv/.done ## sweeps on SLURM, Ray, PostgreSQL and MLflow's server, started and stopped here (minutes; Debian, as root)
+test-cluster: .venv/.dev ## sweeps on SLURM, Ray, PostgreSQL and MLflow's server, started and stopped here (minutes; Debian, as root)
 	@sh tests/engines.sh
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[postgres,slurm]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[ray]' || echo 'the extra ray cannot be installed here: its tests are skipped'
 	$(BIN)/python -m pytest -m cluster
 
-test-notebooks: .venv/.done ## execute the notebooks, to their end (minutes)
+test-notebooks: .venv/.dev ## execute the notebooks, to their end (minutes)
 	$(BIN)/python -m pytest -m notebooks
 
-notebooks: .venv/.done ## notebooks/*.ipynb with their output, made from the .py files that are kept (minutes)
+notebooks: .venv/.dev ## notebooks/*.ipynb with their output, made from the .py files that are kept (minutes)
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 	JUPYTER_PATH='$(CURDIR)/.venv/share/jupyter' $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
-lint: .venv/.done ## style, types, spelling, and which part may import which
+lint: .venv/.dev ## style, types, spelling, and which part may import which
 	$(BIN)/ruff check src tests notebooks
 	$(BIN)/ruff format --check src tests notebooks
 	$(BIN)/mypy
 	$(BIN)/codespell src tests conf docs notebooks README.md Makefile
 	$(BIN)/lint-imports
 
-format: .venv/.done ## put the code into shape
+format: .venv/.dev ## put the code into shape
 	$(BIN)/ruff check --fix src tests notebooks
 	$(BIN)/ruff format src tests notebooks
 
-docs: .venv/.done ## the site with the API reference, in site/; a dead link or a warning fails it
+docs: .venv/.dev ## the site with the API reference, in site/; a dead link or a warning fails it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-bench-train: .venv/.done ## training speed against a bare PyTorch loop, paired
+bench-train: .venv/.dev ## training speed against a bare PyTorch loop, paired
 	$(BIN)/python tests/benchmarks/train.py
 
-bench-runtimes: .venv/.done ## every runtime and mode against dense eager; ARGS="--data … --models …"; writes docs/runtimes.md
+bench-runtimes: .venv/.dev ## every runtime and mode against dense eager; ARGS="--data … --models …"; writes docs/runtimes.md
 	$(BIN)/python tests/benchmarks/runtimes.py $(ARGS)
 
-bench-meter: .venv/.done ## does the meter's interval hold? 60 measurements of an artifact against itself; writes docs/meter.md (20 minutes)
+bench-meter: .venv/.dev ## does the meter's interval hold? 60 measurements of an artifact against itself; writes docs/meter.md (20 minutes)
 	$(BIN)/python tests/benchmarks/meter.py $(ARGS)
 
 selftest: .venv/.done ## does the meter tell the truth on this machine? (minutes)
