@@ -32,7 +32,7 @@ test: .venv/.dev ## the fast tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/.dev ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --timeout 3600 -m slow
 
 # Core tests; what needs a browser, TeX or a compiler has nothing to do with versions.
 OLDEST := config data models hostile estimators tracking training record report qat runtimes meters frozen
@@ -44,7 +44,7 @@ test-oldest: .venv/.dev ## core tests with the oldest version of every dependenc
 	VIRTUAL_ENV=.venv-oldest $(BIN)/uv pip sync --quiet .venv-oldest/requirements.txt
 	VIRTUAL_ENV=.venv-oldest $(BIN)/uv pip install --quiet --no-deps --editable .
 	PYTHONPATH=src .venv-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(OLDEST:%=tests/test_%.py)
-	$(BIN)/python -m pytest -m oldest
+	$(BIN)/python -m pytest --timeout 3600 -m oldest
 
 audit: .venv/.dev ## known vulnerabilities of what is installed (asks api.osv.dev); fails where it cannot look
 	$(BIN)/pip-audit --local --skip-editable --strict --vulnerability-service osv
@@ -55,16 +55,16 @@ lock: .venv/.dev ## requirements/study.txt: the exact environment, as it is inst
 	  $(EXTRAS) --extra notebooks pyproject.toml -o requirements/study.txt
 
 test-browser: .venv/.dev ## the tests that need Chromium
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest --timeout 3600 -m browser
 
 test-cluster: .venv/.dev ## sweeps on SLURM, Ray, PostgreSQL and MLflow's server, started and stopped here (minutes; Debian, as root)
 	@sh tests/engines.sh
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[postgres,slurm]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[ray]' || echo 'the extra ray cannot be installed here: its tests are skipped'
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest --timeout 3600 -m cluster
 
 test-notebooks: .venv/.dev ## execute the notebooks, to their end (minutes)
-	$(BIN)/python -m pytest -m notebooks
+	$(BIN)/python -m pytest --timeout 3600 -m notebooks
 
 notebooks: .venv/.dev ## notebooks/*.ipynb with their output, made from the .py files that are kept (minutes)
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
