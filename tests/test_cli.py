@@ -1,5 +1,6 @@
 """The command line as its users see it: real processes, a real store, tiny models."""
 
+import contextlib
 import csv
 import json
 import os
@@ -321,9 +322,18 @@ def test_ctrl_c_and_sigterm_end_the_job_and_its_sweep_and_leave_no_process(
         "train.max_steps=0",
         "train.patience=0",
     ]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+        contextlib.ExitStack() as whatever_fails,
+    ):
+        whatever_fails.callback(process.kill)
         notes = []
         until = time.monotonic() + 120
         while not notes and process.poll() is None:
@@ -567,7 +577,9 @@ def test_killed_in_any_stage_the_rerun_is_whole(tmp_path, stage):
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     (run,) = runs(tmp_path)
     assert run.info.status == "RUNNING"
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(r.info.status for r in runs(tmp_path)) == ["FINISHED", "KILLED"]
     assert not list((tmp_path / "cache").rglob("*.partial"))
@@ -580,6 +592,7 @@ def test_two_parallel_sweeps_on_a_fresh_store_lose_nothing(tmp_path):
         subprocess.Popen(
             [*command, f"prune.ratio={r}"],
             cwd=tmp_path,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -179,12 +179,15 @@ def test_a_process_that_waits_for_its_store_shows_no_password(tmp_path, command)
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         ) as process:
-            silent.settimeout(120)
-            connection, _ = silent.accept()
-            shown = Path(f"/proc/{process.pid}/cmdline").read_text()
-            asked = connection.recv(65536).decode()
-            connection.close()
-            said = process.communicate(timeout=120)[0].decode()
+            try:
+                silent.settimeout(120)
+                connection, _ = silent.accept()
+                shown = Path(f"/proc/{process.pid}/cmdline").read_text()
+                asked = connection.recv(65536).decode()
+                connection.close()
+                said = process.communicate(timeout=120)[0].decode()
+            finally:
+                process.kill()
     assert secret.STORE in shown
     assert PASSWORD not in shown + said
     assert b64encode(f"me:{PASSWORD}".encode()).decode() in asked  # it did go where it belongs
