@@ -232,6 +232,7 @@ def ray_cluster(folder: Path) -> Iterator[str]:
     """A head node of Ray, started as `ray start` does; yields its address."""
     try:
         import ray
+
         from hydra_plugins import hydra_ray_launcher  # noqa: F401
     except ImportError as error:
         raise Missing(f"{error.name} is not installed; pip install 'tsexp[ray]'") from None

@@ -79,7 +79,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("command", sorted(commands()))
 def test_commands_are_accepted(command):
-    module, *arguments = command.split()
+    module, *arguments = shlex.split(command)
     if module != "tsexp":
         spec = importlib.util.find_spec(module)
         assert spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test_report import row
-from tsexp.report import front_picture
+from tsexp.report import constraints, front_picture
 from tsexp.report.front import energy_front, front
 from tsexp.report.front_picture import front_figure
 
@@ -104,3 +104,18 @@ def test_the_numbers_on_the_front_have_their_key_in_the_picture(tmp_path, monkey
     keys = [axes.texts[-1].get_text() for axes in drawn[0].axes]
     assert keys == ["1  ratio=0.5 mode=static: 70.0 %, 1 mJ†", "1  ratio=0 mode=none: 80.0 %, 4 mJ"]
     assert drawn[0].get_suptitle() == "ACSF1 · t3"
+
+
+def test_what_breaks_a_constraint_is_on_no_front_and_marked_so(tmp_path, monkeypatch):
+    kept, broken = point("kept", 0.75, 2e-3, control=0.8), point("broken", 0.7, 1e-3, control=0.8)
+    bound = constraints.parse(["val/accuracy_drop_pt <= 6"])
+    assert energy_front([kept, broken]) == {"kept", "broken"}
+    assert energy_front([kept, broken], bound) == {"kept"}
+    drawn = []
+    monkeypatch.setattr(front_picture, "save", lambda figure, path: drawn.append(figure))
+    front_figure([kept, broken], tmp_path / "front.png", bound)
+    (axes,) = drawn[0].axes
+    (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
+    assert list(crosses.get_ydata()) == [70.0]
+    assert "breaks a constraint" in [t.get_text() for t in axes.get_legend().get_texts()]
+    assert axes.texts[-1].get_text().startswith("1  kept: 75.0 %")

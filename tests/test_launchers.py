@@ -98,15 +98,6 @@ def test_a_search_that_measures_nothing_is_refused(composed):
             sweep._check(config)
 
 
-def test_a_study_in_a_database_is_refused(composed):
-    asked = ["experiment=pareto", "data=acsf1", "hydra.sweeper.storage=sqlite:///study.db"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        config = loader.load_configuration("config", asked, RunMode.MULTIRUN)
-        with pytest.raises(ConfigError, match="the same command proposes the same trials again"):
-            sweep._check(config)
-
-
 def test_an_artifact_made_beforehand_is_measured_as_if_it_had_not_been(tiny, italy, monkeypatch, tmp_path):
     from dataclasses import replace
 

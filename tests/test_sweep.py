@@ -1,6 +1,7 @@
 """Studies: what the shipped ones ask for, in parts and as a whole; and a search with two objectives."""
 
 import contextlib
+import json
 import math
 import subprocess
 import sys
@@ -112,10 +113,18 @@ def test_a_group_given_as_null_in_a_sweep_is_refused_in_a_line(checked):
         checked("data=acsf1,null")
 
 
-def test_a_search_is_refused_without_its_two_objectives_or_with_a_value_that_nothing_takes(checked):
+def test_a_search_is_refused_with_a_value_that_nothing_takes(checked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert checked("experiment=pareto").names is None
-    with pytest.raises(ConfigError, match="two objectives"):
-        checked("experiment=pareto", "hydra.sweeper.direction=minimize")
+    for wrong, told in {
+        "hydra.sweeper.n_trials=0": r"n_trials=0 is out of range.*≥ 1",
+        "hydra.sweeper.n_jobs=1.5": r"n_jobs=1\.5 is out of range",
+        'hydra.sweeper.constraints=["val/accuracy_drop_pt<1"]': "write METRIC<=NUMBER",
+        'hydra.sweeper.constraints=["val/accuracy_drop_pt<=nan"]': "write METRIC<=NUMBER",
+        "hydra.sweeper.storage=/dev/null/optuna.log": "cannot be opened",
+    }.items():
+        with pytest.raises(ConfigError, match=f"{told}.*\nnothing was started"):
+            checked("experiment=pareto", wrong)
     with pytest.raises(ConfigError, match="l1, l2, random, taylor"):
         checked("experiment=pareto", "prune.method=l1,l3")
     with pytest.raises(ConfigError, match=r"prune\.ratio=1\.2 is out of range"):
@@ -139,7 +148,7 @@ def test_a_search_is_refused_without_validation_series_and_told_if_there_are_few
     assert not capsys.readouterr().err
 
 
-def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny):
+def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny, capsys):
     from types import SimpleNamespace
 
     from tsexp import jobs, report, tracking
@@ -155,12 +164,22 @@ def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny):
     cfg = OmegaConf.merge(OmegaConf.structured(Config), asdict(tiny))
     outcome = jobs.Outcome("one", "finished", "run")
     assert sweep.objectives(outcome, cfg, str(tmp_path)) == (0.7, 0.001)
+    bounds = ["test/accuracy>=0.95", "val/accuracy <= 1", "val/acuracy_drop_pt<=1"]
+    (tmp_path / jobs.SWEEP).write_text(json.dumps({"search": "zeus:rapl", "constraints": bounds}))
+    found = sweep.objectives(outcome, cfg, str(tmp_path))
+    assert found == (0.7, 0.001, pytest.approx(0.05), pytest.approx(-0.3), math.inf)
+    told = capsys.readouterr().err
+    assert "val/acuracy_drop_pt: no metric of the run; close to it: val/accuracy" in told
     row.tags["tsexp.energy_source"] = "estimated:cpu_time"
     assert sweep.objectives(outcome, cfg, str(tmp_path)) is None
 
 
 def test_without_the_optuna_extra_a_search_says_what_to_install():
-    code = "import hydra_plugins; hydra_plugins.__path__ = []; from tsexp.__main__ import cli; cli()"
+    code = (
+        "import importlib.util as u; find = u.find_spec;"
+        "u.find_spec = lambda name, *more: None if name == 'optuna' else find(name, *more);"
+        "from tsexp.__main__ import cli; cli()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "-m", "experiment=pareto"], capture_output=True, text=True
     )
@@ -187,3 +206,16 @@ def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
     assert "bf16" not in solutions
     (parent,) = runs(tmp_path, "tags.`tsexp.stage` = 'sweep'")
     assert parent.info.run_name.startswith("experiment=pareto")
+
+    # docs/cluster.md: it goes on with more trials, within a bound, in a database.
+    more = ["hydra.sweeper.n_trials=6", f"hydra.sweep.dir={tmp_path}/two"]
+    done = tsexp(tmp_path, "-m", "experiment=pareto", *TINY, "data=italy_power_demand", *choices, *more)
+    assert f"{len(measured)} of them measured before" in done.stdout
+    assert len([r for r in runs(tmp_path) if "tsexp.valid" in r.data.tags]) <= 2  # nothing measured twice
+
+    bound = ['hydra.sweeper.constraints=["val/accuracy_drop_pt<=-200"]', f"hydra.sweep.dir={tmp_path}/three"]
+    bound += ["hydra.sweeper.storage=sqlite:///studies.db", "hydra.sweeper.n_trials=3"]
+    done = tsexp(tmp_path, "-m", "experiment=pareto", *TINY, "data=italy_power_demand", *choices, *bound)
+    assert (tmp_path / "studies.db").exists()
+    assert "◆" not in done.stdout.splitlines()[2]  # which nothing keeps to: the control stands alone
+    assert "solutions: []" in (tmp_path / "three" / "optimization_results.yaml").read_text()

@@ -25,7 +25,7 @@ configs.register()
 
 
 @hydra.main(version_base="1.3", config_path=str(configs.conf_dir()), config_name="config")
-def main(cfg: DictConfig) -> tuple[float, float] | None:
+def main(cfg: DictConfig) -> tuple[float, ...] | None:
     """Run one experiment, or one job of a sweep.
 
     What a job of a search returns is what its sweeper learns from.

@@ -30,7 +30,7 @@ from omegaconf.errors import (
 )
 
 PLUGINS = {
-    "hydra/sweeper/optuna": ("Hydra's Optuna sweeper, which searches,", "optuna"),
+    "hydra/sweeper/optuna": ("Optuna, which searches,", "optuna"),
     "hydra/launcher/joblib": ("Hydra's joblib launcher, which runs jobs in parallel,", "parallel"),
     "hydra/launcher/submitit_local": ("Hydra's submitit launcher", "slurm"),
     "hydra/launcher/submitit_slurm": ("Hydra's submitit launcher, which runs jobs on SLURM,", "slurm"),

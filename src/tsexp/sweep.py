@@ -6,6 +6,8 @@ Checked before the first, one table and one picture after the last.
 from __future__ import annotations
 
 import atexit
+import difflib
+import importlib.util
 import json
 import os
 import shlex
@@ -113,6 +115,7 @@ class Sweep(Callback):
                 "names": checked.names,
                 "fixed": checked.fixed,
                 "search": meters.source(first.runtime.device) if _is_search(config) else None,
+                "constraints": list(config.hydra.sweeper.get("constraints") or []),
                 "command": shlex.join(["python", "-m", "tsexp", "-m", *overrides]),
             },
         )
@@ -168,6 +171,7 @@ class Sweep(Callback):
             If the store is gone; it is told where the results are.
         """
         from tsexp import report, tracking
+        from tsexp.report import constraints
         from tsexp.report.console import terminal
         from tsexp.report.summary import sweep_metrics
 
@@ -184,14 +188,15 @@ class Sweep(Callback):
             for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)
         ]
         skipped, failed = _unmeasured(outcomes, expected=len(about["names"] or outcomes))
-        front = report.energy_front(rows) if about["search"] else set()
+        kept_to = constraints.parse(about["constraints"])
+        front = report.energy_front(rows, kept_to) if about["search"] else set()
 
         console = terminal()
         title = _title(len(rows), outcomes, skipped, failed)
         console.print(report.sweep_table(rows, failed, title, skipped, front))
         drawn = [
             report.sweep_figure(rows, folder / "sweep.png"),
-            report.front_figure(rows, folder / "front.png") if about["search"] else None,
+            report.front_figure(rows, folder / "front.png", kept_to) if about["search"] else None,
         ]
         pictures = [p for p in drawn if p is not None]
         for picture in pictures:
@@ -306,10 +311,11 @@ def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | 
     return about.get("parent"), configs.redact(name or "job")
 
 
-def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float, float] | None:
+def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float, ...] | None:
     """What a search learns from a job.
 
-    Accuracy on the validation split (0 to 1) and energy per inference (J).
+    Accuracy on the validation split (0 to 1), energy per inference (J), and how far it is beyond each
+    constraint of the search.
 
     None, a failed trial, if there is no valid measurement, or if its energy comes from another source than
     the rest of the search; and in a plain sweep, where nobody asks.
@@ -318,11 +324,17 @@ def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float
     if not about.get("search") or not outcome.ok or outcome.run_id is None:
         return None
     from tsexp import report, tracking
+    from tsexp.report import constraints
 
     (row,) = report.read(tracking.store(configs.parse(cfg).tracking), [outcome.run_id])
     if not row.valid or row.tags["tsexp.energy_source"] != about["search"]:
         return None
-    return row.metrics["val/accuracy"], row.metrics["energy/per_inference_j"]
+    m = row.metrics
+    kept_to = constraints.parse(about.get("constraints", []))
+    for missing in {c.metric for c in kept_to} - m.keys():
+        near = ", ".join(difflib.get_close_matches(missing, m, 3, 0.3))
+        print(f"tsexp: constraint on {missing}: no metric of the run; close to it: {near}", file=sys.stderr)
+    return m["val/accuracy"], m["energy/per_inference_j"], *(c.violation(m) for c in kept_to)
 
 
 def _about(sweep_dir: str) -> dict[str, Any]:
@@ -356,8 +368,7 @@ def _check(config: DictConfig) -> _Checked:
     """
     search = _is_search(config)
     if search:
-        _check_objectives(config.hydra.sweeper)
-        _check_study(config.hydra.sweeper)
+        _check_search(config.hydra.sweeper)
     given = list((config.hydra.sweeper.get("params") or {}).items())
     every = [f"{k}={v}" for k, v in given] + secret.as_given(config.hydra.overrides.task)
     loader = compose.loader()
@@ -385,23 +396,25 @@ def _check(config: DictConfig) -> _Checked:
     return _Checked(checked[0], _names(jobs), fixed)
 
 
-def _check_objectives(sweeper: Any) -> None:
-    directions = [str(getattr(d, "name", d)) for d in _listed(sweeper.get("direction"))]
-    if directions != ["maximize", "minimize"]:
-        raise ConfigError(
-            "a search has two objectives here, accuracy and energy per inference; use "
-            "hydra.sweeper.direction=[maximize,minimize], "
-            "or start from experiment=pareto\nnothing was started"
-        )
+def _check_search(sweeper: Any) -> None:
+    """Of a search: Optuna is there, its study can be kept, its constraints are some."""
+    if importlib.util.find_spec("optuna") is None:
+        what, extra = configs.PLUGINS["hydra/sweeper/optuna"]
+        raise ConfigError(f"{what} is not installed; install it: pip install 'tsexp[{extra}]'")
+    from hydra_plugins.tsexp_search import opened
+    from tsexp.report import constraints
 
-
-def _check_study(sweeper: Any) -> None:
-    if sweeper.get("storage") is not None and str(sweeper._target_).endswith(".OptunaSweeper"):
-        raise ConfigError(
-            "hydra.sweeper.storage: Hydra's sweeper brings Optuna 2, whose databases do not work with the "
-            "SQLAlchemy that MLflow needs; leave it out: the same command proposes the same trials again, "
-            "and finds those that were measured\nnothing was started"
-        )
+    for key in ("n_trials", "n_jobs"):
+        if not (isinstance(sweeper[key], int) and sweeper[key] > 0):
+            raise ConfigError(
+                f"hydra.sweeper.{key}={sweeper[key]} is out of range; allowed: whole numbers ≥ 1\n"
+                "nothing was started"
+            )
+    try:
+        constraints.parse(list(sweeper.constraints))
+        opened(str(sweeper.storage))
+    except ConfigError as error:
+        raise ConfigError(f"{error}\nnothing was started") from None
 
 
 def _check_jobs(

@@ -8,17 +8,22 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from tsexp.report.constraints import Constraint, keeps
 from tsexp.report.store import Row
 
 
 class Candidate(NamedTuple):
-    """A job or a control: accuracy by which the front is chosen, that on test series, joules per series."""
+    """A job or a control: accuracy by which the front is chosen, that on test series, joules per series.
+
+    One that is not `allowed` breaks a constraint of its search, and is on no front.
+    """
 
     name: str
     gain: float
     test: float
     cost: float
     run_id: str = ""
+    allowed: bool = True
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -44,17 +49,17 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def energy_front(rows: Sequence[Row]) -> set[str]:
+def energy_front(rows: Sequence[Row], constraints: Sequence[Constraint] = ()) -> set[str]:
     """Run ids of the valid rows on the front of accuracy and energy per inference.
 
     Each source of energy has a front of its own.
 
     The accuracy is that on validation series; without any, that on test series, and then the front is
-    optimistic. The controls take part.
+    optimistic. The controls take part, rows that break a constraint do not.
     """
     out = set()
     for members in by_source(rows).values():
-        among = candidates(members, judged_by(rows))
+        among = candidates(members, judged_by(rows), constraints)
         out |= {among[i].run_id for i in best_of(among)} - {""}
     return out
 
@@ -73,14 +78,15 @@ def judged_by(rows: Sequence[Row]) -> str:
     return "val" if any("val/accuracy" in r.metrics for r in rows) else "test"
 
 
-def candidates(rows: Sequence[Row], split: str) -> list[Candidate]:
+def candidates(rows: Sequence[Row], split: str, constraints: Sequence[Constraint] = ()) -> list[Candidate]:
     """The rows, and their controls, each once: its energy is the median of its measurements."""
     jobs = []
     controls: dict[tuple[float, float], list[float]] = defaultdict(list)
     for row in rows:
         m = row.metrics
         gain, test = m.get(f"{split}/accuracy", math.nan), m["test/accuracy"]
-        jobs.append(Candidate(_short(row.name), gain, test, m["energy/per_inference_j"], row.run_id))
+        cost, allowed = m["energy/per_inference_j"], keeps(m, constraints)
+        jobs.append(Candidate(_short(row.name), gain, test, cost, row.run_id, allowed))
         test = m["test/control_accuracy"]
         gain = gain + m.get("val/accuracy_drop_pt", math.nan) / 100 if split == "val" else test
         if not math.isnan(gain):
@@ -90,7 +96,7 @@ def candidates(rows: Sequence[Row], split: str) -> list[Candidate]:
 
 def best_of(among: Sequence[Candidate]) -> list[int]:
     """Places of the candidates on the front, by rising energy."""
-    return front([(c.gain, c.cost) for c in among])
+    return front([(c.gain if c.allowed else math.nan, c.cost) for c in among])
 
 
 def _short(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsexp.report.console import ESTIMATE, chosen_by
+from tsexp.report.constraints import Constraint
 from tsexp.report.front import Candidate, best_of, by_source, candidates, judged_by
 from tsexp.report.store import Row
 from tsexp.report.style import COLOURS, log_axis, save
@@ -28,7 +29,7 @@ STAR: dict[str, Any] = {
 }
 
 
-def front_figure(rows: Sequence[Row], path: Path) -> Path | None:
+def front_figure(rows: Sequence[Row], path: Path, constraints: Sequence[Constraint] = ()) -> Path | None:
     """Draw accuracy against energy per inference.
 
     The front as a step line with numbers, which the key beside it explains; what it dominates in grey, the
@@ -49,7 +50,8 @@ def front_figure(rows: Sequence[Row], path: Path) -> Path | None:
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     # Measured and estimated energy never share an axis.
     for axes, (source, members) in zip(panels, groups.items(), strict=True):
-        _panel(axes, source, members, judged_by(rows))
+        among = candidates(members, judged_by(rows), constraints)
+        _panel(axes, source, among, judged_by(rows), members[0].measured)
     estimated = any(not r.measured for members in groups.values() for r in members)
     figure.suptitle(subject(rows), fontsize=10.5, x=0.01, ha="left")
     note = "\n".join(textwrap.wrap(chosen_by(rows), 150))
@@ -59,18 +61,19 @@ def front_figure(rows: Sequence[Row], path: Path) -> Path | None:
     return path
 
 
-def _panel(axes: Axes, source: str, rows: Sequence[Row], split: str) -> None:
+def _panel(axes: Axes, source: str, among: Sequence[Candidate], split: str, measured: bool) -> None:
     """One source of energy: the candidates, their front, and its key."""
-    among = candidates(rows, split)
     best = best_of(among)
     scale, unit = (1e3, "mJ") if max(c.cost for c in among) >= 1e-3 else (1e6, "µJ")
-    mark = "" if rows[0].measured else ESTIMATE
+    mark = "" if measured else ESTIMATE
 
     def place(some: Sequence[Candidate]) -> tuple[list[float], list[float]]:
         return [scale * c.cost for c in some], [100 * c.gain for c in some]
 
     on_front = [among[i] for i in best]
-    others = [c for i, c in enumerate(among) if c.run_id and i not in best]
+    others = [c for i, c in enumerate(among) if c.run_id and c.allowed and i not in best]
+    if beyond := [c for c in among if not c.allowed]:
+        axes.plot(*place(beyond), "x", color="0.7", ms=5, label="breaks a constraint")
     if others:
         axes.plot(*place(others), "o", color="0.7", ms=5, label="dominated")
     axes.step(

@@ -1,0 +1,228 @@
+"""A search and its study: resumed, shared, kept to constraints; jobs are made up, Optuna is real."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from omegaconf import OmegaConf
+
+from hydra_plugins.tsexp_search import Search, opened
+from tsexp import alive, jobs
+from tsexp.cache import write_json
+from tsexp.config import ConfigError
+
+SPACE = {"prune.ratio": "0,0.3,0.5,0.7", "prune.method": "l1,l2,taylor", "train.lr": "interval(0.1,1.0)"}
+
+
+class Launcher:
+    """Answers each job from its overrides."""
+
+    def __init__(self, folder, dies_at=None, status=None):
+        self.folder, self.dies_at, self.status = folder, dies_at, status or (lambda values: "finished")
+        self.seen = []
+
+    def launch(self, batch, initial_job_idx):
+        assert initial_job_idx == len(self.seen)
+        returned = []
+        for number, overrides in enumerate(batch, initial_job_idx):
+            self.seen.append(tuple(overrides))
+            if len(self.seen) - 1 == self.dies_at:
+                raise KeyboardInterrupt
+            values = dict(o.split("=") for o in overrides)
+            status = self.status(values)
+            (self.folder / str(number)).mkdir(parents=True)
+            write_json(
+                self.folder / str(number) / jobs.OUTCOME,
+                {"name": "job", "status": status, "run_id": "x", "error": None},
+            )
+            ratio = float(values["prune.ratio"])
+            accuracy = 0.9 - 0.2 * ratio - 0.01 * len(values["prune.method"])
+            returned.append((accuracy, 2 - ratio, 20 * ratio - 8) if status == "finished" else None)
+        return [SimpleNamespace(return_value=r) for r in returned]
+
+
+@pytest.fixture
+def search(tmp_path):
+    """Do a search: search("one", n_trials=8) → what was launched, and the study."""
+
+    def do(command, *arguments, n_trials=8, n_jobs=1, seed=0, storage="studies/optuna.log", **launcher):
+        folder = tmp_path / command
+        folder.mkdir()
+        write_json(folder / jobs.SWEEP, {"search": "zeus:rapl"})
+        sampler = partial(optuna.samplers.TPESampler, seed=seed, n_startup_trials=4, constant_liar=True)
+        where = storage if "://" in storage else str(tmp_path / storage)
+        it = Search(sampler, n_trials, n_jobs, where, None, ["val/accuracy_drop_pt<=2"], SPACE)
+        it.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
+        it.folder, it.launcher = folder, Launcher(folder, **launcher)
+        try:
+            it.sweep(["data=acsf1", *arguments])
+        except KeyboardInterrupt:
+            it.interrupted = True
+        names = [s.study_name for s in opened(where).get_all_studies()]
+        study = optuna.load_study(study_name=names[0], storage=opened(where)) if len(names) == 1 else None
+        return it.launcher.seen, study, folder
+
+    return do
+
+
+def test_the_same_command_goes_on_as_if_it_had_not_stopped(search):
+    whole, _, _ = search("whole", n_trials=10, storage="other/optuna.log")
+    first, _, _ = search("first", n_trials=4)
+    assert first == whole[:4]
+    then, study, folder = search("then", n_trials=10)
+    assert then == whole  # what was measured is launched again, to be found; the rest is new
+    assert len(study.trials) == 10
+    assert {o for job in whole for o in job if o.startswith("data")} == {"data=acsf1"}
+    solutions = OmegaConf.load(folder / "optimization_results.yaml").solutions
+    best = {(t.params["prune.ratio"], t.params["prune.method"]) for t in study.best_trials}
+    assert {(s.params["prune.ratio"], s.params["prune.method"]) for s in solutions} == best
+
+
+def test_what_was_interrupted_or_failed_is_done_again_once(search):
+    seen, study, _ = search("first", n_trials=6, dies_at=2)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+    then, study, _ = search(
+        "second", n_trials=6, status=lambda v: "failed" if v["prune.method"] == "l2" else "finished"
+    )
+    assert then[:3] == seen
+    failed = [t.params for t in study.trials if t.user_attrs.get("ended") == "failed"]
+    again, study, _ = search("third", n_trials=6)
+    assert len(study.trials) == 7 + len(failed)
+    assert [t.params for t in study.trials[7:]] == failed
+    assert sum(t.state.name == "COMPLETE" for t in study.trials) == 6
+    assert len(again) == 6
+    once_more, study, _ = search("fourth", n_trials=6)
+    assert len(study.trials) == 7 + len(failed)
+    assert sorted(once_more) == sorted(again)
+
+
+def test_what_nothing_supports_is_not_tried_again(search):
+    _, study, _ = search("first", n_trials=4, status=lambda values: "skipped")
+    assert len(study.trials) == 4
+    seen, study, folder = search("second", n_trials=4)
+    assert seen == []
+    assert len(study.trials) == 4
+    assert OmegaConf.load(folder / "optimization_results.yaml").solutions == []
+
+
+def test_trials_of_a_dead_command_are_done_again_those_of_a_living_one_are_not(search, capsys):
+    search("first", n_trials=2)
+    _, study, _ = search("second", n_trials=2)
+    me = alive.me()
+    others = {"0": me, "0.3": {**me, "started": "0"}, "0.5": {**me, "host": "elsewhere"}}
+    for ratio, who in others.items():
+        study.enqueue_trial({"prune.ratio": ratio})
+        trial = study.ask()
+        trial.set_user_attr("process", who)
+        trial.suggest_categorical("prune.ratio", ["0", "0.3", "0.5", "0.7"])
+    seen, study, _ = search("third", n_trials=5)
+    told = capsys.readouterr().out
+    assert "2 trial(s) of this search are run by process" in told
+    assert "elsewhere" in told
+    states = [t.state.name for t in study.trials]
+    assert states == ["COMPLETE", "COMPLETE", "RUNNING", "FAIL", "RUNNING", "COMPLETE"]
+    assert study.trials[5].params["prune.ratio"] == study.trials[3].params["prune.ratio"]
+    assert len(seen) == 3
+
+
+def test_constraints_are_learned_from_and_bound_the_front(search):
+    _, study, _ = search("first", n_trials=24)
+    beyond = [t for t in study.trials if float(t.params["prune.ratio"]) > 0.5]
+    assert beyond
+    assert all(t.constraints == {"val/accuracy_drop_pt<=2": pytest.approx(6)} for t in beyond)
+    best = {t.params["prune.ratio"] for t in study.best_trials}
+    assert best
+    assert "0.7" not in best  # which needs the least energy
+    later = [float(t.params["prune.ratio"]) for t in study.trials[12:]]
+    assert sum(r > 0.5 for r in later) < len(later) / 4  # at random: a fourth
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_several_at_a_time_propose_different_trials(search, tmp_path, kind):
+    storage = "a/b.log" if kind == "journal" else f"sqlite:///{tmp_path}/studies.db"
+    seen, study, _ = search("first", n_trials=6, n_jobs=4, storage=storage)
+    assert len(set(seen)) == len(seen) == len(study.trials) == 6
+
+
+def test_two_commands_share_one_search(tmp_path):
+    """Processes side by side, one file: n_trials in all, and both end with the table of all."""
+    code = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_search as t
+from functools import partial
+import optuna
+from omegaconf import OmegaConf
+folder = Path(sys.argv[2])
+class Slow(t.Launcher):
+    def launch(self, batch, initial_job_idx):
+        time.sleep(0.3)
+        return super().launch(batch, initial_job_idx)
+sampler = partial(optuna.samplers.TPESampler, seed=0, n_startup_trials=4, constant_liar=True)
+it = t.Search(sampler, 10, 1, str(folder.parent / "optuna.log"), None, ["val/accuracy_drop_pt<=2"], t.SPACE)
+it.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
+it.folder, it.launcher = folder, Slow(folder)
+it.sweep(["data=acsf1"])
+print(len(it.launcher.seen))
+"""
+    running = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / jobs.SWEEP, {"search": "zeus:rapl"})
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / name)]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    shown = [int(p.communicate()[0].split()[-1]) for p in running]
+    assert [p.returncode for p in running] == [0, 0]
+    storage = opened(str(tmp_path / "optuna.log"))
+    (summary,) = storage.get_all_studies()
+    trials = optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    assert 10 <= len(trials) <= 11  # both may take the last
+    who = {json.dumps(t.user_attrs["process"]) for t in trials}
+    assert len(who) == 2
+    assert max(shown) == len(trials)
+
+
+def test_another_question_is_another_study(search, tmp_path):
+    search("one", n_trials=1)
+    for number, (arguments, changes) in enumerate(
+        [(["seed=1"], {}), (["prune.ratio=0,0.1"], {}), ([], {"seed": 1}), (["train.progress=false"], {})]
+    ):
+        search(f"more{number}", *arguments, n_trials=1, **changes)
+    names = {s.study_name for s in opened(str(tmp_path / "studies/optuna.log")).get_all_studies()}
+    assert len(names) == 4  # where a job shows its progress is no part of the question
+
+
+def test_measuring_again_begins_anew_and_leaves_the_study_alone(search):
+    before, _, _ = search("one", n_trials=3)
+    seen, _, _ = search("again", "rerun=true", n_trials=3)
+    assert len(seen) == 3
+    after, study, _ = search("two", n_trials=3)
+    assert (len(study.trials), after) == (3, before)
+
+
+@pytest.mark.parametrize(
+    ("storage", "told"),
+    [
+        ("postgresql://me:hunter2@127.0.0.1/studies", "has a password in it.*PGPASSWORD"),
+        ("nosuch://x", "cannot be opened"),
+        ("sqlite:////nowhere/at/all.db", "cannot be opened"),
+        ("/dev/null/optuna.log", "cannot be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_told_in_a_line(storage, told):
+    with pytest.raises(ConfigError, match=told) as error:
+        opened(storage)
+    assert "hunter2" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_hydra_imports_the_plugin_without_optuna():
+    heavy = "assert not {'optuna', 'torch', 'mlflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"import hydra_plugins.tsexp_search, sys; {heavy}"], check=True)
+    assert Search.__module__ == "hydra_plugins.tsexp_search"  # Hydra takes plugins from nowhere else
