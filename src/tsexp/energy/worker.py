@@ -67,7 +67,7 @@ def _answer(folder: Path, work: Callable[..., dict[str, Any]], held: Held = NONE
             faulthandler.cancel_dump_traceback_later()
         write_json(folder / "result.json", answer)
         return 0
-    except signals.Terminated:
+    except (signals.Terminated, KeyboardInterrupt):  # its caller is going, and takes the folder along
         raise
     except BaseException as error:
         (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
