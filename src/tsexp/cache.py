@@ -121,9 +121,12 @@ class Cache:
                 "where it stopped"
             ) from error
 
+    def signature(self, name: str, version: int, key: dict[str, Any]) -> str:
+        """Content address of a stage's inputs."""
+        return digest(_about(name, version, key))
+
     def _stage(self, name: str, version: int, key: dict[str, Any], build: Callable[[Path], None]) -> Entry:
-        about = {"stage": name, "version": version, "key": key, "torch": metadata.version("torch")}
-        signature = digest(about)
+        about, signature = _about(name, version, key), self.signature(name, version, key)
         folder = self.root / name / signature
         # Whatever stands where a folder is to be: all of this is safe to delete.
         _clear(folder.parent, unless_folder=True)
@@ -183,6 +186,10 @@ class Cache:
         return cost | {
             "energy_j": {source: joules for source, joules in energy_j.items() if math.isfinite(joules)}
         }
+
+
+def _about(name: str, version: int, key: dict[str, Any]) -> dict[str, Any]:
+    return {"stage": name, "version": version, "key": key, "torch": metadata.version("torch")}
 
 
 def _clear(path: Path, unless_folder: bool = False, unless_file: bool = False) -> None:

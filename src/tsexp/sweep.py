@@ -19,10 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import alive, compose, launchers, secret, signals
 from tsexp import config as configs
@@ -394,6 +399,45 @@ def _check(config: DictConfig) -> _Checked:
     if len(unsupported) == len(jobs):
         raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
     return _Checked(checked[0], _names(jobs), fixed)
+
+
+def asked(overrides: Sequence[str]) -> list[Config | Unsupported]:
+    """Return the jobs of a command in their order: of one that nothing supports, why.
+
+    Raises
+    ------
+    ConfigError
+        What the command itself would refuse; or if it is a search, which chooses its jobs on the way.
+    """
+    from tsexp import pipeline
+
+    configs.register()
+    try:
+        with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
+            config = (
+                GlobalHydra.instance()
+                .config_loader()
+                .load_configuration("config", list(overrides), RunMode.MULTIRUN)
+            )
+            if _is_search(config):
+                raise ConfigError("a search chooses its jobs on the way; it has no plan")
+            given = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
+            loader = compose.loader()
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *overrides])
+            jobs = _every_job(list({o.get_key_element(): o for o in parsed}.values()))
+            checked, unsupported = _check_jobs(config, jobs, loader)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(configs.explain(error).split())) from None
+    if not unsupported:
+        return list(checked)
+    found: list[Config | Unsupported] = []
+    for cfg in checked:
+        try:
+            pipeline.able(cfg)
+            found.append(cfg)
+        except Unsupported as error:
+            found.append(error)
+    return found
 
 
 def _check_search(sweeper: Any) -> None:

@@ -39,7 +39,7 @@ def fit(
     """See `tsexp.training.fit`."""
     with torch.random.fork_rng(), using_threads(config.threads), _quiet():
         torch.manual_seed(seed)
-        epochs = _epochs(config, len(dataset.fit))
+        epochs = epochs_of(config, len(dataset.fit))
         batches = Batches(model, config, dataset, teacher)
         fitting = Fitting(model, config, teacher, tasks.of(dataset))
         curves = Curves(config, len(dataset.fit))
@@ -98,7 +98,7 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _epochs(config: TrainConfig, series: int) -> int:
+def epochs_of(config: TrainConfig, series: int) -> int:
     """Whole epochs, at least one, of at least ``min_steps`` and at most ``max_steps`` steps.
 
     Large sets need fewer passes than small ones.

@@ -1,0 +1,333 @@
+"""What a command would do, before it does it: jobs, what is there already, hours by part on this machine.
+
+    python -m tsexp plan experiment=paper seed=0
+
+The pipeline itself is walked through, with a cache that builds nothing; so what is counted is what will be
+built. How long a training step and an answer take is tried out; the rest follows from the configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tsexp import stored
+from tsexp.cache import ENTRY, Cache, Entry
+from tsexp.command import called
+from tsexp.config import Config, ConfigError, digest
+from tsexp.data import Dataset
+
+PARTS = {
+    "dense": "train",
+    "prune": "prune",
+    "finetune": "fine-tune, controls too",
+    "qat": "quantization-aware training",
+    "artifact": "deploy",
+    "scores": "score test and validation series",
+    "measure": "measure",
+}
+"""Stage → what it is called in the table."""
+START_S = 2.5
+"""A measuring process: fork, libraries, loading, the first calls (1.5 to 3 seen)."""
+EXPORT_S = {"eager": 1.0, "onnxruntime": 5.0, "openvino": 8.0, "inductor": 60.0}
+"""Exporting, loading and comparing (seen, T1 to T4, on two cores)."""
+TRIED = 16
+"""Training steps and answers that are timed, at least; in CPU time of one thread, so that it matters less
+what else runs."""
+
+
+@dataclass(frozen=True)
+class Foreseen(Cache):
+    """A cache that builds nothing, and notes what would be built.
+
+    Attributes
+    ----------
+    nothing
+        A folder that stands for those of stages that are not there.
+    stages
+        Signature → stage and whether it is there.
+    """
+
+    nothing: Path = Path()
+    stages: dict[str, tuple[str, bool]] = field(default_factory=dict)
+
+    def stage(self, name: str, version: int, key: dict[str, Any], build: Callable[[Path], None]) -> Entry:
+        """Return the entry; of a stage that is not there, one that says nothing but its signature."""
+        signature = self.signature(name, version, key)
+        folder = self.root / name / signature
+        there = (folder / ENTRY).is_file()
+        self.stages[signature] = (name, there)
+        return Entry(folder if there else self.nothing, signature, reused=there)
+
+
+@dataclass
+class Part:
+    """One row of the table."""
+
+    there: int = 0
+    missing: int = 0
+    seconds: float = 0.0
+    unknown: int = 0
+    """Missing ones whose time is not known."""
+
+
+@dataclass
+class Plan:
+    """What a command would do.
+
+    Attributes
+    ----------
+    jobs
+        How many it asks for, and of them those that nothing supports.
+    measured
+        Of them in the store.
+    parts
+        Stage → what is there, what is missing, how long that takes (s).
+    """
+
+    jobs: int
+    unsupported: int
+    measured: int
+    parts: dict[str, Part]
+
+    @property
+    def seconds(self) -> float:
+        """All parts, one after the other."""
+        return sum(p.seconds for p in self.parts.values())
+
+
+def of(overrides: list[str], progress: bool = True) -> Plan:
+    """Return the plan of a command.
+
+    Parameters
+    ----------
+    overrides
+        As after ``python -m tsexp -m``.
+    progress
+        Show a bar.
+
+    Raises
+    ------
+    ConfigError
+        What the command itself would refuse.
+    """
+    from tsexp import pipeline, sweep, tracking
+    from tsexp.jobs import dataset_of
+    from tsexp.progress import bar
+
+    jobs = sweep.asked(overrides)
+    seen: set[str] = set()
+    parts: dict[str, Part] = defaultdict(Part)
+    supported = [cfg for cfg in jobs if isinstance(cfg, Config)]
+    if not supported:
+        raise ConfigError(f"{jobs[0]}\nno job of this command can run")
+    speeds = _Speeds()
+    measured = 0
+    there = _store_is_there(supported[0])
+    with (
+        tempfile.TemporaryDirectory(prefix="tsexp-plan-") as scratch,
+        bar(f"plan {len(jobs)} jobs", len(supported), show=progress) as shown,
+    ):
+        for cfg in supported:
+            dataset = dataset_of(cfg)
+            known = (
+                there and not cfg.rerun and tracking.finished(cfg.tracking, pipeline.signature(cfg, dataset))
+            )
+            parts["measure"].there += bool(known)
+            measured += bool(known)
+            shown.advance()
+            if known:
+                continue
+            for signature, (name, exists) in _walk(cfg, dataset, Path(scratch)).items():
+                if signature in seen:
+                    continue
+                seen.add(signature)
+                part = parts[name]
+                if exists:
+                    part.there += 1
+                    continue
+                part.missing += 1
+                _add(part, speeds.seconds(name, cfg, dataset))
+            parts["measure"].missing += 1
+            _add(parts["measure"], speeds.seconds("measure", cfg, dataset))
+    order = [name for name in PARTS if name in parts]
+    return Plan(len(jobs), len(jobs) - len(supported), measured, {name: parts[name] for name in order})
+
+
+def _add(part: Part, seconds: float | None) -> None:
+    if seconds is None:
+        part.unknown += 1
+    else:
+        part.seconds += seconds
+
+
+def _store_is_there(cfg: Config) -> bool:
+    """Say whether there is a store to look into; a file is not made for that."""
+    from tsexp import tracking
+
+    uri = cfg.tracking.uri
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return False
+    with tracking.asking(cfg.tracking):
+        found = tracking.store(cfg.tracking).get_experiment_by_name(cfg.tracking.experiment)
+    return found is not None
+
+
+def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, tuple[str, bool]]:
+    """Return the stages of a job: signature → stage and whether it is there."""
+    from tsexp import energy, pipeline
+
+    nothing = scratch / cfg.model.family
+    if not nothing.exists():
+        nothing.mkdir()
+        (nothing / "arch.json").write_text(json.dumps({"family": cfg.model.family}))
+        (nothing / "manifest.json").write_text("{}")
+    cache = Foreseen(Path(cfg.paths.cache), nothing=nothing)
+    made = pipeline.make(cfg, dataset, cache)
+    control = pipeline.reference(made, cfg, dataset, cache)
+    if cfg.stop_after == "deploy":
+        return cache.stages
+    for artifact in [*made.artifacts, control, pipeline.plain(made.dense, cfg, dataset, cache)]:
+        with contextlib.suppress(FileNotFoundError):  # there are none to be read
+            energy.score(artifact, dataset, cfg.measure, cache)
+    return cache.stages
+
+
+class _Speeds:
+    """How long things take here, tried out once for each model and dataset."""
+
+    def __init__(self) -> None:
+        self._tried: dict[str, tuple[float | None, float]] = {}
+
+    def seconds(self, part: str, cfg: Config, dataset: Dataset) -> float | None:
+        """Return how long a stage takes (s), at most where the model is a smaller one; None: not known."""
+        step_s, answer_s = self._of(cfg, dataset)
+        calls = -(-(len(dataset.y_test) + len(dataset.val)) // cfg.measure.batch_size)
+        if part in ("dense", "finetune", "qat"):
+            epochs = (cfg.train.epochs, cfg.prune.finetune_epochs, cfg.quant.qat_epochs)
+            trained = dict(zip(("dense", "finetune", "qat"), epochs, strict=True))[part]
+            return None if step_s is None else step_s * _steps(cfg, trained, dataset)
+        known = {
+            "artifact": EXPORT_S.get(cfg.runtime.name, max(EXPORT_S.values())),
+            "scores": START_S + calls * answer_s,
+            "measure": _measuring_s(cfg, answer_s),
+        }
+        return known.get(part, 1.0)
+
+    def _of(self, cfg: Config, dataset: Dataset) -> tuple[float | None, float]:
+        about = digest({"model": asdict(cfg.model), "train": cfg.train.asked(), "data": dataset.checksum})
+        key = f"{about} {cfg.measure.batch_size}"
+        if key not in self._tried:
+            self._tried[key] = _try(cfg, dataset)
+        return self._tried[key]
+
+
+def _try(cfg: Config, dataset: Dataset) -> tuple[float | None, float]:
+    """Return the seconds of a training step, and of an answer to a batch, in eager PyTorch.
+
+    Of a model that fits itself no step is known, and its answer is taken for nothing.
+    """
+    import torch
+
+    from tsexp import models, training
+    from tsexp.models import Network, using_threads
+
+    some = replace(dataset, fit=dataset.fit[: TRIED * cfg.train.batch_size], val=dataset.val[:0])
+    recipe = replace(
+        cfg.train, min_steps=0, max_steps=0, patience=0, select="last", progress=False, device="cpu"
+    )
+    model = models.build(cfg.model, dataset)
+    if not isinstance(model, Network):
+        return None, 0.0
+    model.adapt(dataset.x_train[some.fit])
+    a_pass = math.ceil(len(some.fit) / cfg.train.batch_size)
+    passes = math.ceil(TRIED / a_pass)
+    for epochs in (1, passes):  # the first brings the libraries
+        start = time.process_time()
+        training.fit(model, replace(recipe, epochs=epochs), some, 0, "trial")
+        step_s = (time.process_time() - start) / (epochs * a_pass)
+    batch = torch.from_numpy(dataset.x_train[: cfg.measure.batch_size])
+    with torch.inference_mode(), using_threads(cfg.measure.threads):
+        model(batch)
+        start = time.process_time()
+        for _ in range(TRIED):
+            model(batch)
+        return step_s, (time.process_time() - start) / TRIED
+
+
+def _steps(cfg: Config, epochs: int, dataset: Dataset) -> int:
+    from tsexp.training import loop
+
+    series = len(dataset.fit)
+    return loop.epochs_of(replace(cfg.train, epochs=epochs), series) * math.ceil(
+        series / cfg.train.batch_size
+    )
+
+
+def _measuring_s(cfg: Config, answer_s: float) -> float:
+    """All pairs of windows; less where `measure.target_pct` is reached before."""
+    m = cfg.measure
+    windows = 2 * m.repeats * max(m.window_s, answer_s) + m.processes * 1.5 * max(m.window_s, answer_s)
+    return m.processes * START_S + 2 * m.idle_s + windows + m.latency_calls * answer_s
+
+
+def show(plan: Plan) -> None:
+    """Print it."""
+    from rich.table import Table
+
+    from tsexp.report.console import terminal
+
+    console = terminal()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("there", "to do", "time"):
+        table.add_column(heading, justify="right")
+    for name, part in plan.parts.items():
+        unknown = f" + {part.unknown} ?" if part.unknown else ""
+        taken = f"{_told(part.seconds)}{unknown}" if part.missing else ""
+        table.add_row(PARTS[name], str(part.there), str(part.missing), taken)
+    console.print(table)
+    counts = f"{plan.jobs} jobs"
+    counts += f", {plan.unsupported} that nothing supports" if plan.unsupported else ""
+    console.print(
+        f"{counts}, {plan.measured} measured; about {_told(plan.seconds)}, one after the other, here"
+    )
+    console.print(
+        "From steps and answers that were tried out just now, in CPU time: for a machine that does nothing "
+        "else. Smaller models and other runtimes than eager are faster, and measure.target_pct may end a "
+        "measurement earlier."
+    )
+    if any(part.unknown for part in plan.parts.values()):
+        console.print("?: models that fit themselves, in a time that is not known beforehand.")
+
+
+def _told(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Plan what is asked for and return the exit status: 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog=called("plan"),
+        usage="%(prog)s [key=value ...]",
+        description="Say what a sweep would do: jobs, what is there already, hours by part on this machine.",
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    return stored.carried_out("plan", lambda: show(of(asked.words)), "nothing was begun")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

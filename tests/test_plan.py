@@ -1,0 +1,90 @@
+"""The plan of a command against what the command then does."""
+
+from collections import Counter
+
+import pytest
+
+from conftest import TINY
+from test_cli import runs, tsexp
+from tsexp import command, plan, sweep
+from tsexp.config import Config, ConfigError, Unsupported
+
+ITALY = [*TINY, "data=italy_power_demand"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(folder):
+    """Stage → how many are in the cache."""
+    entries = (folder / "cache").glob("*/*/entry.json")
+    return Counter(entry.parts[-3] for entry in entries) - Counter(peaks=1)
+
+
+@pytest.mark.slow
+def test_what_is_planned_is_what_is_done(here):
+    asked = [*ITALY, "prune.ratio=0,0.5", "quant.mode=none,dynamic", "runtime=onnxruntime,inductor"]
+    before = plan.of(asked, progress=False)
+    assert not (here / "mlflow.db").exists()
+    assert (before.jobs, before.unsupported, before.measured) == (8, 0, 0)
+    first = [*ITALY, "prune.ratio=0,0.5", "runtime=onnxruntime"]
+    foreseen = plan.of(first, progress=False)
+    tsexp(here, "-m", *first)
+    there = made(here)
+    assert {name: part.missing for name, part in foreseen.parts.items() if name != "measure"} == there
+    assert foreseen.parts["measure"].missing == len([r for r in runs(here) if "tsexp.valid" in r.data.tags])
+    after = plan.of(first, progress=False)
+    assert all(part.missing == 0 for part in after.parts.values())
+    assert (after.measured, after.seconds) == (2, 0)
+    rest = plan.of(asked, progress=False)
+    assert rest.measured == 2
+    assert rest.parts["dense"].missing == 0
+    assert rest.parts["artifact"].missing == before.parts["artifact"].missing - there["artifact"]
+    assert made(here) == there  # planning builds nothing
+
+
+def test_times_follow_from_the_configuration(here):
+    one = plan.of([*ITALY, "prune.ratio=0.5"], progress=False)
+    assert set(one.parts) == {"dense", "prune", "finetune", "artifact", "scores", "measure"}
+    assert one.parts["finetune"].missing == 2  # of the pruned model, and of its control
+    assert all(part.seconds > 0 for part in one.parts.values())
+    assert not list(here.iterdir())
+
+
+def test_models_that_fit_themselves_take_an_unknown_time(here, capsys):
+    assert plan.main(["model=minirocket", "data=italy_power_demand", "debug=smoke"]) == 0
+    said = capsys.readouterr().out
+    assert "+ 1 ?" in said
+    assert "1 jobs, 0 measured" in said
+
+
+def test_jobs_that_nothing_supports_are_counted_apart():
+    jobs = sweep.asked([*ITALY, "quant.mode=none,static", "runtime=eager"])
+    assert [type(j) for j in jobs] == [Config, Unsupported]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["prune.ratio=0,1.5"], "prune.ratio=1.5 is out of range"),
+        (["prune.ration=0.5"], "did you mean ratio"),
+        (["data=plad"], "did you mean plaid"),
+        (["experiment=pareto"], "chooses its jobs on the way"),
+        (["quant.mode=static"], "supported"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(here, capsys, words, told):
+    assert plan.main(words) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert "Traceback" not in said
+    assert not list(here.iterdir())
+
+
+def test_it_is_a_subcommand():
+    assert command.SUBCOMMANDS["plan"][0] == "tsexp.plan:main"
+    with pytest.raises(ConfigError, match="search"):
+        sweep.asked(["experiment=pareto"])
