@@ -303,7 +303,6 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
     def _fit(self, X: Any, y: Any) -> CompressedTransformerClassifier:
         from tsexp import data, pipeline
         from tsexp.cache import Cache
-        from tsexp.energy import meters
 
         self._n_jobs = check_n_jobs(self.n_jobs)
         with _fitting:
@@ -322,7 +321,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
                 dataset = data.at_hand(cfg.data, X, labels, cfg.seed)
             scratch = None if self.cache is not None else tempfile.TemporaryDirectory(prefix="tsexp-fit-")
             root = Path(scratch.name if scratch else str(self.cache)).expanduser().absolute()
-            cache = Cache(root, lambda: meters.counter(cfg.train.device, cfg.measure.meter))
+            cache = Cache(root, lambda: pipeline.counter(cfg))
             made = pipeline.make(cfg, dataset, cache)
             artifact, _ = pipeline.choose(made, cfg, dataset, cache)
         folder = artifact.folder

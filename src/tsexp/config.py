@@ -156,12 +156,14 @@ class TrainConfig:
     select: str = choice("best", "last")
     patience: int = number(ge=0)
     device: str = choice("cpu", "cuda")
+    devices: int = number(ge=1)
     threads: int = number(ge=1)
     progress: bool = MISSING
 
     def asked(self) -> dict[str, Any]:
-        """Return what the weights depend on."""
-        return {k: v for k, v in asdict(self).items() if f"train.{k}" not in NOT_ASKED}
+        """Return what the weights depend on; one device, as there was no other number once, goes unsaid."""
+        idle = {"devices"} if self.devices == 1 else set()
+        return {k: v for k, v in asdict(self).items() if f"train.{k}" not in NOT_ASKED and k not in idle}
 
 
 @dataclass
@@ -290,6 +292,7 @@ def register() -> None:
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     OmegaConf.register_new_resolver("at_once", at_once, replace=True)
     OmegaConf.register_new_resolver("largest", max, replace=True)
+    OmegaConf.register_new_resolver("product", operator.mul, replace=True)
 
 
 def at_once(*threads: int) -> int:
@@ -347,6 +350,11 @@ def parse(cfg: DictConfig) -> Config:
     if config.train.max_steps and config.train.min_steps > config.train.max_steps:
         problems.append(
             f"train.min_steps={config.train.min_steps} is more than train.max_steps={config.train.max_steps}"
+        )
+    if config.train.devices > 1 and config.train.batch_size % config.train.devices:
+        problems.append(
+            f"train.batch_size={config.train.batch_size} cannot be split evenly among "
+            f"train.devices={config.train.devices}; use a multiple"
         )
     if config.data.val_fraction == 0 and (config.train.select == "best" or config.train.patience):
         problems.append(

@@ -75,7 +75,8 @@ def prepare(config: DictConfig) -> None:
     sweeper = config.hydra.sweeper
     if name(config) == "submitit_local" and sweeper.get("max_batch_size", 0) is None:
         with open_dict(sweeper):
-            sweeper.max_batch_size = at_once(config.train.threads, config.measure.threads)
+            training = config.train.threads * config.train.devices
+            sweeper.max_batch_size = at_once(training, config.measure.threads)
 
 
 def enter() -> None:

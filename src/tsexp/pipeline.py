@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from tsexp import alive, compress, data, energy, processes, runtimes, tasks, tracking, training
 from tsexp.cache import Cache, write_json
-from tsexp.config import Config, ConfigError, RuntimeConfig, digest, identity, like, own_digests
+from tsexp.config import Config, ConfigError, RuntimeConfig, Unsupported, digest, identity, like, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.locking import sharing_the_machine
@@ -57,7 +57,7 @@ def run(
         found = _known(cfg, about, parent)
         if found is not None:
             return found, True
-        cache = Cache(Path(cfg.paths.cache), lambda: meters.counter(cfg.train.device, cfg.measure.meter))
+        cache = Cache(Path(cfg.paths.cache), lambda: counter(cfg))
         if cfg.stop_after == "deploy":
             reference(make(cfg, dataset, cache), cfg, dataset, cache)
             return None, False
@@ -73,6 +73,11 @@ def run(
                 run.log(cfg, dataset, {"dense": made.dense, **made.steps}, notes, artifact, record)
         assert run.run_id is not None
         return run.run_id, False
+
+
+def counter(cfg: Config) -> meters.Meter | None:
+    """Return what reads the energy of training and all else that is kept, or None."""
+    return meters.counter(cfg.train.device, cfg.measure.meter, cfg.train.devices)
 
 
 def _silent(stage: str) -> None:
@@ -285,12 +290,18 @@ def able(cfg: Config, here: bool = True) -> None:
     ------
     ConfigError
         If somebody's own tokenizer or pruning method is not of the right kind, no step or runtime takes this
-        model in this mode on this device, the device is not there, or no meter answers although one is
-        required, or not the one that is asked for.
+        model in this mode on this device, the device is not there, or not as many as asked for, or no meter
+        answers although one is required, or not the one that is asked for.
     """
     compress.check(cfg)
     runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))
     cfg.model.ready()
+    devices = cfg.train.devices
+    if devices > 1 and not cfg.model.gradient:
+        raise Unsupported(
+            f"train.devices={devices}: model={cfg.model.name} is not trained by gradient descent, and fits "
+            "itself on one device; use train.devices=1"
+        )
     if not here:
         return
     if "cuda" in (cfg.train.device, cfg.runtime.device):
@@ -299,6 +310,10 @@ def able(cfg: Config, here: bool = True) -> None:
         if not torch.cuda.is_available():
             raise ConfigError(
                 "a device is cuda, but PyTorch sees no GPU here; use train.device=cpu runtime.device=cpu"
+            )
+        if cfg.train.device == "cuda" and devices > (there := torch.cuda.device_count()):
+            raise ConfigError(
+                f"train.devices={devices}, but PyTorch sees {there} GPU(s) here; use at most so many"
             )
     if cfg.stop_after == "deploy":
         return

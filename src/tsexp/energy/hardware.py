@@ -38,14 +38,14 @@ GPU_SLOWED_BY = {"its power limit": 0x04, "the hardware": 0x08, "heat": 0x20 | 0
 """Bits of ``nvmlClocksThrottleReason…`` that hold the clocks down for want of cooling or power."""
 
 
-def gpu_uuid() -> str:
-    """NVML's name of the GPU that PyTorch computes on.
+def gpu_uuid(device: str = "cuda") -> str:
+    """NVML's name of the GPU that PyTorch computes on, or of the one that it calls so.
 
     Their numbers differ (CUDA_DEVICE_ORDER, CUDA_VISIBLE_DEVICES); this does not.
     """
     import torch
 
-    return f"GPU-{torch.cuda.get_device_properties('cuda').uuid}"
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def gpu_disturbances() -> dict[str, Any]:

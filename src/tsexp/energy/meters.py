@@ -98,20 +98,24 @@ class ZeusMeter:
     kind
         ``nvml`` (the GPU that runs the model), ``rapl`` (all CPU packages and their DRAM, all processes
         included) or ``soc``.
+    gpus
+        Their number with ``nvml``: a fit may take the first of several.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, gpus: int = 1) -> None:
         from zeus.monitor import ZeusMonitor
 
         self.kind, self.source = kind, f"zeus:{kind}"
         packages = _packages() if kind == "rapl" else []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._monitor = ZeusMonitor(gpu_indices=_gpu() if kind == "nvml" else [], cpu_indices=packages)
+            self._monitor = ZeusMonitor(
+                gpu_indices=_gpu(gpus) if kind == "nvml" else [], cpu_indices=packages
+            )
         # NVML refreshes about every 100 ms (design: Measuring, 3); RAPL about every millisecond.
         self.resolution_s = {"nvml": 0.1, "rapl": 0.001, "soc": 0.1}[kind]
         self._scope = {
-            "nvml": "the whole GPU board",
+            "nvml": "the whole GPU board" if gpus == 1 else f"{gpus} whole GPU boards",
             "rapl": f"{len(packages)} whole CPU package(s), with DRAM where it has a counter; "
             "other processes included",
             "soc": "the whole system on chip",
@@ -147,8 +151,8 @@ class ZeusMeter:
             torch.cuda.synchronize()
 
 
-def _gpu() -> list[int]:
-    """Zeus' number of the GPU that PyTorch computes on, in a list.
+def _gpu(gpus: int = 1) -> list[int]:
+    """Zeus' number of the GPU that PyTorch computes on, in a list; of several, those of the first ones.
 
     Zeus takes CUDA_VISIBLE_DEVICES for a list of NVML's numbers. CUDA orders by speed by default, and takes
     UUIDs too.
@@ -156,18 +160,19 @@ def _gpu() -> list[int]:
     import pynvml
     from zeus.device import get_gpus
 
-    mine = hardware.gpu_uuid()
+    mine = [hardware.gpu_uuid()] if gpus == 1 else [hardware.gpu_uuid(f"cuda:{i}") for i in range(gpus)]
     try:
         seen = [pynvml.nvmlDeviceGetUUID(gpu.handle) for gpu in get_gpus().gpus]
     except ValueError:  # UUIDs are not numbers
         seen = []
-    if mine not in seen:
+    unseen = [uuid for uuid in mine if uuid not in seen]
+    if unseen:
         raise ConfigError(
-            f"Zeus does not see the GPU that PyTorch computes on ({mine}): set CUDA_DEVICE_ORDER=PCI_BUS_ID, "
-            "and CUDA_VISIBLE_DEVICES, if at all, to the numbers that nvidia-smi shows; a slice of a GPU "
-            "(MIG) has no meter"
+            f"Zeus does not see the GPU that PyTorch computes on ({', '.join(unseen)}): set "
+            "CUDA_DEVICE_ORDER=PCI_BUS_ID, and CUDA_VISIBLE_DEVICES, if at all, to the numbers that "
+            "nvidia-smi shows; a slice of a GPU (MIG) has no meter"
         )
-    return [seen.index(mine)]
+    return [seen.index(uuid) for uuid in mine]
 
 
 def _packages() -> list[int]:
@@ -253,12 +258,12 @@ def late(meter: str = AUTO) -> LateMeter | None:
     return own() if hasattr(own, "settle") else None
 
 
-def counter(device: str, meter: str = AUTO) -> Meter | None:
+def counter(device: str, meter: str = AUTO, gpus: int = 1) -> Meter | None:
     """Return a meter that measures, or None where there is only an estimate.
 
-    For stretches of work that nobody pairs: training, compression.
+    For stretches of work that nobody pairs: training (on as many GPUs), compression.
     """
     kind = source(device, meter)
     if kind.startswith(ESTIMATED):
         return None
-    return look_up(meter, {})() if meter != AUTO else ZeusMeter(kind.removeprefix("zeus:"))  # type: ignore[no-any-return]
+    return look_up(meter, {})() if meter != AUTO else ZeusMeter(kind.removeprefix("zeus:"), gpus)  # type: ignore[no-any-return]

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 from torchmetrics import MeanMetric
 
-from tsexp import signals, tasks
-from tsexp.config import TrainConfig
+from tsexp import alive, signals, tasks
+from tsexp.config import ConfigError, TrainConfig
 from tsexp.data import Dataset
 from tsexp.models import Network, using_threads
 from tsexp.progress import bar
@@ -26,6 +40,8 @@ from tsexp.training.fitted import Teacher
 log = logging.getLogger(__name__)
 
 VALIDATIONS = 25
+GRACE_S = 5.0
+"""A process of an interrupted fit is interrupted, too, and killed so much later."""
 
 
 def fit(
@@ -40,7 +56,7 @@ def fit(
     with torch.random.fork_rng(), using_threads(config.threads), _quiet():
         torch.manual_seed(seed)
         epochs = epochs_of(config, len(dataset.fit))
-        batches = Batches(model, config, dataset, teacher)
+        batches = Batches(model, config, dataset, teacher, seed)
         fitting = Fitting(model, config, teacher, tasks.of(dataset))
         curves = Curves(config, len(dataset.fit))
         callbacks: list[Callback] = [curves, Progress(title, epochs, config.progress)]
@@ -49,9 +65,28 @@ def fit(
             callbacks.append(Averaging(config.ema))
         if config.patience and len(dataset.val):
             callbacks.append(EarlyStopping("val_loss", patience=config.patience))
+        several: dict[str, Any] = {}
+        if config.devices > 1:
+            if 0 < len(dataset.val) < config.devices:
+                raise ConfigError(
+                    f"train.devices={config.devices} cannot share {len(dataset.val)} validation series; use "
+                    "fewer devices or a larger data.val_fraction"
+                )
+            callbacks.append(OneOfSeveral(config.threads, seed))  # after Averaging, which renews statistics
+            several = {
+                # Of Lightning's ways, `popen` (plain "ddp") would run this process' command line again, which
+                # Hydra has taken apart and which may be that of a server; `fork` does not bear CUDA, nor the
+                # pools of threads that this process may have. `spawn` needs neither, and is the same on CPU
+                # and GPU: what tests try without a GPU is what runs with several.
+                # Buffers are constants but for the statistics of batch norms: see `OneOfSeveral`.
+                "strategy": DDPStrategy(start_method="spawn", broadcast_buffers=False),
+                # In a job of SLURM, Lightning would take SLURM's tasks for the processes.
+                "plugins": [LightningEnvironment()],
+                "use_distributed_sampler": False,  # `Batches` has its own, which counts no series twice
+            }
         trainer = L.Trainer(
             accelerator="gpu" if config.device == "cuda" else "cpu",
-            devices=1,
+            devices=config.devices,
             max_epochs=epochs,
             callbacks=callbacks,
             gradient_clip_val=config.clip or None,
@@ -65,37 +100,71 @@ def fit(
             if config.select == "best" or config.patience
             else max(1, epochs // VALIDATIONS),
             deterministic="warn" if config.device == "cuda" else None,
+            **several,
         )
         model.train()  # Lightning keeps the mode that it finds, and a loaded model is ready to answer
         try:
-            trainer.fit(fitting, batches)
+            with _processes(trainer) if several else contextlib.nullcontext():
+                trainer.fit(fitting, batches)
         except SystemExit:  # Lightning's word for Ctrl-C, and for SIGTERM
             raise (signals.Terminated() if signals.terminated() else KeyboardInterrupt()) from None
     model.cpu().eval()
-    if config.select == "best" and curves.best is not None:
-        model.load_state_dict(curves.best)
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise RuntimeError(f"{title}: the weights are not finite any more; lower train.lr or set train.clip")
-    return curves.history
+    return fitting.history
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+LOGGERS = [
+    logging.getLogger(n)
+    for n in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")
+]
+
+
+def _silence() -> None:
     """Lightning's greetings and hints say nothing that the progress bar does not."""
-    loggers = [
-        logging.getLogger(n)
-        for n in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")
-    ]
-    levels = [logger.level for logger in loggers]
+    warnings.filterwarnings("ignore", module="lightning")
+    for logger in LOGGERS:
+        logger.setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    levels = [logger.level for logger in LOGGERS]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
+        _silence()
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
+            for logger, level in zip(LOGGERS, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _processes(trainer: L.Trainer) -> Iterator[None]:
+    """What the processes of several devices find, and that none is left."""
+    with alive.scratch("fit") as folder:  # Lightning leaves one where it has handed the weights over
+        loopback = "lo" if sys.platform == "linux" else "lo0"
+        given = {"TMPDIR": str(folder), "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", loopback)}
+        # Of a launcher around this process, or of the fit before: Lightning would take its processes, or its
+        # port, for ours.
+        strange = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
+        before = {name: os.environ.pop(name, None) for name in (*given, *strange)}
+        os.environ.update(given)
+        try:
+            yield
+        except ProcessRaisedException as error:
+            raise RuntimeError(f"on one of the devices: {str(error).strip().splitlines()[-1]}") from error
+        finally:
+            launcher: Any = trainer.strategy.launcher
+            launcher.kill(signal.SIGINT)
+            for process in launcher.procs:
+                process.join(GRACE_S)
+                process.kill()
+                process.join()
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def epochs_of(config: TrainConfig, series: int) -> int:
@@ -115,10 +184,11 @@ class Batches(L.LightningDataModule):
     """
 
     def __init__(
-        self, model: Network, config: TrainConfig, dataset: Dataset, teacher: Teacher | None
+        self, model: Network, config: TrainConfig, dataset: Dataset, teacher: Teacher | None, seed: int
     ) -> None:
         super().__init__()
         self.batch_size = config.batch_size
+        self.seed = seed
         series = torch.from_numpy(dataset.x_train)
         x, mask = _preprocessed(model, series)
         y = torch.from_numpy(dataset.y_train)
@@ -129,14 +199,29 @@ class Batches(L.LightningDataModule):
         self.fit, self.val = (TensorDataset(*every[torch.from_numpy(i)]) for i in (dataset.fit, dataset.val))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        # A batch sampler as sampler indexes the tensors once per batch instead of once per series.
-        sampler = BatchSampler(RandomSampler(self.fit), self.batch_size, drop_last=False)
-        return DataLoader(self.fit, sampler=sampler, batch_size=None)
+        assert self.trainer is not None
+        devices, rank = self.trainer.world_size, self.trainer.global_rank
+        if devices == 1:
+            return self._by_batch(self.fit, RandomSampler(self.fit), self.batch_size)
+        # Equally many for each: up to devices - 1 series come twice in an epoch.
+        order: DistributedSampler[Any] = DistributedSampler(self.fit, devices, rank, seed=self.seed)
+        loader = self._by_batch(self.fit, order, self.batch_size // devices)
+        loader.sampler.set_epoch = order.set_epoch  # type: ignore[attr-defined] # Lightning looks for it there
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(
-            self.val, sampler=BatchSampler(SequentialSampler(self.val), 256, drop_last=False), batch_size=None
-        )
+        assert self.trainer is not None
+        devices, rank = self.trainer.world_size, self.trainer.global_rank
+        if devices == 1:
+            return self._by_batch(self.val, SequentialSampler(self.val), 256)
+        # Each series once: what PyTorch's sampler repeats would be counted twice.
+        share = UnrepeatedDistributedSampler(self.val, num_replicas=devices, rank=rank, shuffle=False)
+        return self._by_batch(self.val, share, 256)
+
+    @staticmethod
+    def _by_batch(series: TensorDataset, order: Any, size: int) -> DataLoader[Any]:
+        # A batch sampler as sampler indexes the tensors once per batch instead of once per series.
+        return DataLoader(series, sampler=BatchSampler(order, size, drop_last=False), batch_size=None)
 
 
 @torch.no_grad()
@@ -160,12 +245,20 @@ class Fitting(L.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        self.task = task
+        self.loss, self.distillation = task.loss, task.distillation
         self.distill = (teacher.weight, teacher.temperature) if teacher else None
         # One per step; a metric's update costs small models 2 % of their speed.
         self.train_loss: list[Tensor] = []
         self.validation = task.Validation(len(model.arch.classes))
         self.val_loss = MeanMetric()
+        self.history: list[dict[str, float]] = []
+
+    def get_extra_state(self) -> Any:
+        """From one of several processes, Lightning brings the state back, and nothing else."""
+        return self.history
+
+    def set_extra_state(self, state: Any) -> None:
+        self.history = state
 
     def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
         x, mask, y, teacher = batch
@@ -175,16 +268,16 @@ class Fitting(L.LightningModule):
         return loss  # type: ignore[no-any-return]
 
     def _loss(self, scores: Tensor, y: Tensor, teacher: Tensor) -> Tensor:
-        loss = self.task.loss(scores, y, self.config.label_smoothing)
+        loss = self.loss(scores, y, self.config.label_smoothing)
         if self.distill is not None:
             weight, t = self.distill
-            loss = (1 - weight) * loss + weight * self.task.distillation(scores, teacher, t)
+            loss = (1 - weight) * loss + weight * self.distillation(scores, teacher, t)
         return loss  # type: ignore[no-any-return]
 
     def validation_step(self, batch: tuple[Tensor, ...], _: int) -> None:
         x, mask, y, _teacher = batch
         scores = self.model.network(x, mask if mask.numel() else None)
-        self.val_loss.update(self.task.loss(scores, y), len(y))
+        self.val_loss.update(self.loss(scores, y), len(y))
         self.validation.update(scores, y)
 
     def on_validation_epoch_end(self) -> None:
@@ -218,7 +311,6 @@ class Curves(Callback):
     def __init__(self, config: TrainConfig, series: int) -> None:
         self.keep = config.select == "best"
         self.series = series
-        self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self._score = (-math.inf, -math.inf)
         self._validated: tuple[float, float] | None = None
@@ -230,11 +322,15 @@ class Curves(Callback):
         self._validated = accuracy, loss
         if self.keep and (accuracy, -loss) > self._score:
             self._score = accuracy, -loss
-            self.best = {k: v.detach().cpu().clone() for k, v in pl_module.model.state_dict().items()}
+            if trainer.is_global_zero:
+                self.best = {k: v.detach().cpu().clone() for k, v in pl_module.model.state_dict().items()}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Fitting)
-        line = {"epoch": trainer.current_epoch, "train_loss": float(sum(pl_module.train_loss)) / self.series}
+        devices = trainer.world_size
+        total = float(trainer.strategy.reduce(sum(pl_module.train_loss), reduce_op="sum"))  # type: ignore[arg-type]
+        seen = math.ceil(self.series / devices) * devices
+        line = {"epoch": trainer.current_epoch, "train_loss": total / seen}
         pl_module.train_loss.clear()
         if not math.isfinite(line["train_loss"]):
             raise RuntimeError(
@@ -243,7 +339,12 @@ class Curves(Callback):
         if self._validated is not None:
             line |= {"val_accuracy": self._validated[0], "val_loss": self._validated[1]}
             self._validated = None
-        self.history.append(line | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+        pl_module.history.append(line | {"lr": trainer.optimizers[0].param_groups[0]["lr"]})
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Fitting)
+        if self.best is not None:
+            pl_module.model.load_state_dict(self.best)
 
 
 class Averaging(Callback):
@@ -314,22 +415,60 @@ def renew_statistics(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         norm.momentum = momentum
 
 
+class OneOfSeveral(Callback):
+    """In a process of its own for one of several devices: what it sets for itself, and what it shares."""
+
+    def __init__(self, threads: int, seed: int) -> None:
+        self.threads, self.seed = threads, seed
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What comes first in such a process."""
+        self.__dict__.update(state)
+        _silence()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(self.seed + (trainer.global_rank << 32))  # else all would drop the same units
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._share_statistics(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._share_statistics(trainer, pl_module)
+
+    def _share_statistics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Each has seen its share of the series; what is validated is what is kept."""
+        for norm in pl_module.modules():
+            if isinstance(norm, nn.BatchNorm1d):
+                for seen in (norm.running_mean, norm.running_var):
+                    assert seen is not None
+                    seen.copy_(trainer.strategy.reduce(seen.clone(), reduce_op="mean"))  # type: ignore[arg-type]
+
+
 class Progress(Callback):
     """One bar over all epochs, with the time that is left."""
 
     def __init__(self, title: str, epochs: int, show: bool) -> None:
-        self.bar = bar(title, epochs, show=show)
+        self.title, self.epochs, self.show = title, epochs, show
+        self.bar: bar | None = None  # made where it is shown: it cannot be sent there
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar.start()
+        if trainer.is_global_zero:
+            self.bar = bar(self.title, self.epochs, show=self.show)
+            self.bar.start()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar.advance(f"epoch {trainer.current_epoch + 1}")
+        if self.bar is not None:
+            self.bar.advance(f"epoch {trainer.current_epoch + 1}")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self.bar.stop()
+        self._stop()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.bar.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
