@@ -67,6 +67,12 @@ def test_cores_are_divided_by_the_threads_of_a_job(composed, monkeypatch):
     local = composed("hydra/launcher=submitit_local", "train.threads=4")
     launchers.prepare(local)
     assert local.hydra.sweeper.max_batch_size == 2
+    each_of_two = ("train.threads=2", "train.devices=2")
+    assert composed("hydra/launcher=joblib", *each_of_two).hydra.launcher.n_jobs == 2
+    assert composed("hydra/launcher=submitit_slurm", *each_of_two).hydra.launcher.cpus_per_task == 4
+    local = composed("hydra/launcher=submitit_local", *each_of_two)
+    launchers.prepare(local)
+    assert local.hydra.sweeper.max_batch_size == 2
     given = composed("hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=5")
     launchers.prepare(given)
     assert given.hydra.sweeper.max_batch_size == 5

@@ -320,6 +320,22 @@ def test_nvml_meter_reads_the_gpu_that_computes_whatever_its_number(
     assert machine.waited == 4
 
 
+@pytest.mark.parametrize("order", ["aaaa bbbb", "bbbb aaaa"])
+def test_counter_of_a_fit_on_two_gpus_reads_both(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    names = {f"cuda:{i}": SimpleNamespace(uuid=name) for i, name in enumerate(order.split())}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", names.get)
+    machine.computing = order.split()[0]
+    names["cuda"] = names["cuda:0"]
+    meter = meters.counter("cuda", gpus=2)
+    assert meter is not None
+    assert meter.scope == "2 whole GPU boards"
+    meter.begin()
+    machine.now += 2.0
+    assert meter.end() == pytest.approx((100.0 + 300.0) * 2.0)
+
+
 @pytest.mark.parametrize(("computing", "visible"), [("aaaa", "1"), ("bbbb", "GPU-bbbb"), ("slice", None)])
 def test_gpu_that_zeus_does_not_see_is_refused_with_what_to_set(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, computing: str, visible: str | None
