@@ -199,9 +199,10 @@ LEARNING = [
 @pytest.mark.slow
 def test_from_the_command_line_it_learns_about_as_much_as_on_one_device(tmp_path):
     for more in ([], ["train.devices=2"]):
-        done = tsexp(tmp_path, *LEARNING, *more)
+        done = tsexp(tmp_path, *LEARNING, *more, "train.progress=true")
         assert "Traceback" not in done.stderr
         assert "distributed" not in done.stderr
+        assert done.stderr.count("train ItalyPowerDemand") == 1
     one, two = sorted(runs(tmp_path), key=lambda run: run.info.start_time)
     assert [run.data.params["train.devices"] for run in (one, two)] == ["1", "2"]
     accuracies = [run.data.metrics["test/accuracy"] for run in (one, two)]
@@ -227,9 +228,11 @@ def test_jobs_of_a_sweep_train_and_fine_tune_on_two_devices(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sent", "swept"), [(signal.SIGINT, []), (signal.SIGTERM, ["-m"])], ids=["alone", "sweep"]
+    ("sent", "swept", "code"),
+    [(signal.SIGINT, [], 130), (signal.SIGTERM, ["-m"], 143), (signal.SIGKILL, [], -signal.SIGKILL)],
+    ids=["interrupted", "sweep terminated", "killed"],
 )
-def test_ctrl_c_and_sigterm_end_all_processes_of_a_fit(tmp_path, sent, swept):
+def test_all_processes_of_a_fit_end_with_it(tmp_path, sent, swept, code):
     forever = ["train.devices=2", "train.epochs=1000000", "train.max_steps=0", "train.patience=0"]
     command = [sys.executable, "-m", "tsexp", *swept, *ITALY, *forever]
     with (
@@ -260,7 +263,7 @@ def test_ctrl_c_and_sigterm_end_all_processes_of_a_fit(tmp_path, sent, swept):
         all_of_it = [psutil.Process(pid) for pid in everybody(process)]
         os.kill(process.pid, sent)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == (130 if sent == signal.SIGINT else 143)
+    assert process.returncode == code
     assert "Traceback" not in said
     assert not psutil.wait_procs(all_of_it, 10)[1]  # `multiprocessing`'s tracker ends just after the others
-    assert not list(tmp_path.glob("cache/dense/*.partial"))
+    assert sent == signal.SIGKILL or not list(tmp_path.glob("cache/dense/*.partial"))
