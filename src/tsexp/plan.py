@@ -244,7 +244,14 @@ def _try(cfg: Config, dataset: Dataset) -> tuple[float | None, float]:
 
     some = replace(dataset, fit=dataset.fit[: TRIED * cfg.train.batch_size], val=dataset.val[:0])
     recipe = replace(
-        cfg.train, min_steps=0, max_steps=0, patience=0, select="last", progress=False, device="cpu"
+        cfg.train,
+        min_steps=0,
+        max_steps=0,
+        patience=0,
+        select="last",
+        progress=False,
+        device="cpu",
+        devices=1,
     )
     model = models.build(cfg.model, dataset)
     if not isinstance(model, Network):
