@@ -170,7 +170,7 @@ def test_max_steps_caps_epochs(tiny_model, italy, epochs, max_steps, batch_size,
 )
 def test_min_steps_asks_for_more_epochs(epochs, min_steps, max_steps, expected):
     config = replace(OURS, epochs=epochs, min_steps=min_steps, max_steps=max_steps, batch_size=16)
-    assert loop._epochs(config, 60) == expected  # four steps an epoch
+    assert loop.epochs_of(config, 60) == expected  # four steps an epoch
 
 
 def test_history_has_a_line_per_epoch(tiny_model, italy):
