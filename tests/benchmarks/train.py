@@ -72,7 +72,7 @@ def main() -> None:
     for name in ("acsf1", "basic_motions", *sys.argv[1:]):
         cfg = compose(f"data={name}", "train.progress=false", f"train.max_steps={STEPS}")
         dataset = data.load(cfg.data, cfg.paths.data, 0)
-        epochs = loop._epochs(cfg.train, len(dataset.fit))
+        epochs = loop.epochs_of(cfg.train, len(dataset.fit))
         recipe = replace(cfg.train, epochs=epochs, max_steps=0)
         ratios = []
         for pair in range(PAIRS + 1):
