@@ -6,7 +6,7 @@ import pytest
 
 from test_report import invalid, row
 from tsexp.report import sweep_picture
-from tsexp.report.sweep_picture import _label, _lines, sweep_figure
+from tsexp.report.sweep_picture import _lines, sweep_figure
 
 
 def legend(axes):
@@ -113,10 +113,10 @@ def test_lines_are_named_by_what_varies_and_not_by_what_follows_from_it():
         for m, e in (("t1", "20"), ("t3", "200"))
         for d in ("ACSF1", "PLAID")
     ]
-    assert {_label(r, rows) for r in rows} == {"ACSF1 t1", "ACSF1 t3", "PLAID t1", "PLAID t3"}
-    assert _label(row(), [row(), row(ratio=0.5)]) == "t3"
+    assert set(_lines(rows)) == {"ACSF1 t1", "ACSF1 t3", "PLAID t1", "PLAID t3"}
+    assert set(_lines([row(), row(ratio=0.5)])) == {"t3"}
     rows = [row(**{"prune.method": m}) for m in ("l1", "l2")]
-    assert _label(rows[0], rows) == "method=l1"
+    assert set(_lines(rows)) == {"method=l1", "method=l2"}
 
 
 def test_a_dense_job_is_on_every_line_that_starts_from_it():

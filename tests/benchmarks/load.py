@@ -1,46 +1,73 @@
-"""Jobs per minute that a store takes, with the work stubbed out, N at once.
+"""What a store bears: many jobs at once, and a sweep of many jobs.
 
-Each does what a job of a sweep does with its store: looks for itself, opens a run, notes its stages, logs a
-record, its files and its model.
+Each job does what one of a sweep does with its store: looks for itself, opens a run, notes its stages, logs a
+record, its files and its model. Its work is stubbed out: the record is that of one real experiment.
 
-    python tests/benchmarks/load.py [--stores sqlite,postgres,server] [--at-once 1,8,64] [--jobs 64]
+    python tests/benchmarks/load.py [--stores sqlite,postgres,server] [--at-once 1,8,64] [--jobs 8,24,64]
+    python tests/benchmarks/load.py --store-of 1000 [--folder FOLDER]
 
-PostgreSQL is started here (`tests/engines.py`); `server` is MLflow's on it, with two workers. Prints a table,
-which docs/cluster.md has with its conditions. Every run is looked for afterwards: none lost, none twice.
+The first prints jobs per minute, N at once. PostgreSQL is started here (`tests/engines.py`); `server` is
+MLflow's on it, with two workers. Every run is looked for afterwards: none lost, none twice.
+
+The second makes a sqlite store of a sweep of that many jobs (a multiple of 200), whose answers and windows
+are those of the real one, changed at random. It prints how large the store is, and how long each command
+takes that reads all of it; the sweep given again, too, which finds every job. A store that is in the folder
+is not made again.
+
+docs/cluster.md has both tables with their conditions.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import engines
 from conftest import TINY, compose
-from tsexp import data, pipeline, tracking
+from tsexp import data, jobs, pipeline, tracking
 from tsexp.config import Config, TrackingConfig
+from tsexp.tasks import classification
 
 STORES = ("sqlite", "postgres", "server")
+AT_ONCE = 8
+"""Processes that make a store of many jobs."""
+VARY: dict[str, tuple[object, ...]] = {
+    "data.name": ("ACSF1", "ArrowHead", "GunPoint", "ItalyPowerDemand", "OSULeaf"),
+    "model": ("t1", "t2"),
+    "prune.scope": ("local", "global"),
+    "prune.ratio": (0.1, 0.3, 0.5, 0.7, 0.9),
+    "runtime": ("eager", "onnxruntime"),
+}
+"""Of each seed, 200 jobs; the datasets are in aeon's wheel."""
+SAME = ("data=ucr", "train.progress=false")
+"""Overrides of every job."""
+Logged = tuple[Config, tuple[Any, ...]]
+"""What a job was asked for, and what it handed to `Tracked.log`."""
 
 
-def one(folder: Path) -> tuple[Config, tuple[Any, ...]]:
-    """Run one tiny experiment; return its configuration, and what it logged."""
-    store = [f"paths.cache={folder}/cache", f"tracking.uri=sqlite:///{folder}/first.db"]
-    cfg = compose(*TINY, "data=italy_power_demand", *store)
+def one(folder: Path, *overrides: str) -> Logged:
+    """Run one experiment; return its configuration, and what it logged."""
+    cfg = compose(*SAME, *overrides, *places(folder))
     kept: list[tuple[Any, ...]] = []
     log = tracking.run.Tracked.log
 
     def keep(self: Any, *arguments: Any) -> None:
-        kept.append(arguments)
+        kept.append(arguments[1:])
         log(self, *arguments)
 
     tracking.run.Tracked.log = keep  # type: ignore[method-assign]
@@ -51,57 +78,73 @@ def one(folder: Path) -> tuple[Config, tuple[Any, ...]]:
     return cfg, kept[0]
 
 
-def job(cfg: Config, record: tuple[Any, ...], number: int) -> None:
+def places(folder: Path) -> list[str]:
+    """Where everything of a benchmark lies, as overrides."""
+    return [
+        f"paths.cache={folder}/cache",
+        f"paths.spool={folder}/spool",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+    ]
+
+
+def job(logged: Logged, name: str, about: str) -> None:
     """What a job does with its store."""
-    about = f"load-{number}"
+    cfg, record = logged
     assert tracking.finished(cfg.tracking, about) is None
-    with tracking.tracked(cfg, "stub: true\n", f"job {number}", about, None) as run:
+    with tracking.tracked(cfg, "stub: true\n", name, about, None) as run:
         for stage in ("train", "compress", "deploy", "measure", "track"):
             run.enter(stage)
-        run.log(cfg, *record[1:])
+        run.log(cfg, *record)
 
 
-def worker(cfg: Config, record: tuple[Any, ...], numbers: list[int]) -> None:
-    """Some of the jobs, one after the other, in a process of their own."""
-    for number in numbers:
-        try:
-            job(cfg, record, number)
-        except Exception:
-            print(traceback.format_exc(limit=-2), file=sys.stderr)
+def at_once(work: Callable[[int], None], count: int, processes: int) -> float:
+    """Do `work` for each number below `count` in processes of their own; return how many minutes it took."""
 
+    def some(first: int) -> None:
+        for number in range(first, count, processes):
+            try:
+                work(number)
+            except Exception:
+                print(traceback.format_exc(limit=-2), file=sys.stderr)
 
-def rate(
-    store: TrackingConfig, cfg: Config, record: tuple[Any, ...], jobs: int, at_once: int
-) -> tuple[float, int, int]:
-    """Return jobs per minute, and how many runs were lost and doubled."""
-    mine = replace(cfg, tracking=replace(store, experiment=f"load-{at_once}"))
     fork = multiprocessing.get_context("fork")
-    shares = [list(range(i, jobs, at_once)) for i in range(at_once)]
-    workers = [fork.Process(target=worker, args=(mine, record, share)) for share in shares if share]
+    workers = [fork.Process(target=some, args=(first,)) for first in range(min(processes, count))]
     start = time.monotonic()
     for process in workers:
         process.start()
     for process in workers:
         process.join()
-    minutes = (time.monotonic() - start) / 60
+    return (time.monotonic() - start) / 60
 
+
+def rate(store: TrackingConfig, logged: Logged, count: int, processes: int) -> tuple[float, int, int]:
+    """Return jobs per minute, and how many runs were lost and doubled."""
+    cfg = replace(logged[0], tracking=replace(store, experiment=f"load-{processes}"))
+    minutes = at_once(lambda n: job((cfg, logged[1]), f"job {n}", f"load-{n}"), count, processes)
+    finished = apart(_ask, cfg.tracking)
+    return count / minutes, count - len(set(finished)), len(finished) - len(set(finished))
+
+
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` returns, in a process of its own: this one opens no store, as it forks."""
+    fork = multiprocessing.get_context("fork")
     found = fork.SimpleQueue()
-    asking = fork.Process(target=_ask, args=(mine.tracking, found))  # this process opens no store: it forks
+    asking = fork.Process(target=lambda: found.put(work(*arguments)))
     asking.start()
-    finished: list[str] = found.get()
+    answer = found.get()
     asking.join()
-    return jobs / minutes, jobs - len(set(finished)), len(finished) - len(set(finished))
+    return answer
 
 
-def _ask(store: TrackingConfig, found: Any) -> None:
+def _ask(store: TrackingConfig) -> list[str]:
     client = tracking.store(store)
     place = [client.get_experiment_by_name(store.experiment).experiment_id]
     runs = client.search_runs(place, "attributes.status = 'FINISHED'", max_results=50000)
-    found.put([run.data.tags["tsexp.signature"] for run in runs])
+    return [run.data.tags["tsexp.signature"] for run in runs]
 
 
 @contextlib.contextmanager
-def started(store: str, folder: Path) -> Any:
+def started(store: str, folder: Path) -> Iterator[TrackingConfig]:
     """A store of this kind, empty."""
     with contextlib.ExitStack() as stack:
         if store == "sqlite":
@@ -115,26 +158,120 @@ def started(store: str, folder: Path) -> Any:
         yield TrackingConfig(uri, "", None if store == "server" else f"{folder}/artifacts")
 
 
+def varied(first: Logged, overrides: list[str], folder: Path, number: int) -> Logged:
+    """What the job of a sweep would have logged: as the first did, but other answers, windows and joules."""
+    (dataset, fits, files, artifact, record), rng = first[1], np.random.default_rng(number)
+    cfg = compose(*SAME, *overrides, *places(folder))
+    own = jobs.dataset_of(cfg)
+    scores = record.reference_scores + cfg.prune.ratio * rng.normal(size=record.scores.shape).astype("f4")
+    less = 1 - 0.8 * cfg.prune.ratio * rng.uniform(0.8, 1)
+    windows = [
+        w
+        | {
+            k: w[k] * rng.normal(less if w["subject"] == "artifact" else 1, 0.01)
+            for k in ("energy_j", "cpu_s")
+        }
+        for w in record.raw["windows"]
+    ]
+    saving = {
+        f"vs_dense/energy_saving_{k}": 100 * (1 - less) + d for k, d in (("pct", 0), ("lo", -1), ("hi", 1))
+    }
+    metrics = {
+        **record.metrics,
+        **classification.quality(scores, record.labels, "test"),
+        **classification.drop(scores, record.reference_scores, record.labels),
+        **saving,
+        "energy/per_inference_j": less * record.metrics["energy/reference_per_inference_j"],
+        "prune/achieved_ratio": cfg.prune.ratio,
+    }
+    made = replace(
+        record, metrics=metrics, scores=scores, raw=record.raw | {"windows": windows}, invalid_reasons=()
+    )
+    manifest = artifact.manifest | {"runtime": cfg.runtime.name}
+    own = replace(dataset, name=own.name, checksum=own.checksum)
+    return cfg, (own, fits, files, replace(artifact, manifest=manifest), made)
+
+
+def store_of(count: int, folder: Path) -> None:
+    """Make a store of the runs of a sweep, and print what it costs to read it."""
+    seeds = tuple(range(count // 200))
+    keys = ("seed", *VARY)
+    every = list(itertools.product(seeds, *VARY.values()))
+
+    def timed(what: str, *command: str) -> None:
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "tsexp", *command], cwd=folder, capture_output=True, text=True
+        )
+        said(what, f"{time.monotonic() - start:.1f} s")
+        (folder / f"{what.replace('`', '').split(':')[0]}.log").write_text(done.stdout + done.stderr)
+        if done.returncode:
+            print(done.stderr[-2000:], file=sys.stderr)
+
+    def said(what: str, value: str) -> None:
+        print(f"| {what} | {value} |", flush=True)
+
+    print(f"{os.cpu_count()} cores, {len(every)} jobs\n\n| | |\n| --- | --- |")
+    if not (folder / "mlflow.db").exists():
+        first = one(folder, "data.name=ItalyPowerDemand", "prune.ratio=0.5", "tracking.experiment=first")
+
+        def make(number: int) -> None:
+            overrides = [f"{k}={v}" for k, v in zip(keys, every[number], strict=True)]
+            cfg, record = varied(first, overrides, folder, number)
+            job((cfg, record), " ".join(overrides), pipeline.signature(cfg, jobs.dataset_of(cfg)))
+
+        said(f"made, {AT_ONCE} at once", f"{60 * at_once(make, len(every), AT_ONCE):.0f} s")
+    said("database", f"{(folder / 'mlflow.db').stat().st_size / 1e6:.0f} MB")
+    said("artifacts", f"{_bytes(folder / 'mlartifacts') / 1e6:.0f} MB")
+    where = places(folder)
+    for part in ("freeze", "tables", "figures", "page"):
+        timed(f"`report {part}`", "report", part, *(where[2:] if part == "freeze" else ()))
+    timed("`report`: all of it", "report", where[2])
+    said("page", f"{(folder / 'report/index.html').stat().st_size / 1e6:.1f} MB")
+    asked = [f"{k}={','.join(map(str, values))}" for k, values in {"seed": seeds, **VARY}.items()]
+    timed("the sweep again: all its jobs are found", "-m", *asked, *SAME, *where)
+    timed("`status`", "status")
+
+
+def _bytes(folder: Path) -> int:
+    """As the disk counts: the files of a model are in two places, and on it once."""
+    found = {
+        (s.st_dev, s.st_ino): 512 * s.st_blocks for s in (p.stat() for p in folder.rglob("*") if p.is_file())
+    }
+    return sum(found.values())
+
+
 def main() -> None:
     """Measure all, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stores", default=",".join(STORES))
     parser.add_argument("--at-once", default="1,8,64")
-    parser.add_argument("--jobs", type=int, default=64)
+    parser.add_argument("--jobs", default="8,24,64", help="for each of --at-once")
+    parser.add_argument("--store-of", type=int, metavar="JOBS")
+    parser.add_argument("--folder", type=Path, help="of the store; kept")
     asked = parser.parse_args()
-    print(f"{os.cpu_count()} cores, {asked.jobs} jobs, work stubbed out\n")
-    print("| store | at once | jobs per minute | lost | twice |\n| --- | --- | --- | --- | --- |")
+    if asked.store_of:
+        with (
+            contextlib.nullcontext(asked.folder) if asked.folder else tempfile.TemporaryDirectory() as folder
+        ):
+            Path(folder).mkdir(exist_ok=True)
+            store_of(asked.store_of, Path(folder).absolute())
+        return
+    levels = list(zip(map(int, asked.at_once.split(",")), map(int, asked.jobs.split(",")), strict=True))
+    print(f"{os.cpu_count()} cores, work stubbed out\n")
+    print(
+        "| store | at once | jobs | jobs per minute | lost | twice |\n| --- | --- | --- | --- | --- | --- |"
+    )
     with tempfile.TemporaryDirectory() as first:
-        cfg, record = one(Path(first))
+        logged = one(Path(first), *TINY, "data.name=ItalyPowerDemand")
         for store in asked.stores.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     with started(store, Path(folder)) as config:
-                        for at_once in map(int, asked.at_once.split(",")):
-                            per_minute, lost, twice = rate(config, cfg, record, asked.jobs, at_once)
-                            print(
-                                f"| {store} | {at_once} | {per_minute:.0f} | {lost} | {twice} |", flush=True
-                            )
+                        for processes, count in levels:
+                            per_minute, lost, twice = rate(config, logged, count, processes)
+                            found = f"{per_minute:.0f} | {lost} | {twice}"
+                            print(f"| {store} | {processes} | {count} | {found} |", flush=True)
                 except engines.Missing as why:
                     print(f"| {store} | not run: {why} |", flush=True)
 

@@ -480,7 +480,7 @@ def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.D
     with tempfile.TemporaryDirectory(prefix="tsexp-freeze-") as scratch:
 
         def artifact(name: str) -> Path:
-            return Path(client.download_artifacts(row.run_id, name, scratch))
+            return _file(row, name, Path(scratch), str(client.tracking_uri))
 
         raw = json.loads(artifact("windows.json").read_text())
         hardware = json.loads(artifact("hardware.json").read_text())
@@ -504,6 +504,21 @@ def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.D
     for table in (windows, predictions, kept):
         table.insert(0, "run_id", row.run_id)
     return _result(row, raw, hardware, manifest), windows, predictions, kept
+
+
+def _file(row: Row, name: str, scratch: Path, store: str) -> Path:
+    """One of a run's files: where it lies if that is a folder, else fetched into `scratch`.
+
+    `MlflowClient.download_artifacts` would ask for the run again, and keep threads for each.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import append_to_uri_path, is_local_uri
+
+    if is_local_uri(row.artifacts):
+        return Path(local_file_uri_to_path(row.artifacts)) / name
+    uri = append_to_uri_path(row.artifacts, name)
+    return Path(download_artifacts(artifact_uri=uri, dst_path=str(scratch), tracking_uri=store))
 
 
 def _result(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import math
 import re
+from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +92,7 @@ def write(frozen: Frozen, path: Path, ui: str) -> Path:
     parts = {
         "title": html.escape(f"Results of {frozen.about['experiment']}"),
         "data": _inert(_data(frozen, re.sub(r"(?<=://)[^/@]*@", "", ui.rstrip("/")))),
-        "plotly": get_plotlyjs(),
+        "plotly": b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
     }
     # One pass, so that nothing in the store can pose as a placeholder.
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8"))
@@ -205,7 +207,7 @@ def _plain(value: Any) -> Any:
 
 def _inert(data: dict[str, Any]) -> str:
     """JSON that cannot end the script element that it stands in."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return (
         text.replace("&", "\\u0026")
         .replace("<", "\\u003c")

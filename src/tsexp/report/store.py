@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from tsexp.config import ConfigError, redact
 SQLITE = "sqlite:///"
 NOT_FINITE = "scores that are not finite"
 """The one reason to be invalid that spares not even the accuracy, in the words of the record."""
+AT_ONCE = 100
+"""Ids in one question; the parser of MLflow's filters takes some thousands at most."""
 
 
 class ReportError(ValueError):
@@ -24,7 +27,10 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One run of the store: its name, status, params, metrics and tags as MLflow has them."""
+    """One run of the store: its name, status, params, metrics and tags as MLflow has them.
+
+    ``artifacts`` is the URI of the folder that its files are in.
+    """
 
     run_id: str
     name: str
@@ -32,6 +38,7 @@ class Row:
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
+    artifacts: str = ""
 
     @property
     def measured(self) -> bool:
@@ -98,13 +105,24 @@ def _check_sqlite(file: Path) -> None:
         )
 
 
-def read(client: Any, run_ids: list[str]) -> list[Row]:
-    """Return the runs with these ids, in this order; `client` is an `mlflow.MlflowClient`."""
-    return [row(client.get_run(run_id)) for run_id in run_ids]
+def read(client: Any, run_ids: Sequence[str]) -> list[Row]:
+    """Return the runs with these ids, in this order; `client` is an `mlflow.MlflowClient`.
+
+    Those of a sweep lie in one experiment, and are asked for many at a time.
+    """
+    found: dict[str, Row] = {}
+    if len(run_ids) > 1:
+        place = client.get_run(run_ids[0]).info.experiment_id
+        for start in range(0, len(run_ids), AT_ONCE):
+            names = ", ".join(f"'{i}'" for i in run_ids[start : start + AT_ONCE])
+            some = client.search_runs([place], f"attributes.run_id IN ({names})", max_results=AT_ONCE)
+            found |= {run.info.run_id: row(run) for run in some}
+    return [found[i] if i in found else row(client.get_run(i)) for i in run_ids]
 
 
 def row(run: Any) -> Row:
     """Return an `mlflow.entities.Run` as a row."""
+    info, of_it = run.info, run.data
     return Row(
-        run.info.run_id, run.info.run_name, run.info.status, run.data.params, run.data.metrics, run.data.tags
+        info.run_id, info.run_name, info.status, of_it.params, of_it.metrics, of_it.tags, info.artifact_uri
     )

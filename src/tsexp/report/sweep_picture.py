@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -221,9 +221,14 @@ def _lines(rows: list[Row]) -> dict[str, list[Row]]:
     rows = _with_dense_on_every_line(rows)
     several = len({r.tags["tsexp.energy_source"] for r in rows}) > 1
     lines: dict[str, list[Row]] = defaultdict(list)
+    shown: dict[frozenset[str], list[str]] = {}  # depends on the names of a row's params alone
     for row in sorted(rows, key=_ratio):
+        names = frozenset(row.params)
+        if names not in shown:
+            shown[names] = _shown(names, rows)
         # Measured and estimated energy never share a line.
-        lines[_label(row, rows) + (f" ({row.tags['tsexp.energy_source']})" if several else "")].append(row)
+        source = f" ({row.tags['tsexp.energy_source']})" if several else ""
+        lines[_label(row, shown[names]) + source].append(row)
     return lines
 
 
@@ -232,39 +237,48 @@ def _with_dense_on_every_line(rows: list[Row]) -> list[Row]:
 
     It is measured once for all of them.
     """
-    pruned = [r for r in rows if _ratio(r)]
-    out = list(pruned)
+    out = [r for r in rows if _ratio(r)]
+    ways: dict[_Params, dict[_Params, None]] = defaultdict(dict)  # in the order of the rows, each once
+    for row in out:
+        ways[_all_else(row)][_pruning(row)] = None
     for dense in {r.run_id: r for r in rows if not _ratio(r)}.values():
-        ways = [_pruning(r) for r in pruned if _all_else(r) == _all_else(dense)]
-        out += [
-            replace(dense, params=dense.params | way) for i, way in enumerate(ways) if way not in ways[:i]
-        ] or [dense]
+        of_it = ways.get(_all_else(dense), {})
+        out += [replace(dense, params=dense.params | dict(way)) for way in of_it] or [dense]
     return out
 
 
-def _pruning(row: Row) -> dict[str, str]:
-    return {k: v for k, v in row.params.items() if k.startswith("prune.") and k != VARIES_ALONG_X}
+_Params = tuple[tuple[str, str], ...]
 
 
-def _all_else(row: Row) -> dict[str, str]:
-    return {k: v for k, v in row.params.items() if not k.startswith(("prune.", *NOT_ASKED))}
+def _pruning(row: Row) -> _Params:
+    return tuple(
+        sorted((k, v) for k, v in row.params.items() if k.startswith("prune.") and k != VARIES_ALONG_X)
+    )
+
+
+def _all_else(row: Row) -> _Params:
+    return tuple(sorted((k, v) for k, v in row.params.items() if not k.startswith(("prune.", *NOT_ASKED))))
 
 
 def _ratio(row: Row) -> float:
     return float(row.params.get(VARIES_ALONG_X, 0))
 
 
-def _label(row: Row, rows: list[Row]) -> str:
-    """What distinguishes this row's line from the others.
+def _shown(names: Collection[str], rows: Sequence[Row]) -> list[str]:
+    """Which of these params distinguish a line from the others.
 
-    The params that vary, apart from the ratio and from what follows from those shown.
+    Those that vary, apart from the ratio and from what follows from those shown.
     """
     shown: list[str] = []
-    keys = [k for k in row.params if k != VARIES_ALONG_X and not k.startswith(NOT_ASKED)]
+    keys = [k for k in names if k != VARIES_ALONG_X and not k.startswith(NOT_ASKED)]
     for key in sorted(keys, key=lambda k: (not k.endswith(".name"), k)):
         so_far = {tuple(r.params.get(k) for k in shown) for r in rows}
         if len({(*(r.params.get(k) for k in shown), r.params.get(key)) for r in rows}) > len(so_far):
             shown.append(key)
+    return shown
+
+
+def _label(row: Row, shown: Sequence[str]) -> str:
     return (
         " ".join(
             row.params[k] if k.endswith(".name") else f"{k.split('.')[-1]}={row.params[k]}" for k in shown
