@@ -112,6 +112,11 @@ def whole(cfg, run):
     )
 
 
+def models(cfg):
+    store = tracking.store(cfg.tracking)
+    return store.search_logged_models([client.experiment_of(store, cfg.tracking)])
+
+
 def waiting(cfg):
     return [p for p in Path(cfg.paths.spool).iterdir() if not p.name.startswith(".")]
 
@@ -239,6 +244,21 @@ def test_wherever_a_delivery_breaks_off_the_next_one_is_whole_and_there_is_no_ot
     assert sorted(r.data.tags[spool.RECORD] for r in found) == sorted(f"result {i + 1}" for i in range(at))
     assert all(whole(cfg, run) for run in found)
     assert runs(cfg, "RUNNING") == []
+    assert len(models(cfg)) == at
+
+
+def test_a_run_that_was_found_dead_while_it_was_filled_keeps_no_model(made, cfg, monkeypatch, impatient):
+    parcel = keep(made, cfg, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.model, "_also_in_the_run", lambda *_: (_ for _ in ()).throw(Killed))
+        with contextlib.suppress(Killed):
+            spool.deliver(parcel, cfg.tracking)
+    (begun,) = runs(cfg, "RUNNING")
+    assert len(models(cfg)) == 1
+    tracking.store(cfg.tracking).set_terminated(begun.info.run_id, "KILLED")
+    spool.deliver(parcel, cfg.tracking)
+    assert len(models(cfg)) == 1
+    assert all(whole(cfg, run) for run in runs(cfg))
 
 
 def test_the_same_signature_is_stored_once_but_for_what_is_measured_again_on_purpose(made, cfg, monkeypatch):

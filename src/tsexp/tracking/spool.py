@@ -289,7 +289,8 @@ def _deliver(folder: Path, about: Mapping[str, Any], config: TrackingConfig) -> 
         return there
     client = store(config)
     before = (folder / ATTEMPT).read_text() if (folder / ATTEMPT).exists() else ""
-    run_id = about["run_id"] if not before and _is_open(client, about["run_id"]) else None
+    first = None if before else _run(client, about["run_id"])
+    run_id = first.info.run_id if first is not None and first.info.status == "RUNNING" else None
     if run_id is None:
         number = experiment_of(client, config)
         begun = client.search_runs(
@@ -307,25 +308,29 @@ def _deliver(folder: Path, about: Mapping[str, Any], config: TrackingConfig) -> 
     return str(run_id)
 
 
-def _is_open(client: Any, run_id: str | None) -> bool:
+def _run(client: Any, run_id: str | None) -> Any:
+    """Return a run, or None if the store has no such one."""
     if run_id is None:
-        return False
+        return None
     try:
-        return str(client.get_run(run_id).info.status) == "RUNNING"
+        return client.get_run(run_id)
     except Exception as error:
         if "RESOURCE_DOES_NOT_EXIST" in str(getattr(error, "error_code", "")):
-            return False
+            return None
         raise
 
 
 def _give_up(client: Any, run_id: str | None, reason: str, there: str | None = None) -> None:
     """End a run that will not get its result, and remove the models that it got."""
-    if run_id is None or run_id == there or not _is_open(client, run_id):
+    run = None if run_id == there else _run(client, run_id)
+    if run is None or run.info.status == "FINISHED":
         return
-    for output in client.get_run(run_id).outputs.model_outputs:
-        client.delete_logged_model(output.model_id)
-    client.set_tag(run_id, "tsexp.error", reason)
-    client.set_terminated(run_id, "KILLED")
+    # Not those that the run names: it names a model last of all.
+    for found in client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(found.model_id)
+    if run.info.status == "RUNNING":  # else its process was found dead
+        client.set_tag(run_id, "tsexp.error", reason)
+        client.set_terminated(run_id, "KILLED")
 
 
 def fill(client: Any, run_id: str, folder: Path, about: Mapping[str, Any]) -> None:
