@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from conftest import TINY, compose
-from tsexp import alive, jobs, merge, pipeline, runtimes, status, sync, tracking, training
+from tsexp import alive, jobs, merge, pipeline, runtimes, status, sweep, sync, tracking, training
 from tsexp.cache import Cache
-from tsexp.config import ConfigError
-from tsexp.energy import Record
+from tsexp.config import Config, ConfigError
+from tsexp.energy import Record, measuring, worker
 from tsexp.tracking import client, spool
 from tsexp.training import Fitted
 
@@ -619,3 +622,40 @@ def test_retry_failed_runs_what_failed_and_leaves_out_what_is_done(tmp_path):
     assert sorted(r.info.run_name for r in measured) == ["seed=0", "seed=1"]  # rerun=true, and yet once
     assert len(list(tmp_path.glob("multirun/*/*"))) == 1
     assert tsexp("status").returncode == 0
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_is_told_of_wherever_a_job_meets_it(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(jobs, "_experiment", no_room)
+    outcome = jobs.execute(
+        OmegaConf.merge(OmegaConf.structured(Config), asdict(tiny)), "a job", tmp_path, None
+    )
+    where = f"{tiny.paths.cache} or of {tmp_path} or of {tempfile.gettempdir()}"
+    assert outcome.error.startswith(f"no space left on the disk of {where}; free some")
+    assert "\n" not in outcome.error
+
+
+@pytest.mark.parametrize(("begins", "part"), [("on_multirun_start", "_start"), ("on_multirun_end", "_end")])
+def test_a_sweep_that_meets_a_full_disk_says_so_in_a_line(monkeypatch, capsys, begins, part):
+    monkeypatch.setattr(sweep.secret, "hide", lambda _: None)
+    monkeypatch.setattr(sweep.Sweep, part, no_room)
+    with pytest.raises(SystemExit) as end:
+        getattr(sweep.Sweep(), begins)(None)
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tsexp: error: no space left on the disk of {os.getcwd()} or of ")
+
+
+def test_a_measuring_process_that_cannot_write_says_why(tmp_path, monkeypatch):
+    (tmp_path / "request.json").write_text('{"threads": 1, "timeout_s": 60}')
+    # Neither what it found nor what went wrong has room.
+    monkeypatch.setattr(worker, "write_json", no_room)
+    monkeypatch.setattr(Path, "write_text", no_room)
+    status = worker._answer(tmp_path, lambda *_: {})
+    asked = measuring._asked("measure", {}, {}, "cpu", compose().measure)
+    asked.folder = tmp_path
+    with pytest.raises(measuring.MeasuringFailed, match=r"no result \(No space left on device\)"):
+        asked._read(status)

@@ -131,10 +131,10 @@ def _run() -> None:
         print("tsexp: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from tsexp import launchers
+        from tsexp import cache, launchers
 
         known = configs.is_known(error)
-        told = configs.explain(error) if known else launchers.refused(error)
+        told = configs.explain(error) if known else launchers.refused(error) or cache.full(error, os.getcwd())
         text = f"tsexp: error: {told}" if told and not wants_frames else traceback.format_exc()
         print(configs.redact(text), file=sys.stderr)
         sys.exit(2 if known else 1)

@@ -113,13 +113,10 @@ class Cache:
         try:
             return self._stage(name, version, key, build)
         except Exception as error:
-            if not _is_full(error):
+            told = full(error, self.root)
+            if told is None:
                 raise
-            raise CacheError(
-                f"no space left on the disk of {self.root} or of {tempfile.gettempdir()}; free some (the "
-                "cache is safe to delete) or give another folder, paths.cache=…; the same command goes on "
-                "where it stopped"
-            ) from error
+            raise CacheError(told) from error
 
     def signature(self, name: str, version: int, key: dict[str, Any]) -> str:
         """Content address of a stage's inputs."""
@@ -206,13 +203,20 @@ def _clear(path: Path, unless_folder: bool = False, unless_file: bool = False) -
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind it; libraries in C++ and Rust say so in words."""
+def full(error: BaseException | None, *folders: Path | str) -> str | None:
+    """Tell in a line that a full disk is behind an error, if one is: that of a folder or of `TMPDIR`.
+
+    Libraries in C++ and Rust say so in words.
+    """
     while error is not None:
         if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
-            return True
+            where = " or of ".join(str(folder) for folder in (*folders, tempfile.gettempdir()))
+            return (
+                f"no space left on the disk of {where}; free some (the cache is safe to delete) or give "
+                "another folder, paths.cache=…; the same command goes on where it stopped"
+            )
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _cpu_s() -> float:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tsexp import alive, launchers, processes, signals
 from tsexp import config as configs
-from tsexp.cache import write_json
+from tsexp.cache import full, write_json
 from tsexp.config import Config, ConfigError, DataConfig, Unsupported
 
 if TYPE_CHECKING:  # the command line imports this module before it knows that it has work
@@ -112,7 +112,8 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
     except ConfigError as error:
         outcome = Outcome(label, "refused", error=configs.redact(str(error)))
     except Exception as error:
-        outcome = Outcome(label, "failed", error=configs.redact(f"{type(error).__name__}: {error}"))
+        what = full(error, str(cfg.paths.cache), folder) or f"{type(error).__name__}: {error}"
+        outcome = Outcome(label, "failed", error=configs.redact(what))
         log.error("%s failed: %s%s", label, outcome.error, _keep_traceback(folder))
     _note(folder, outcome)
     return outcome

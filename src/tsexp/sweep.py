@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import alive, compose, launchers, secret, signals
 from tsexp import config as configs
-from tsexp.cache import write_json
+from tsexp.cache import full, write_json
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
 from tsexp.jobs import OUTCOME, SWEEP, Outcome, dataset_of, deliver, read_outcome, start_server, tidy, to_keep
 
@@ -78,8 +78,8 @@ class Sweep(Callback):
         except ConfigError as error:
             print(f"tsexp: error: {configs.redact(str(error))}", file=sys.stderr)
             sys.exit(2)
-        except Exception:  # Hydra would only warn, and start the jobs
-            print(configs.redact(traceback.format_exc()), file=sys.stderr)
+        except Exception as error:  # Hydra would only warn, and start the jobs
+            _tell(error)
             sys.exit(1)
 
     def _start(self, config: DictConfig) -> None:
@@ -133,8 +133,8 @@ class Sweep(Callback):
         except ConfigError as error:  # the store is gone
             print(configs.redact(f"tsexp: error: {error}"), file=sys.stderr)
             status = 1
-        except Exception:
-            print(configs.redact(traceback.format_exc()), file=sys.stderr)
+        except Exception as error:
+            _tell(error)
             status = 1
         if status:
             sys.exit(status)
@@ -220,6 +220,13 @@ class Sweep(Callback):
             for name, error in failed.items():
                 print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
         return 1 if failed else 0
+
+
+def _tell(error: Exception) -> None:
+    """Say that a disk is full, or whatever else is a fault here."""
+    told = full(error, os.getcwd())
+    text = traceback.format_exc() if told is None else f"tsexp: error: {told}"
+    print(configs.redact(text), file=sys.stderr)
 
 
 def _is_own(override: str) -> bool:

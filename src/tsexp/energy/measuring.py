@@ -8,6 +8,7 @@ is in `windows`, the meters are in `meters`.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import tempfile
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tsexp import alive, processes, secret, signals, tasks
-from tsexp.cache import Cache, write_json
+from tsexp.cache import FULL, Cache, write_json
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset, FloatArray
 from tsexp.energy import hardware, meters, worker
@@ -469,8 +470,8 @@ class _asked:
                 f"measuring took longer than measure.timeout_s={self.config.timeout_s:g} and was stopped",
                 watchdog.read_text(),
             )
-        if error.exists():
-            details = error.read_text()
+        details = error.read_text() if error.exists() else ""
+        if details:
             raise MeasuringFailed(f"the measuring process failed: {details.splitlines()[0]}", details)
         if code == signals.STATUS:
             raise MeasuringFailed("the measuring process was terminated (SIGTERM)")
@@ -478,7 +479,8 @@ class _asked:
             name = signal.Signals(-code).name
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             raise MeasuringFailed(f"the measuring process was killed by {name}{hint}")
-        raise MeasuringFailed(f"the measuring process ended with status {code} and no result")
+        hint = f" ({os.strerror(code)})" if code in FULL else ""
+        raise MeasuringFailed(f"the measuring process ended with status {code} and no result{hint}")
 
 
 WORKER = "tsexp.energy.worker"

@@ -70,7 +70,10 @@ def _answer(folder: Path, work: Callable[..., dict[str, Any]], held: Held = NONE
     except (signals.Terminated, KeyboardInterrupt):  # its caller is going, and takes the folder along
         raise
     except BaseException as error:
-        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+        try:
+            (folder / "error.txt").write_text(f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+        except OSError as full:
+            return full.errno or 1
         return 1
 
 
