@@ -659,3 +659,15 @@ def test_a_measuring_process_that_cannot_write_says_why(tmp_path, monkeypatch):
     asked.folder = tmp_path
     with pytest.raises(measuring.MeasuringFailed, match=r"no result \(No space left on device\)"):
         asked._read(status)
+
+
+def test_a_temporary_folder_of_an_export_says_whose_it_is(made, monkeypatch, italy, tiny_model):
+    from tsexp.runtimes import onnxruntime
+
+    def look(_, file):
+        raise Killed((file.parent / alive.OWNER).exists())
+
+    monkeypatch.setattr(onnxruntime, "to_onnx", look)
+    with pytest.raises(Killed) as seen:
+        onnxruntime.export(tiny_model(italy), SimpleNamespace(quant=SimpleNamespace(mode="none")), Path())
+    assert seen.value.args == (True,)

@@ -10,14 +10,13 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsexp import alive, secret, stored
 from tsexp import config as configs
-from tsexp import secret, stored
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
 
@@ -110,9 +109,8 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
         )
     if not old.scored:
         raise ConfigError(f"run {run} ({old.name}) has {old.tags['tsexp.invalid_reasons']}: run it again")
-    with tempfile.TemporaryDirectory(prefix="tsexp-attach-") as scratch:
-        folder = Path(scratch)
-        raw = json.loads(Path(client.download_artifacts(old.run_id, "windows.json", scratch)).read_text())
+    with alive.scratch("attach") as folder:
+        raw = json.loads(Path(client.download_artifacts(old.run_id, "windows.json", str(folder))).read_text())
         log = powerlog.read(Path(file), offset_s)
         filled = external.fill(raw, log, name)
         part = _part(log, filled["windows"])

@@ -9,7 +9,6 @@ import argparse
 import math
 import platform
 import sys
-import tempfile
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tsexp import alive
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
@@ -165,8 +165,8 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
     for head in ("what", "seed", "saving %", "speedup", "CPU speedup", "held", "warnings"):
         out.add_column(head, overflow="fold")
 
-    with tempfile.TemporaryDirectory(prefix="tsexp-selftest-") as folder:
-        cache = Cache(Path(folder))
+    with alive.scratch("selftest") as folder:
+        cache = Cache(folder)
         artifact = runtimes.deploy(
             untrained(cfg, dataset, cache), QuantConfig("none"), RuntimeConfig("eager", "cpu"), dataset, cache
         )

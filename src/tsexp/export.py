@@ -7,14 +7,13 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import card, secret, stored
+from tsexp import alive, card, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import NOT_ASKED, Config, ConfigError
@@ -104,8 +103,8 @@ def _export(run: str, folder: Path, cfg: Config) -> str:
     row = stored.find(client, cfg.tracking.experiment, run)
     stored.check_protocol(row)  # the card tells what it measured
     dataset = stored.dataset([row], cfg)
-    with tempfile.TemporaryDirectory(prefix="tsexp-export-") as scratch:
-        artifact = stored.artifact(client, row, Path(cfg.paths.cache), Path(scratch))
+    with alive.scratch("export") as scratch:
+        artifact = stored.artifact(client, row, Path(cfg.paths.cache), scratch)
         stored.check_runs_here(row, artifact, stored.called(row))
         facts = _facts(client, row, artifact, (len(dataset.x_train), len(dataset.x_test)))
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -6,15 +6,14 @@ import argparse
 import csv
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from tsexp import alive, secret, stored
 from tsexp import config as configs
-from tsexp import secret, stored
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
 
@@ -84,8 +83,8 @@ def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str
     row = stored.find(client, cfg.tracking.experiment, run)
     config = stored.data_config(row)
     series, labels = data.read_one(file, config)
-    with tempfile.TemporaryDirectory(prefix="tsexp-predict-") as scratch:
-        artifact = stored.artifact(client, row, Path(cfg.paths.cache), Path(scratch))
+    with alive.scratch("predict") as scratch:
+        artifact = stored.artifact(client, row, Path(cfg.paths.cache), scratch)
         stored.check_runs_here(row, artifact, stored.called(row))
         takes, ragged = stored.takes(client, row)
         channels, length = artifact.manifest["shape"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tsexp import alive
 from tsexp.config import NOT_ASKED, digest, redact
 from tsexp.report.store import ReportError, Row
 from tsexp.report.store import row as as_row
@@ -477,10 +478,10 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
 def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     import pandas as pd
 
-    with tempfile.TemporaryDirectory(prefix="tsexp-freeze-") as scratch:
+    with alive.scratch("freeze") as scratch:
 
         def artifact(name: str) -> Path:
-            return _file(row, name, Path(scratch), str(client.tracking_uri))
+            return _file(row, name, scratch, str(client.tracking_uri))
 
         raw = json.loads(artifact("windows.json").read_text())
         hardware = json.loads(artifact("hardware.json").read_text())

@@ -8,13 +8,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tsexp import alive
 from tsexp.config import ConfigError, QuantConfig
 from tsexp.data import FloatArray
 from tsexp.models.network import PREPROCESS, Network
@@ -79,8 +79,8 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     from tsexp import models
 
     lean = rewritten(model, job.quant.mode)
-    with tempfile.TemporaryDirectory() as scratch:
-        plain = Path(scratch) / "fp32.onnx"
+    with alive.scratch("onnx") as scratch:
+        plain = scratch / "fp32.onnx"
         _quantize(plain, *to_onnx(lean, plain), job, folder / FILE)
     return {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
 
@@ -357,8 +357,8 @@ class OnnxPredictor:
         """Read off the graph that a session with the same options writes after its optimizations."""
         import onnx
 
-        with tempfile.TemporaryDirectory() as scratch:
-            optimized = Path(scratch) / "optimized.onnx"
+        with alive.scratch("onnx") as scratch:
+            optimized = scratch / "optimized.onnx"
             self._session(optimized)
             graph = onnx.load(optimized).graph
         return read_layers(graph)

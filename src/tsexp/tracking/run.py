@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import socket
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import __version__, compress, signals, tasks
+from tsexp import __version__, alive, compress, signals, tasks
 from tsexp.config import Config, ConfigError, TrackingConfig, digest, flat, identity, redact
 from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed
 from tsexp.energy.meters import ESTIMATED
@@ -404,8 +403,9 @@ def log_record(
             [Param(k, redact(str(v))[:6000]) for k, v in params.items()],
             [RunTag(k, redact(v)[:4900]) for k, v in tags.items()],
         )
-        with tempfile.TemporaryDirectory(prefix="tsexp-track-") as temporary:
-            folder = Path(temporary)
+        with alive.scratch("track") as scratch:
+            folder = scratch / "files"
+            folder.mkdir()
             (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
             (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
             more(folder)
