@@ -352,9 +352,8 @@ def test_ctrl_c_and_sigterm_end_the_job_and_its_sweep_and_leave_no_process(
     assert "Traceback" not in said
     assert not any(map(psutil.pid_exists, all_of_it))
     assert {r.info.status for r in runs(tmp_path)} == {end}
-    if end == "KILLED":
-        (run,) = runs(tmp_path, "attributes.run_name = 'seed=0'")
-        assert run.data.tags["tsexp.error"] == word
+    (run,) = runs(tmp_path, "attributes.run_name = 'seed=0'")
+    assert run.data.tags["tsexp.error"] == word
 
 
 def test_a_failed_job_is_a_failed_run_with_its_traceback(tmp_path):

@@ -1,6 +1,7 @@
 """Fitting: reproducible, selected as asked, and it learns."""
 
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conftest import TINY, as_tensor, compose
-from tsexp import data, models, training
+from tsexp import data, models, signals, training
 from tsexp.cache import Cache
 from tsexp.models import transformer
 from tsexp.models.transformer import Classifier
@@ -331,3 +332,24 @@ def test_the_default_reaches_80_percent_on_acsf1_as_the_mean_of_three_seeds(tmp_
                 float((model(torch.from_numpy(dataset.x_test)).argmax(1).numpy() == dataset.y_test).mean())
             )
     assert sum(scores) / 3 >= 0.80, scores
+
+
+@pytest.mark.parametrize("word", [KeyboardInterrupt, signals.Terminated])
+def test_an_interruption_is_one_whatever_lightning_trips_over_as_it_ends(
+    italy, tiny_model, monkeypatch, word
+):
+    class Clumsy(loop.Callback):
+        def on_fit_start(self, *_):
+            raise word
+
+        def on_exception(self, *_):
+            raise RuntimeError("Please call `iter(combined_loader)` first.")
+
+    monkeypatch.setattr(loop, "Progress", lambda *_: Clumsy())
+    monkeypatch.setattr(signals, "_terminated", word is signals.Terminated)
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(word):
+            fitted(tiny_model, italy, OURS)
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)  # which Lightning ignores from then on

@@ -227,6 +227,7 @@ class Tracked:
         text = redact(f"{traceback.format_exc()}\n{details}")
         killed = isinstance(error, signals.Terminated)
         reason = str(error) if killed else redact(f"{type(error).__name__}: {error}")[:4900]
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else reason
         self._tell(lambda: self.client.set_tag(self.run_id, "tsexp.error", reason))
         self._tell(lambda: self.client.set_terminated(self.run_id, "KILLED" if killed else "FAILED"))
         self._tell(lambda: self.client.log_text(self.run_id, text, "traceback.txt"))

@@ -106,12 +106,26 @@ def fit(
         try:
             with _processes(trainer) if several else contextlib.nullcontext():
                 trainer.fit(fitting, batches)
-        except SystemExit:  # Lightning's word for Ctrl-C, and for SIGTERM
-            raise (signals.Terminated() if signals.terminated() else KeyboardInterrupt()) from None
+        except BaseException as error:
+            if _interrupted(error):
+                raise (signals.Terminated() if signals.terminated() else KeyboardInterrupt()) from None
+            raise
     model.cpu().eval()
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise RuntimeError(f"{title}: the weights are not finite any more; lower train.lr or set train.clip")
     return fitting.history
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind an error.
+
+    Lightning's word for them is SystemExit, unless what it does before it ends fails, of a loop half begun.
+    """
+    while error is not None:
+        if isinstance(error, SystemExit | KeyboardInterrupt | signals.Terminated):
+            return True
+        error = error.__context__
+    return False
 
 
 LOGGERS = [
