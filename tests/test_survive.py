@@ -20,7 +20,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import TINY, compose
-from tsexp import alive, jobs, merge, pipeline, runtimes, status, sweep, sync, tracking, training
+from tsexp import alive, jobs, merge, pipeline, runtimes, signals, status, sweep, sync, tracking, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError
 from tsexp.energy import Record, measuring, worker
@@ -262,6 +262,37 @@ def test_a_run_that_was_found_dead_while_it_was_filled_keeps_no_model(made, cfg,
     spool.deliver(parcel, cfg.tracking)
     assert len(models(cfg)) == 1
     assert all(whole(cfg, run) for run in runs(cfg))
+
+
+@pytest.mark.parametrize("word", [KeyboardInterrupt, signals.Terminated])
+def test_a_delivery_that_is_interrupted_leaves_no_run_open(made, cfg, monkeypatch, word):
+    def interrupted(*_):
+        raise word
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.model, "_also_in_the_run", interrupted)
+        with pytest.raises(word):
+            measure(made, cfg)
+    (begun,) = runs(cfg, "KILLED")
+    assert begun.data.tags["tsexp.error"].startswith("interrupted while it was delivered")
+    assert runs(cfg, "RUNNING") == models(cfg) == []
+    spool.sync(cfg.paths, cfg.tracking)
+    (run,) = runs(cfg)
+    assert whole(cfg, run)
+
+
+def test_an_interruption_after_the_delivery_leaves_the_run_as_it_is(made, cfg, monkeypatch):
+    real = spool.deliver
+
+    def interrupted(*given):
+        real(*given)
+        raise signals.Terminated
+
+    monkeypatch.setattr(spool, "deliver", interrupted)
+    with pytest.raises(signals.Terminated):
+        measure(made, cfg)
+    (run,) = runs(cfg)
+    assert whole(cfg, run)
 
 
 def test_the_same_signature_is_stored_once_but_for_what_is_measured_again_on_purpose(made, cfg, monkeypatch):

@@ -287,7 +287,12 @@ def tracked(
         run.enter("done")
         run._tell(lambda: run.client.set_terminated(run.run_id))
         return
-    run.run_id = spool.deliver(run.parcel, cfg.tracking)
+    try:
+        run.run_id = spool.deliver(run.parcel, cfg.tracking)
+    except (KeyboardInterrupt, signals.Terminated):
+        reason = "interrupted while it was delivered; the same command delivers it, in another run"
+        run._tell(lambda: spool.give_up(run.client, run.run_id, reason))
+        raise
 
 
 def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:

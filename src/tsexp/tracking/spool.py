@@ -285,7 +285,7 @@ def _deliver(folder: Path, about: Mapping[str, Any], config: TrackingConfig) -> 
     if there is None and not about["again"]:
         there = finished(config, about["tags"]["tsexp.signature"])
     if there is not None:
-        _give_up(store(config), about["run_id"], f"run {there} has this result", there)
+        give_up(store(config), about["run_id"], f"run {there} has this result", there)
         return there
     client = store(config)
     before = (folder / ATTEMPT).read_text() if (folder / ATTEMPT).exists() else ""
@@ -297,7 +297,7 @@ def _deliver(folder: Path, about: Mapping[str, Any], config: TrackingConfig) -> 
             [number], f"tags.`{RECORD}` = '{about['record']}' and attributes.status = 'RUNNING'"
         )  # made, and the answer was lost
         for other in {before, about["run_id"] or "", *(r.info.run_id for r in begun)} - {""}:
-            _give_up(client, other, "its delivery was interrupted; another run has the result")
+            give_up(client, other, "its delivery was interrupted; another run has the result")
         run_id = client.create_run(
             number,
             start_time=about["start_ms"],
@@ -320,7 +320,7 @@ def _run(client: Any, run_id: str | None) -> Any:
         raise
 
 
-def _give_up(client: Any, run_id: str | None, reason: str, there: str | None = None) -> None:
+def give_up(client: Any, run_id: str | None, reason: str, there: str | None = None) -> None:
     """End a run that will not get its result, and remove the models that it got."""
     run = None if run_id == there else _run(client, run_id)
     if run is None or run.info.status == "FINISHED":
