@@ -13,7 +13,6 @@ import contextlib
 import json
 import math
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tsexp import stored
+from tsexp import alive, stored
 from tsexp.cache import ENTRY, Cache, Entry
 from tsexp.command import called
 from tsexp.config import Config, ConfigError, digest
@@ -135,7 +134,7 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
     measured = 0
     there = _store_is_there(supported[0])
     with (
-        tempfile.TemporaryDirectory(prefix="tsexp-plan-") as scratch,
+        alive.scratch("plan") as scratch,
         bar(f"plan {len(jobs)} jobs", len(supported), show=progress) as shown,
     ):
         for cfg in supported:
@@ -148,7 +147,7 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
             shown.advance()
             if known:
                 continue
-            for signature, (name, exists) in _walk(cfg, dataset, Path(scratch)).items():
+            for signature, (name, exists) in _walk(cfg, dataset, scratch).items():
                 if signature in seen:
                     continue
                 seen.add(signature)
