@@ -198,15 +198,17 @@ def store_of(count: int, folder: Path) -> None:
     keys = ("seed", *VARY)
     every = list(itertools.product(seeds, *VARY.values()))
 
-    def timed(what: str, *command: str) -> None:
-        start = time.monotonic()
+    def timed(what: str, *command: str) -> float:
+        start, before = time.time(), os.times()
         done = subprocess.run(
             [sys.executable, "-m", "tsexp", *command], cwd=folder, capture_output=True, text=True
         )
-        said(what, f"{time.monotonic() - start:.1f} s")
-        (folder / f"{what.replace('`', '').split(':')[0]}.log").write_text(done.stdout + done.stderr)
+        wall, after = time.time() - start, os.times()
+        cpu = sum(after[2:4]) - sum(before[2:4])  # of children
+        said(what, f"{wall:.1f} s, of CPU time {cpu:.1f} s")
         if done.returncode:
             print(done.stderr[-2000:], file=sys.stderr)
+        return start
 
     def said(what: str, value: str) -> None:
         print(f"| {what} | {value} |", flush=True)
@@ -229,8 +231,18 @@ def store_of(count: int, folder: Path) -> None:
     timed("`report`: all of it", "report", where[2])
     said("page", f"{(folder / 'report/index.html').stat().st_size / 1e6:.1f} MB")
     asked = [f"{k}={','.join(map(str, values))}" for k, values in {"seed": seeds, **VARY}.items()]
-    timed("the sweep again: all its jobs are found", "-m", *asked, *SAME, *where)
+    started = timed("the sweep again: all its jobs are found", "-m", *asked, *SAME, *where)
+    ended, (about, *outcomes) = time.time(), _times(folder / "multirun")
+    said("of that: check of the jobs; the jobs; the end", f"{about - started:.0f}, "
+         f"{outcomes[-1] - about:.0f} and {ended - outcomes[-1]:.0f} s")  # fmt: skip
     timed("`status`", "status")
+
+
+def _times(folder: Path) -> list[float]:
+    """When the newest sweep began, and when its jobs ended."""
+    sweep = max(folder.glob("*/*/sweep.json"), key=lambda file: file.stat().st_mtime)
+    outcomes = sorted(file.stat().st_mtime for file in sweep.parent.glob("*/outcome.json"))
+    return [sweep.stat().st_mtime, *outcomes]
 
 
 def _bytes(folder: Path) -> int:

@@ -273,7 +273,7 @@ def freeze(
         )
     left_out = _LeftOut()
     rows: list[dict[str, Any]] = []
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in PARQUETS[1:]}
+    tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in PARQUETS[1:]}
     repetitions = set()
     chosen = _newest(client, found.experiment_id, where, left_out)
     step = begin(len(chosen))
@@ -294,7 +294,7 @@ def freeze(
         repetitions.add(repetition)
         rows.append(result)
         for name, part in zip(tables, parts, strict=True):
-            tables[name].append(part)
+            tables[name][row.run_id] = part
     results = _whole(pd.DataFrame(rows, columns=[c.name for c in COLUMNS]), left_out)
     if results.empty:
         detail = "; ".join(
@@ -318,15 +318,6 @@ def freeze(
         "signature",
     ]
     results = results.sort_values(keys, kind="stable").reset_index(drop=True)
-    order = pd.Series(range(len(results)), index=results["run_id"])
-
-    def sorted_as_results(parts: list[pd.DataFrame]) -> pd.DataFrame:
-        whole = pd.concat(parts, ignore_index=True)
-        whole = whole[whole["run_id"].isin(results["run_id"])]
-        return whole.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable").reset_index(
-            drop=True
-        )
-
     about = {
         "schema": SCHEMA_VERSION,
         "store": store_id(str(client.tracking_uri)),
@@ -335,9 +326,11 @@ def freeze(
         "where": where,
         "left_out": {reason: sorted(names) for reason, names in sorted(left_out.reasons.items())},
     }
-    frozen = Frozen(
-        results, **{name: sorted_as_results(parts) for name, parts in tables.items()}, about=about
-    )
+    sorted_as_results = {
+        name: pd.concat([parts[run_id] for run_id in results["run_id"]], ignore_index=True)
+        for name, parts in tables.items()
+    }
+    frozen = Frozen(results, **sorted_as_results, about=about)
     _write(frozen, folder)
     return frozen
 

@@ -36,7 +36,8 @@ def channels(study: Study) -> Drawing:
     """Draw the smallest ratio at which each head and unit is gone."""
     from matplotlib.patches import Patch
 
-    runs = study.runs[(study.runs["ratio"] > 0) & study.runs["run_id"].isin(study.frozen.channels["run_id"])]
+    there = study.frozen.channels["run_id"].unique()
+    runs = study.runs[(study.runs["ratio"] > 0) & study.runs["run_id"].isin(there)]
     if runs.empty:
         raise CannotDraw("nothing was pruned")
     ways = runs.drop_duplicates(["dataset", "model", "method", "scope", "ratio"])

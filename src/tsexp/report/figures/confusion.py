@@ -22,7 +22,7 @@ def confusion(study: Study) -> Drawing:
     """Draw the smallest artifact of each dataset that hardly loses, beside its control."""
     small = study.runs[
         ((study.runs["ratio"] > 0) | (study.runs["mode"] != "none"))
-        & study.runs["run_id"].isin(study.frozen.predictions["run_id"])
+        & study.runs["run_id"].isin(study.frozen.predictions["run_id"].unique())
     ]
     if small.empty:
         raise CannotDraw("nothing was compressed")
