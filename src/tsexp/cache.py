@@ -126,20 +126,20 @@ class Cache:
         about, signature = _about(name, version, key), self.signature(name, version, key)
         folder = self.root / name / signature
         # Whatever stands where a folder is to be: all of this is safe to delete.
-        _clear(folder.parent, unless_folder=True)
+        clear(folder.parent, unless_folder=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear(lock := folder.with_name(f"{signature}.lock"), unless_file=True)
+        clear(lock := folder.with_name(f"{signature}.lock"), unless_file=True)
         with FileLock(lock):
-            _clear(folder, unless_folder=True)
+            clear(folder, unless_folder=True)
             if folder.exists():
                 problem = _damage(folder)
                 if problem is None:
                     return Entry(folder, signature, reused=True)
                 log.warning("cache entry %s is damaged (%s): rebuilding it", folder, problem)
-                _clear(folder)
+                clear(folder)
             # A process that held the lock and was killed left this behind.
             partial = folder.with_name(f"{signature}.partial")
-            _clear(partial)
+            clear(partial)
             try:
                 partial.mkdir()
                 with sharing_the_machine():
@@ -170,7 +170,7 @@ class Cache:
         for partial in self.root.glob("*/*.partial"):
             # Of a process that was killed; one that is building has the lock.
             with contextlib.suppress(Timeout, OSError), FileLock(partial.with_suffix(".lock"), timeout=0):
-                _clear(partial)
+                clear(partial)
 
     def _metered(self, build: Callable[[Path], None], folder: Path) -> dict[str, Any]:
         counter = self.counter()
@@ -189,7 +189,7 @@ def _about(name: str, version: int, key: dict[str, Any]) -> dict[str, Any]:
     return {"stage": name, "version": version, "key": key, "torch": metadata.version("torch")}
 
 
-def _clear(path: Path, unless_folder: bool = False, unless_file: bool = False) -> None:
+def clear(path: Path, unless_folder: bool = False, unless_file: bool = False) -> None:
     """Remove what is there, except for a folder or a file if one is wanted; links are not followed."""
     if path.is_symlink():
         path.unlink()

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tsexp import alive, compress, data, energy, processes, runtimes, tasks, tracking, training
-from tsexp.cache import Cache, write_json
+from tsexp.cache import Cache, clear, write_json
 from tsexp.config import Config, ConfigError, RuntimeConfig, Unsupported, digest, identity, like, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
@@ -206,9 +206,13 @@ def _alone(cfg: Config, about: str) -> Iterator[None]:
     both train they share, through the cache.
     """
     locks = Path(cfg.paths.cache) / "jobs"
+    clear(locks, unless_folder=True)
     locks.mkdir(parents=True, exist_ok=True)
     name = f"{about}-{digest(tracking.address(cfg.tracking))}"
-    lock, owner = FileLock(locks / f"{name}.lock"), locks / f"{name}.json"
+    file, owner = locks / f"{name}.lock", locks / f"{name}.json"
+    clear(file, unless_file=True)
+    clear(owner, unless_file=True)
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=SILENT_S)
     except Timeout:
