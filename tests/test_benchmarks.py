@@ -72,3 +72,11 @@ def test_runtimes_are_held_against_the_control(tmp_path):
     kept = json.loads((tmp_path / "runtimes.json").read_text())
     assert [row[2:4] for row in kept["ItalyPowerDemand t3"]["all"]] == [row[2:4] for row in tables[6:]]
     assert kept["ItalyPowerDemand t3"]["machine"] in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill-parent", "kill-worker"])
+def test_a_sweep_that_is_hit_is_whole_after_the_same_command(tmp_path, fault):
+    printed = run(tmp_path, "killed.py", "--tries", "1", fault)
+    (row,) = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert row.endswith("| 1 | 0 | 0 | {} []"), printed
