@@ -706,6 +706,24 @@ def test_a_measuring_process_that_cannot_write_says_why(tmp_path, monkeypatch):
         asked._read(status)
 
 
+def test_scores_are_kept_where_the_temporary_folder_is_on_another_disk(made, cfg, monkeypatch):
+    from safetensors.numpy import save_file
+
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == Path(cfg.paths.spool).parent.stat().st_dev:
+        pytest.skip("there is no other disk")
+
+    @contextlib.contextmanager
+    def asked(*_):
+        with tempfile.TemporaryDirectory(dir=elsewhere) as name:
+            save_file({"test": made.scores}, Path(name) / "scores.safetensors")
+            yield SimpleNamespace(folder=Path(name))
+
+    monkeypatch.setattr(measuring, "_asked", asked)
+    found = measuring.score(made.artifact, made.dataset, cfg.measure, Cache(Path(cfg.paths.cache)), False)
+    assert (found.test == made.scores).all()
+
+
 def test_a_temporary_folder_of_an_export_says_whose_it_is(made, monkeypatch, italy, tiny_model):
     from tsexp.runtimes import onnxruntime
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -103,7 +104,8 @@ def score(
         arrays = {"test": dataset.x_test, "val": dataset.x_train[dataset.val]}
         arrays = {name: x for name, x in arrays.items() if name in splits and len(x)}
         with _asked("score", request, arrays, artifact.manifest["device"], config) as answer:
-            (answer.folder / "scores.safetensors").rename(folder / "scores.safetensors")
+            # Not renamed: temporary files may be on another disk.
+            shutil.copyfile(answer.folder / "scores.safetensors", folder / "scores.safetensors")
 
     key = {
         "artifact": artifact.signature,
