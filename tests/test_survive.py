@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from conftest import TINY, compose
 from tsexp import alive, jobs, merge, pipeline, runtimes, signals, status, sweep, sync, tracking, training
-from tsexp.cache import Cache
+from tsexp.cache import Cache, full
 from tsexp.config import Config, ConfigError
 from tsexp.energy import Record, measuring, worker
 from tsexp.tracking import client, spool
@@ -681,6 +681,12 @@ def test_a_disk_that_is_full_is_told_of_wherever_a_job_meets_it(tiny, tmp_path, 
     where = f"{tiny.paths.cache} or of {tmp_path} or of {tempfile.gettempdir()}"
     assert outcome.error.startswith(f"no space left on the disk of {where}; free some")
     assert "\n" not in outcome.error
+
+
+def test_the_disk_that_is_full_is_named_and_no_other(small_disk):
+    with pytest.raises(OSError, match="No space left") as told:
+        (small_disk / "filler").write_bytes(bytes(5 << 20))
+    assert full(told.value, small_disk).startswith(f"no space left on the disk of {small_disk}; free some")
 
 
 @pytest.mark.parametrize(("begins", "part"), [("on_multirun_start", "_start"), ("on_multirun_end", "_end")])

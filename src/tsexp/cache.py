@@ -201,6 +201,8 @@ def clear(path: Path, unless_folder: bool = False, unless_file: bool = False) ->
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LITTLE = 100 << 20
+"""Bytes that a disk may have left when what did not fit is removed, and still be the one that was full."""
 
 
 def full(error: BaseException | None, *folders: Path | str) -> str | None:
@@ -210,13 +212,19 @@ def full(error: BaseException | None, *folders: Path | str) -> str | None:
     """
     while error is not None:
         if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
-            where = " or of ".join(str(folder) for folder in (*folders, tempfile.gettempdir()))
+            every = [Path(folder).absolute() for folder in (*folders, tempfile.gettempdir())]
+            where = " or of ".join(map(str, [folder for folder in every if _nearly_full(folder)] or every))
             return (
                 f"no space left on the disk of {where}; free some (the cache is safe to delete) or give "
                 "another folder, paths.cache=…; the same command goes on where it stopped"
             )
         error = error.__cause__ or error.__context__
     return None
+
+
+def _nearly_full(folder: Path) -> bool:
+    there = next(f for f in (folder, *folder.parents) if f.exists())
+    return shutil.disk_usage(there).free < LITTLE
 
 
 def _cpu_s() -> float:
