@@ -74,8 +74,8 @@ def opened(storage: str) -> BaseStorage:
 class Search(Sweeper):
     """Propose jobs that promise accuracy for little energy, learn from each, until there are enough.
 
-    The study is known by what is searched, how, and by the source of energy; the same command goes on with
-    it, beside others that do the same. Each trial's proposal follows from its number and the trials before
+    The study is known by what is searched, how, by the source of energy and the kind of CPU; the same command
+    goes on with it, beside others that do the same. Each trial's proposal follows from its number and the trials before
     it, not from who asks: a search that was interrupted proposes what it would have proposed.
 
     Parameters
@@ -155,6 +155,7 @@ class Search(Sweeper):
     def _name(self) -> str:
         """Name what is searched, and what it is learned from."""
         from tsexp.config import NOT_ASKED, digest
+        from tsexp.energy import hardware
         from tsexp.jobs import SWEEP
 
         source = json.loads((self.folder / SWEEP).read_text())["search"]
@@ -166,6 +167,7 @@ class Search(Sweeper):
             f"{self.sampler.func.__name__} {sorted(how.items())}",
             *self.constraints,
             source,
+            hardware.cpu_model(),
         ]
         return f"tsexp-{digest(asked)[:16]}"
 
