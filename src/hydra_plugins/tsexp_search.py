@@ -75,8 +75,8 @@ class Search(Sweeper):
     """Propose jobs that promise accuracy for little energy, learn from each, until there are enough.
 
     The study is known by what is searched, how, by the source of energy and the kind of CPU; the same command
-    goes on with it, beside others that do the same. Each trial's proposal follows from its number and the trials before
-    it, not from who asks: a search that was interrupted proposes what it would have proposed.
+    goes on with it, beside others that do the same. Each trial's proposal follows from its number and the
+    trials before it, not from who asks: a search that was interrupted proposes what it would have proposed.
 
     Parameters
     ----------
