@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -164,8 +165,17 @@ ESTIMATORS = {
 """Family → all that it learned, by hand."""
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("source", DATASETS)
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        # Numba compiles MultiROCKET-Hydra anew in every process: a minute
+        pytest.param(
+            *pair,
+            marks=pytest.mark.slow if pair[0] == "multirocket_hydra" and pair[1] != DATASETS[0] else (),
+        )
+        for pair in itertools.product(MODELS, DATASETS)
+    ],
+)
 def test_every_family_keeps_the_contract(name, source, cache, load_data, tmp_path):
     dataset = load_data(source)
     fitted = train(name, dataset, cache)
