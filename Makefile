@@ -35,7 +35,7 @@ test-slow: .venv/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest --timeout 3600 -m slow
 
 # Core tests; what needs a browser, TeX or a compiler has nothing to do with versions.
-OLDEST := config data models hostile estimators tracking training record report qat runtimes meters frozen
+OLDEST := config data models hostile estimators tracking training record report qat runtimes meters frozen search plan
 EXTRAS := $(foreach e,dev optuna parallel report runtimes,--extra $(e))
 
 test-oldest: .venv/.dev ## core tests with the oldest version of every dependency that pyproject.toml allows, in .venv-oldest (gigabytes)
