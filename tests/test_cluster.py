@@ -284,10 +284,10 @@ def test_artifacts_of_a_server_that_does_not_serve_them_lie_where_it_says_or_are
 
 
 def test_the_load_of_a_store_is_measured(tmp_path):
-    command = [sys.executable, str(Path(__file__).parent / "benchmarks" / "load.py"), "--jobs", "4"]
+    command = [sys.executable, str(Path(__file__).parent / "benchmarks" / "load.py"), "--jobs", "4,4"]
     done = subprocess.run(
         [*command, "--stores", "sqlite", "--at-once", "1,4"], cwd=tmp_path, capture_output=True, text=True
     )
-    rows = re.findall(r"^\| sqlite \| (\d) \| (\d+) \| (\d) \| (\d) \|$", done.stdout, re.M)
+    rows = re.findall(r"^\| sqlite \| (\d) \| 4 \| (\d+) \| (\d) \| (\d) \|$", done.stdout, re.M)
     assert [(at_once, lost, twice) for at_once, _, lost, twice in rows] == [("1", "0", "0"), ("4", "0", "0")]
     assert all(int(rate) > 0 for _, rate, *_ in rows)
