@@ -540,7 +540,7 @@ def test_completion_imports_nothing_heavy():
 def test_a_store_that_does_not_answer_is_told_within_15_seconds(tmp_path):
     start = time.monotonic()
     done = tsexp(tmp_path, *ITALY, "tracking.uri=http://me:secret@127.0.0.1:9", check=False)
-    assert time.monotonic() - start < 60  # 5 on a quiet machine; MLflow's own client asks for 751 s
+    assert time.monotonic() - start < 15
     assert done.returncode == 2
     assert "the store http://me:***@127.0.0.1:9 does not answer (Connection refused)" in done.stderr
     assert "Traceback" not in done.stderr
