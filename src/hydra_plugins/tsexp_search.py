@@ -133,6 +133,8 @@ class Search(Sweeper):
         overrides = {o.get_key_element(): o for o in parser.parse_overrides(every)}
         self.space = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         self.fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
+        rerun = overrides.get("rerun")
+        self.again = rerun is not None and str(rerun.value()).lower() in ("true", "1", "yes", "on")
         study = self._study()
         self._take_up(study)
         self._show(study)  # what was measured before is found: this command ends with the table of all
@@ -144,9 +146,8 @@ class Search(Sweeper):
     def _study(self) -> Study:
         import optuna
 
-        again = any(line.lower() in ("rerun=true", "++rerun=true") for line in self.fixed)
         return optuna.create_study(
-            storage=None if again else opened(self.storage),
+            storage=None if self.again else opened(self.storage),
             study_name=self.study_name or self._name(),
             directions=["maximize", "minimize"],
             load_if_exists=True,
@@ -208,8 +209,11 @@ class Search(Sweeper):
 
         from tsexp.jobs import read_outcome
 
-        trials = [self._ask(study) for _ in range(size)]
+        trials: list[Trial] = []
         try:
+            for _ in range(size):
+                trials.append(study.ask())
+                self._propose(study, trials[-1])
             first = self.number
             returned = self._launch([self._job(t.params) for t in trials])
         except BaseException:  # interrupted or terminated: the next command has them done
@@ -227,15 +231,13 @@ class Search(Sweeper):
                 study.tell(trial, values[:2])
         self.launched |= {t.number for t in trials}
 
-    def _ask(self, study: Study) -> Trial:
+    def _propose(self, study: Study, trial: Trial) -> None:
         from tsexp import alive
 
-        trial = study.ask()
         trial.set_user_attr(PROCESS, alive.me())
         study.sampler = self.sampler(seed=self.sampler.keywords["seed"] + trial.number)
         for key, distribution in self.space.items():
             trial._suggest(key, distribution)
-        return trial
 
     def _job(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         return *(f"{key}={params[key]}" for key in self.space), *self.fixed
