@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from conftest import TINY, compose, compressed
 from tsexp import models, runtimes, training
@@ -313,6 +314,12 @@ def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, to
         )
         assert made.manifest["matmuls"]["int8"] == 2 * per_block + 1, (name, mode)
     # Inductor's, before it is compiled.
+    if torch.__version__ < "2.12":
+        with pytest.raises(Unsupported, match=r"needs PyTorch 2\.12 or newer"):
+            runtimes.deploy(
+                fitted, replace(cfg.quant, mode="static"), RuntimeConfig("inductor", "cpu"), italy, cache
+            )
+        return
     job = Job(replace(cfg.quant, mode="static"), "cpu", italy.x_train[:16])
     x = torch.from_numpy(job.calibration)
     program = torch.export.export(inductor.rewritten(fitted.load(), "static"), (x,)).module()
@@ -421,7 +428,9 @@ def test_missing_library_is_told_before_any_work(monkeypatch, home):
 
 
 def test_the_doctor_learns_what_is_missing_of_each_runtime(monkeypatch):
-    assert all(problem == "" for modes in runtimes.available().values() for problem in modes.values())
+    refused = {("inductor", mode) for mode in inductor.PACKAGES} if torch.__version__ < "2.12" else set()
+    found = runtimes.available()
+    assert {(name, mode) for name in found for mode in found[name] if found[name][mode]} == refused
 
     def none() -> str:
         raise RuntimeError("no compiler here")
@@ -432,6 +441,14 @@ def test_the_doctor_learns_what_is_missing_of_each_runtime(monkeypatch):
     assert "no compiler was found" in found["inductor"]["none"]
     assert "needs nncf" in found["openvino"]["static"]
     assert found["openvino"]["none"] == found["onnxruntime"]["none"] == ""
+
+
+def test_inductors_int8_is_refused_where_torchao_finds_no_layers_in_its_graphs(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0+cpu"))
+    found = runtimes.available()
+    for mode, problem in found["inductor"].items():
+        assert ("needs PyTorch 2.12 or newer (here: 2.11.0+cpu)" in problem) == (mode in inductor.PACKAGES)
+    assert not any(found["eager"].values())
 
 
 def test_unsupported_pair_names_what_is_supported(home):

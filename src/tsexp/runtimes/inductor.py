@@ -47,9 +47,15 @@ PRODUCTS = ("linear", "mm", "scaled_dot_product", "conv")
 
 
 def ready(quant: QuantConfig, device: str) -> None:
-    """Refuse calibrations that PT2E does not have, and machines without a C++ compiler."""
+    """Refuse what PT2E does not have, PyTorch whose graphs it does not see into, no C++ compiler."""
     from torch._inductor import cpp_builder, exc
 
+    if quant.mode in PACKAGES and torch.__version__ < "2.12":
+        # Its nodes do not know which module they come from, and torchao's quantizer finds no layer by that.
+        raise Unsupported(
+            f"quant.mode={quant.mode} with runtime=inductor needs PyTorch 2.12 or newer (here: "
+            f"{torch.__version__}); update it, or take runtime=onnxruntime"
+        )
     if quant.mode in CALIBRATED and quant.calibration != "minmax":
         raise Unsupported(
             f"quant.calibration={quant.calibration} with runtime=inductor is not supported; it has minmax"
