@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -44,17 +45,41 @@ def children():
     return [p for p in started if "resource_tracker" not in str(p.cmdline())]
 
 
+@contextlib.contextmanager
+def listening():
+    """Addresses that child processes are seen to listen on meanwhile."""
+    addresses, over = set(), threading.Event()
+
+    def look():
+        while not over.wait(0.1):
+            for process in children():
+                with contextlib.suppress(psutil.Error):
+                    for one in process.net_connections():
+                        if one.status == psutil.CONN_LISTEN:
+                            addresses.add(one.laddr.ip)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield addresses
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def two(tiny_model, italy, tmp_path_factory):
     """A model that was fitted on two devices, its history, and what was left behind."""
     model = tiny_model(italy, *ALIKE)
     dataset = replace(italy, val=italy.val[:13])  # not to be shared evenly
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, listening() as addresses:
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
         before = states(), dict(os.environ), set(Path(tempfile.gettempdir()).iterdir()), children()
         history = training.fit(model, replace(WHOLE, devices=2), dataset, 0, "test")
         after = states(), dict(os.environ), set(Path(tempfile.gettempdir()).iterdir()), children()
-    return SimpleNamespace(model=model, history=history, dataset=dataset, before=before, after=after)
+    return SimpleNamespace(
+        model=model, history=history, dataset=dataset, before=before, after=after, addresses=addresses
+    )
 
 
 def test_two_devices_learn_what_one_does_from_the_same_batches(two, tiny_model, italy):
@@ -77,6 +102,10 @@ def test_what_was_validated_is_what_one_device_sees_of_the_weights_that_came_bac
     assert best["val_loss"] == pytest.approx(loss, rel=1e-5)
     assert not two.model.training
     assert all(p.isfinite().all() for p in two.model.parameters())
+
+
+def test_the_processes_listen_on_loopback_alone(two):
+    assert two.addresses == {"127.0.0.1"}
 
 
 def test_nothing_is_left_of_the_processes(two):

@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -79,7 +80,7 @@ def fit(
                 # pools of threads that this process may have. `spawn` needs neither, and is the same on CPU
                 # and GPU: what tests try without a GPU is what runs with several.
                 # Buffers are constants but for the statistics of batch norms: see `OneOfSeveral`.
-                "strategy": DDPStrategy(start_method="spawn", broadcast_buffers=False),
+                "strategy": OneMachine(start_method="spawn", broadcast_buffers=False),
                 # In a job of SLURM, Lightning would take SLURM's tasks for the processes.
                 "plugins": [LightningEnvironment()],
                 "use_distributed_sampler": False,  # `Batches` has its own, which counts no series twice
@@ -179,6 +180,22 @@ def _processes(trainer: L.Trainer) -> Iterator[None]:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+
+
+class OneMachine(DDPStrategy):
+    """DDP whose processes meet in a file: the default is a port, on all of the machine's addresses."""
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+        cuda = self.root_device.type == "cuda"
+        torch.distributed.init_process_group(
+            "nccl" if cuda else "gloo",
+            init_method=(Path(os.environ["TMPDIR"]) / "met").as_uri(),
+            rank=self.global_rank,
+            world_size=self.world_size,
+            device_id=self.root_device if cuda else None,
+        )
+        super().setup_distributed()  # which leaves a group that is there alone
 
 
 def epochs_of(config: TrainConfig, series: int) -> int:
