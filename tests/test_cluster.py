@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import optuna
 import psutil
 import pytest
 
@@ -29,7 +30,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "cluster.md"
 COMMANDS = [
     command
     for command in re.findall(r"^    python -m (tsexp .*)$", PAGE.read_text(), re.M)
-    # test_sweep.py searches; GPUs, the page says, were not tried.
+    # test_sweep.py and a test below search; GPUs, the page says, were not tried.
     if "experiment=pareto" not in command and "cuda" not in command
 ]
 SMALL = [*TINY, "data=italy_power_demand"]
@@ -219,6 +220,50 @@ def test_what_slurm_does_not_take_is_told_in_a_line(slurm, tmp_path):
     assert "tsexp: error: SLURM did not take the jobs: " in done.stderr
     assert "invalid partition" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["submitit_slurm", "ray"])
+def test_two_commands_search_together_on_a_cluster(launcher, tmp_path, request):
+    """One search, eight trials in all, two at a time of each command; what both propose is measured once."""
+    more, environment = [f"hydra/launcher={launcher}"], {}
+    if launcher == "ray":
+        more += [f"hydra.launcher.ray.init.address={request.getfixturevalue('ray')}"]
+    else:
+        environment = request.getfixturevalue("slurm")
+    choices = ["prune.ratio=0,0.3,0.5,0.7", "prune.method=l1,l2", "quant.mode=none", "runtime=onnxruntime"]
+    size = ["hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=2", 'hydra.sweeper.constraints=["bytes<=1e9"]']
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tsexp", "-m", "experiment=pareto", *SMALL, *choices, *size, *more]
+            + [f"hydra.sweep.dir={tmp_path / name}"],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    try:
+        said = [one.communicate(timeout=900)[0] for one in running]
+    finally:
+        for one in running:
+            one.kill()
+    assert [one.returncode for one in running] == [0, 0], said
+    measured = [r for r in runs(tmp_path) if "tsexp.valid" in r.data.tags]
+    assert all(r.info.status == "FINISHED" for r in runs(tmp_path))
+    signatures = [r.data.tags["tsexp.signature"] for r in measured]
+    assert len(set(signatures)) == len(signatures)
+    for text in said:
+        assert f"{len(measured)} jobs" in text
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "cache" / "searches" / "optuna.log"))
+    )
+    (summary,) = storage.get_all_studies()
+    trials = optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    assert 8 <= len(trials) <= 11  # both may begin a last round
+    assert {t.state.name for t in trials} == {"COMPLETE"}
+    assert len({t.user_attrs["process"]["pid"] for t in trials}) == 2
 
 
 @pytest.fixture(scope="module")
