@@ -232,10 +232,10 @@ def test_two_commands_search_together_on_a_cluster(launcher, tmp_path, request):
         environment = request.getfixturevalue("slurm")
     choices = ["prune.ratio=0,0.3,0.5,0.7", "prune.method=l1,l2", "quant.mode=none", "runtime=onnxruntime"]
     size = ["hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=2", 'hydra.sweeper.constraints=["bytes<=1e9"]']
+    command = [sys.executable, "-m", "tsexp", "-m", "experiment=pareto", *SMALL, *choices, *size, *more]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tsexp", "-m", "experiment=pareto", *SMALL, *choices, *size, *more]
-            + [f"hydra.sweep.dir={tmp_path / name}"],
+            [*command, f"hydra.sweep.dir={tmp_path / name}"],
             cwd=tmp_path,
             env=os.environ | environment,
             stdout=subprocess.PIPE,
@@ -254,8 +254,9 @@ def test_two_commands_search_together_on_a_cluster(launcher, tmp_path, request):
     assert all(r.info.status == "FINISHED" for r in runs(tmp_path))
     signatures = [r.data.tags["tsexp.signature"] for r in measured]
     assert len(set(signatures)) == len(signatures)
-    for text in said:
-        assert f"{len(measured)} jobs" in text
+    shown = [int(number) for text in said for number in re.findall(r"^(\d+) jobs", text, re.M)]
+    assert len(shown) == 2
+    assert max(shown) == len(measured)  # of the one that ended last
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(tmp_path / "cache" / "searches" / "optuna.log"))
     )
