@@ -170,7 +170,7 @@ def postgres(folder: Path, made: SimpleNamespace, tries: int) -> tuple[Config, i
     pg(*control, "-o", options, "start")
     pg(f"{tools[-1]}/createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "tsexp", "tsexp")
     cfg = experiment(folder, f"postgresql+psycopg://tsexp@127.0.0.1:{port}/tsexp")
-    os.chdir(folder)  # where artifacts land
+    cfg = replace(cfg, tracking=replace(cfg.tracking, artifacts=str(folder / "artifacts")))
     LEFT.append(lambda: pg(*control, "-m", "immediate", "stop"))
     tracking.store(cfg.tracking)
     for i in range(tries):

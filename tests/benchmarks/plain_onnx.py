@@ -11,6 +11,7 @@ from tsexp.training import Fitted
 
 VERSION = 1
 OPSET = 18
+SUPPORTED = {"none": ("cpu",), "dynamic": ("cpu",)}
 
 
 def artifact(fitted: Fitted, mode: str, cache: Cache) -> Artifact:

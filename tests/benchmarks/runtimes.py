@@ -35,7 +35,7 @@ import plain_onnx
 from conftest import compose
 from tsexp import compress, data, energy, pipeline, processes, runtimes, training
 from tsexp.cache import Cache, write_json
-from tsexp.config import Config, MeasureConfig, RuntimeConfig, digest
+from tsexp.config import Config, MeasureConfig, RuntimeConfig, digest, trust
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware
 from tsexp.energy.meters import ESTIMATED
@@ -348,10 +348,11 @@ def main() -> None:
     parse.add_argument("overrides", nargs="*", metavar="key=value", help="of the configuration")
     asked = parse.parse_args()
     torch.set_num_threads(1)
-    # Measuring processes look `plain_onnx` up.
+    # Measuring processes look `plain_onnx` up, which its artifacts name.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
     )
+    trust("plain_onnx:")
     processes.start(energy.PRELOAD)
     for data_name in asked.data.split(","):
         for model_name in asked.models.split(","):
