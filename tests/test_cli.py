@@ -498,7 +498,7 @@ COMPLETED = {
     "tsexp report f": ["freeze", "figures"],
     "tsexp ui --p": ["--port"],
     "tsexp data=pl": ["data=plaid"],
-    "tsexp -m prune.ratio=0,0.5 model=t": ["model=t1", "model=t2", "model=t3"],
+    "tsexp -m prune.ratio=0,0.5 model=t": ["model=t1", "model=t2", "model=t3", "model=t4"],
     "tsexp data=plaid prune.ra": ["prune.ratio="],
     "tsexp nonsense=1 see": [],  # and no error in the middle of the line
 }
