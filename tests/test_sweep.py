@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -49,24 +50,26 @@ def test_the_quick_study_has_what_it_says(checked):
 
 
 def test_a_value_of_the_command_line_narrows_a_study(checked):
-    part = checked("experiment=paper", "data=plaid", "model=t1", "seed=0", "prune.ratio=0,0.5")
-    assert len(part.names) == 2 * 4 * 3
+    part = checked("experiment=paper", "data=plaid", "model=t1", "seed=0", "variant=static,depth_50")
+    assert part.names == ["variant=static", "variant=depth_50"]
     assert part.first.data.name == "PLAID"
-    assert part.first.measure == compose("measure=paper").measure
+    assert part.first.quant.mode == "static"
+    assert part.first.measure == compose("measure.target_pct=2").measure
     assert not any("data=" in n or "seed=" in n for n in part.names)
     assert len(checked("experiment=paper_pruning", "seed=0", "data=plaid", "model=t1").names) == 36
 
 
-def test_the_study_of_all_models_has_as_many_measurements_as_its_file_says(checked, monkeypatch):
+@pytest.fixture
+def measurements(checked, monkeypatch):
+    """Models of an experiment's jobs that something supports, each as often as it is measured."""
     real, kept = sweep._check_jobs, []
 
     def check_jobs(*given):
         kept.append(real(*given))
         return kept[-1]
 
-    def measurements(*overrides):
-        """Models of the jobs that something supports, each as often as it is measured."""
-        assert checked("experiment=company", *overrides).first.measure == compose("measure=paper").measure
+    def count(*overrides):
+        checked(*overrides)
         made = {}
         for cfg in kept[-1][0]:
             with contextlib.suppress(Unsupported):
@@ -75,17 +78,40 @@ def test_the_study_of_all_models_has_as_many_measurements_as_its_file_says(check
         return Counter(made.values())
 
     monkeypatch.setattr(sweep, "_check_jobs", check_jobs)
-    estimators = dict.fromkeys(("minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn"), 1)
-    assert measurements("seed=0", "data=acsf1") == {"t4": 9, "t3": 6} | estimators
-    assert measurements("seed=0", "prune.ratio=0", "runtime=eager").total() == 24
-    convolutions = ("model=fcn,resnet,litetime,inceptiontime", "prune.scope=local")
-    assert set(measurements("seed=0", "data=acsf1", *convolutions).values()) == {6}
-    assert set(measurements("data=acsf1", "seed=0", "model=t1,t2").values()) == {6}
-    with (conf_dir() / "experiment" / "company.yaml").open() as file:
-        text = file.read()
+    return count
+
+
+def text_of(experiment):
+    """An experiment's file, and how many combinations it sweeps."""
+    text = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text()
     params = OmegaConf.create(text).hydra.sweeper.params
+    return text, params, math.prod(len(str(v).split(",")) for v in params.values())
+
+
+def test_the_study_has_as_many_measurements_as_its_file_says(measurements):
+    found = measurements("experiment=paper", "seed=0", "data=plaid")
+    assert found == {"t1": 13, "t2": 13, "t3": 13, "t4": 15}
+    text, params, combinations = text_of("paper")
+    assert combinations == 540
+    assert found.total() * len(params.seed.split(",")) * len(params.data.split(",")) == 486
+    assert all(f" {n} " in text for n in (540, 486))
+    named = [one.stem for one in (conf_dir() / "variant").glob("*.yaml")]
+    assert sorted(named) == sorted(params.variant.split(","))
+    assert all(re.search(rf"\b{name}\b", text.split("defaults:")[0].split("prune:")[0]) for name in named)
+
+
+def test_the_study_of_all_models_has_as_many_measurements_as_its_file_says(checked, measurements):
+    assert checked("experiment=company", "seed=0").first.measure == compose("measure=paper").measure
+    estimators = dict.fromkeys(("minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn"), 1)
+    assert measurements("experiment=company", "seed=0", "data=acsf1") == {"t4": 9, "t3": 6} | estimators
+    assert measurements("experiment=company", "seed=0", "prune.ratio=0", "runtime=eager").total() == 24
+    convolutions = ("model=fcn,resnet,litetime,inceptiontime", "prune.scope=local")
+    part = ("experiment=company", "seed=0", "data=acsf1")
+    assert set(measurements(*part, *convolutions).values()) == {6}
+    assert set(measurements(*part, "model=t1,t2").values()) == {6}
+    text, params, combinations = text_of("company")
     places = len(params.seed.split(",")) * len(params.data.split(","))
-    assert math.prod(len(str(v).split(",")) for v in params.values()) == 1440
+    assert combinations == 1440
     assert places * 19 == 380
     assert all(f"{n:,}" in text for n in (1440, 380))
 
@@ -94,13 +120,13 @@ def test_a_bad_value_anywhere_in_a_study_is_refused(checked):
     with pytest.raises(
         ConfigError, match=r"job .*seed=-1.* seed=-1 is out of range[^\n]*\nnothing was started"
     ):
-        checked("experiment=paper", "data=plaid", "model=t1", "prune.ratio=0,0.5", "seed=0,1,-1")
+        checked("experiment=paper", "data=plaid", "model=t1", "variant=dense,static", "seed=0,1,-1")
 
 
 @pytest.mark.slow
 def test_the_whole_study_is_checked_in_seconds(checked):
     start = time.process_time()
-    assert len(checked("experiment=paper").names) == 1296
+    assert len(checked("experiment=paper").names) == 540
     assert (
         time.process_time() - start < 30
     )  # 10 on the machine that this was written on; every job composed by itself, 240
