@@ -219,7 +219,7 @@ def test_commands_that_measure_run_to_their_end(measurer, command):
 
 OPTIONS = [
     f"{p.parent.name}={p.stem}"
-    for g in ("measure", "model", "runtime", "train")
+    for g in ("measure", "model", "runtime", "train", "variant")
     for p in sorted((conf_dir() / g).glob("*.yaml"))
 ]
 
@@ -232,6 +232,8 @@ def test_every_option_runs(visitor, option):
     data = [] if option.startswith("data=") else ["data=italy_power_demand"]
     flags = ["-m"] if option.startswith("hydra") else []
     model = option.removeprefix("model=") if option.startswith("model=") else "t3"
+    if option.startswith("variant=features"):  # which only T4 has
+        model, data = "t4", [*data, "model=t4"]
     python("-m", "tsexp", *flags, *tiny(model), option, *data, folder=visitor)
 
 
