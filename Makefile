@@ -8,7 +8,7 @@ STORE ?= mlflow.db
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-oldest test-cluster audit lock test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
+.PHONY: help setup run study test test-slow test-oldest test-cluster audit lock test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -27,6 +27,11 @@ setup: .venv/.dev ## make .venv with everything
 
 run: .venv/.done ## the main job: train, prune at three ratios, measure; a table and a picture at the end
 	$(BIN)/python -m tsexp -m prune.ratio=0,0.3,0.5 $(ARGS)
+
+study: .venv/.done ## the whole study, hours: python -m tsexp plan experiment=paper says how many; the same command goes on where it stopped
+	$(BIN)/python -m tsexp -m experiment=paper
+	$(BIN)/python -m tsexp -m experiment=paper_company
+	$(MAKE) report
 
 test: .venv/.dev ## the fast tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -95,11 +95,15 @@ def test_the_study_has_as_many_measurements_as_its_file_says(measurements):
     assert combinations == 540
     assert found.total() * len(params.seed.split(",")) * len(params.data.split(",")) == 486
     assert all(f" {n} " in text for n in (540, 486))
+    company, _, combinations = text_of("paper_company")
+    assert combinations == 27
+    assert "= 27 measurements" in company
     named = [one.stem for one in (conf_dir() / "variant").glob("*.yaml")]
     assert sorted(named) == sorted(params.variant.split(","))
     assert all(re.search(rf"\b{name}\b", text.split("defaults:")[0].split("prune:")[0]) for name in named)
 
 
+@pytest.mark.slow
 def test_the_study_of_all_models_has_as_many_measurements_as_its_file_says(checked, measurements):
     assert checked("experiment=company", "seed=0").first.measure == compose("measure=paper").measure
     estimators = dict.fromkeys(("minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn"), 1)
