@@ -107,6 +107,8 @@ def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> An
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # A database that fails is an exception, and told in a line; here MLflow also logs its frames and values.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
