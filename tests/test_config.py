@@ -78,7 +78,8 @@ def test_all_problems_are_told_at_once():
         ("data=plad", "(did you mean plaid?); any other of the archive: data=ucr data.name=NAME"),
         (
             "experiment=quik",
-            "allowed: company, paper, paper_company, paper_pruning, pareto, published, quick (did you mean quick?)",
+            "allowed: company, paper, paper_company, paper_pruning, pareto, published, quick "
+            "(did you mean quick?)",
         ),
         ("epochs=5", "did you mean train.epochs?"),
         ("ratio=0.5", "did you mean prune.ratio?"),
