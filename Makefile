@@ -29,9 +29,9 @@ run: .venv/.done ## the main job: train, prune at three ratios, measure; a table
 	$(BIN)/python -m tsexp -m prune.ratio=0,0.3,0.5 $(ARGS)
 
 study: .venv/.done ## the whole study, hours: python -m tsexp plan experiment=paper says how many; the same command goes on where it stopped
-	$(BIN)/python -m tsexp -m experiment=paper
-	$(BIN)/python -m tsexp -m experiment=paper_company
-	$(MAKE) report
+	@failed=0; for part in paper paper_company; do \
+	  $(BIN)/python -m tsexp -m experiment=$$part || { failed=$$?; [ $$failed -eq 1 ] || exit $$failed; }; \
+	done; $(BIN)/python -m tsexp.report && exit $$failed  # 1: a job failed, which takes nothing else down
 
 test: .venv/.dev ## the fast tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
