@@ -478,6 +478,15 @@ def test_a_misspelt_dataset_is_told_which_was_meant(tmp_path, monkeypatch, name,
         data.load(replace(compose().data, name=name), tmp_path, 0)
 
 
+def test_a_dataset_that_is_spelt_right_is_no_suggestion(tmp_path, monkeypatch):
+    def download(name, extract_path):
+        raise ValueError("no network")
+
+    monkeypatch.setattr(aeon.datasets, "load_classification", download)
+    with pytest.raises(ConfigError, match=r"dataset ScreenType is nowhere\. Looked in"):
+        data.load(replace(compose().data, name="ScreenType"), tmp_path, 0)
+
+
 def test_download_is_used_when_nothing_else_has_it(tmp_path, monkeypatch):
     def download(name, extract_path):
         for split, rows in (("TRAIN", TRAIN), ("TEST", TEST)):

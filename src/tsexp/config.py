@@ -638,8 +638,9 @@ def own_digests(*names: str) -> dict[str, str]:
 
 
 def suggest(word: str, known: Any) -> str:
-    """Return ``' (did you mean X?)'`` when a known word is close, else an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    """Return ``' (did you mean X?)'`` when another known word is close, else an empty string."""
+    words = list(known)
+    close = [] if word in words else difflib.get_close_matches(word, words, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
