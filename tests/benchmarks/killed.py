@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -486,43 +486,20 @@ def warm_up(root: Path) -> None:
     (root / "lasts.json").write_text(json.dumps(lasts))
 
 
-FAULTS: dict[str, tuple[str, Callable[[Path, str, Row, int], None]]] = {
-    "kill-all": (
-        "`kill -9` of all processes of a sweep at once",
-        lambda *a: command(a[0], signal.SIGKILL, True, *a[1:]),
-    ),
-    "kill-parent": (
-        "`kill -9` of the sweep's parent alone",
-        lambda *a: command(a[0], signal.SIGKILL, False, *a[1:]),
-    ),
-    "term-all": (
-        "SIGTERM to all processes of a sweep, as SLURM sends it",
-        lambda *a: command(a[0], signal.SIGTERM, True, *a[1:]),
-    ),
-    "term-parent": (
-        "SIGTERM to the sweep's parent alone",
-        lambda *a: command(a[0], signal.SIGTERM, False, *a[1:]),
-    ),
-    "kill-job": ("`kill -9` of a job's process", lambda *a: parts(a[0], "job", *a[1:])),
-    "kill-worker": ("`kill -9` of a measuring process", lambda *a: parts(a[0], "worker", *a[1:])),
-    "kill-server": (
-        "`kill -9` of the process that jobs are forked from",
-        lambda *a: parts(a[0], "server", *a[1:]),
-    ),
-    "memory-job": (
-        "a job needs more memory than its cgroup may have",
-        lambda *a: memory(a[0], "job", *a[1:]),
-    ),
-    "memory-worker": (
-        "a measuring process needs more memory than its cgroup may have",
-        lambda *a: memory(a[0], "worker", *a[1:]),
-    ),
-    "full-cache": (
-        "the disk of the cache full, with 4 to 512 kB left",
-        lambda *a: full(a[0], "cache", *a[1:]),
-    ),
-    "full-tmp": ("the disk of `TMPDIR` full, with 4 to 512 kB left", lambda *a: full(a[0], "tmp", *a[1:])),
+FAULTS: dict[str, tuple[Any, ...]] = {
+    "kill-all": ("`kill -9` of all processes of a sweep at once", command, signal.SIGKILL, True),
+    "kill-parent": ("`kill -9` of the sweep's parent alone", command, signal.SIGKILL, False),
+    "term-all": ("SIGTERM to all processes of a sweep, as SLURM sends it", command, signal.SIGTERM, True),
+    "term-parent": ("SIGTERM to the sweep's parent alone", command, signal.SIGTERM, False),
+    "kill-job": ("`kill -9` of a job's process", parts, "job"),
+    "kill-worker": ("`kill -9` of a measuring process", parts, "worker"),
+    "kill-server": ("`kill -9` of the process that jobs are forked from", parts, "server"),
+    "memory-job": ("a job needs more memory than its cgroup may have", memory, "job"),
+    "memory-worker": ("a measuring process needs more memory than its cgroup may have", memory, "worker"),
+    "full-cache": ("the disk of the cache full, with 4 to 512 kB left", full, "cache"),
+    "full-tmp": ("the disk of `TMPDIR` full, with 4 to 512 kB left", full, "tmp"),
 }
+"""Fault → what it is, what tries it, and what that is given."""
 
 
 def main() -> None:
@@ -536,9 +513,9 @@ def main() -> None:
     warm_up(root)
     processes.run(f"{__name__}:empty", str(root / "empty.db"))
     for fault in asked.faults:
-        what, run = FAULTS[fault]
+        what, run, *given = FAULTS[fault]
         row = Row(what)
-        run(root, fault, row, asked.tries)
+        run(root, *given, fault, row, asked.tries)
         row.show()
     if not list(root.glob("*-*")):  # what something was wrong with is to be looked at
         shutil.rmtree(root)
