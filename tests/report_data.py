@@ -397,6 +397,7 @@ def _run(
             "cost_train_s": 60.0,
             "cost_compress_s": 10.0 * (ratio > 0),
             "cost_train_j": 600.0,
+            "cost_compress_j": 5.0 + 100.0 * (ratio > 0),
         },
         "matmuls": 27,
         "matmuls_int8": 25 if mode in ("dynamic", "static") else 0,

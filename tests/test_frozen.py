@@ -7,12 +7,13 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from report_data import Store
+from report_data import Store, only
 from report_data import frozen as made_up
 from tsexp.report import frozen
 from tsexp.report.store import ReportError, connect
@@ -241,6 +242,61 @@ def test_measured_and_estimated_energy_have_columns_of_their_own(store, tmp_path
     assert results["estimated_j"].notna().tolist() == [False, True]
     with pytest.raises(Exception, match="measured and estimated energy in one row"):
         frozen.schema().validate(results.assign(measured_j=1.0))
+
+
+def written(part, folder):
+    frozen._write(part, folder)
+    return folder
+
+
+def test_a_study_in_parts_is_the_study(tmp_path):
+    whole = made_up(datasets=("PLAID",))
+    for seed in (0, 1):
+        written(only(whole, whole.results["seed"] == seed), tmp_path / "parts" / f"seed{seed}")
+    (tmp_path / "parts" / "README.md").write_text("not a part")
+    read, at_once = frozen.load(tmp_path / "parts"), frozen.load(written(whole, tmp_path / "whole"))
+    in_order = at_once.results.sort_values(list(frozen.ORDER), kind="stable", ignore_index=True)
+    pd.testing.assert_frame_equal(read.results, in_order)
+    for name in frozen.PARQUETS[1:]:
+        a, b = (getattr(f, name) for f in (read, at_once))
+        assert len(a) == len(b)
+        for run_id in in_order["run_id"].iloc[::20]:
+            rows = [t[t["run_id"] == run_id].reset_index(drop=True) for t in (a, b)]
+            pd.testing.assert_frame_equal(*rows)
+    assert list(read.about["parts"]) == ["seed0", "seed1"]
+
+
+def test_what_was_measured_again_in_a_later_part_counts_once(tmp_path):
+    first = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
+    again = replace(
+        first,
+        **{
+            n: getattr(first, n).assign(run_id=getattr(first, n)["run_id"] + "-again")
+            for n in frozen.PARQUETS
+        },
+        about={**first.about, "left_out": {"not finished (FAILED)": ["one"]}},
+    )
+    other = replace(
+        again, results=again.results.assign(machine="another", signature=again.results["signature"] + "x")
+    )
+    together = frozen.together({"1": first, "2": again})
+    assert len(together.results) == len(first.results)
+    assert together.results["run_id"].str.endswith("-again").all()
+    assert set(together.windows["run_id"]) == set(together.results["run_id"])
+    assert len(together.about["left_out"][frozen.AGAIN]) == len(first.results)
+    assert together.about["left_out"]["not finished (FAILED)"] == ["one"]
+    both = frozen.together({"1": first, "2": other})  # of another machine: nothing is measured again
+    assert len(both.results) == 2 * len(first.results)
+    assert frozen.AGAIN not in both.about["left_out"]
+
+
+def test_a_part_that_is_damaged_is_named(tmp_path):
+    part = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
+    for name in ("a", "b"):
+        written(part, tmp_path / name)
+    (tmp_path / "b" / "windows.parquet").write_bytes(b"not parquet")
+    with pytest.raises(ReportError, match=r"/b is damaged .*; freeze again"):
+        frozen.load(tmp_path)
 
 
 def test_the_schema_takes_nothing_else():

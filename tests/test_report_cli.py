@@ -67,6 +67,23 @@ def test_tables_are_made_of_what_is_frozen_and_freeze_first_where_nothing_is(sto
     assert files(folder / "out") == before
 
 
+def test_parts_that_were_frozen_apart_make_the_tables_of_the_whole(store, folder):
+    main(["freeze", "tables"])
+    for seed in (0, 1):
+        main(["freeze", f"paths.frozen=parts/{seed}", f"where=params.seed = '{seed}'"])
+    (folder / "mlflow.db").unlink()
+    main(["tables", "paths.frozen=parts", "paths.report=out"])
+    a, b = (files(folder / place / "tables") for place in ("report", "out"))
+    a.pop("notes.md"), b.pop("notes.md")  # the filters of the parts are told there
+    assert a == b
+
+
+def test_freezing_into_a_folder_of_parts_is_refused(store, folder, capsys):
+    main(["freeze", "paths.frozen=parts/a"])
+    assert "holds no frozen results" in fails(capsys, 1, "freeze", "paths.frozen=parts")
+    assert (folder / "parts" / "a" / "about.json").exists()
+
+
 def test_naming_other_runs_than_the_frozen_ones_is_an_error(store, capsys):
     main(["freeze", "where=params.seed = '0'"])
     main(["tables", "where=params.seed = '0'", f"tracking.uri={store.uri}"])

@@ -13,8 +13,11 @@ import pytest
 
 from report_data import frozen, only
 from test_statistics import both
-from tsexp.report import claims, tables
-from tsexp.report.statistics import aggregate
+from tsexp.report import claims, costs, machines, tables
+from tsexp.report.frozen import together
+from tsexp.report.statistics import METRICS, aggregate, over_seeds
+
+SPEEDUP = next(m for m in METRICS if m.name == "speedup")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_written_twice_they_are_the_same_bytes(whole, tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in files)
     assert {
         f"{n}.{e}"
-        for n in ("datasets", "dense", "pruning", "quantization", "hybrids", "company", "claims")
+        for n in ("datasets", "dense", "pruning", "quantization", "hybrids", "company", "costs", "claims")
         for e in ("tex", "md", "csv")
     } | {"notes.md"} == {p.name for p in files}
     for file in files:
@@ -68,7 +71,7 @@ def test_estimates_carry_a_dagger_and_measurements_do_not(small):
         if table.name in ("datasets", "claims"):
             continue
         head, *cells = lines(table)
-        estimated = [i for i, h in enumerate(head) if h.startswith(("saving", "mJ"))]
+        estimated = [i for i, h in enumerate(head) if h.startswith(("saving", "saves", "mJ"))]
         assert estimated
         assert all(head[i].endswith("†") and row[i].endswith("†") for i in estimated for row in cells)
         assert "† estimated" in table.caption
@@ -182,6 +185,92 @@ def test_rows_that_nothing_else_tells_apart_show_what_they_differ_in(small):
     assert "tuned epochs" not in head
 
 
+def test_what_compression_costs_and_when_it_has_paid_for_itself(small):
+    rows = aggregate(small)
+    table = made(small)["costs"]
+    assert len(table.numbers) == (rows["degradation"].ne("reference") & rows["n_energy"].gt(0)).sum()
+    for of in numbers(table):
+        saved_j = float(of["estimated_saved_j"])
+        assert float(of["estimated_compress_j"]) == 5 + 100 * (float(of["ratio"]) > 0)
+        assert float(of["pays_after"]) == pytest.approx(float(of["estimated_compress_j"]) / saved_j)
+        assert float(of["pays_after_lo"]) < float(of["pays_after"]) < float(of["pays_after_hi"])
+    (one,) = costs.of(rows[(rows["config"] == table.numbers["config"][0])]).to_dict("records")
+    control_j = one["estimated_reference_j"]
+    assert one["estimated_saved_j"] == pytest.approx(control_j * one["estimated_saving_pct"] / 100)
+    assert np.isnan(one["measured_saved_j"])
+
+
+@pytest.mark.parametrize(
+    ("saving", "low", "high", "after"),
+    [
+        (50, 40, 60, "4.2 k [3.5 k, 5.25 k]"),
+        (50, -10, 80, "4.2 k [2.62 k, never]"),
+        (-20, -30, -10, "never"),
+        (50, np.nan, np.nan, "4.2 k"),
+    ],
+)
+def test_what_saves_nothing_never_pays(small, saving, low, high, after):
+    """105 J to make it; of 50 mJ a series, half is saved."""
+    rows = aggregate(small)
+    row = (
+        rows[rows["ratio"] == 0.5]
+        .iloc[:1]
+        .assign(
+            estimated_reference_j=0.05,
+            estimated_saving_pct=saving,
+            estimated_saving_pct_lo=low,
+            estimated_saving_pct_hi=high,
+        )
+    )
+    (said,) = [tables.PAYS_AFTER.text(r) for _, r in costs.of(row).iterrows()]
+    assert said == after
+
+
+def two_machines(small, faster=1.25):
+    """The same again on another CPU, where everything is `faster` times as fast against its control."""
+    scaled = {f"speedup{end}": small.results[f"speedup{end}"] * faster for end in ("", "_lo", "_hi")}
+    there = small.results.assign(machine="b" * 64, cpu="B CPU", **scaled)
+    there["signature"] += "-b"
+    there["run_id"] += "-b"
+    rest = {
+        n: getattr(small, n).assign(run_id=getattr(small, n)["run_id"] + "-b")
+        for n in ("windows", "predictions", "channels")
+    }
+    return together({"here": small, "there": replace(small, results=there, **rest)})
+
+
+def test_two_machines_stand_side_by_side(small):
+    table = made(two_machines(small))["machines"]
+    compared = table.numbers[table.numbers["speedup"].notna()]
+    assert len(table.numbers) == aggregate(small)["degradation"].ne("reference").sum()
+    assert len(compared) == len(table.numbers)  # the one with invalid energy has another seed
+    assert np.allclose(compared["times"], 1.25)
+    assert (compared["times_lo"] < 1.25).all()
+    assert (compared["times_hi"] > 1.25).all()
+    assert set(table.shown["there"]) == {"B CPU"}
+    (said,) = table.below
+    assert said.startswith(
+        f"On B CPU, of {len(table.numbers)} ways to deploy a model, speedups are 1.25 times those on A CPU"
+    )
+    assert "Accuracies differ by 0.0 points at most" in said
+    assert "machines" not in made(small)
+
+
+def test_the_ratio_of_two_machines_speedups_covers_the_truth():
+    """Speedups of n seeds or processes on each, with log-normal noise; the truth is 1.2 times."""
+    rng = np.random.default_rng(0)
+    for n, noise in ((3, (0.01, 0.01)), (3, (0.01, 0.04)), (8, (0.02, 0.02)), (8, (0.01, 0.03))):
+        held = []
+        for _ in range(2000):
+            rows = []
+            for truth, sd in zip((2.0, 2.4), noise, strict=True):
+                seen = over_seeds(truth * np.exp(sd * rng.standard_normal(n)), SPEEDUP)
+                rows.append({f"speedup{end}": v for end, v in zip(("", "_lo", "_hi"), seen, strict=True)})
+            _, low, high = machines._ratio(rows[1], rows[0])
+            held.append(low <= 1.2 <= high)
+        assert 0.94 <= np.mean(held) <= 0.995, (n, noise)
+
+
 def test_the_csv_has_every_number_in_full(small):
     rows = aggregate(small)
     table = numbers(made(small)["pruning"])
@@ -252,7 +341,14 @@ def test_a_partial_report_says_what_is_missing_and_removes_older_tables(small, t
     assert (tmp_path / "hybrids.md").exists()
     (tmp_path / "mine.md").write_text("kept")
     files, said = tables.write(only(small, small.results["ratio"] == 0), tmp_path)
-    assert sorted({p.stem for p in files}) == ["claims", "datasets", "dense", "notes", "quantization"]
+    assert sorted({p.stem for p in files}) == [
+        "claims",
+        "costs",
+        "datasets",
+        "dense",
+        "notes",
+        "quantization",
+    ]
     assert not (tmp_path / "hybrids.md").exists()
     assert (tmp_path / "mine.md").read_text() == "kept"
     assert any(note.startswith("no table hybrids: no record") for note in said)

@@ -247,6 +247,7 @@ class PathsConfig:
     cache: str = MISSING
     spool: str = MISSING
     report: str = MISSING
+    frozen: str = MISSING
 
 
 @dataclass

@@ -22,11 +22,11 @@ UI = "http://127.0.0.1:5000"
 HELP = """\
 From the MLflow store to what a paper needs. Nothing is trained or measured.
 
-  freeze    the store's runs → REPORT/frozen: results.parquet, results.csv, windows, predictions, channels
-  tables    REPORT/frozen → REPORT/tables: datasets, dense, pruning, quantization, hybrids, company
-            (what to deploy), claims; as .tex, .md, .csv; notes.md
-  figures   REPORT/frozen → REPORT/figures: .pdf and .png; notes.md
-  page      REPORT/frozen → REPORT/index.html, interactive, without network
+  freeze    the store's runs → FROZEN: results.parquet, results.csv, windows, predictions, channels
+  tables    FROZEN → REPORT/tables: datasets, dense, pruning, quantization, hybrids, company (what to
+            deploy), costs, machines, claims; as .tex, .md, .csv; notes.md
+  figures   FROZEN → REPORT/figures: .pdf and .png; notes.md
+  page      FROZEN → REPORT/index.html, interactive, without network
 
 Without a part, all of them. Tables, figures and page are made of the frozen results alone; if there are none
 yet, they are frozen first."""
@@ -34,6 +34,8 @@ EXAMPLES = f"""\
   tracking.uri=sqlite:////path/mlflow.db     the store (default: mlflow.db in this folder)
   tracking.experiment=tsexp                  which experiment of it
   paths.report=report                        REPORT
+  paths.frozen=report/frozen                 FROZEN; to read from, a folder of such folders, too: a study in
+                                             parts, or of several machines
   where="params.`data.name` = 'ACSF1'"       which runs to freeze, in MLflow's filter language
   ui=http://127.0.0.1:5001                   where the page's links find the MLflow UI (default: the store
                                              itself if it is a server, else {UI})
@@ -91,7 +93,15 @@ def _sort(words: list[str]) -> tuple[list[str], list[str], dict[str, str]]:
     """Words into parts (in the order in which they are made), settings, and those of `OWN`."""
     from tsexp.config import suggest
 
-    known = [*PARTS, "tracking.uri=…", "tracking.experiment=…", "paths.report=…", "where=…", "ui=…"]
+    known = [
+        *PARTS,
+        "tracking.uri=…",
+        "tracking.experiment=…",
+        "paths.report=…",
+        "paths.frozen=…",
+        "where=…",
+        "ui=…",
+    ]
     asked, settings, own = set(), [], {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -125,7 +135,7 @@ def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_s
     from tsexp.report.statistics import aggregate, notes
 
     folder = Path(config.paths.report)
-    frozen_folder = folder / freezer.FOLDER
+    frozen_folder = Path(config.paths.frozen)
     written: dict[str, str] = {}
     if "freeze" in parts or not frozen_folder.exists():
         frozen = _freeze(config, where or "", frozen_folder)

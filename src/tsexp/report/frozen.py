@@ -2,14 +2,15 @@
 
 ``results.parquet`` (and ``.csv``) has a row per run; ``windows``, ``predictions`` and ``channels`` have what
 the statistics are made of; ``about.json`` says where it came from and what was left out. Tables and figures
-are functions of this folder and of nothing else.
+are functions of this folder and of nothing else. A study that was measured in parts, or on several machines,
+is a folder of such folders.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 2
-FOLDER = "frozen"
+ABOUT = "about.json"
 PROTOCOL = "2"
 """Runs of another one are left out: their drop was against a reference that was trained for a shorter time.
 """
@@ -188,6 +189,10 @@ COLUMNS = (
     ),
 )
 PARQUETS = ("results", "windows", "predictions", "channels")
+REPETITION = ("config", "machine", "data_checksum", "runtime", "energy_source", "seed")
+"""One row for each: what names a measurement, whatever code or libraries made it."""
+ORDER = ("dataset", "model", "mode", "runtime", "method", "scope", "ratio", "seed", "batch_size", "signature")
+AGAIN = "measured again since"
 
 
 @dataclass(frozen=True)
@@ -259,7 +264,7 @@ def freeze(
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
-    if folder.exists() and not (folder / "about.json").exists():
+    if folder.exists() and not (folder / ABOUT).exists():
         raise ReportError(
             f"{folder} is there and holds no frozen results, so it is not replaced; move it away or choose "
             "another paths.report"
@@ -285,11 +290,9 @@ def freeze(
             continue
         finally:
             step(row.name)
-        repetition = tuple(
-            result[k] for k in ("config", "machine", "data_checksum", "runtime", "energy_source", "seed")
-        )
+        repetition = tuple(result[k] for k in REPETITION)
         if repetition in repetitions:  # by other code or other libraries: one of them is enough
-            left_out.add("measured again since", row.name)
+            left_out.add(AGAIN, row.name)
             continue
         repetitions.add(repetition)
         rows.append(result)
@@ -305,19 +308,7 @@ def freeze(
             f"{detail or 'there is none'}; "
             "fill the store first, e.g. python -m tsexp -m experiment=quick"
         )
-    keys = [
-        "dataset",
-        "model",
-        "mode",
-        "runtime",
-        "method",
-        "scope",
-        "ratio",
-        "seed",
-        "batch_size",
-        "signature",
-    ]
-    results = results.sort_values(keys, kind="stable").reset_index(drop=True)
+    results = results.sort_values(list(ORDER), kind="stable").reset_index(drop=True)
     about = {
         "schema": SCHEMA_VERSION,
         "store": store_id(str(client.tracking_uri)),
@@ -357,22 +348,69 @@ def _whole(results: pd.DataFrame, left_out: _LeftOut) -> pd.DataFrame:
 
 
 def load(folder: Path) -> Frozen:
-    """Read what `freeze` wrote.
+    """Read what `freeze` wrote: a folder of it, or a folder of such folders, in the order of their names.
+
+    Of a result that several parts have, the last part's counts.
 
     Raises
     ------
     ReportError
         If it is not there, damaged, or was written by another version.
     """
+    if (folder / ABOUT).exists():
+        return _load(folder)
+    parts = sorted(about.parent for about in folder.glob(f"*/{ABOUT}"))
+    if not parts:
+        raise ReportError(f"{folder} has no frozen results; make them: python -m tsexp.report freeze")
+    return together({part.name: _load(part) for part in parts})
+
+
+def together(parts: Mapping[str, Frozen]) -> Frozen:
+    """Join what was frozen in parts, each result once; the names of `parts` tell them apart.
+
+    Runs of different machines stay different rows: nothing is averaged here.
+    """
+    import pandas as pd
+
+    results = pd.concat([part.results for part in parts.values()], ignore_index=True)
+    last = ~results.duplicated(list(REPETITION), keep="last")
+    left_out: dict[str, list[str]] = {}
+    for part in parts.values():
+        for reason, names in part.about["left_out"].items():
+            left_out[reason] = left_out.get(reason, []) + names
+    if not last.all():
+        left_out[AGAIN] = left_out.get(AGAIN, []) + list(results.loc[~last, "run_name"])
+    results = results[last].sort_values(list(ORDER), kind="stable", ignore_index=True)
+    about = {
+        "schema": SCHEMA_VERSION,
+        "parts": {name: part.about for name, part in parts.items()},
+        **{
+            key: " + ".join(dict.fromkeys(p.about[key] for p in parts.values()))
+            for key in ("experiment", "where")
+        },
+        "experiment_id": next(iter(parts.values())).about["experiment_id"],
+        "left_out": {reason: sorted(names) for reason, names in sorted(left_out.items())},
+    }
+    tables = {}
+    for name in PARQUETS[1:]:
+        of = {
+            run_id: rows
+            for part in parts.values()
+            for run_id, rows in getattr(part, name).groupby("run_id", sort=False)
+        }
+        there = [of[run_id] for run_id in results["run_id"] if run_id in of]
+        empty = getattr(next(iter(parts.values())), name).iloc[:0]
+        tables[name] = pd.concat(there, ignore_index=True) if there else empty
+    return Frozen(results, **tables, about=about)
+
+
+def _load(folder: Path) -> Frozen:
     import pandas as pd
     from pandera.errors import SchemaError
 
-    about_file = folder / "about.json"
-    if not about_file.exists():
-        raise ReportError(f"{folder} has no frozen results; make them: python -m tsexp.report freeze")
     again = "freeze again: python -m tsexp.report freeze"
     try:
-        about = json.loads(about_file.read_text())
+        about = json.loads((folder / ABOUT).read_text())
         if about.get("schema") != SCHEMA_VERSION:
             other = (
                 f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}"
@@ -456,13 +494,13 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
     for row in jobs:
         if row.status != "FINISHED":
             again = row.tags.get("tsexp.signature", "") in done
-            left_out.add("measured again since" if again else f"not finished ({row.status})", row.name)
+            left_out.add(AGAIN if again else f"not finished ({row.status})", row.name)
     best: dict[str, Row] = {}
     finished = [r for r in jobs if r.status == "FINISHED"]
     for row in sorted(finished, key=lambda r: not r.valid):  # stable: the newest first among the valid
         signature = row.tags.get("tsexp.signature", row.run_id)
         if signature in best:
-            left_out.add("measured again since", row.name)
+            left_out.add(AGAIN, row.name)
         else:
             best[signature] = row
     return list(best.values())
@@ -613,7 +651,7 @@ def _write(frozen: Frozen, folder: Path) -> None:
         for name in PARQUETS:
             getattr(frozen, name).to_parquet(partial / f"{name}.parquet", index=False)
         frozen.results.to_csv(partial / "results.csv", index=False, lineterminator="\n")
-        (partial / "about.json").write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
+        (partial / ABOUT).write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         partial.rename(folder)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp.report import claims, company
-from tsexp.report.console import ESTIMATE
+from tsexp.report import claims, company, costs, machines
+from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
 from tsexp.report.statistics import MARGIN_PT, aggregate, notes
 
@@ -89,8 +89,8 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
     Returns
     -------
     list of Table
-        Of datasets, dense baselines, pruning, quantization, hybrids, company and claims: those that have a
-        row.
+        Of datasets, dense baselines, pruning, quantization, hybrids, company, costs, machines and claims:
+        those that have a row.
     list of str
         What is missing, left out or mixed.
     """
@@ -112,6 +112,14 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
         )
     else:
         made.append(_company(frozen, beside))
+    for name, (title, among, columns, below) in OF_ALL.items():
+        some = among(rows)
+        if len(some):
+            made.append(
+                replace(
+                    _of_results(name, title, some, columns, frozen.results.iloc[:0]), below=tuple(below(some))
+                )
+            )
     return [*made, _claims(rows)], said
 
 
@@ -132,7 +140,7 @@ def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
         partial = folder / f".{name}.{os.getpid()}"
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / name)
-    for name in ("datasets", *KINDS, "company", "claims"):  # of an earlier report, without a row now
+    for name in ("datasets", *KINDS, "company", *OF_ALL, "claims"):  # of an earlier report, without a row now
         for ending in ("tex", "md", "csv"):
             if f"{name}.{ending}" not in files:
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
@@ -251,7 +259,7 @@ def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.Data
             "is more; p: exact McNemar test, the smallest over seeds times their number.",
         ),
         (WHAT in shown, COMPANY_SAID),
-        (any(c in shown for c in ESTIMATES), f"{ESTIMATE} estimated from CPU time, not measured."),
+        (any(ESTIMATE in c.head for c in shown), f"{ESTIMATE} estimated from CPU time, not measured."),
         (rows["warned"].any(), f"{WARNING} a record has a warning: look twice."),
         (
             scored,
@@ -407,6 +415,14 @@ def _three_digits(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
+def _series(value: float, low: float, high: float) -> str:
+    """A number of inferences and its interval: ``12 k [11 k, 14 k]``."""
+    words = ["never" if math.isinf(v) else si(v, "") for v in (value, low, high)]
+    if math.isnan(value):
+        return "–"
+    return words[0] if math.isnan(low) or math.isinf(low) else f"{words[0]} [{words[1]}, {words[2]}]"
+
+
 def _nothing(row: Any, name: str) -> str:
     """Where a number would stand that is not there."""
     windows = (name in FROM_WINDOWS or name.endswith("_per_correct_j")) and not (
@@ -505,7 +521,6 @@ TRAINING = (
     _number("training J", "measured_train_j"),
     _number(f"training J{ESTIMATE}", "estimated_train_j", mark=ESTIMATE),
 )
-ESTIMATES = (JOULES[1], SAVINGS[1])
 SPEEDUP = _interval("speedup", "speedup", 2)
 LATENCY = _number("p50 ms", "latency_p50_ms")
 PARAMETERS = _number("parameters", "parameters", text=lambda v: f"{v:,.0f}")
@@ -598,3 +613,48 @@ KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...
     ),
 }
 """Name → title, which rows, columns, and a command that would fill it."""
+
+WAY = (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, MODE)
+PAYS_AFTER = _interval("pays after, series", "pays_after", 0)._replace(
+    text=lambda row: _series(row["pays_after"], row["pays_after_lo"], row["pays_after_hi"])
+)
+OF_ALL: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[Show, ...], Callable[[Any], Any]]]
+OF_ALL = {
+    "costs": (
+        "What compression costs, and after how many series it has paid for itself. Training: of the dense "
+        "model; compression: pruning, tuning and conversion; brackets of the last column: by the interval of "
+        "the saving alone",
+        costs.of,
+        (
+            *WAY,
+            *(
+                _number(f"{head}{mark}", f"{side}_{name}", scale, mark=mark)
+                for head, name, scale in (
+                    ("training J", "train_j", 1),
+                    ("compression J", "compress_j", 1),
+                    ("saves mJ/series", "saved_j", 1000),
+                )
+                for side, mark in (("measured", ""), ("estimated", ESTIMATE))
+            ),
+            PAYS_AFTER,
+            N,
+        ),
+        lambda rows: (),
+    ),
+    "machines": (
+        "The same on several machines. There: on the other one; times: the speedup there over that here",
+        machines.compared,
+        (
+            _word("there", "other_cpu"),
+            *WAY,
+            SPEEDUP,
+            _interval("speedup there", "other_speedup", 2),
+            _interval("times", "times", 2),
+            ACCURACY,
+            _interval("accuracy there %", "other_accuracy_pct", 1),
+            N,
+        ),
+        machines.said,
+    ),
+}
+"""Tables of their own rows: name → title, the rows made of the aggregated ones, columns, paragraphs below."""

@@ -1,0 +1,91 @@
+"""The same measurements on several machines, side by side: what carries over from one to another."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tsexp.report.statistics import SAME
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENDS = ("", "_lo", "_hi")
+ON_EACH = ("speedup", "accuracy_pct", "estimated_saving_pct", "measured_saving_pct")
+"""Shown of both machines."""
+ALIKE = [name for name in SAME if name != "machine"]
+
+
+def compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """Pair what was measured on the machine with most rows, with the same on each of the others.
+
+    Parameters
+    ----------
+    rows
+        What `statistics.aggregate` made.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per way and other machine: what names it (of the first machine), ``other`` and ``other_cpu``,
+        each of `ON_EACH` and the same with ``other_`` before it, with ``_lo`` and ``_hi``; ``times``: the
+        speedup there over that here, its interval from both (taken as independent, of their logarithms);
+        ``accuracy_apart_pt``: points more there. Empty if there is one machine. Dense models in eager
+        PyTorch, which are compared with themselves, are not among them.
+    """
+    import pandas as pd
+
+    if not len(rows) or rows["machine"].nunique() < 2:
+        return pd.DataFrame()
+    here = rows["machine"].value_counts().sort_index().idxmax()
+    rows = rows[rows["degradation"] != "reference"]
+    theirs = dict(iter(rows[rows["machine"] != here].groupby(ALIKE, sort=False)))
+    made = [
+        _pair(row, other)
+        for _, row in rows[rows["machine"] == here].iterrows()
+        for _, other in theirs.get(tuple(row[ALIKE]), rows.iloc[:0]).iterrows()
+    ]
+    return pd.DataFrame(made)
+
+
+def said(pairs: pd.DataFrame) -> list[str]:
+    """Say in a sentence for each other machine how far it is from the first."""
+    sentences = []
+    for (_, cpu), of in pairs.groupby(["other", "other_cpu"], sort=True):
+        times = of["times"].dropna()
+        if times.empty:
+            continue
+        low, middle, high = np.quantile(times, [0.05, 0.5, 0.95])
+        faster = int(((of["speedup"] > 1) == (of["other_speedup"] > 1))[times.index].sum())
+        apart = of["accuracy_apart_pt"].abs()
+        sentences.append(
+            f"On {cpu}, of {len(of)} ways to deploy a model, speedups are {middle:.2f} times those on "
+            f"{of['cpu'].iloc[0]} in the median ({low:.2f} to {high:.2f} in nine of ten); in {faster} of "
+            f"{len(times)} both are faster than the control or both are not. Accuracies differ by "
+            f"{apart.max():.1f} points at most, by {apart.mean():.1f} on average."
+        )
+    return sentences
+
+
+def _pair(row: Any, other: Any) -> dict[str, Any]:
+    times = _ratio(other, row)
+    return {
+        **row,
+        "other": other["machine"],
+        "other_cpu": other["cpu"],
+        "warned": row["warned"] + other["warned"],
+        "other_n": other["n"],
+        **{f"other_{name}{end}": other[f"{name}{end}"] for name in ON_EACH for end in ENDS},
+        **{f"times{end}": value for end, value in zip(ENDS, times, strict=True)},
+        "accuracy_apart_pt": other["accuracy_pct"] - row["accuracy_pct"],
+    }
+
+
+def _ratio(other: Any, row: Any) -> tuple[float, float, float]:
+    (there, here) = ([math.log(of[f"speedup{end}"]) for end in ENDS] for of in (other, row))
+    middle = there[0] - here[0]
+    low = middle - math.hypot(there[0] - there[1], here[2] - here[0])
+    high = middle + math.hypot(there[2] - there[0], here[0] - here[1])
+    return math.exp(middle), math.exp(low), math.exp(high)
