@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tsexp import alive, stored
 from tsexp.cache import ENTRY, Cache, Entry
@@ -41,8 +41,10 @@ START_S = 2.5
 EXPORT_S = {"eager": 1.0, "onnxruntime": 5.0, "openvino": 8.0, "inductor": 60.0}
 """Exporting, loading and comparing (seen, T1 to T4, on two cores)."""
 TRIED = 16
-"""Training steps and answers that are timed, at least; in CPU time of one thread, so that it matters less
+"""Training steps and answers that are timed, at most; in CPU time of one thread, so that it matters less
 what else runs."""
+TRY_S = 3.0
+"""As many steps as fit into it, two at least (s)."""
 
 
 @dataclass(frozen=True)
@@ -202,20 +204,33 @@ def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, tuple[str, 
     return cache.stages
 
 
+class _Tried(NamedTuple):
+    """CPU time (s) of a training step, of preparing a series for training, of an answer to a batch.
+
+    NaN of what a model that fits itself does not tell.
+    """
+
+    step_s: float
+    series_s: float
+    answer_s: float
+
+
 class _Speeds:
     """How long things take here, tried out once for each model and dataset."""
 
     def __init__(self) -> None:
-        self._tried: dict[str, tuple[float | None, float]] = {}
+        self._tried: dict[str, _Tried] = {}
 
     def seconds(self, part: str, cfg: Config, dataset: Dataset) -> float | None:
         """Return how long a stage takes (s), at most where the model is a smaller one; None: not known."""
-        step_s, answer_s = self._of(cfg, dataset)
+        tried = self._of(cfg, dataset)
+        answer_s = tried.answer_s
         calls = -(-(len(dataset.y_test) + len(dataset.val)) // cfg.measure.batch_size)
         if part in ("dense", "finetune", "qat"):
             epochs = (cfg.train.epochs, cfg.prune.finetune_epochs, cfg.quant.qat_epochs)
             trained = dict(zip(("dense", "finetune", "qat"), epochs, strict=True))[part]
-            return None if step_s is None else step_s * _steps(cfg, trained, dataset)
+            took = tried.series_s * len(dataset.y_train) + tried.step_s * _steps(cfg, trained, dataset)
+            return None if math.isnan(took) else took
         known = {
             "artifact": EXPORT_S.get(cfg.runtime.name, max(EXPORT_S.values())),
             "scores": START_S + calls * answer_s,
@@ -223,7 +238,7 @@ class _Speeds:
         }
         return known.get(part, 1.0)
 
-    def _of(self, cfg: Config, dataset: Dataset) -> tuple[float | None, float]:
+    def _of(self, cfg: Config, dataset: Dataset) -> _Tried:
         about = digest({"model": asdict(cfg.model), "train": cfg.train.asked(), "data": dataset.checksum})
         key = f"{about} {cfg.measure.batch_size}"
         if key not in self._tried:
@@ -231,17 +246,25 @@ class _Speeds:
         return self._tried[key]
 
 
-def _try(cfg: Config, dataset: Dataset) -> tuple[float | None, float]:
-    """Return the seconds of a training step, and of an answer to a batch, in eager PyTorch.
+def _try(cfg: Config, dataset: Dataset) -> _Tried:
+    """Train on one batch for a while, and answer some.
 
     Of a model that fits itself no step is known, and its answer is taken for nothing.
     """
+    import numpy as np
     import torch
 
     from tsexp import models, training
     from tsexp.models import Network, using_threads
 
-    some = replace(dataset, fit=dataset.fit[: TRIED * cfg.train.batch_size], val=dataset.val[:0])
+    batch = dataset.fit[: cfg.train.batch_size]
+    some = replace(
+        dataset,
+        x_train=dataset.x_train[batch],
+        y_train=dataset.y_train[batch],
+        fit=np.arange(len(batch)),
+        val=dataset.val[:0],
+    )
     recipe = replace(
         cfg.train,
         min_steps=0,
@@ -254,21 +277,27 @@ def _try(cfg: Config, dataset: Dataset) -> tuple[float | None, float]:
     )
     model = models.build(cfg.model, dataset)
     if not isinstance(model, Network):
-        return None, 0.0
-    model.adapt(dataset.x_train[some.fit])
-    a_pass = math.ceil(len(some.fit) / cfg.train.batch_size)
-    passes = math.ceil(TRIED / a_pass)
-    for epochs in (1, passes):  # the first brings the libraries
-        start = time.process_time()
-        training.fit(model, replace(recipe, epochs=epochs), some, 0, "trial")
-        step_s = (time.process_time() - start) / (epochs * a_pass)
-    batch = torch.from_numpy(dataset.x_train[: cfg.measure.batch_size])
+        return _Tried(math.nan, math.nan, 0.0)
+    model.adapt(some.x_train)
+
+    def fit_s(steps: int) -> float:
+        return _cpu_s(lambda: training.fit(model, replace(recipe, epochs=steps), some, 0, "trial"))
+
+    fit_s(1)  # the first brings the libraries
+    one = fit_s(1)
+    more = min(TRIED, max(2, round(TRY_S / one)))
+    step_s = max(0.0, fit_s(1 + more) - one) / more
+    question = torch.from_numpy(dataset.x_train[: cfg.measure.batch_size])
     with torch.inference_mode(), using_threads(cfg.measure.threads):
-        model(batch)
-        start = time.process_time()
-        for _ in range(TRIED):
-            model(batch)
-        return step_s, (time.process_time() - start) / TRIED
+        series_s = _cpu_s(lambda: model.preprocess(torch.from_numpy(some.x_train))) / len(batch)
+        model(question)
+        return _Tried(step_s, series_s, _cpu_s(lambda: [model(question) for _ in range(TRIED)]) / TRIED)
+
+
+def _cpu_s(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def _steps(cfg: Config, epochs: int, dataset: Dataset) -> int:
