@@ -7,7 +7,7 @@ import types
 import pytest
 
 from report_data import Store
-from tsexp import report
+from tsexp import merge, report
 from tsexp.report.__main__ import main
 
 
@@ -76,6 +76,28 @@ def test_parts_that_were_frozen_apart_make_the_tables_of_the_whole(store, folder
     a, b = (files(folder / place / "tables") for place in ("report", "out"))
     a.pop("notes.md"), b.pop("notes.md")  # the filters of the parts are told there
     assert a == b
+
+
+def test_stores_of_two_machines_merged_stand_side_by_side(empty_store, folder):
+    for name, cpu, speedup in (("a", "A CPU", 2.0), ("b", "B CPU", 2.5)):
+        (folder / name).mkdir()
+        store = Store(empty_store, folder / name)
+        ends = {f"vs_dense__speedup{end}": speedup for end in ("", "_lo", "_hi")}
+        store.run("dense", prune__ratio=0, hardware={"cpu": cpu})
+        store.run("pruned", hardware={"cpu": cpu}, **ends)
+    store.run("only there", prune__ratio=0.3, hardware={"cpu": "B CPU"})  # it has the most
+    assert merge.main(["a/mlflow.db", "b/mlflow.db", "--into", "mlflow.db"]) == 0
+    main(["freeze", "tables"])
+    text = (folder / "report" / "tables" / "machines.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| ACSF1")]
+    assert [cell.strip() for cell in row.split("|")][-7:-4] == [
+        "2.50 [2.50, 2.50]",
+        "2.00 [2.00, 2.00]",
+        "0.80 [0.80, 0.80]",
+    ]
+    assert (
+        "On A CPU, of 1 ways to deploy a model, speedups are 0.80 times those on B CPU in the median" in text
+    )
 
 
 def test_freezing_into_a_folder_of_parts_is_refused(store, folder, capsys):
