@@ -8,7 +8,7 @@ STORE ?= mlflow.db
 PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run study test test-slow test-oldest test-cluster audit lock test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report ui clean
+.PHONY: help setup run study test test-slow test-oldest test-cluster audit lock test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report published ui clean
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -113,6 +113,9 @@ figures: freeze ## the figures of the study, from the store, in report/figures
 
 report: freeze ## tables, figures and the interactive page, from the store, in report/
 	$(BIN)/python -m tsexp.report tables figures page $(ARGS)
+
+published: .venv/.done ## tables, figures and page of docs/study again, from the frozen results that are in this repository
+	$(BIN)/python -m tsexp.report tables figures page paths.frozen=docs/study/frozen paths.report=docs/study $(ARGS)
 
 ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's, another port: STORE=path/mlflow.db PORT=5001
 	@$(BIN)/python -m tsexp.ui '$(STORE)' --port '$(PORT)'
