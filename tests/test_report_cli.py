@@ -90,14 +90,12 @@ def test_stores_of_two_machines_merged_stand_side_by_side(empty_store, folder):
     main(["freeze", "tables"])
     text = (folder / "report" / "tables" / "machines.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith("| ACSF1")]
-    assert [cell.strip() for cell in row.split("|")][-7:-4] == [
+    assert [cell.strip() for cell in row.split("|")][-8:-5] == [
         "2.50 [2.50, 2.50]",
         "2.00 [2.00, 2.00]",
         "0.80 [0.80, 0.80]",
     ]
-    assert (
-        "On A CPU, of 1 ways to deploy a model, speedups are 0.80 times those on B CPU in the median" in text
-    )
+    assert "On A CPU, of 1 ways to deploy a model, speedups are 0.80 times in the median" in text
 
 
 def test_freezing_into_a_folder_of_parts_is_refused(store, folder, capsys):

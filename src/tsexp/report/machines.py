@@ -16,6 +16,18 @@ ENDS = ("", "_lo", "_hi")
 ON_EACH = ("speedup", "accuracy_pct", "estimated_saving_pct", "measured_saving_pct")
 """Shown of both machines."""
 ALIKE = [name for name in SAME if name != "machine"]
+OF_A_RUNTIME = [
+    "machine",
+    "dataset",
+    "data_checksum",
+    "model",
+    "recipe",
+    "runtime",
+    "device",
+    "threads",
+    "batch_size",
+]
+"""Names the dense model in fp32 there, that a way to make it smaller is compared with."""
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
@@ -32,7 +44,9 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
         A row per way and other machine: what names it (of the first machine), ``other`` and ``other_cpu``,
         each of `ON_EACH` and the same with ``other_`` before it, with ``_lo`` and ``_hi``; ``times``: the
         speedup there over that here, its interval from both (taken as independent, of their logarithms);
-        ``accuracy_apart_pt``: points more there. Empty if there is one machine. Dense models in eager
+        ``times_within``: the same of the speedup over the dense model in fp32 in the same runtime, which
+        leaves out what the runtime itself brings (NaN for that model, or where it was not measured on
+        both); ``accuracy_apart_pt``: points more there. Empty if there is one machine. Dense models in eager
         PyTorch, which are compared with themselves, are not among them.
     """
     import pandas as pd
@@ -40,7 +54,11 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     if not len(rows) or rows["machine"].nunique() < 2:
         return pd.DataFrame()
     here = rows["machine"].value_counts().sort_index().idxmax()
-    rows = rows[rows["degradation"] != "reference"]
+    plain = rows[(rows["ratio"] == 0) & (rows["mode"] == "none")]
+    dense = {key: float(of["speedup"].iloc[0]) for key, of in plain.groupby(OF_A_RUNTIME, sort=False)}
+    rows = rows[rows["degradation"] != "reference"].copy()
+    rows["of_runtime"] = [dense.get(key, math.nan) for key in rows[OF_A_RUNTIME].itertuples(False, None)]
+    rows.loc[(rows["ratio"] == 0) & (rows["mode"] == "none"), "of_runtime"] = math.nan
     theirs = dict(iter(rows[rows["machine"] != here].groupby(ALIKE, sort=False)))
     made = [
         _pair(row, other)
@@ -57,20 +75,31 @@ def said(pairs: pd.DataFrame) -> list[str]:
         times = of["times"].dropna()
         if times.empty:
             continue
-        low, middle, high = np.quantile(times, [0.05, 0.5, 0.95])
         faster = int(((of["speedup"] > 1) == (of["other_speedup"] > 1))[times.index].sum())
         apart = of["accuracy_apart_pt"].abs()
+        within = of["times_within"].dropna()
+        alone = (
+            f" What pruning and number formats bring within a runtime is {_told(within)}."
+            if len(within)
+            else ""
+        )
         sentences.append(
-            f"On {cpu}, of {len(of)} ways to deploy a model, speedups are {middle:.2f} times those on "
-            f"{of['cpu'].iloc[0]} in the median ({low:.2f} to {high:.2f} in nine of ten); in {faster} of "
-            f"{len(times)} both are faster than the control or both are not. Accuracies differ by "
-            f"{apart.max():.1f} points at most, by {apart.mean():.1f} on average."
+            f"On {cpu}, of {len(of)} ways to deploy a model, speedups are {_told(times)} of those on "
+            f"{of['cpu'].iloc[0]}; in {faster} of {len(times)} both are faster than the control or both are "
+            f"not.{alone} Accuracies differ by {apart.max():.1f} points at most, by {apart.mean():.1f} on "
+            "average."
         )
     return sentences
 
 
+def _told(times: pd.Series) -> str:
+    low, middle, high = np.quantile(times, [0.05, 0.5, 0.95])
+    return f"{middle:.2f} times in the median ({low:.2f} to {high:.2f} in nine of ten)"
+
+
 def _pair(row: Any, other: Any) -> dict[str, Any]:
     times = _ratio(other, row)
+    within = times[0] * row["of_runtime"] / other["of_runtime"]
     return {
         **row,
         "other": other["machine"],
@@ -79,6 +108,7 @@ def _pair(row: Any, other: Any) -> dict[str, Any]:
         "other_n": other["n"],
         **{f"other_{name}{end}": other[f"{name}{end}"] for name in ON_EACH for end in ENDS},
         **{f"times{end}": value for end, value in zip(ENDS, times, strict=True)},
+        "times_within": within,
         "accuracy_apart_pt": other["accuracy_pct"] - row["accuracy_pct"],
     }
 

@@ -642,7 +642,8 @@ OF_ALL = {
         lambda rows: (),
     ),
     "machines": (
-        "The same on several machines. There: on the other one; times: the speedup there over that here",
+        "The same on several machines. There: on the other one; times: the speedup there over that here; "
+        "within: the same of speedups over the dense model in fp32 in the same runtime",
         machines.compared,
         (
             _word("there", "other_cpu"),
@@ -650,6 +651,7 @@ OF_ALL = {
             SPEEDUP,
             _interval("speedup there", "other_speedup", 2),
             _interval("times", "times", 2),
+            _number("within", "times_within", text=lambda v: f"{v:.2f}"),
             ACCURACY,
             _interval("accuracy there %", "other_accuracy_pct", 1),
             N,
