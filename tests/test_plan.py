@@ -54,6 +54,21 @@ def test_times_follow_from_the_configuration(here):
     assert not list(here.iterdir())
 
 
+def test_tuning_a_smaller_model_is_shorter_and_its_control_is_not_smaller(here, monkeypatch):
+    monkeypatch.setattr(plan, "_try", lambda cfg, dataset: plan._Tried(1.0, 0.0, 0.0))
+    dense = plan.of([*ITALY, "prune.ratio=0"], progress=False).parts["dense"].seconds
+    half = plan.of([*ITALY, "prune.ratio=0.5"], progress=False)
+    cfg = sweep.asked([*ITALY, "prune.ratio=0.5"])[0]
+    control = dense * cfg.prune.finetune_epochs / cfg.train.epochs
+    assert half.parts["dense"].seconds == dense
+    assert half.parts["finetune"].seconds == pytest.approx(control * (1 + 1 - plan.SHORTER * 0.5))
+
+
+def test_all_cores_make_what_one_then_measures(here):
+    found = plan.Plan(1, 0, 0, {"dense": plan.Part(0, 1, 60.0), "measure": plan.Part(0, 1, 10.0)})
+    assert (found.seconds, found.seconds_on(1), found.seconds_on(4)) == (70, 70, 25)
+
+
 def test_models_that_fit_themselves_take_an_unknown_time(here, capsys):
     assert plan.main(["model=minirocket", "data=italy_power_demand", "debug=smoke"]) == 0
     said = capsys.readouterr().out

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections import defaultdict
@@ -40,6 +41,8 @@ START_S = 2.5
 """A measuring process: fork, libraries, loading, the first calls (1.5 to 3 seen)."""
 EXPORT_S = {"eager": 1.0, "onnxruntime": 5.0, "openvino": 8.0, "inductor": 60.0}
 """Exporting, loading and comparing (seen, T1 to T4, on two cores)."""
+SHORTER = 0.7
+"""Share of a tuning's time that goes with the ratio removed (.3 to 1 seen, T1 to T4)."""
 TRIED = 16
 """Training steps and answers that are timed, at most; in CPU time of one thread, so that it matters less
 what else runs."""
@@ -56,18 +59,18 @@ class Foreseen(Cache):
     nothing
         A folder that stands for those of stages that are not there.
     stages
-        Signature → stage and whether it is there.
+        Signature → stage, whether it is there, and whether it is a control's, of which nothing is removed.
     """
 
     nothing: Path = Path()
-    stages: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    stages: dict[str, tuple[str, bool, bool]] = field(default_factory=dict)
 
     def stage(self, name: str, version: int, key: dict[str, Any], build: Callable[[Path], None]) -> Entry:
         """Return the entry; of a stage that is not there, one that says nothing but its signature."""
         signature = self.signature(name, version, key)
         folder = self.root / name / signature
         there = (folder / ENTRY).is_file()
-        self.stages[signature] = (name, there)
+        self.stages[signature] = (name, there, bool(key.get("control")))
         return Entry(folder if there else self.nothing, signature, reused=there)
 
 
@@ -105,6 +108,11 @@ class Plan:
     def seconds(self) -> float:
         """All parts, one after the other."""
         return sum(p.seconds for p in self.parts.values())
+
+    def seconds_on(self, cores: int) -> float:
+        """All but measuring on so many cores side by side, then measuring on one."""
+        measuring = self.parts["measure"].seconds if "measure" in self.parts else 0.0
+        return (self.seconds - measuring) / cores + measuring
 
 
 def of(overrides: list[str], progress: bool = True) -> Plan:
@@ -149,7 +157,7 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
             shown.advance()
             if known:
                 continue
-            for signature, (name, exists) in _walk(cfg, dataset, scratch).items():
+            for signature, (name, exists, control) in _walk(cfg, dataset, scratch).items():
                 if signature in seen:
                     continue
                 seen.add(signature)
@@ -158,7 +166,7 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
                     part.there += 1
                     continue
                 part.missing += 1
-                _add(part, speeds.seconds(name, cfg, dataset))
+                _add(part, speeds.seconds(name, cfg, dataset, 0.0 if control else cfg.prune.ratio))
             parts["measure"].missing += 1
             _add(parts["measure"], speeds.seconds("measure", cfg, dataset))
     order = [name for name in PARTS if name in parts]
@@ -184,8 +192,8 @@ def _store_is_there(cfg: Config) -> bool:
     return found is not None
 
 
-def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, tuple[str, bool]]:
-    """Return the stages of a job: signature → stage and whether it is there."""
+def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, tuple[str, bool, bool]]:
+    """Return the stages of a job, as `Foreseen.stages` has them."""
     from tsexp import energy, pipeline
 
     nothing = scratch / cfg.model.family
@@ -221,15 +229,16 @@ class _Speeds:
     def __init__(self) -> None:
         self._tried: dict[str, _Tried] = {}
 
-    def seconds(self, part: str, cfg: Config, dataset: Dataset) -> float | None:
-        """Return how long a stage takes (s), at most where the model is a smaller one; None: not known."""
+    def seconds(self, part: str, cfg: Config, dataset: Dataset, ratio: float = 0.0) -> float | None:
+        """Return how long a stage takes (s) of a model without `ratio`; None: not known."""
         tried = self._of(cfg, dataset)
         answer_s = tried.answer_s
         calls = -(-(len(dataset.y_test) + len(dataset.val)) // cfg.measure.batch_size)
         if part in ("dense", "finetune", "qat"):
             epochs = (cfg.train.epochs, cfg.prune.finetune_epochs, cfg.quant.qat_epochs)
             trained = dict(zip(("dense", "finetune", "qat"), epochs, strict=True))[part]
-            took = tried.series_s * len(dataset.y_train) + tried.step_s * _steps(cfg, trained, dataset)
+            steps = _steps(cfg, trained, dataset) * (1 if part == "dense" else 1 - SHORTER * ratio)
+            took = tried.series_s * len(dataset.y_train) + tried.step_s * steps
             return None if math.isnan(took) else took
         known = {
             "artifact": EXPORT_S.get(cfg.runtime.name, max(EXPORT_S.values())),
@@ -334,13 +343,19 @@ def show(plan: Plan) -> None:
     console.print(table)
     counts = f"{plan.jobs} jobs"
     counts += f", {plan.unsupported} that nothing supports" if plan.unsupported else ""
+    cores = os.cpu_count() or 1
     console.print(
         f"{counts}, {plan.measured} measured; about {_told(plan.seconds)}, one after the other, here"
+        + (
+            f"; {_told(plan.seconds_on(cores))} if all {cores} cores make what is to be measured "
+            "(stop_after=deploy hydra/launcher=joblib), and the same command then measures"
+            if cores > 1 and plan.seconds and "measure" in plan.parts
+            else ""
+        )
     )
     console.print(
         "From steps and answers that were tried out just now, in CPU time: for a machine that does nothing "
-        "else. Smaller models and other runtimes than eager are faster, and measure.target_pct may end a "
-        "measurement earlier."
+        "else. Other runtimes than eager are faster, and measure.target_pct may end a measurement earlier."
     )
     if any(part.unknown for part in plan.parts.values()):
         console.print("?: models that fit themselves, in a time that is not known beforehand.")
