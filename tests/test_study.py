@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from tsexp.report import frozen, tables
 
@@ -30,3 +32,53 @@ def test_every_interval_that_is_told_stands_in_a_table(page):
     told = set(INTERVAL.findall(text))
     there = "".join(file.read_text() for file in (STUDY / "tables").glob("*.md"))
     assert not sorted(number for number in told if number not in there)
+
+
+def cells(folder):
+    """Way to deploy a model → speedup and accuracy, of the Markdown tables in a folder."""
+    found = {}
+    for name in ("pruning", "quantization", "hybrids"):
+        lines = [line for line in (folder / f"{name}.md").read_text().splitlines() if line.startswith("| ")]
+        head, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+        for row in (dict(zip(head, row, strict=True)) for row in rows):
+            if row["dataset"] == "RefrigerationDevices" and row.get("runtime") != "eager":
+                way = (row["model"], *(row.get(k, "") for k in ("runtime", "scope", "ratio", "mode")), name)
+                found[way] = float(row["speedup"].split()[0]), float(row["accuracy %"].split()[0])
+    return found
+
+
+def test_how_far_two_machines_differ_is_what_their_tables_say(tmp_path):
+    tables.write(frozen.load(STUDY / "frozen" / "epyc_seed0"), tmp_path)
+    xeon, epyc = cells(STUDY / "xeon"), cells(tmp_path)
+    assert xeon.keys() == epyc.keys()
+    page = (ROOT / "docs" / "reproducing.md").read_text()
+    page = page[page.index("## Somebody else's machine") :]
+
+    def told(value):
+        return f"{value:.2f}".removeprefix("0")
+
+    times = {way: epyc[way][0] / xeon[way][0] for way in xeon}
+    low, middle, high = (np.quantile(list(times.values()), q) for q in (0.05, 0.5, 0.95))
+    assert f"{told(middle)} times as large in the median, {told(low)} to {told(high)} in nine of ten" in page
+    assert f"; {len(times)} ways to deploy" in page
+    for model in ("t1", "t2", "t3", "t4"):
+        of = [t for way, t in times.items() if way[0] == model]
+        assert f"{model.upper()} {told(min(of))} to {told(max(of))}" in page
+        ranks = [[machine[way][0] for way in xeon if way[0] == model] for machine in (xeon, epyc)]
+        assert spearmanr(*ranks).statistic > 0.985
+    within = []
+    for way in xeon:
+        plain = (way[0], "onnxruntime", "", "", "none", "quantization")
+        if way[1] != "openvino" and way != plain:
+            within.append(times[way] / times[plain])
+    low, middle, high = (np.quantile(within, q) for q in (0.05, 0.5, 0.95))
+    assert (
+        f"({len(within)} ways) | {told(middle)} times in the median, {told(low)} to {told(high)} in" in page
+    )
+    assert f"{told(min(within))} to {told(max(within))} in all" in page
+    apart = {
+        model: max(abs(epyc[way][1] - xeon[way][1]) for way in xeon if way[0] == model)
+        for model in ("t1", "t2", "t3", "t4")
+    }
+    assert apart["t4"] == 0
+    assert "up to {t1:.1f}, {t2:.1f} and {t3:.1f} points apart".format(**apart) in page
