@@ -25,7 +25,7 @@ from tsexp.report.figures import (
     windows,
     words,
 )
-from tsexp.report.figures.study import gather
+from tsexp.report.figures.study import CannotDraw, gather
 from tsexp.report.points import WAY, points
 from tsexp.report.style import COLOURS, STYLE, log_axis
 
@@ -386,6 +386,29 @@ def test_pairs_that_were_not_measured_are_hatched_and_not_zero():
         shown = axes.images[0].get_array()
         assert shown.count() == len(there) == len(axes.texts)
         assert len(axes.patches) == modes * runtimes - len(there) == shown.mask.sum()
+
+
+def test_a_model_with_one_pair_has_no_heat_map():
+    results = small(datasets=("PLAID",), models=("t1", "minirocket"))
+    titles = [axes.get_title() for axes in quant_runtime.quant_runtime(study(results)).figure.axes]
+    assert "PLAID · t1" in titles
+    assert not [title for title in titles if "minirocket" in title]
+    one = only(results, results.results["model"] == "minirocket")
+    with pytest.raises(CannotDraw):
+        quant_runtime.quant_runtime(study(one))
+
+
+def test_what_was_pruned_in_another_runtime_alone_is_drawn_there():
+    results = small(datasets=("PLAID",), models=("t1",))
+    r = results.results
+    in_ort = only(results, (r["runtime"] == "onnxruntime") & ((r["method"] == "l1") | (r["ratio"] == 0)))
+    drawing = pruning.ratio(study(in_ort))
+    assert drawing.notes[0].startswith("onnxruntime, fp32, pruned by l1 global")
+    (line,) = [c.lines[0] for c in drawing.figure.axes[-1].containers]
+    kept = in_ort.results[in_ort.results["mode"] == "none"]
+    assert list(line.get_xdata()) == pytest.approx(sorted(kept["ratio"].unique()))
+    assert drawing.figure.axes[-1].get_ylabel().startswith("speedup")
+    assert min(line.get_ydata()) > 1.5  # of the runtime itself, for the control is in eager PyTorch
 
 
 def test_a_heat_map_without_dense_pairs_says_at_which_ratio_it_is():

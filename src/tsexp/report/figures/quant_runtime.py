@@ -18,7 +18,7 @@ LONG_NAME = 15
 
 
 def quant_runtime(study: Study) -> Drawing:
-    """Draw a heat map per dataset and model; pairs that were not measured are blank and hatched."""
+    """Draw a heat map per dataset and model that has two pairs; those not measured are blank and hatched."""
     import numpy as np
     from matplotlib.colors import LogNorm
 
@@ -67,6 +67,9 @@ def _chosen(study: Study) -> tuple[pd.DataFrame, str]:
         raise CannotDraw("no record of them has a valid speedup")
     method, scope = commonest_way(shown)
     shown = shown[(shown["method"] == method) & (shown["scope"] == scope)]
+    shown = shown[shown.groupby(["dataset", "model"])["speedup"].transform("size") > 1]
+    if shown.empty:
+        raise CannotDraw("no model was measured in two pairs of quant.mode and runtime")
     if at == 0:
         return shown, "Without pruning."
     why = "it has the most pairs, as hardly any was measured without pruning"
