@@ -226,6 +226,23 @@ def test_what_saves_nothing_never_pays(small, saving, low, high, after):
     assert said == after
 
 
+def test_what_a_way_brings_apart_from_its_runtime():
+    several = frozen(datasets=("ElectricDevices", "PLAID"), models=("t1", "t2"))
+    rows = aggregate(several)
+    plain = rows[(rows["ratio"] == 0) & (rows["mode"] == "none") & (rows["runtime"] == "onnxruntime")]
+    dense = plain.set_index(["dataset", "model"])["speedup"]
+    assert dense.nunique() == 4
+    for name in ("pruning", "quantization", "hybrids"):
+        for of in numbers(made(several)[name]):
+            if of["runtime"] == "onnxruntime" and of["config"] not in set(plain["config"]):
+                expected = float(of["speedup"]) / dense[of["dataset"], of["model"]]
+                assert float(of["runtime_speedup"]) == pytest.approx(expected)
+                assert float(of["runtime_speedup_lo"]) < expected < float(of["runtime_speedup_hi"])
+            else:  # the dense model itself, eager PyTorch, OpenVINO without a dense model
+                assert of["runtime_speedup"] == ""
+    assert "In its runtime: over the dense model in fp32 there." in made(several)["quantization"].caption
+
+
 def two_machines(small, faster=1.25):
     """The same again on another CPU, where everything is `faster` times as fast against its control."""
     itself = small.results[["ratio", "mode", "runtime"]].eq([0, "none", "eager"]).all(axis=1)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tsexp.report.console import ESTIMATE
-from tsexp.report.statistics import MARGIN_PT, Interval, describe
+from tsexp.report.statistics import MARGIN_PT, Interval, describe, difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ DATASETS = ("RefrigerationDevices", "ElectricDevices", "PLAID")
 MODELS = ("t1", "t2")
 EIGHT_BIT = ("dynamic", "static", "qat")
 COMPARABLE = (
-    *("runtime", "machine", "data_checksum", "recipe", "device", "batch_size"),
+    *("dataset", "model", "runtime", "machine", "data_checksum", "recipe", "device", "batch_size"),
     *("threads", "repeats", "processes", "window_s", "energy_source"),
 )
 """What a row shares with the fp32 row that it is compared with."""
@@ -199,7 +199,7 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     changes = {
         place: found
         for place, row in mine.iterrows()
-        if (found := _change(claim.kind, row, here)) is not None
+        if (found := change_in_runtime(claim.kind, row, here)) is not None
     }
     if not changes:
         return Answer(
@@ -305,8 +305,27 @@ def _reached(claim: Claim, change: Interval) -> str:
     return "yes" if at_least >= reach else "no" if at_most < reach else "unclear"
 
 
-def _change(kind: str, row: Any, rows: pd.DataFrame) -> Interval | None:
-    """Effect of a row's compression: against dense fp32 in its own runtime, with the intervals of both."""
+def with_speedup_in_runtime(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add what pruning and the number format bring apart from the runtime, to what `aggregate` made.
+
+    ``runtime_speedup``, with ``_lo`` and ``_hi``: over the dense model in fp32 in the same runtime, each
+    against its own control; NaN for that model itself, in eager PyTorch (it is the speedup there), and where
+    it was not measured.
+    """
+    names = [f"runtime_speedup{end}" for end in ("", "_lo", "_hi")]
+    itself = (rows["ratio"] == 0) & (rows["mode"] == "none") | (rows["runtime"] == "eager")
+    found = [
+        None if alone else change_in_runtime("speed", row, rows)
+        for alone, (_, row) in zip(itself, rows.iterrows(), strict=True)
+    ]
+    return rows.assign(**{n: [math.nan if f is None else f[i] for f in found] for i, n in enumerate(names)})
+
+
+def change_in_runtime(kind: str, row: Any, rows: pd.DataFrame) -> Interval | None:
+    """Effect of a row's compression: against dense fp32 in its own runtime, with the intervals of both.
+
+    Of ``energy`` in %, of ``speed`` in times; None if there is no such row in `rows`, or no valid number.
+    """
     if row["runtime"] == "eager":  # what it was paired with is just that
         alone = _log_cost(kind, row)
     else:
@@ -315,13 +334,7 @@ def _change(kind: str, row: Any, rows: pd.DataFrame) -> Interval | None:
             like = like[like[key] == row[key]]
         if like.empty:
             return None
-        ours, base = _log_cost(kind, row), _log_cost(kind, like.iloc[0])
-        difference = ours.value - base.value
-        alone = Interval(
-            difference,
-            difference - math.hypot(ours.value - ours.low, base.high - base.value),
-            difference + math.hypot(ours.high - ours.value, base.value - base.low),
-        )
+        alone = difference(_log_cost(kind, row), _log_cost(kind, like.iloc[0]))
     if any(math.isnan(v) for v in alone):
         return None
     if kind == "energy":

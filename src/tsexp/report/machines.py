@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp.report.statistics import SAME
+from tsexp.report.statistics import SAME, Interval, difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,9 +113,6 @@ def _pair(row: Any, other: Any) -> dict[str, Any]:
     }
 
 
-def _ratio(other: Any, row: Any) -> tuple[float, float, float]:
-    (there, here) = ([math.log(of[f"speedup{end}"]) for end in ENDS] for of in (other, row))
-    middle = there[0] - here[0]
-    low = middle - math.hypot(there[0] - there[1], here[2] - here[0])
-    high = middle + math.hypot(there[2] - there[0], here[0] - here[1])
-    return math.exp(middle), math.exp(low), math.exp(high)
+def _ratio(other: Any, row: Any) -> Interval:
+    there, here = (Interval(*(math.log(of[f"speedup{end}"]) for end in ENDS)) for of in (other, row))
+    return Interval(*map(math.exp, difference(there, here)))
