@@ -18,6 +18,8 @@ WAYS = "pruning_ways"
 APART = 0.006
 """Between the lines of a panel at one pruning ratio, in units of the ratio."""
 MOST_TICKS = 6
+CLOSE = 0.08
+"""Ratios nearer than that to the one before have a tick without a number."""
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 RATIO = "pruning ratio"
 
@@ -141,11 +143,12 @@ def _lost(
 
 
 def _styles(ways: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """A colour per method, a marker and dashes per scope."""
+    """A colour per method (per scope, if there is one method), a marker and dashes per scope."""
     methods, scopes = (list(dict.fromkeys(w[i] for w in ways)) for i in (0, 1))
+    hues = methods if len(methods) > 1 else scopes
     return {
         (m, s): {
-            "color": COLOURS[methods.index(m) % len(COLOURS)],
+            "color": COLOURS[hues.index(m if len(methods) > 1 else s) % len(COLOURS)],
             "marker": MARKERS[scopes.index(s) % len(MARKERS)],
             "ls": DASHES[scopes.index(s) % len(DASHES)],
         }
@@ -207,4 +210,5 @@ def _line(axes: Axes, line: pd.DataFrame, value: str, place: float, **style: Any
 def _ratio_ticks(axes: Axes, shown: pd.DataFrame) -> None:
     ratios = sorted(shown["ratio"].unique())
     if len(ratios) <= MOST_TICKS:  # more would overlap
-        axes.set_xticks(ratios)
+        near = [b - a < CLOSE for a, b in zip([-1.0, *ratios], ratios, strict=False)]
+        axes.set_xticks(ratios, ["" if n else f"{r:g}" for r, n in zip(ratios, near, strict=True)])
