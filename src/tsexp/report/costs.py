@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tsexp.report.points import SIDES
+
 if TYPE_CHECKING:
     import pandas as pd
-
-SIDES = ("measured", "estimated")
 
 
 def of(rows: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tsexp.report import claims
 from tsexp.report.statistics import SAME, Interval, difference
 
 if TYPE_CHECKING:
@@ -16,18 +17,6 @@ ENDS = ("", "_lo", "_hi")
 ON_EACH = ("speedup", "accuracy_pct", "estimated_saving_pct", "measured_saving_pct")
 """Shown of both machines."""
 ALIKE = [name for name in SAME if name != "machine"]
-OF_A_RUNTIME = [
-    "machine",
-    "dataset",
-    "data_checksum",
-    "model",
-    "recipe",
-    "runtime",
-    "device",
-    "threads",
-    "batch_size",
-]
-"""Names the dense model in fp32 there, that a way to make it smaller is compared with."""
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
@@ -54,11 +43,7 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     if not len(rows) or rows["machine"].nunique() < 2:
         return pd.DataFrame()
     here = rows["machine"].value_counts().sort_index().idxmax()
-    plain = rows[(rows["ratio"] == 0) & (rows["mode"] == "none")]
-    dense = {key: float(of["speedup"].iloc[0]) for key, of in plain.groupby(OF_A_RUNTIME, sort=False)}
-    rows = rows[rows["degradation"] != "reference"].copy()
-    rows["of_runtime"] = [dense.get(key, math.nan) for key in rows[OF_A_RUNTIME].itertuples(False, None)]
-    rows.loc[(rows["ratio"] == 0) & (rows["mode"] == "none"), "of_runtime"] = math.nan
+    rows = claims.with_speedup_in_runtime(rows[rows["degradation"] != "reference"])
     theirs = dict(iter(rows[rows["machine"] != here].groupby(ALIKE, sort=False)))
     made = [
         _pair(row, other)
@@ -99,7 +84,7 @@ def _told(times: pd.Series) -> str:
 
 def _pair(row: Any, other: Any) -> dict[str, Any]:
     times = _ratio(other, row)
-    within = times[0] * row["of_runtime"] / other["of_runtime"]
+    within = _alone(other) / _alone(row)
     return {
         **row,
         "other": other["machine"],
@@ -111,6 +96,11 @@ def _pair(row: Any, other: Any) -> dict[str, Any]:
         "times_within": within,
         "accuracy_apart_pt": other["accuracy_pct"] - row["accuracy_pct"],
     }
+
+
+def _alone(row: Any) -> float:
+    """Speedup apart from what the runtime brings; in eager PyTorch, which the control is in, it is all."""
+    return float(row["speedup"] if row["runtime"] == "eager" else row["runtime_speedup"])
 
 
 def _ratio(other: Any, row: Any) -> Interval:

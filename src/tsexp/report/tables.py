@@ -638,8 +638,10 @@ KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...
 """Name → title, which rows, columns, and a command that would fill it."""
 
 WAY = (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, MODE)
-PAYS_AFTER = _interval("pays after, series", "pays_after", 0)._replace(
-    text=lambda row: _series(row["pays_after"], row["pays_after_lo"], row["pays_after_hi"])
+PAYS_AFTER = Show(
+    "pays after, series",
+    lambda row: _series(row["pays_after"], row["pays_after_lo"], row["pays_after_hi"]),
+    ("pays_after", "pays_after_lo", "pays_after_hi"),
 )
 OF_ALL: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[Show, ...], Callable[[Any], Any]]]
 OF_ALL = {
