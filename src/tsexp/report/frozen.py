@@ -267,7 +267,7 @@ def freeze(
     if folder.exists() and not (folder / ABOUT).exists():
         raise ReportError(
             f"{folder} is there and holds no frozen results, so it is not replaced; move it away or choose "
-            "another paths.report"
+            "another paths.frozen"
         )
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -643,13 +643,30 @@ def _reason(error: Exception) -> str:
     )
 
 
+def _parquet(table: pd.DataFrame, file: Path) -> None:
+    """As small as it goes, for it is kept in repositories: a fifth to three fifths of the usual encoding."""
+    from pandas.api.types import is_float_dtype, is_integer_dtype
+
+    numbers = {c: "DELTA_BINARY_PACKED" for c in table if is_integer_dtype(table[c])}
+    numbers |= {c: "BYTE_STREAM_SPLIT" for c in table if is_float_dtype(table[c])}
+    table.to_parquet(
+        file,
+        engine="pyarrow",
+        index=False,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[c for c in table if c not in numbers],
+        column_encoding=numbers,
+    )
+
+
 def _write(frozen: Frozen, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         partial = Path(scratch) / "new"
         partial.mkdir()
         for name in PARQUETS:
-            getattr(frozen, name).to_parquet(partial / f"{name}.parquet", index=False)
+            _parquet(getattr(frozen, name), partial / f"{name}.parquet")
         frozen.results.to_csv(partial / "results.csv", index=False, lineterminator="\n")
         (partial / ABOUT).write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
         if folder.exists():
