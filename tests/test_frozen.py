@@ -266,6 +266,15 @@ def test_a_study_in_parts_is_the_study(tmp_path):
     assert list(read.about["parts"]) == ["seed0", "seed1"]
 
 
+def test_the_filter_of_a_study_in_parts_is_that_of_all_parts():
+    one, two, all_of_it = (
+        made_up(datasets=("PLAID",), models=("t1",), about={"where": where})
+        for where in ("params.seed = '0'", "params.seed = '1'", "")
+    )
+    assert frozen.together({"1": one, "2": two}).about["where"] == "params.seed = '0' or params.seed = '1'"
+    assert frozen.together({"1": one, "2": all_of_it}).about["where"] == ""
+
+
 def test_what_was_measured_again_in_a_later_part_counts_once(tmp_path):
     first = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
     again = replace(
@@ -285,6 +294,9 @@ def test_what_was_measured_again_in_a_later_part_counts_once(tmp_path):
     assert set(together.windows["run_id"]) == set(together.results["run_id"])
     assert len(together.about["left_out"][frozen.AGAIN]) == len(first.results)
     assert together.about["left_out"]["not finished (FAILED)"] == ["one"]
+    same = frozen.together({"1": first, "2": first})  # a store that grew was frozen twice
+    assert len(same.results) == len(first.results)
+    assert frozen.AGAIN not in same.about["left_out"]
     both = frozen.together({"1": first, "2": other})  # of another machine: nothing is measured again
     assert len(both.results) == 2 * len(first.results)
     assert frozen.AGAIN not in both.about["left_out"]

@@ -230,6 +230,10 @@ def test_notes_tell_what_is_missing(whole):
     )
     assert "seed 1 missing in 1 of 20 configurations: PLAID t1, dynamic in onnxruntime" in said
     assert not any("validation" in note for note in said)
+    assert (
+        "one seed in 1 of 20 rows: the intervals tell of the test sample and of the measuring processes, not "
+        "of another training" in said
+    )
     few = replace(part, results=part.results.assign(val_series=9))
     assert (
         "fewer than 30 validation series, so what is chosen by them is chosen by little: PLAID (9)"
@@ -242,6 +246,20 @@ def test_notes_tell_what_is_missing(whole):
     assert "measured with 2 commits of the code: 0000000000-dirty, 1111111111" in st.notes(
         changed, st.aggregate(changed)
     )
+
+
+def test_a_model_without_one_of_the_seeds_is_told(whole):
+    more = frozen(datasets=("PLAID",), models=("t1", "t2"))
+    part = only(more, ~((more.results["model"] == "t2") & (more.results["seed"] == 1)))
+    said = st.notes(part, st.aggregate(part))
+    assert any(note.startswith("seed 1 missing in 20 of 40 configurations: PLAID t2, ") for note in said)
+
+
+def test_no_share_leaves_0_to_1(whole):
+    far = whole.results["seed"].map({0: 0.99, 1: 0.8})
+    made = st.aggregate(replace(whole, results=whole.results.assign(macro_f1=far)))
+    assert (made["macro_f1_hi"] == 1).all()
+    assert (made["macro_f1_lo"] == 0).all()  # t of two seeds is 12.7
 
 
 def test_nothing_scored_gives_no_rows(whole):

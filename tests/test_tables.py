@@ -283,6 +283,45 @@ def test_two_machines_stand_side_by_side(small):
     assert "machines" not in made(small)
 
 
+def test_of_two_machines_only_the_seeds_that_both_have_are_compared(small):
+    two = two_machines(small)
+    there = two.results["machine"] == "b" * 64
+    part = only(two, ~there | (two.results["seed"] == 0))
+    ours = aggregate(only(small, small.results["seed"] == 0)).set_index("config")
+    table = made(part)["machines"].numbers
+    assert set(table["n"]) == {1}
+    for _, row in table.iterrows():
+        assert row["accuracy_pct"] == row["other_accuracy_pct"] == ours.loc[row["config"], "accuracy_pct"]
+    apart = only(two, there == (two.results["seed"] == 0))
+    tables_there, said = tables.tables(apart)
+    assert "machines" not in {table.name for table in tables_there}
+    assert "no table machines: no two machines measured the same with the same seed" in said
+
+
+def test_two_machines_stand_side_by_side_whatever_their_meters(small):
+    two = two_machines(small)
+    there = two.results["machine"] == "b" * 64
+    source = two.results["energy_source"].where(~there, "zeus:rapl")
+    mixed = replace(two, results=two.results.assign(energy_source=source))
+    assert np.allclose(made(mixed)["machines"].numbers["times"].dropna(), 1.25)
+
+
+def test_one_machine_answers_for_the_claims(small):
+    two = two_machines(small)
+    there = two.results["machine"] == "b" * 64
+    first_ratio = two.results["ratio"] == 0.3
+    alone, mixed = (made(f)["claims"] for f in (small, only(two, ~there | first_ratio)))
+    pd.testing.assert_frame_equal(alone.numbers, mixed.numbers)
+    assert "Of 2 machines, the one with most rows answers." in mixed.caption
+    assert "machines" not in alone.caption
+
+
+def test_means_over_seeds_are_called_so(small):
+    said = "Numbers without brackets: means over seeds."
+    assert said in made(small)["pruning"].caption
+    assert said not in made(only(small, small.results["seed"] == 0))["pruning"].caption
+
+
 def test_the_ratio_of_two_machines_speedups_covers_the_truth():
     """Speedups of n seeds or processes on each, with log-normal noise; the truth is 1.2 times."""
     rng = np.random.default_rng(0)
@@ -531,7 +570,7 @@ def test_the_row_is_chosen_on_validation_series_and_judged_on_test_series(rows):
     assert (
         found.verdict == "not reproduced"
     )  # kept on the test split by luck: on validation series it is not what anyone would take
-    assert "chosen on 40 validation series among 6" in found.why
+    assert "chosen on 40 validation series of each of 2 seeds among 6" in found.why
     good = changed(lucky, fast, val_drop_pt=0.9)
     assert answer(good, SPEED).verdict == "reproduced"
     assert "l1 local 0.5, none in eager, drop +0.9 there" in answer(good, SPEED).why

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tsexp.report.console import ESTIMATE
-from tsexp.report.statistics import MARGIN_PT, Interval, describe, difference
+from tsexp.report.statistics import MARGIN_PT, Interval, describe, difference, first_machine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,9 +135,11 @@ class Answer:
 def answers(rows: pd.DataFrame) -> list[Answer]:
     """Answer every claim from aggregated rows.
 
-    First over all, then for each of the study's datasets and models that were measured.
+    First over all, then for each of the study's datasets and models that were measured. Of several machines,
+    the one with most rows answers.
     """
     out = []
+    rows = rows[rows["machine"] == first_machine(rows)] if len(rows) else rows
     for claim in CLAIMS:
         each = [_answer(claim, rows, dataset, model) for dataset in DATASETS for model in MODELS]
         there = [a for a in each if a is not None]
@@ -272,9 +274,12 @@ def _chosen(rows: pd.DataFrame, ranks: Sequence[Any]) -> Choice:
     if not judged:
         return Choice(row, f"no validation series to choose on, so the first of {len(rows)} in a fixed order")
     of = f"{len(judged)}" if len(judged) == len(rows) else f"the {len(judged)} of {len(rows)} that have any"
+    fewest, most = (int(f(rows.loc[judged, "n"])) for f in (min, max))
+    seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    each = f" of each of {seeds}" if most > 1 else ""
     return Choice(
         row,
-        f"chosen on {row['val_series']} validation series among {of}",
+        f"chosen on {row['val_series']} validation series{each} among {of}",
         f"drop {_with_sign(row['val_drop_pt'])} there",
     )
 

@@ -299,9 +299,10 @@ def _counts(groups: dict[str, list[Row]], kept: Collection[str]) -> str:
     """How many groups there are of each outcome."""
     lost = sum(any(_loses(r) > 0 for r in g) for g in groups.values())
     unseen = sum(not any(_loses(r) > 0 for r in g) for n, g in groups.items() if n not in kept)
+    repeated = any(len(g) > 1 for g in groups.values())
     return (
         f"{len(kept)} save energy with no loss of accuracy seen, {lost} lose accuracy, "
-        f"in {unseen} no saving was seen"
+        f"in {unseen} no saving was seen{', or not in each repetition' if repeated else ''}"
     )
 
 

@@ -375,19 +375,20 @@ def together(parts: Mapping[str, Frozen]) -> Frozen:
     results = pd.concat([part.results for part in parts.values()], ignore_index=True)
     last = ~results.duplicated(list(REPETITION), keep="last")
     left_out: dict[str, list[str]] = {}
+    filters = list(dict.fromkeys(part.about["where"] for part in parts.values()))
     for part in parts.values():
         for reason, names in part.about["left_out"].items():
             left_out[reason] = left_out.get(reason, []) + names
-    if not last.all():
-        left_out[AGAIN] = left_out.get(AGAIN, []) + list(results.loc[~last, "run_name"])
+    # The same run may be in two parts.
+    again = results[~last & ~results["run_id"].isin(results.loc[last, "run_id"])]
+    if len(again):
+        left_out[AGAIN] = left_out.get(AGAIN, []) + list(again["run_name"])
     results = results[last].sort_values(list(ORDER), kind="stable", ignore_index=True)
     about = {
         "schema": SCHEMA_VERSION,
         "parts": {name: part.about for name, part in parts.items()},
-        **{
-            key: " + ".join(dict.fromkeys(p.about[key] for p in parts.values()))
-            for key in ("experiment", "where")
-        },
+        "experiment": " + ".join(dict.fromkeys(part.about["experiment"] for part in parts.values())),
+        "where": "" if "" in filters else " or ".join(filters),
         "experiment_id": next(iter(parts.values())).about["experiment_id"],
         "left_out": {reason: sorted(names) for reason, names in sorted(left_out.items())},
     }

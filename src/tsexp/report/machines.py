@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tsexp.report import claims
-from tsexp.report.statistics import SAME, Interval, difference
+from tsexp.report.frozen import Frozen
+from tsexp.report.statistics import Interval, aggregate, difference, first_machine
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ENDS = ("", "_lo", "_hi")
-ON_EACH = ("speedup", "accuracy_pct", "estimated_saving_pct", "measured_saving_pct")
+ON_EACH = ("speedup", "accuracy_pct")
 """Shown of both machines."""
-ALIKE = [name for name in SAME if name != "machine"]
+ALIKE = ["config", "data_checksum", "runtime", "device"]
+"""What both share; not where the energy comes from: neither speedups nor accuracies depend on it."""
 
 
-def compared(rows: pd.DataFrame) -> pd.DataFrame:
-    """Pair what was measured on the machine with most rows, with the same on each of the others.
+def compared(frozen: Frozen) -> pd.DataFrame:
+    """Pair what was measured on the machine with most runs, with the same on each of the others.
+
+    Of seeds that both have: else other trainings would count as another machine.
 
     Parameters
     ----------
-    rows
-        What `statistics.aggregate` made.
+    frozen
+        All records.
 
     Returns
     -------
@@ -40,16 +45,21 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    if not len(rows) or rows["machine"].nunique() < 2:
+    results = frozen.results[frozen.results["scored"]]
+    if results["machine"].nunique() < 2:
         return pd.DataFrame()
-    here = rows["machine"].value_counts().sort_index().idxmax()
-    rows = claims.with_speedup_in_runtime(rows[rows["degradation"] != "reference"])
-    theirs = dict(iter(rows[rows["machine"] != here].groupby(ALIKE, sort=False)))
-    made = [
-        _pair(row, other)
-        for _, row in rows[rows["machine"] == here].iterrows()
-        for _, other in theirs.get(tuple(row[ALIKE]), rows.iloc[:0]).iterrows()
-    ]
+    here = first_machine(results)
+    made = []
+    for there in sorted(set(results["machine"]) - {here}):
+        two = results[results["machine"].isin((here, there))]
+        on_both = two.groupby([*ALIKE, "seed"])["machine"].transform("nunique") == 2
+        if not on_both.any():
+            continue
+        rows = aggregate(replace(frozen, results=two[on_both]))
+        rows = claims.with_speedup_in_runtime(rows[rows["degradation"] != "reference"])
+        theirs = rows[rows["machine"] == there].set_index(ALIKE, drop=False)
+        for _, row in rows[rows["machine"] == here].iterrows():
+            made += [_pair(row, other) for _, other in theirs.loc[[tuple(row[ALIKE])]].iterrows()]
     return pd.DataFrame(made)
 
 
@@ -90,7 +100,6 @@ def _pair(row: Any, other: Any) -> dict[str, Any]:
         "other": other["machine"],
         "other_cpu": other["cpu"],
         "warned": row["warned"] + other["warned"],
-        "other_n": other["n"],
         **{f"other_{name}{end}": other[f"{name}{end}"] for name in ON_EACH for end in ENDS},
         **{f"times{end}": value for end, value in zip(ENDS, times, strict=True)},
         "times_within": within,

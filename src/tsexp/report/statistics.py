@@ -38,7 +38,7 @@ class Interval(NamedTuple):
 class Metric(NamedTuple):
     """A column of ``results``, the names of a row's own interval, and the scale on which seeds are averaged.
 
-    Of a ratio, that is its logarithm.
+    Of a ratio, that is its logarithm. No interval leaves `least` to `most`.
     """
 
     name: str
@@ -46,6 +46,8 @@ class Metric(NamedTuple):
     high: str = ""
     to: Callable[[Any], Any] = np.asarray
     back: Callable[[Any], Any] = float
+    least: float = -math.inf
+    most: float = math.inf
 
 
 def _left(saving_pct: Any) -> Any:
@@ -62,24 +64,9 @@ METRICS = (
         Metric(f"{side}_saving_pct", f"{side}_saving_lo", f"{side}_saving_hi", _left, _saved)
         for side in ("measured", "estimated")
     ),
-    *(
-        Metric(name, f"{name}_lo", f"{name}_hi", np.log, lambda v: float(np.exp(v)))
-        for name in ("speedup", "cpu_speedup")
-    ),
-    *map(
-        Metric,
-        (
-            "macro_f1",
-            "measured_j",
-            "estimated_j",
-            "latency_p50_ms",
-            "achieved_ratio",
-            "size_ratio",
-            "parameters",
-            "macs",
-            "bytes",
-        ),
-    ),
+    Metric("speedup", "speedup_lo", "speedup_hi", np.log, lambda v: float(np.exp(v))),
+    Metric("macro_f1", least=0.0, most=1.0),
+    *map(Metric, ("measured_j", "estimated_j", "latency_p50_ms", "parameters", "macs", "bytes")),
     *map(Metric, ("matmuls", "matmuls_int8", "measured_reference_j", "estimated_reference_j", "val_drop_pt")),
     *map(Metric, ("cost_train_j", "cost_compress_j")),
 )
@@ -156,7 +143,7 @@ def over_seeds(values: NDArray[np.floating[Any]], metric: Metric = PLAIN) -> Int
         return Interval(metric.back(mean), math.nan, math.nan)
     reach = float(stdtrit(n - 1, 0.975) * scaled.std(ddof=1) / math.sqrt(n))
     low, high = sorted((metric.back(mean - reach), metric.back(mean + reach)))
-    return Interval(metric.back(mean), low, high)
+    return Interval(metric.back(mean), max(metric.least, low), min(metric.most, high))
 
 
 def difference(one: Interval, other: Interval) -> Interval:
@@ -243,6 +230,11 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
+def first_machine(rows: pd.DataFrame) -> str:
+    """Of several machines, the one with most rows."""
+    return str(rows["machine"].value_counts().sort_index().idxmax())
+
+
 def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
     """What a reader must know of these results as a whole: what is missing, left out or mixed.
 
@@ -255,7 +247,7 @@ def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
     """
     said = [f"only runs where {frozen.about['where']}"] if frozen.about.get("where") else []
     for reason, names in frozen.about.get("left_out", {}).items():
-        said.append(f"{_count(len(names), 'run')} left out, {reason}: {_some(names)}")
+        said.append(f"{count(len(names), 'run')} left out, {reason}: {_some(names)}")
     results = frozen.results
     invalid = results[~results["valid"]]
     if len(invalid):
@@ -264,9 +256,7 @@ def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
             (invalid[~invalid["scored"]], "left out"),
         ):
             reasons = [f"{why} ({n})" for why, n in sorted(Counter(some["invalid_reasons"]).items())]
-            said += (
-                [f"{_count(len(some), 'invalid record')}, {left_out}: {_some(reasons)}"] if reasons else []
-            )
+            said += [f"{count(len(some), 'invalid record')}, {left_out}: {_some(reasons)}"] if reasons else []
     if results["machine"].nunique() > 1:
         names = [
             f"{m[:6]} ({cpu}{f', {gpu}' if isinstance(gpu, str) else ''})"
@@ -283,10 +273,11 @@ def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
             f"{_some([c[:10] + ('-dirty' if c.endswith('-dirty') else '') for c in code])}"
         )
     said += _missing_seeds(results)
-    if len(rows) and (rows["n"] == 1).all():
+    if len(rows) and (alone := int((rows["n"] == 1).sum())):
+        whose = "one seed each" if alone == len(rows) else f"one seed in {alone} of {len(rows)} rows"
         said.append(
-            "one seed each: the intervals tell of the test sample and of the measuring processes, not of "
-            "another training"
+            f"{whose}: the intervals tell of the test sample and of the measuring processes, not of another "
+            "training"
         )
     few = (
         sorted({f"{r['dataset']} ({r['val_series']})" for _, r in rows.iterrows() if r["val_series"] < FEW})
@@ -329,15 +320,18 @@ def _accuracy_pct(right: NDArray[np.floating[Any]]) -> Interval:
 
 
 def _missing_seeds(results: pd.DataFrame) -> list[str]:
-    """Seeds that some configurations of a dataset and model have and others of it lack."""
+    """Seeds that some configurations have and others of the same machine lack."""
     lacking: dict[int, list[str]] = {}
     invalid: Counter[int] = Counter()
-    for _, group in results.groupby(["dataset", "model", "machine"]):
-        for _, rows in group.groupby("config", sort=False):
+    configurations = 0
+    for _, group in results.groupby("machine"):
+        of_each = group.groupby("config", sort=False)
+        configurations += of_each.ngroups
+        for _, rows in of_each:
             for seed in sorted(set(group["seed"]) - set(rows.loc[rows["scored"], "seed"])):
                 lacking.setdefault(seed, []).append(describe(rows.iloc[0]))
                 invalid[seed] += seed in set(rows["seed"])
-    of = _count(results["config"].nunique(), "configuration")
+    of = count(configurations, "configuration")
     return [
         f"seed {seed} missing in {len(names)} of "
         f"{of}{f' ({invalid[seed]} of them invalid)' if invalid[seed] else ''}: {'; '.join(_first(names))}"
@@ -349,7 +343,8 @@ def _distinct(table: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
     return sorted(table[list(columns)].drop_duplicates().itertuples(index=False, name=None), key=str)
 
 
-def _count(n: int, what: str) -> str:
+def count(n: int, what: str) -> str:
+    """``1 seed``, ``2 seeds``."""
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tsexp.report import claims, company, costs, machines
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
-from tsexp.report.statistics import MARGIN_PT, aggregate, notes
+from tsexp.report.statistics import MARGIN_PT, aggregate, count, notes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,14 +113,16 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
         )
     else:
         made.append(_company(frozen, beside))
-    for name, (title, among, columns, below) in OF_ALL.items():
-        some = among(rows)
-        if len(some):
+    for name, (title, of, columns, below) in OF_ALL.items():
+        own = of(frozen, rows)
+        if len(own):
             made.append(
                 replace(
-                    _of_results(name, title, some, columns, frozen.results.iloc[:0]), below=tuple(below(some))
+                    _of_results(name, title, own, columns, frozen.results.iloc[:0]), below=tuple(below(own))
                 )
             )
+    if frozen.results["machine"].nunique() > 1 and all(table.name != "machines" for table in made):
+        said.append("no table machines: no two machines measured the same with the same seed")
     return [*made, _claims(rows)], said
 
 
@@ -251,6 +253,7 @@ def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.Data
             "Brackets: 95 % intervals, of accuracy and drop over seeds and test series, of all else t over "
             f"seeds{of_one_seed}; n: seeds.",
         ),
+        ((rows["n"] > 1).any(), "Numbers without brackets: means over seeds."),
         (DROP in shown, "Drop: against the control, the dense model with the same training in total."),
         (UNTUNED in shown, "Untuned: the dense model before that tuning."),
         (SPEEDUP in shown, "Savings and speedups: against the control, fp32, runtime eager, paired."),
@@ -268,15 +271,11 @@ def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.Data
         (rows["warned"].any(), f"{WARNING} a record has a warning: look twice."),
         (
             scored,
-            f"{_count(scored, 'record')} with invalid energy: only the accuracy counts (notes.md says why).",
+            f"{count(scored, 'record')} with invalid energy: only the accuracy counts (notes.md says why).",
         ),
-        (len(invalid) > scored, f"{_count(len(invalid) - scored, 'invalid record')} left out."),
+        (len(invalid) > scored, f"{count(len(invalid) - scored, 'invalid record')} left out."),
     )
     return " ".join(sentence for asked, sentence in sentences if asked)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _datasets(frozen: Frozen) -> Table:
@@ -344,6 +343,10 @@ def _claims(rows: pd.DataFrame) -> Table:
         (
             any(a.estimated for a in found),
             f"{ESTIMATE} estimated from CPU time: neither reproduces nor refutes.",
+        ),
+        (
+            len(rows) and rows["machine"].nunique() > 1,
+            f"Of {rows['machine'].nunique() if len(rows) else 0} machines, the one with most rows answers.",
         ),
         (any(WARNING in n for n in shown["n"]), f"{WARNING} a record has a warning: look twice."),
     )
@@ -643,13 +646,15 @@ PAYS_AFTER = Show(
     lambda row: _series(row["pays_after"], row["pays_after_lo"], row["pays_after_hi"]),
     ("pays_after", "pays_after_lo", "pays_after_hi"),
 )
-OF_ALL: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame], tuple[Show, ...], Callable[[Any], Any]]]
+OF_ALL: dict[
+    str, tuple[str, Callable[[Frozen, pd.DataFrame], pd.DataFrame], tuple[Show, ...], Callable[[Any], Any]]
+]
 OF_ALL = {
     "costs": (
         "What compression costs, and after how many series it has paid for itself. Training: of the dense "
         "model; compression: pruning, tuning and conversion; brackets of the last column: by the interval of "
         "the saving alone",
-        costs.of,
+        lambda _, rows: costs.of(rows),
         (
             *WAY,
             *(
@@ -669,7 +674,7 @@ OF_ALL = {
     "machines": (
         "The same on several machines. There: on the other one; times: the speedup there over that here; "
         "within: the same of speedups over the dense model in fp32 in the same runtime",
-        machines.compared,
+        lambda frozen, _: machines.compared(frozen),
         (
             _word("there", "other_cpu"),
             *WAY,
@@ -684,4 +689,4 @@ OF_ALL = {
         machines.said,
     ),
 }
-"""Tables of their own rows: name → title, the rows made of the aggregated ones, columns, paragraphs below."""
+"""Name → title, the rows made of all records and the aggregated ones, columns, paragraphs below."""

@@ -61,7 +61,7 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
         listed += [f"{dataset}, front {n}: {said}." for n, said in enumerate(entries, 1)]
     notes = words.small_print(study, side, warned=shown["warned"].any())
     if sizes.min() <= FEW:
-        notes.append(words.ACCURACY_BARS)
+        notes.append(words.bars(shown, "accuracy_pct"))
     if sizes.max() > FEW:
         notes.append(f"Panels of more than {FEW} points have no bars, which would hide them.")
     notes.append("The front is of test accuracy: what is on it may have been lucky there.")

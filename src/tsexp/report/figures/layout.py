@@ -115,13 +115,18 @@ def warn(axes: Axes, x: float, y: float, colour: str = "white") -> None:
     axes.plot(x, y, marker="o", ms=1.6, mfc=colour, mec=colour, mew=0, ls="none", zorder=4)
 
 
+def of_two_seeds(shown: pd.DataFrame, value: str) -> pd.Series:
+    """Points whose interval is of two seeds; only those with valid energy count, but for accuracy."""
+    return shown["n" if value.startswith("accuracy") else "n_energy"] == 2
+
+
 def frame(axes: Axes, shown: pd.DataFrame, value: str, *levels: float) -> None:
     """Limits that hold all points, these levels and all bars.
 
     Those of two seeds may leave the panel: they would hide the rest. Of a logarithmic axis, the margins are
     factors.
     """
-    sure = shown[shown["n"] != 2]
+    sure = shown[~of_two_seeds(shown, value)]
     inside = [*shown[value], *sure[f"{value}_lo"], *sure[f"{value}_hi"], *levels]
     low, high = (f(v for v in inside if not math.isnan(v)) for f in (min, max))
     if axes.get_yscale() == "log":

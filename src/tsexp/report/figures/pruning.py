@@ -61,7 +61,7 @@ def ratio(study: Study) -> Drawing:
     notes = [
         f"{runtime}, fp32, pruned by {' '.join(way)}.",
         *words.small_print(study, *sides, warned=shown["warned"].any()),
-        words.COST_BARS,
+        words.bars(shown, "speedup"),
     ]
     layout.finish(figure, notes, handles, RATIO)
     paired = "Against the control, in the same windows."
@@ -121,7 +121,7 @@ def pruning_ways(study: Study) -> Drawing:
         f"{runtime}, fp32, against the control of the same seed: the dense model with the same training "
         "in total.",
         *words.small_print(study, warned=shown["warned"].any()),
-        words.ACCURACY_BARS,
+        words.bars(pruned, "accuracy_drop_pt"),
         "Points of one ratio stand side by side.",
     ]
     layout.finish(figure, notes, handles, RATIO, "accuracy lost (points)")

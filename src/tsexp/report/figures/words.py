@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tsexp.report.console import ESTIMATE
+from tsexp.report.figures.layout import of_two_seeds
 from tsexp.report.figures.study import Study
 from tsexp.report.points import invalid as count_invalid
 from tsexp.report.statistics import way
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
 ESTIMATED = f"{ESTIMATE} Estimated from CPU time, not measured: compare only with other estimates."
 WARNED = "A dot in a marker: one of its records has a warning."
-TWO_SEEDS = "Those of two seeds are wide and may leave the panel."
-ACCURACY_BARS = f"Bars: 95 % intervals, two-way: over seeds and test series. {TWO_SEEDS}"
-COST_BARS = f"Bars: 95 % intervals: t over seeds, of one seed t over measuring processes. {TWO_SEEDS}"
 
 
 def dagger(side: str) -> str:
@@ -55,6 +53,17 @@ def small_print(study: Study, *sides: str, warned: bool = False) -> list[str]:
         "One seed." if most == 1 else means,
         *([WARNED] if warned else []),
     ]
+
+
+def bars(shown: pd.DataFrame, value: str) -> str:
+    """What the bars of these points are."""
+    of = (
+        "two-way: over seeds and test series"
+        if value.startswith("accuracy")
+        else "t over seeds, of one seed t over measuring processes"
+    )
+    wide = " Those of two seeds are wide and may leave the panel." if of_two_seeds(shown, value).any() else ""
+    return f"Bars: 95 % intervals, {of}.{wide}"
 
 
 def ordered(values: pd.Series, known: Sequence[str]) -> list[str]:
