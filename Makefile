@@ -13,7 +13,7 @@ PORT ?= 5000
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
-setup: .venv/.dev ## make .venv with everything
+setup: .venv/.dev ## make .venv with everything but what clusters and a team's server need
 
 .venv/.done: pyproject.toml
 	$(PYTHON) -m venv .venv

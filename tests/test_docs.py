@@ -17,6 +17,7 @@ from tsexp.config import conf_dir
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+INSTALL = re.compile(r"pip install (?:-e )?'(?:\.|CHECKOUT)\[([\w,]+)\]'")
 COMMAND = re.compile(r"(?:python -m |^    |`(?=tsexp ))(tsexp[\w.]*)((?: [^\s`]+)*)", re.M)
 MAKE = re.compile(r"(?:^    |`)make ((?:[a-z-]+ ?)+)", re.M)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
@@ -111,7 +112,6 @@ SMALLEST = {
     },
     "quick": {"prune.ratio": "0,0.5", "quant.mode": "dynamic", "runtime": "eager,onnxruntime", "seed": "0"},
     "pareto": {"hydra.sweeper.n_trials": "3", "quant.mode": "none,dynamic", "runtime": "eager,onnxruntime"},
-    "published": {"prune.ratio": "0,0.5"},
 }
 """Experiment → the part of it that shows that it runs."""
 
@@ -238,14 +238,28 @@ def test_every_option_runs(visitor, option):
     python("-m", "tsexp", *flags, *tiny(model), option, *data, folder=visitor)
 
 
+def test_extras_that_are_told_are_there():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    told = [name for page in PAGES for of in INSTALL.findall(page.read_text()) for name in of.split(",")]
+    assert {"slurm", "ray", "postgres", "report", "runtimes"} <= set(told) <= set(extras)
+
+
 @pytest.mark.parametrize(
     "target",
     sorted(
         {f"make {t}" for page in PAGES for words in MAKE.findall(page.read_text()) for t in words.split()}
     ),
 )
-def test_targets_of_make_are_there(target):
+def test_targets_of_make_are_there_and_ask_for_what_there_is(target):
     assert re.search(f"^{target.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.M)
+    done = subprocess.run(["make", "-n", *target.split()[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for script in re.findall(r"\S+/python (\S+\.py)", done.stdout):
+        assert (ROOT / script).exists()
+    for module in re.findall(r"\S+/python -m (\S+)", done.stdout):
+        assert importlib.util.find_spec(module)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +329,12 @@ def test_the_table_of_runtimes_is_what_they_support():
     for name in RUNTIMES:
         (line,) = (text for text in page.splitlines() if text.startswith(f"| `runtime={name}`"))
         for cell, modes in zip(line.split("|")[2:-1], columns, strict=True):
-            for letter, family in (("T", "transformer"), ("C", "convolution"), ("E", "estimator")):
+            for letter, family in {
+                "T": "transformer",
+                "V": "views",
+                "C": "convolution",
+                "E": "estimator",
+            }.items():
                 supported = {mode in artifact._supported(name, family) for mode in modes}
                 assert supported == {letter in cell.split()}, (name, modes, family)
 
