@@ -12,11 +12,16 @@ import pytest
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
-def run(folder, name, *arguments):
+def run(folder, name, *arguments, timeout_s=600):
     """Run a benchmark in an empty folder; return what it printed."""
     command = [sys.executable, str(BENCHMARKS / name), *arguments]
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=600, env=os.environ | {"COLUMNS": "170"}
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=os.environ | {"COLUMNS": "170"},
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
@@ -80,3 +85,19 @@ def test_a_sweep_that_is_hit_is_whole_after_the_same_command(tmp_path, fault):
     printed = run(tmp_path, "killed.py", "--tries", "1", fault)
     (row,) = [line for line in printed.splitlines() if line.startswith("| ")]
     assert row.endswith("| 1 | 0 | 0 | {} []"), printed
+
+
+@pytest.mark.slow
+def test_what_dies_leaves_nothing_lost_and_nothing_twice(tmp_path):
+    printed = run(tmp_path, "faults.py", "--tries", "1", "kill")
+    (row,) = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert "| 1 | 0 | 0 | " in row, printed
+    assert row.endswith("0 incomplete |"), printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_large_store_is_read(tmp_path):
+    printed = run(tmp_path, "load.py", "--store-of", "200", timeout_s=3600)
+    assert "cores, 200 jobs" in printed
+    assert re.search(r"\| page \| [\d.]+ MB \|.*\| `status` \| [\d.]+ s", printed, re.S), printed

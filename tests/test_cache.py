@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -204,6 +205,27 @@ def test_what_an_entry_cost_is_kept_with_it(tmp_path):
     assert cost["wall_s"] >= cost["cpu_s"] - 0.03
     assert Cache(tmp_path).stage("a", 1, {}, refuse).cost == cost
     assert Cache(tmp_path).stage("b", 1, {}, build).cost["energy_j"] == {}
+
+
+@pytest.mark.parametrize(
+    ("joules", "boards", "kept"),
+    [
+        *((0.0, 1, True), (1.0, 1, True), (-1.0, 1, False), (1e9, 1, False), (1e9, 10**9, True)),
+        *((1e9, None, True), (-1.0, None, False)),  # of no package or GPU
+        *((float(text), boards, False) for text in ("nan", "inf") for boards in (1, None)),
+    ],
+)
+def test_joules_of_a_counter_that_wrapped_are_not_kept(tmp_path, joules, boards, kept):
+    counter = SimpleNamespace(source="zeus:rapl", begin=lambda: None, end=lambda: joules)
+    if boards is not None:
+        counter.boards = boards
+
+    def build(folder):
+        time.sleep(0.01)
+        write(folder)
+
+    cost = Cache(tmp_path, lambda: counter).stage("a", 1, {}, build).cost
+    assert cost["energy_j"] == ({"zeus:rapl": joules} if kept else {})
 
 
 STAGES = ("dense", "prune", "finetune", "qat", "artifact", "scores", "peaks")

@@ -118,6 +118,7 @@ def test_defaults_are_the_configurations():
         ({"overrides": ("prune.ratio=0.3",)}, "this is what the parameter prune_ratio is for"),
         ({"overrides": ("seed=3",)}, "this is what the parameter random_state is for"),
         ({"overrides": ("tracking.uri=sqlite:///x",)}, "the classifier does not read tracking.uri"),
+        ({"overrides": ("variant=pruned_50",)}, "the classifier does not read variant"),
         ({"overrides": ("data.path=x",)}, "the classifier does not read data.path"),
         ({"overrides": "train.lr=1"}, "a tuple of strings is needed"),
         ({"overrides": ("data.missing=error",)}, "3 missing values; data.missing=interpolate fills them"),

@@ -15,7 +15,7 @@ import openvino
 import pytest
 
 import made_runs
-from tsexp import card, export, runtimes, stored
+from tsexp import alive, card, export, merge, runtimes, stored
 from tsexp.cache import _damage
 from tsexp.energy import PROTOCOL_VERSION
 from tsexp.energy.record import energy_interval_j
@@ -197,7 +197,9 @@ def test_the_record_is_whole_but_for_where_it_ran(place):
     assert record["tags"]["tsexp.warnings"] == WARNING
     assert record["manifest"] == run.artifact.manifest
     assert str(place.folder) not in json.dumps(record)
-    assert not [k for k in record["tags"] if k in ("tsexp.host", "tsexp.pid", "mlflow.user")]
+    told = {*(f"tsexp.{key}" for key in alive.me()), merge.FROM_STORE, "mlflow.user"}
+    assert not told & record["tags"].keys()
+    assert all(tag.startswith(export.PRIVATE) for tag in told)
 
 
 def test_an_invalid_record_tells_no_energy(place, italy, tmp_path):

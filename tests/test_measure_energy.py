@@ -26,7 +26,7 @@ from test_meters import add_zone, drawing
 from tsexp import measure, measure_energy, runtimes
 from tsexp.cache import Cache
 from tsexp.config import ConfigError
-from tsexp.energy import meters
+from tsexp.energy import meters, subjects
 from tsexp.report import frozen
 from tsexp.report.store import connect
 
@@ -215,6 +215,44 @@ def test_answers_that_change_make_it_invalid(kind):
     assert not record.valid
     assert any("answers" in why for why in record.invalid_reasons)
     assert "nothing can be said of energy: the measurement is invalid" in str(record)
+
+
+def test_an_estimate_of_a_subject_that_works_in_child_processes_is_invalid():
+    burn = [sys.executable, "-S", "-c", "import time\nwhile time.process_time() < 0.02: pass"]
+
+    def elsewhere(batch):
+        subprocess.run(burn, check=True)
+        return batch
+
+    record = measure_energy(elsewhere, X, lambda batch: batch @ WEIGHT, **QUICK)
+    if record.energy_source == "estimated:cpu_time":
+        assert any("processes of its own" in why for why in record.invalid_reasons)
+
+
+def quantized(kind):
+    net = torch.nn.Sequential(torch.nn.Linear(STEPS, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2)).eval()
+    if kind == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(net, Int8WeightOnlyConfig(set_inductor_config=False))
+        return net
+    if kind == "recurrent":
+        net = torch.nn.Sequential(torch.nn.LSTM(STEPS, 8))
+    return torch.ao.quantization.quantize_dynamic(net, {torch.nn.Linear, torch.nn.LSTM})
+
+
+@pytest.mark.parametrize("kind", ["packed", "recurrent", "torchao"])
+def test_quantized_modules_have_a_digest_of_their_weights(kind):
+    first, second = (subjects.Module(quantized(kind)) for _ in range(2))
+    digest = first.weights_digest()
+    assert digest == first.weights_digest() == first.copied().weights_digest()
+    assert digest != second.weights_digest()
+
+
+def test_a_quantized_module_is_measured():
+    record = measure_energy(quantized("packed"), X, **QUICK)
+    check(record)
+    assert "size/parameters" not in record.metrics  # packed ones are not counted
 
 
 @pytest.fixture(scope="module")

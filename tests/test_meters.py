@@ -72,7 +72,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     zeus_rapl.rapl_is_available.cache_clear()
     yield root
     for cpu in getattr(zeus.device.cpu._cpus, "cpus", []):
-        for zone in (cpu.rapl_file, cpu.dram):
+        for zone in (getattr(cpu, "rapl_file", None), getattr(cpu, "dram", None)):
             if zone is not None and zone._wraparound_tracker is not None:
                 zone._wraparound_tracker._stop()
     zeus_rapl.rapl_is_available.cache_clear()
@@ -124,6 +124,19 @@ def test_rapl_window_adds_up_two_packages_whatever_their_order(tree: Path) -> No
         joules, seconds = one_window(meter, 0.5)
     assert meter.scope.startswith("2 whole CPU package")
     assert joules / seconds == pytest.approx(75.0, rel=0.06)
+
+
+def test_psys_is_no_package_where_zeusd_reads_the_counters(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, name in enumerate(("package-0", "psys", "package-1")):
+        add_zone(tree / f"intel-rapl:{i}", name)
+    client = SimpleNamespace(cpu_ids=[0, 1, 2], dram_available=[False] * 3)
+    monkeypatch.setenv("ZEUSD_SOCK_PATH", "/nowhere")
+    monkeypatch.setattr(zeus_rapl, "ZeusdClient", lambda config: client)
+    monkeypatch.setattr(zeus_rapl, "require_capabilities", lambda *_, **__: None)
+    assert meters._packages() == [0, 2]
+    assert isinstance(zeus.device.cpu._cpus.cpus[1], zeus_rapl.ZeusdRAPLCPU)
 
 
 def test_window_with_a_counter_wrap_is_discarded_or_right(tree: Path) -> None:
@@ -249,11 +262,22 @@ class Machine:
         self.now = 0.0
         self.computing = "aaaa"
         self.waited = 0
+        self.initialised = False
         self.reasons: list[object] = [0, 0]
         self.processes: list[object] = [[], []]
 
     def wait(self) -> None:
         self.waited += 1
+
+    def init(self) -> None:
+        self.initialised = True
+
+    def by_uuid(self, uuid: str) -> int:
+        if not self.initialised:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)
+        if uuid not in self.uuids:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return self.uuids.index(uuid)
 
 
 def answer_or_raise(answer: Any) -> Any:
@@ -267,14 +291,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """The real Zeus on this NVML; a GPU's handle is its number."""
     fake = Machine()
     for name, answer in {
-        "nvmlInit": lambda: None,
+        "nvmlInit": fake.init,
         "nvmlShutdown": lambda: None,
         "nvmlDeviceGetCount": lambda: len(fake.uuids),
         "nvmlDeviceGetHandleByIndex": lambda number: number,
         "nvmlDeviceGetUUID": lambda handle: fake.uuids[handle],
         "nvmlDeviceGetC2cModeInfoV": lambda handle: SimpleNamespace(isC2cEnabled=False),
         "nvmlDeviceGetArchitecture": lambda handle: pynvml.NVML_DEVICE_ARCH_AMPERE,
-        "nvmlDeviceGetHandleByUUID": lambda uuid: fake.uuids.index(uuid),
+        "nvmlDeviceGetHandleByUUID": fake.by_uuid,
         "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: answer_or_raise(fake.reasons[handle]),
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
             SimpleNamespace(pid=p) for p in answer_or_raise(fake.processes[handle])
@@ -331,6 +355,7 @@ def test_counter_of_a_fit_on_two_gpus_reads_both(
     meter = meters.counter("cuda", gpus=2)
     assert meter is not None
     assert meter.scope == "2 whole GPU boards"
+    assert meter.boards == 2
     meter.begin()
     machine.now += 2.0
     assert meter.end() == pytest.approx((100.0 + 300.0) * 2.0)
@@ -405,6 +430,11 @@ def test_foreign_processes_on_the_gpu_are_counted(
     assert hardware.gpu_disturbances()["gpu_foreign"] == foreign
 
 
+def test_a_gpu_that_nvml_does_not_know_is_no_obstacle(machine: Machine) -> None:
+    machine.computing = "slice"
+    assert hardware.gpu_disturbances() == {"gpu_slowed_by": None, "gpu_foreign": None}
+
+
 def test_joules_of_a_system_on_chip_add_up_without_counting_twice() -> None:
     from zeus.device.soc.apple import AppleSiliconMeasurement
     from zeus.device.soc.jetson import JetsonMeasurement
@@ -468,7 +498,7 @@ def test_real_rapl_counter_rises() -> None:
     meter = ZeusMeter("rapl")
     one_window(meter, 0.01)
     joules, seconds = one_window(meter, 1.0)
-    assert 0 < joules < meters.IMPOSSIBLE_W * seconds
+    assert 0 < joules < windows.IMPOSSIBLE_W * seconds
 
 
 @pytest.mark.gpu
@@ -476,4 +506,4 @@ def test_real_gpu_counter_rises() -> None:
     meter = ZeusMeter("nvml")
     one_window(meter, 0.01)
     joules, seconds = one_window(meter, 2.0)
-    assert 0 < joules < meters.IMPOSSIBLE_W * seconds
+    assert 0 < joules < windows.IMPOSSIBLE_W * seconds

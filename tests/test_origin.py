@@ -1,9 +1,11 @@
 """Which code a run comes from: the commit, and what was changed since."""
 
+import importlib
 import subprocess
 
 import pytest
 
+from tsexp import warm
 from tsexp.tracking import origin, run
 
 
@@ -12,6 +14,19 @@ def git(folder, *arguments):
     return subprocess.run(
         ["git", *who, "-C", str(folder), *arguments], check=True, capture_output=True, text=True
     ).stdout
+
+
+def forget():
+    """As a process that imports the code now."""
+    origin.git_sha.cache_clear()
+    origin.changes.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew():
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture
@@ -74,6 +89,13 @@ def test_it_has_no_passwords_and_an_end(checkout, monkeypatch):
     assert text.endswith("the first 1,000,000 are here\n")
 
 
+def test_what_is_changed_after_the_server_began_is_not_what_its_jobs_run(checkout):
+    importlib.reload(warm)
+    sha = git(checkout, "rev-parse", "HEAD").strip()
+    (checkout / "src" / "file.txt").write_text("after\n")
+    assert (origin.git_sha(), origin.changes()) == (sha, "")
+
+
 def test_bytes_that_are_no_text_do_no_harm(checkout):
     (checkout / "src" / "file.txt").write_bytes(b"\xff\xfe\xe9\n" * 3)
     assert "file.txt" in origin.changes()
@@ -92,6 +114,7 @@ def test_a_run_of_a_dirty_checkout_keeps_the_diff(checkout, tiny, empty_store, t
     for change in ("", "after\n"):
         if change:
             (checkout / "src" / "file.txt").write_text(change)
+            forget()
         with run.tracked(cfg, "a: 1", "a run", "signature", None) as open_run:
             kept[change] = open_run.run_id
     client = store(cfg.tracking)

@@ -64,6 +64,19 @@ def test_tuning_a_smaller_model_is_shorter_and_its_control_is_not_smaller(here, 
     assert half.parts["finetune"].seconds == pytest.approx(control * (1 + 1 - plan.SHORTER * 0.5))
 
 
+def test_what_is_measured_is_counted_once_and_not_at_all_without_measuring(here, monkeypatch):
+    monkeypatch.setattr(plan, "_try", lambda cfg, dataset: plan._Tried(1.0, 0.0, 0.0))
+    same = [*ITALY, "prune.ratio=0", "prune.method=l1,l2"]
+
+    def measuring(*more):
+        found = plan.of([*same, *more], progress=False)
+        return found.jobs, found.parts["measure"].missing, found.parts["measure"].seconds > 0
+
+    assert measuring() == (2, 1, True)
+    assert measuring("rerun=true") == (2, 2, True)
+    assert measuring("stop_after=deploy") == (2, 0, False)
+
+
 def test_all_cores_make_what_one_then_measures(here):
     found = plan.Plan(1, 0, 0, {"dense": plan.Part(0, 1, 60.0), "measure": plan.Part(0, 1, 10.0)})
     assert (found.seconds, found.seconds_on(1), found.seconds_on(4)) == (70, 70, 25)

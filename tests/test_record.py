@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
-from tsexp import doctor, energy
+from tsexp import doctor, energy, pipeline
 from tsexp.energy import Scores, record
 from tsexp.energy.record import (
     Record,
@@ -319,6 +319,15 @@ def plant_missing_pair(raw: Raw) -> None:
         w["discarded"] |= w["pair"] == 4
 
 
+def plant_unknown_energy(raw: Raw) -> None:
+    plant_missing_pair(raw)
+    next(w for w in raw["windows"] if w["discarded"])["energy_j"] = None
+
+
+def plant_estimate_of_work_elsewhere(raw: Raw) -> None:
+    raw |= {"source": "estimated:cpu_time", "children_cpu_s": 1.0}
+
+
 INVALID = [
     (plant_zero_energy, ["a window with zero or negative energy"]),
     (plant_negative_energy, ["a window with zero or negative energy"]),
@@ -335,6 +344,18 @@ INVALID = [
             f"only {PAIRS - 1} of {PAIRS} windows of the {name}: the others were discarded (counter wrap)"
             for name in NAMES
         ],
+    ),
+    (
+        plant_unknown_energy,
+        [
+            f"only {PAIRS - 1} of {PAIRS} windows of the {name}: the others were discarded (the meter did "
+            "not tell)"
+            for name in NAMES
+        ],
+    ),
+    (
+        plant_estimate_of_work_elsewhere,
+        ["the artifact or the reference works in processes of its own, which the estimate does not see"],
     ),
 ]
 
@@ -377,6 +398,12 @@ def plant_foreign_load(raw: Raw) -> None:
         w["foreign_cpu_s"] = 0.5 * w["wall_s"]
 
 
+def plant_work_elsewhere(raw: Raw) -> None:
+    raw |= {"source": "zeus:rapl", "children_cpu_s": 10.0}
+    for w in raw["windows"]:
+        w["foreign_cpu_s"] = 10.0 / (2 * PAIRS)
+
+
 def plant_throttling(raw: Raw) -> None:
     raw["throttle_events"] = 3
 
@@ -412,6 +439,7 @@ WARNINGS = [
     ),
     (plant_drift, ["energy of the artifact drifts by"]),
     (plant_foreign_load, [r"foreign load of 0\.5 cores"]),
+    (plant_work_elsewhere, [r"child processes: trust vs_dense/speedup, not vs_dense/cpu_speedup"]),
     (plant_throttling, ["3 thermal throttling events"]),
     (plant_gpu_slowed, [rf"GPU slowed down by heat and its power limit in 3 of {2 * PAIRS} windows"]),
     (plant_gpu_shared, ["other processes on the GPU: up to 2"]),
@@ -436,6 +464,11 @@ def test_planted_disturbance_is_warned_of_and_nothing_else(plant: Any, patterns:
 @pytest.mark.parametrize("events", [0, None], ids=["none counted", "cannot count"])
 def test_no_throttling_is_no_warning(events: int | None) -> None:
     assert doubts(make() | {"throttle_events": events}) == ((), ())
+
+
+def test_idle_helpers_are_no_work_elsewhere() -> None:
+    raw = make() | {"source": "estimated:cpu_time", "children_cpu_s": 0.1}  # of 21.6 s
+    assert doubts(raw) == ((), ())
 
 
 def test_gpu_at_ease_and_alone_is_no_warning() -> None:
@@ -580,6 +613,33 @@ def test_costs_and_when_they_have_paid() -> None:
     assert "cost/break_even_inferences" not in same
     worse = assembled(make(saving_pct=-10.0), scores, scores, labels).with_costs(paid[0], paid, 5.0).metrics
     assert "cost/break_even_inferences" not in worse
+
+
+def test_cpu_time_is_no_estimate_of_what_trained_on_a_gpu() -> None:
+    scores, labels = predictions(0.9)
+    got = assembled(make(saving_pct=40.0, noise=0.0), scores, scores, labels)
+    cost = {"wall_s": 2.0, "cpu_s": 3.0, "energy_j": {}}
+
+    def costs(train: str, step: str) -> dict[str, float]:
+        stages = [cost | {"device": step}, cost]
+        return got.with_costs(cost | {"device": train}, stages, 5.0).metrics
+
+    assert {k: v for k, v in costs("cpu", "cpu").items() if k in ("cost/train_j", "cost/compress_j")} == {
+        "cost/train_j": 15,
+        "cost/compress_j": 30,
+    }
+    assert "cost/train_j" not in costs("cuda", "cpu")
+    assert costs("cuda", "cpu")["cost/compress_j"] == 30
+    on_gpu = costs("cuda", "cuda")
+    assert not {"cost/train_j", "cost/compress_j", "cost/break_even_inferences"} & set(on_gpu)
+    assert (on_gpu["cost/train_s"], on_gpu["cost/compress_s"]) == (2, 4)
+
+
+def test_costs_tell_the_device_of_what_trained() -> None:
+    of = SimpleNamespace(entry=SimpleNamespace(cost={"wall_s": 1.0}))
+    made = pipeline.Made(of, {"prune": of, "finetune": of, "qat": of}, [of], "cuda")  # type: ignore[dict-item]
+    assert made.train_cost()["device"] == "cuda"
+    assert [c.get("device") for c in made.costs()] == [None, "cuda", "cuda", None]
 
 
 def test_record_holds_sizes_of_the_artifact_against_the_dense_one() -> None:

@@ -15,14 +15,14 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from conftest import TINY, compose, compressed
-from tsexp import models, runtimes, training
+from tsexp import models, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
 from tsexp.models import transformer
 from tsexp.models.transformer import Block, Classifier, rewrite
 from tsexp.models.transformer.tokenizers import PatchTokenizer
-from tsexp.runtimes import Job, inductor, onnxruntime
+from tsexp.runtimes import Job, eager, inductor, onnxruntime
 from tsexp.runtimes import artifact as artifact_module
 
 
@@ -468,6 +468,66 @@ def test_onnx_runtime_does_not_fall_back_on_the_cpu_silently(home):
     artifact, _ = deploy(home, "onnxruntime", "none")
     with pytest.raises(RuntimeError, match="not on CUDAExecutionProvider"):
         onnxruntime.OnnxPredictor(artifact.folder / onnxruntime.FILE, 1, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_onnx_runtime_computes_in_fp32_and_not_in_tf32(monkeypatch, tmp_path, device):
+    given = {}
+
+    def session(file, options, **more):
+        given.update(more)
+        return SimpleNamespace(get_providers=lambda: [onnxruntime.PROVIDERS[device][0]])
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    onnxruntime.OnnxPredictor(tmp_path / "model.onnx", 1, device=device)
+    (line,) = [line for line in onnxruntime.script("none", device)[1] if "InferenceSession" in line]
+    gpu = [("CUDAExecutionProvider", {"use_tf32": "0"})] if device == "cuda" else []
+    assert given["providers"] == [*gpu, "CPUExecutionProvider"]
+    assert f"providers={given['providers']}" in line
+
+
+def test_eager_on_a_gpu_computes_in_fp32_and_not_in_tf32(home, monkeypatch):
+    artifact, _ = deploy(home, "eager", "none")
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: module)  # there is no GPU to go to
+    predictor = eager.load(artifact.folder, "none", "cuda", 1)
+    predictor.device = "cpu"
+    seen = []
+    predictor.model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    for module in predictor.model.children():
+        module.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    predictor(home[3].x_test[:2])
+    assert set(seen) == {False}
+    assert torch.backends.cudnn.allow_tf32 == before  # training is left as it was
+
+
+@pytest.mark.parametrize(("device", "version"), [("cpu", 8), ("cuda", 9)])
+def test_artifacts_that_computed_in_tf32_are_not_taken_from_the_cache(home, device, version):
+    cfg, _, fitted, italy = home
+
+    class Asked(Exception):
+        pass
+
+    def stage(name, version, key, build):
+        raise Asked(version, key["device"])
+
+    with pytest.raises(Asked) as asked:
+        runtimes.deploy(
+            fitted, cfg.quant, RuntimeConfig("eager", device), italy, SimpleNamespace(stage=stage)
+        )
+    assert asked.value.args == (version, device)
+
+
+def test_records_of_a_gpu_that_computed_in_tf32_are_not_taken_from_the_store(tiny, italy, monkeypatch):
+    def signatures():
+        return [
+            pipeline.signature(replace(tiny, runtime=RuntimeConfig("eager", device)), italy)
+            for device in ("cpu", "cuda")
+        ]
+
+    now = signatures()
+    monkeypatch.setitem(runtimes.STAGE_VERSIONS, "cuda", runtimes.STAGE_VERSION)
+    assert [a == b for a, b in zip(now, signatures(), strict=True)] == [True, False]
 
 
 def test_another_build_of_a_library_is_that_library(monkeypatch):

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from hydra_plugins.tsexp_search import Search, opened
 from tsexp import alive, jobs
 from tsexp.cache import write_json
-from tsexp.config import ConfigError
+from tsexp.config import ConfigError, conf_dir
 
 SPACE = {"prune.ratio": "0,0.3,0.5,0.7", "prune.method": "l1,l2,taylor", "train.lr": "interval(0.1,1.0)"}
 
@@ -50,11 +51,23 @@ class Launcher:
 def search(tmp_path):
     """Do a search: search("one", n_trials=8) → what was launched, and the study."""
 
-    def do(command, *arguments, n_trials=8, n_jobs=1, seed=0, storage="studies/optuna.log", **launcher):
+    def do(
+        command,
+        *arguments,
+        n_trials=8,
+        n_jobs=1,
+        seed=0,
+        storage="studies/optuna.log",
+        data="data",
+        preset=None,
+        **launcher,
+    ):
         folder = tmp_path / command
         folder.mkdir()
-        write_json(folder / jobs.SWEEP, {"search": "zeus:rapl"})
-        sampler = partial(optuna.samplers.TPESampler, seed=seed, n_startup_trials=4, constant_liar=True)
+        write_json(folder / jobs.SWEEP, {"search": "zeus:rapl", "question": data})
+        sampler = instantiate(preset) or partial(
+            optuna.samplers.TPESampler, seed=seed, n_startup_trials=4, constant_liar=True
+        )
         where = storage if "://" in storage else str(tmp_path / storage)
         it = Search(sampler, n_trials, n_jobs, where, None, ["val/accuracy_drop_pt<=2"], SPACE)
         it.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
@@ -68,6 +81,14 @@ def search(tmp_path):
         return it.launcher.seen, study, folder
 
     return do
+
+
+@pytest.mark.parametrize(
+    "preset", sorted((conf_dir() / "hydra/sweeper/sampler").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_sampler_that_is_shipped_proposes(search, preset):
+    seen, study, _ = search("one", n_trials=3, preset=OmegaConf.load(preset))
+    assert len(seen) == len(study.trials) == 3
 
 
 def test_the_same_command_goes_on_as_if_it_had_not_stopped(search):
@@ -99,6 +120,19 @@ def test_what_was_interrupted_or_failed_is_done_again_once(search):
     once_more, study, _ = search("fourth", n_trials=6)
     assert len(study.trials) == 7 + len(failed)
     assert sorted(once_more) == sorted(again)
+
+
+@pytest.mark.parametrize("works", ["none", "0.5"])
+def test_a_search_in_a_small_space_ends_although_jobs_fail(search, works):
+    small = ["prune.ratio=0,0.5", "prune.method=l1", "train.lr=0.1"]
+    how = {"status": lambda values: "finished" if values["prune.ratio"] == works else "failed"}
+    seen, study, _ = search("first", *small, n_trials=6, dies_at=40, **how)
+    assert len(seen) == len(study.trials) == 6
+    failed = {t.params["prune.ratio"] for t in study.trials if t.state.name == "FAIL"}
+    again, study, _ = search("second", *small, n_trials=6, dies_at=40, **how)
+    assert len(again) < 40
+    enqueued = [p["prune.ratio"] for t in study.trials if (p := t.system_attrs.get("fixed_params"))]
+    assert sorted(enqueued) == sorted(failed)  # each once
 
 
 def test_what_nothing_supports_is_not_tried_again(search):
@@ -158,6 +192,7 @@ sys.path.insert(0, sys.argv[1])
 import test_search as t
 from functools import partial
 import optuna
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 folder = Path(sys.argv[2])
 class Slow(t.Launcher):
@@ -174,7 +209,7 @@ print(len(it.launcher.seen))
     running = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        write_json(tmp_path / name / jobs.SWEEP, {"search": "zeus:rapl"})
+        write_json(tmp_path / name / jobs.SWEEP, {"search": "zeus:rapl", "question": "data"})
         command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / name)]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     shown = [int(p.communicate()[0].split()[-1]) for p in running]
@@ -190,12 +225,11 @@ print(len(it.launcher.seen))
 
 def test_another_question_is_another_study(search, tmp_path):
     search("one", n_trials=1)
-    for number, (arguments, changes) in enumerate(
-        [(["seed=1"], {}), (["prune.ratio=0,0.1"], {}), ([], {"seed": 1}), (["train.progress=false"], {})]
-    ):
+    more = [(["seed=1"], {}), (["prune.ratio=0,0.1"], {}), ([], {"seed": 1}), (["train.progress=false"], {})]
+    for number, (arguments, changes) in enumerate([*more, ([], {"data": "other series"})]):
         search(f"more{number}", *arguments, n_trials=1, **changes)
     names = {s.study_name for s in opened(str(tmp_path / "studies/optuna.log")).get_all_studies()}
-    assert len(names) == 4  # where a job shows its progress is no part of the question
+    assert len(names) == 5  # where a job shows its progress is no part of the question
 
 
 def test_measuring_again_begins_anew_and_leaves_the_study_alone(search):

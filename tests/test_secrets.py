@@ -15,7 +15,7 @@ import pytest
 
 from conftest import TINY
 from test_cli import tsexp
-from tsexp import secret, stores
+from tsexp import merge, plan, secret, stores, sync, tracking
 from tsexp.config import ConfigError, redact
 
 PASSWORD = "ThePassword4711"
@@ -125,15 +125,14 @@ def test_a_password_is_seen_wherever_a_uri_has_it(uri, monkeypatch):
     assert redact(f"before {uri} after").startswith("before ")
     assert redact(f"before {uri} after").endswith(" after")
     monkeypatch.setenv(secret.STORE, "")
-    for given in (f"tracking.uri={uri}", uri):
+    for given in (f"tracking.uri={uri}", uri, f"--into={uri}"):
         assert PASSWORD not in secret.hidden([given])[0]
         assert os.environ[secret.STORE] == uri
+    assert secret.hidden([f"--into={uri}"]) == [f"--into={secret.REFERENCE}"]
     assert secret.given(secret.REFERENCE) == uri
 
 
 def test_several_stores_are_hidden_each_for_itself(monkeypatch, capsys):
-    from tsexp import merge
-
     for name in (secret.STORE, f"{secret.STORE}_2"):
         monkeypatch.setenv(name, "")
     a, b = (f"postgresql://me:{PASSWORD}@127.0.0.1:1/{name}" for name in "ab")
@@ -146,6 +145,38 @@ def test_several_stores_are_hidden_each_for_itself(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "127.0.0.1:1/a" in said
     assert PASSWORD not in said
+
+
+@pytest.mark.parametrize("command", [merge, sync])
+def test_what_mlflow_raises_leaves_no_password_in_a_traceback(command, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError(f"cannot reach {NOBODY}")
+
+    monkeypatch.setattr(command, "_open" if command is merge else "_sync", fail)
+    assert command.main(["one.db", "--into", "two.db"] if command is merge else []) == 1
+    name = command.__name__
+    assert capsys.readouterr().err.startswith(
+        f"{name}: error: RuntimeError: cannot reach postgresql://me:***@"
+    )
+
+
+def test_a_result_that_is_not_delivered_is_told_by_the_status_of_merge(monkeypatch, tmp_path):
+    def fail(*_):
+        raise tracking.NotDelivered("it is kept", tmp_path)
+
+    monkeypatch.setattr(merge, "_open", fail)
+    assert merge.main(["one.db", "--into", "two.db"]) == 1
+
+
+@pytest.mark.parametrize("command", [plan, merge, sync])
+def test_commands_that_take_a_store_look_for_a_password_first(command, monkeypatch):
+    def leave():
+        raise SystemExit(77)
+
+    monkeypatch.setattr(secret, "out_of_sight", leave)
+    with pytest.raises(SystemExit) as left:
+        command.main()
+    assert left.value.code == 77
 
 
 @pytest.mark.parametrize(

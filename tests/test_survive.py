@@ -534,9 +534,31 @@ def test_status_without_a_sweep_says_where_it_looks(tmp_path, capsys, monkeypatc
 
 def test_only_what_is_done_is_left_out_of_a_retry(tmp_path, monkeypatch):
     folder = sweep_folder(tmp_path)
-    assert not jobs.to_keep(folder / "0")
+    assert not jobs.to_keep(folder / "0", "seed=0")
     monkeypatch.setenv(jobs.RETRY, str(folder))
-    assert [jobs.to_keep(folder / str(i)) for i in range(5)] == [True, False, True, False, False]
+    kept = [jobs.to_keep(folder / str(i), f"seed={i}") for i in range(5)]
+    assert kept == [True, False, True, False, False]
+    assert not jobs.to_keep(folder / "0", "seed=1")  # the folder has the number, and not the job
+
+
+def test_a_retry_is_the_command_as_it_was_given(tmp_path, monkeypatch):
+    class Became(Exception): ...
+
+    def become(_, words):
+        raise Became(words[4:])
+
+    folder = sweep_folder(tmp_path)
+    about, found = status.read(folder)
+    about |= {"folder": os.getcwd(), "hydra": [], "overrides": ["seed=0,1", "data=acsf1"]}
+    monkeypatch.setattr(os, "execv", become)
+    monkeypatch.setenv(jobs.RETRY, "")
+    words = ["seed=0,1", "data=acsf1", f"hydra.sweep.dir={folder}"]
+    with pytest.raises(Became, match="seed") as told:  # of a sweep that was started before options were noted
+        status._retry(folder, about, found)
+    assert told.value.args == (words,)
+    with pytest.raises(Became) as told:
+        status._retry(folder, about | {"options": ["--config-dir", "/mine"]}, found)
+    assert told.value.args == (["--config-dir", "/mine", *words],)
 
 
 def test_stores_are_merged_each_result_once_and_nothing_twice(made, tmp_path, empty_store, capsys):

@@ -9,16 +9,18 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from hydra import initialize_config_dir
+from hydra.conf import ConfigSourceInfo
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from conftest import TINY, compose
 from test_cli import runs, tsexp
-from tsexp import data, pipeline, sweep
+from tsexp import data, jobs, pipeline, sweep, tracking
 from tsexp.config import Config, ConfigError, Unsupported, conf_dir, digest, identity
 
 
@@ -79,6 +81,60 @@ def measurements(checked, monkeypatch):
 
     monkeypatch.setattr(sweep, "_check_jobs", check_jobs)
     return count
+
+
+@pytest.fixture
+def noted(monkeypatch, tmp_path):
+    """What a sweep notes of itself, after its jobs were checked."""
+    monkeypatch.setattr(tracking, "sweep_run", lambda *_: "parent")
+    for name in ("start_server", "tidy"):
+        monkeypatch.setattr(sweep, name, lambda *_: None)
+    monkeypatch.setattr(sweep.atexit, "register", lambda _: None)
+
+    def note(*overrides, places=()):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = (
+                GlobalHydra.instance()
+                .config_loader()
+                .load_configuration(
+                    "config", [*overrides, f"hydra.sweep.dir={tmp_path}/sweep"], RunMode.MULTIRUN
+                )
+            )
+            for place in places:  # as --config-dir adds them
+                config.hydra.runtime.config_sources.append(ConfigSourceInfo(place, "file", "command-line"))
+            sweep.Sweep()._start(config)
+        return json.loads((tmp_path / "sweep" / jobs.SWEEP).read_text())
+
+    return note
+
+
+def test_a_sweep_notes_its_command_as_it_was_given(noted):
+    given = ["seed=0,1", "prune.ratio=0,0.5", "data=italy_power_demand", *TINY]
+    about = noted(*given, places=["/mine"])
+    assert about["overrides"] == given  # in another order, its jobs would have other numbers
+    assert about["names"][1] == "seed=0 prune.ratio=0.5"
+    assert about["options"] == ["--config-dir", "/mine"]
+    assert "-m --config-dir /mine seed=0,1" in about["command"]
+
+
+def test_a_search_notes_what_its_values_depend_on(noted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_search_meter.py").write_text("class Mine:\n    source = 'mine:watts'\n")
+    given = ["data=italy_power_demand", "prune.method=l1,l2", "runtime=eager", *TINY]
+    about = noted("experiment=pareto", *given)
+    assert about["search"] != "mine:watts"
+    assert noted("experiment=pareto", *given[::-1])["question"] == about["question"]
+    own = noted("experiment=pareto", *given, "measure.meter=my_search_meter:Mine")
+    assert own["search"] == "mine:watts"
+    assert own["question"] == about["question"]
+    others = [noted("experiment=pareto", *given, "train.lr=0.5")["question"]]  # as of a file that was edited
+    monkeypatch.setattr(pipeline, "versions", lambda: ["new"])
+    others.append(noted("experiment=pareto", *given)["question"])
+    dataset = SimpleNamespace(checksum="other", val=range(99))
+    monkeypatch.setattr(sweep, "dataset_of", lambda _: dataset)
+    others.append(noted("experiment=pareto", *given)["question"])
+    assert len({about["question"], *others}) == 4
 
 
 def text_of(experiment):
@@ -179,9 +235,7 @@ def test_a_search_is_refused_without_validation_series_and_told_if_there_are_few
 
 
 def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny, capsys):
-    from types import SimpleNamespace
-
-    from tsexp import jobs, report, tracking
+    from tsexp import report
 
     (tmp_path / jobs.SWEEP).write_text('{"search": "zeus:rapl"}')
     row = SimpleNamespace(
@@ -202,6 +256,7 @@ def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny, cap
     assert "val/acuracy_drop_pt: no metric of the run; close to it: val/accuracy" in told
     row.tags["tsexp.energy_source"] = "estimated:cpu_time"
     assert sweep.objectives(outcome, cfg, str(tmp_path)) is None
+    assert "one: the search learns nothing from energy of estimated:cpu_time" in capsys.readouterr().err
 
 
 def test_without_the_optuna_extra_a_search_says_what_to_install():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -348,8 +349,6 @@ def test_latencies_are_those_of_single_calls_outside_windows(bench: Bench) -> No
 
 
 def test_result_is_json(bench: Bench) -> None:
-    import json
-
     raw = bench.run()
     assert json.loads(json.dumps(raw, allow_nan=False)) == raw
     assert (raw["source"], raw["scope"]) == ("fake", "nothing")
@@ -410,6 +409,55 @@ def test_real_work_on_the_real_clock() -> None:
         assert not w["discarded"]
         assert w["energy_j"] <= 10.0 * w["cpu_s"]
         assert (w["energy_j"] > 0) or w["subject"] == "idle"
+
+
+BURN = "import time\nwhile time.process_time() < 0.05: pass"
+BURN_ON_REQUEST = """import sys, time
+for line in sys.stdin:
+    end = time.process_time() + 0.05
+    while time.process_time() < end: pass
+    print(flush=True)"""
+
+
+@pytest.mark.parametrize("kind", ["ended", "alive", "none"])
+def test_work_in_child_processes_is_seen_of_those_that_ended_and_of_those_that_did_not(kind: str) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", BURN_ON_REQUEST], stdin=pipe, stdout=pipe, text=True, bufsize=1
+    ) as child:
+
+        def ask(batch: np.ndarray) -> None:
+            print(file=child.stdin)
+            next(child.stdout)  # type: ignore[call-overload]
+
+        def start(batch: np.ndarray) -> None:
+            subprocess.run([sys.executable, "-S", "-c", BURN], check=True)
+
+        subject = {"ended": start, "alive": ask, "none": lambda batch: None}[kind]
+        raw = windows.run(
+            {"artifact": lambda: subject, "reference": lambda: subject},
+            SERIES,
+            CpuTimeMeter(10.0),
+            replace(PLAN, window_s=0.1, idle_s=0.1, pairs=2, latency_calls=1),
+        )
+        calls = sum(w["inferences"] for w in raw["windows"]) / PLAN.batch_size
+        child.stdin.close()  # type: ignore[union-attr]
+    if kind == "none":
+        assert raw["children_cpu_s"] < 0.02
+    else:
+        assert raw["children_cpu_s"] > 0.05 * calls - 0.02
+
+
+@pytest.mark.parametrize("joules", [float("nan"), float("inf")])
+def test_pair_whose_energy_the_meter_does_not_know_is_discarded_and_repeated(
+    monkeypatch: pytest.MonkeyPatch, joules: float
+) -> None:
+    raw = Bench(monkeypatch, scripted={0: joules, 1: joules, reading_of_pair(2): joules}).run()
+    lost = [w for w in raw["windows"] if w["discarded"]]
+    assert [w["pair"] for w in lost] == [2, 2]
+    assert [w["energy_j"] is None for w in lost] == [True, False]
+    assert len(raw["windows"]) == 1 + 2 * PLAN.pairs + 2
+    json.dumps(raw, allow_nan=False)
 
 
 def test_load_of_another_process_is_seen() -> None:

@@ -74,9 +74,10 @@ def opened(storage: str) -> BaseStorage:
 class Search(Sweeper):
     """Propose jobs that promise accuracy for little energy, learn from each, until there are enough.
 
-    The study is known by what is searched, how, by the source of energy and the kind of CPU; the same command
-    goes on with it, beside others that do the same. Each trial's proposal follows from its number and the
-    trials before it, not from who asks: a search that was interrupted proposes what it would have proposed.
+    The study is known by what is searched, how, of which data, by the versions of what makes the values, the
+    source of energy and the kind of CPU; the same command goes on with it, beside others that do the same.
+    Each trial's proposal follows from its number and the trials before it, not from who asks: a search that
+    was interrupted proposes what it would have proposed.
 
     Parameters
     ----------
@@ -159,7 +160,7 @@ class Search(Sweeper):
         from tsexp.energy import hardware
         from tsexp.jobs import SWEEP
 
-        source = json.loads((self.folder / SWEEP).read_text())["search"]
+        about = json.loads((self.folder / SWEEP).read_text())
         fixed = sorted(line for line in self.fixed if not line.lstrip("+").startswith(NOT_ASKED))
         how = {k: v for k, v in self.sampler.keywords.items() if k != "constant_liar"}
         asked = [
@@ -167,7 +168,8 @@ class Search(Sweeper):
             *fixed,
             f"{self.sampler.func.__name__} {sorted(how.items())}",
             *self.constraints,
-            source,
+            about["search"],
+            about["question"],
             hardware.cpu_model(),
         ]
         return f"tsexp-{digest(asked)[:16]}"
@@ -185,7 +187,8 @@ class Search(Sweeper):
         trials = study.get_trials(deepcopy=False)
         for trial in trials:
             lost = trial.state == TrialState.FAIL and trial.user_attrs.get(ENDED) in (None, *AGAIN)
-            if lost and trial.params and not _superseded(trial, trials):
+            # Asked anew: what was proposed, and failed, several times is enqueued once.
+            if lost and trial.params and not _superseded(trial, study.get_trials(deepcopy=False)):
                 study.enqueue_trial(trial.params)
         elsewhere = [t for t in trials if t.state == TrialState.RUNNING]
         if elsewhere:
@@ -294,10 +297,18 @@ def _counted(study: Study) -> list[FrozenTrial]:
 
 
 def _superseded(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
-    """Say whether a failed trial was, or will be, done again."""
+    """Say whether a failed trial was, or will be, done again.
+
+    Not by one that happens to be the same and fails, too: with these uncounted, a search in a small space
+    would not end.
+    """
+    from optuna.trial import TrialState
+
     if trial.user_attrs.get(ENDED) not in (None, *AGAIN):
         return False
     return any(
-        t.number > trial.number and trial.params in (t.params, t.system_attrs.get("fixed_params"))
+        t.system_attrs.get("fixed_params") == trial.params
+        or (t.state == TrialState.COMPLETE and t.params == trial.params)
         for t in trials
+        if t.number > trial.number
     )

@@ -54,7 +54,7 @@ ELSEWHERE = {key: name for name, key in KEYS.items()} | {
 }
 """What `overrides` must not set → the parameter that does."""
 
-UNREAD = ("data", "data.name", "data.path", "experiment", "hydra", "paths", "rerun", "tracking")
+UNREAD = ("data", "data.name", "data.path", "experiment", "hydra", "paths", "rerun", "tracking", "variant")
 """Keys, or groups, of the configuration that nothing here reads."""
 
 _fitting = threading.Lock()
@@ -402,7 +402,7 @@ def _facts(cfg: Config, dataset: Dataset, made: Made, artifact: Artifact) -> Rep
     source = meters.source(cfg.train.device, cfg.measure.meter)
     channels = dense.prunable() if hasattr(dense, "prunable") else 0
     numbers = energy.sizes_of(manifest, channels)
-    numbers |= energy.costs_of(made.dense.entry.cost, made.costs(), source, cfg.measure.watts_per_core)
+    numbers |= energy.costs_of(made.train_cost(), made.costs(), source, cfg.measure.watts_per_core)
     return {
         "model": cfg.model.name,
         "runtime": manifest["runtime"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import operator
 import os
 import pkgutil
@@ -311,14 +312,19 @@ def composed(*overrides: str) -> DictConfig:
         Hydra's own error in one line.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     register()
+    theirs = GlobalHydra.instance().hydra  # of a program of @hydra.main, or of hydra.initialize
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(explain(error).split())) from None
+    finally:
+        GlobalHydra.instance().hydra = theirs
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -556,10 +562,11 @@ def _problems(node: Any, prefix: str = "") -> list[str]:
             )
         elif "bounds" in f.metadata and value is not None:
             holds = {"≥": operator.ge, ">": operator.gt, "≤": operator.le, "<": operator.lt}
-            if not all(holds[relation](value, bound) for relation, bound in f.metadata["bounds"].items()):
+            bounds = f.metadata["bounds"]
+            if not (math.isfinite(value) and all(holds[k](value, bound) for k, bound in bounds.items())):
                 found.append(
                     f"{key}={value} is out of range; allowed: "
-                    f"{' and '.join(f'{k} {v:g}' for k, v in f.metadata['bounds'].items())}"
+                    f"{' and '.join(f'{k} {v:g}' for k, v in bounds.items())}"
                 )
     return found
 

@@ -223,7 +223,7 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
 
     A job that is killed (out of memory, a crash in native code) does not take its sweep along.
     """
-    if to_keep(folder):
+    if to_keep(folder, name):
         return read_outcome(folder) or Outcome(name, "failed")
     (folder / OUTCOME).unlink(missing_ok=True)
     outcome = _at_once(cfg, name)
@@ -251,12 +251,12 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
     return outcome
 
 
-def to_keep(folder: Path) -> bool:
-    """Say whether the job in this folder is done, and only what failed is asked for (`status`)."""
+def to_keep(folder: Path, name: str | None) -> bool:
+    """Say whether the job in this folder, if it has this name, is done, and only what failed is asked for."""
     if os.environ.get(RETRY) != str(folder.parent.absolute()):
         return False
     known = read_outcome(folder)
-    return known is not None and (known.ok or known.status == "skipped")
+    return known is not None and known.name == name and (known.ok or known.status == "skipped")
 
 
 def deliver(cfg: Config, folder: Path) -> Outcome | None:

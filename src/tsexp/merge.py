@@ -7,10 +7,11 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tsexp import alive, secret
+from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
@@ -39,27 +40,36 @@ def main(arguments: list[str] | None = None) -> int:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
 
-    from tsexp import stores, tracking
-    from tsexp.report.store import ReportError
+    from tsexp.tracking import NotDelivered
 
-    try:
-        into = TrackingConfig(stores.uri_of(secret.given(asked.into)), asked.experiment)
-        sources = [stores.uri_of(secret.given(store)) for store in asked.stores]
-        if into.uri in sources:
-            raise ConfigError(f"{configs.redact(into.uri)} is both read and written; name each store once")
-        opened = [_open(uri, asked.experiment) for uri in sources]
-        with tracking.asking(into):
-            tracking.store(into)
-        for uri, (client, number) in zip(sources, opened, strict=True):
-            brought, there = _merge(client, number, uri, into)
-            print(f"{configs.redact(uri)}: {brought} brought, {there} there already")
-    except (ConfigError, ReportError) as error:
-        print(f"tsexp.merge: error: {configs.redact(str(error))}", file=sys.stderr)
-        return 1 if isinstance(error, tracking.NotDelivered) else 2
-    except KeyboardInterrupt:
-        print("tsexp.merge: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    undelivered = False
+
+    def work() -> None:
+        nonlocal undelivered
+        try:
+            _merge_all(asked.stores, asked.into, asked.experiment)
+        except NotDelivered:
+            undelivered = True
+            raise
+
+    status = stored.carried_out("merge", work, "the same command goes on where it stopped")
+    return 1 if undelivered else status
+
+
+def _merge_all(stores: Sequence[str], store: str, experiment: str) -> None:
+    from tsexp import tracking
+    from tsexp.stores import uri_of
+
+    into = TrackingConfig(uri_of(secret.given(store)), experiment)
+    sources = [uri_of(secret.given(one)) for one in stores]
+    if into.uri in sources:
+        raise ConfigError(f"{configs.redact(into.uri)} is both read and written; name each store once")
+    opened = [_open(uri, experiment) for uri in sources]
+    with tracking.asking(into):
+        tracking.store(into)
+    for uri, (client, number) in zip(sources, opened, strict=True):
+        brought, there = _merge(client, number, uri, into)
+        print(f"{configs.redact(uri)}: {brought} brought, {there} there already")
 
 
 def _open(uri: str, experiment: str) -> tuple[Any, str]:

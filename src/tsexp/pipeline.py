@@ -96,20 +96,29 @@ class Made:
         Step of compression → what it made, in order.
     artifacts
         The last of these for each runtime that is asked for: several with ``runtime=auto``.
+    device
+        That trained.
     """
 
     dense: Fitted
     steps: dict[str, Fitted]
     artifacts: list[Artifact]
+    device: str
 
     @property
     def fitted(self) -> Fitted:
         """The model that is deployed."""
         return [self.dense, *self.steps.values()][-1]
 
+    def train_cost(self) -> dict[str, Any]:
+        """`Entry.cost` of the dense model, with the ``device``."""
+        return self.dense.entry.cost | {"device": self.device}
+
     def costs(self) -> list[dict[str, Any]]:
-        """`Entry.cost` of everything that made the artifacts of the dense model."""
-        return [step.entry.cost for step in self.steps.values()] + [a.entry.cost for a in self.artifacts]
+        """`Entry.cost` of everything that made the artifacts of the dense model; of training, as above."""
+        trained = {name: {"device": self.device} if compress.trains(name) else {} for name in self.steps}
+        made = [step.entry.cost | trained[name] for name, step in self.steps.items()]
+        return made + [a.entry.cost for a in self.artifacts]
 
 
 def make(cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], None] = _silent) -> Made:
@@ -136,7 +145,7 @@ def make(cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], Non
         runtimes.deploy(fitted, cfg.quant, runtime, dataset, cache)
         for runtime in runtimes.candidates(cfg.quant, cfg.runtime, like(cfg.model.family))
     ]
-    return Made(dense, steps, artifacts)
+    return Made(dense, steps, artifacts, cfg.train.device if cfg.model.gradient else "cpu")
 
 
 def choose(made: Made, cfg: Config, dataset: Dataset, cache: Cache) -> tuple[Artifact, list[dict[str, Any]]]:
@@ -172,7 +181,7 @@ def judge(
     control = reference(made, cfg, dataset, cache, enter)
     enter("measure")
     record = _measure(artifact, control, cfg, dataset, cache)
-    record = record.with_costs(made.dense.entry.cost, made.costs(), cfg.measure.watts_per_core)
+    record = record.with_costs(made.train_cost(), made.costs(), cfg.measure.watts_per_core)
     record.metrics.update(_untuned(made.dense, cfg, dataset, cache))
     return record
 
@@ -326,6 +335,16 @@ def able(cfg: Config, here: bool = True) -> None:
         meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)
 
 
+def versions(device: str = "cpu") -> list[Any]:
+    """Return those of the stages, artifacts on a device among them, and of the protocol of measuring."""
+    return [
+        training.STAGE_VERSION,
+        compress.versions(),
+        runtimes.STAGE_VERSIONS[device],
+        energy.PROTOCOL_VERSION,
+    ]
+
+
 def signature(cfg: Config, dataset: Dataset) -> str:
     """Content address of a record: what was asked, of which data, on what hardware, by which meter.
 
@@ -339,12 +358,7 @@ def signature(cfg: Config, dataset: Dataset) -> str:
             "hardware": hardware.describe(cfg.runtime.device),
             "meter": meters.source(cfg.runtime.device, cfg.measure.meter),
             "libraries": runtimes.versions(cfg.quant, cfg.runtime, like(cfg.model.family)),
-            "versions": [
-                training.STAGE_VERSION,
-                compress.versions(),
-                runtimes.STAGE_VERSION,
-                energy.PROTOCOL_VERSION,
-            ],
+            "versions": versions(cfg.runtime.device),
             **own_digests(cfg.measure.meter),
         }
     )

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tsexp import alive, stored
+from tsexp import alive, secret, stored
 from tsexp.cache import ENTRY, Cache, Entry
 from tsexp.command import called
 from tsexp.config import Config, ConfigError, digest
@@ -136,6 +136,7 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
 
     jobs = sweep.asked(overrides)
     seen: set[str] = set()
+    counted: set[str] = set()
     parts: dict[str, Part] = defaultdict(Part)
     supported = [cfg for cfg in jobs if isinstance(cfg, Config)]
     if not supported:
@@ -149,10 +150,11 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
     ):
         for cfg in supported:
             dataset = dataset_of(cfg)
-            known = (
-                there and not cfg.rerun and tracking.finished(cfg.tracking, pipeline.signature(cfg, dataset))
-            )
-            parts["measure"].there += bool(known)
+            about = pipeline.signature(cfg, dataset)
+            known = there and not cfg.rerun and tracking.finished(cfg.tracking, about)
+            again = about in counted and not cfg.rerun  # jobs that ask the same are measured once
+            counted.add(about)
+            parts["measure"].there += bool(known) and not again
             measured += bool(known)
             shown.advance()
             if known:
@@ -167,6 +169,8 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
                     continue
                 part.missing += 1
                 _add(part, speeds.seconds(name, cfg, dataset, 0.0 if control else cfg.prune.ratio))
+            if cfg.stop_after == "deploy" or again:
+                continue
             parts["measure"].missing += 1
             _add(parts["measure"], speeds.seconds("measure", cfg, dataset))
     order = [name for name in PARTS if name in parts]
@@ -375,6 +379,8 @@ def main(arguments: list[str] | None = None) -> int:
         description="Say what a sweep would do: jobs, what is there already, hours by part on this machine.",
     )
     parser.add_argument("words", nargs="*", metavar="key=value", help=argparse.SUPPRESS)
+    if arguments is None:
+        secret.out_of_sight()
     asked = parser.parse_args(arguments)
     return stored.carried_out("plan", lambda: show(of(asked.words)), "nothing was begun")
 

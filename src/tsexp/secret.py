@@ -67,10 +67,11 @@ def hidden(arguments: Sequence[str]) -> list[str]:
 
 def _hidden(argument: str, names: dict[str, str]) -> str:
     """Hide one; `names` has the variables of the URIs before it, for `tsexp merge` takes several stores."""
-    found = re.fullmatch(r"""(\+{0,2}tracking\.uri=|(?=[\w+]+://))(['"]?)(.*)\2""", argument)
+    found = re.fullmatch(r"""(\+{0,2}tracking\.uri=|(?:--[\w-]+=)?(?=[\w+]+://))(['"]?)(.*)\2""", argument)
     if not found or redact(found[3]) == found[3]:
         return argument
-    if "," in found[3] and found[1] and not found[2]:  # a list to sweep over is refused later on
+    listed = found[1].endswith("tracking.uri=") and not found[2]
+    if listed and "," in found[3]:  # a list to sweep over is refused later on
         return argument
     name = names.setdefault(found[3], f"{STORE}_{len(names) + 1}" if names else STORE)
     os.environ[name] = found[3]

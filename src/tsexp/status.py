@@ -176,7 +176,8 @@ def _retry(folder: Path, about: dict[str, Any], jobs: list[Job]) -> int:
 
     os.environ[RETRY] = str(folder)
     os.chdir(about["folder"])
-    words = [*about["overrides"], *about["hydra"], f"hydra.sweep.dir={quoted(str(folder))}"]
+    words = [*about.get("options", ()), *about["overrides"], *about["hydra"]]
+    words.append(f"hydra.sweep.dir={quoted(str(folder))}")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "tsexp", "-m", *words])
 

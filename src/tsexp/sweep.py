@@ -92,10 +92,10 @@ class Sweep(Callback):
         from tsexp import tracking
         from tsexp.energy import meters
 
-        overrides = sorted(secret.as_given(config.hydra.overrides.task))
+        overrides = secret.as_given(config.hydra.overrides.task)
         # The UI cuts names: the study comes first, then what varies.
         # What comes after stop_after=deploy belongs to the same sweep.
-        asked = [o for o in overrides if o.split("=")[0] != "stop_after"]
+        asked = sorted(o for o in overrides if o.split("=")[0] != "stop_after")
         shown = [o for o in asked if o.split("=")[0] != "rerun" and not o.startswith("tracking.")]
         shown.sort(key=lambda o: (not o.startswith("experiment="), o.split("=")[0] in checked.fixed))
         name = " ".join(shown) or "sweep"
@@ -104,24 +104,30 @@ class Sweep(Callback):
             parent = tracking.sweep_run(first.tracking, name, digest(asked))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        names = {str(number): name for number, name in enumerate(checked.names or ())}
         for left in folder.glob(f"*/{OUTCOME}"):  # by another sweep, in a folder that hydra.sweep.dir fixes
-            if not to_keep(left.parent):
+            if not to_keep(left.parent, names.get(left.parent.name)):
                 left.unlink()
         self._open, self._first = (first.tracking, parent), first
         atexit.register(self._abandon)
+        search = _is_search(config)
+        more = [s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"]
+        options = [word for place in more for word in ("--config-dir", place)]
         write_json(
             folder / SWEEP,
             {
                 "parent": parent,
                 "process": alive.me(),
                 "folder": os.getcwd(),
+                "options": options,
                 "overrides": overrides,
                 "hydra": [o for o in secret.as_given(config.hydra.overrides.hydra) if _is_own(o)],
                 "names": checked.names,
                 "fixed": checked.fixed,
-                "search": meters.source(first.runtime.device) if _is_search(config) else None,
+                "search": meters.source(first.runtime.device, first.measure.meter) if search else None,
+                "question": _question(checked.jobs) if search else None,
                 "constraints": list(config.hydra.sweeper.get("constraints") or []),
-                "command": shlex.join(["python", "-m", "tsexp", "-m", *overrides]),
+                "command": shlex.join(["python", "-m", "tsexp", "-m", *options, *overrides]),
             },
         )
         launchers.keep_going(config, partial(_lost, str(folder)))
@@ -339,7 +345,14 @@ def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float
     from tsexp.report import constraints
 
     (row,) = report.read(tracking.store(configs.parse(cfg).tracking), [outcome.run_id])
-    if not row.valid or row.tags["tsexp.energy_source"] != about["search"]:
+    source = row.tags["tsexp.energy_source"]
+    if row.valid and source != about["search"]:
+        print(
+            f"tsexp: {outcome.name}: the search learns nothing from energy of {source}; the rest of it is of "
+            f"{about['search']}",
+            file=sys.stderr,
+        )
+    if not row.valid or source != about["search"]:
         return None
     m = row.metrics
     kept_to = constraints.parse(about.get("constraints", []))
@@ -360,17 +373,33 @@ class _Checked:
 
     Attributes
     ----------
-    first
-        Configuration of one of its jobs.
+    jobs
+        Configurations of its jobs; of a search, one for each value that it may choose.
     names
         Of all its jobs, if they are known beforehand.
     fixed
         Keys that all its jobs have the same override of.
     """
 
-    first: Config
+    jobs: list[Config]
     names: list[str] | None
     fixed: list[str]
+
+    @property
+    def first(self) -> Config:
+        """Configuration of one of its jobs."""
+        return self.jobs[0]
+
+
+def _question(jobs: Sequence[Config]) -> str:
+    """Return a digest of what the values of a search depend on, however it was spelt.
+
+    Files of the configuration and of the data may change, and versions, under the same command.
+    """
+    from tsexp import pipeline
+
+    asked = {digest([configs.identity(cfg), dataset_of(cfg).checksum]) for cfg in jobs}
+    return digest([sorted(asked), pipeline.versions()])
 
 
 def _check(config: DictConfig) -> _Checked:
@@ -402,10 +431,10 @@ def _check(config: DictConfig) -> _Checked:
                 "nothing was started"
             )
         _check_validation(checked)
-        return _Checked(checked[0], None, fixed)
+        return _Checked(checked, None, fixed)
     if len(unsupported) == len(jobs):
         raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
-    return _Checked(checked[0], _names(jobs), fixed)
+    return _Checked(checked, _names(jobs), fixed)
 
 
 def asked(overrides: Sequence[str]) -> list[Config | Unsupported]:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 from tsexp import config as configs
-from tsexp import secret
+from tsexp import secret, stored
 from tsexp.command import called
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig
 
@@ -29,18 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
-    try:
+    left = 0
+
+    def work() -> None:
+        nonlocal left
         for setting in asked.settings:
             if setting.partition("=")[0] not in SETTINGS or "=" not in setting:
                 raise ConfigError(f"{setting} is not known here; allowed: {', '.join(SETTINGS)}")
         found = configs.places(configs.composed(*asked.settings))
-        return _sync(found["paths"], found["tracking"], asked.all)
-    except ConfigError as error:
-        print(f"tsexp.sync: error: {configs.redact(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tsexp.sync: interrupted; what is not delivered is still kept", file=sys.stderr)
-        return 130
+        left = _sync(found["paths"], found["tracking"], asked.all)
+
+    return stored.carried_out("sync", work, "what is not delivered is still kept") or left
 
 
 def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:

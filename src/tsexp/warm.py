@@ -10,6 +10,9 @@ import io
 import matplotlib.figure
 from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
+from tsexp.tracking import origin
+
+origin.git_sha(), origin.changes()  # of the code that this server has imported, and the jobs with it
 warn_dependency_requirement_mismatches(["mlflow"])  # lists the modules of all that is installed
 figure = matplotlib.figure.Figure()
 figure.add_subplot(title="fonts")

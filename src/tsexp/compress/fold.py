@@ -139,6 +139,11 @@ def check(cfg: Config) -> None:
             )
 
 
+def trains(step: str) -> bool:
+    """Whether a step of that name trains."""
+    return bool(dict(_steps())[step].TRAINS)
+
+
 def versions() -> dict[str, int]:
     """Return the version of each step."""
     return {name: step.VERSION for name, step in _steps()}

@@ -60,8 +60,12 @@ def gpu_disturbances() -> dict[str, Any]:
     import psutil
     import pynvml
 
-    handle = pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid())
-    slowed_by = foreign = None
+    slowed_by = foreign = handle = None
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()  # a meter that is not Zeus' did not; it may be called many times
+        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu_uuid())
+    if handle is None:
+        return {"gpu_slowed_by": None, "gpu_foreign": None}
     with contextlib.suppress(pynvml.NVMLError):
         reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
         slowed_by = [name for name, bits in GPU_SLOWED_BY.items() if reasons & bits]

@@ -318,6 +318,7 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
         "started": {s: [one["started"][s] for one in seen] for s in subjects},
         "orders": [one["orders"] for one in seen],
         "meter_overhead_s": [v for one in seen for v in one["meter_overhead_s"]],
+        "children_cpu_s": sum(one["children_cpu_s"] for one in seen),
         **{
             kind: {s: all(one[kind][s] for one in seen) for s in subjects}
             for kind in ("same_outputs", "same_weights", "as_scored")

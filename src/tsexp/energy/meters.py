@@ -10,16 +10,12 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tsexp.config import ConfigError, look_up
 from tsexp.energy import hardware
 from tsexp.quiet import quiet
-
-# No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus'
-# tracker. Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest
-# counter (65.5 kJ).
-IMPOSSIBLE_W = 2000.0
 
 AUTO = "auto"
 ESTIMATED = "estimated:"
@@ -112,6 +108,7 @@ class ZeusMeter:
             self._monitor = ZeusMonitor(
                 gpu_indices=_gpu(gpus) if kind == "nvml" else [], cpu_indices=packages
             )
+        self.boards = gpus if kind == "nvml" else 1  # for `cache`
         # NVML refreshes about every 100 ms (design: Measuring, 3); RAPL about every millisecond.
         self.resolution_s = {"nvml": 0.1, "rapl": 0.001, "soc": 0.1}[kind]
         self._scope = {
@@ -179,9 +176,10 @@ def _packages() -> list[int]:
     """Indices of the CPU packages; ``psys`` counts the whole platform and would count them twice."""
     from zeus.device import get_cpus
 
-    cpus = get_cpus().cpus
-    names = [getattr(getattr(c, "rapl_file", None), "name", "package") for c in cpus]
-    return [i for i, name in enumerate(names) if name.startswith("package")]
+    rapl: Any = get_cpus()
+    # With zeusd, Zeus opens no counter itself and knows no names; everybody may read those.
+    zones = [Path(rapl.rapl_dir, f"intel-rapl:{cpu.cpu_index}", "name") for cpu in rapl.cpus]
+    return [i for i, zone in enumerate(zones) if zone.read_text().startswith("package")]
 
 
 def _soc_joules(soc: Any) -> float:

@@ -21,6 +21,8 @@ VARIATION_PCT = 5.0
 DRIFT_PCT = 5.0
 FOREIGN_CORES = 0.1
 WIDE_PT = 10.0
+CHILDREN = 0.02
+"""CPU time of child processes, as a share of the own, that is more than ticks and idle helpers."""
 SHORTEST = 0.9
 """Windows shorter than this share of the length asked for make a record invalid."""
 
@@ -75,7 +77,7 @@ class Record:
         Parameters
         ----------
         train, compress
-            `Entry.cost` of the dense model; of everything that made the artifact of it.
+            As `costs_of`.
         watts_per_core
             For joules where this record's are estimated, too.
         """
@@ -96,7 +98,8 @@ def costs_of(
     Parameters
     ----------
     train, compress
-        `Entry.cost` of the dense model; of everything that made the artifact of it.
+        `Entry.cost` of the dense model; of everything that made the artifact of it. Of what trained, perhaps
+        with the ``device``: CPU time says nothing of a GPU, and there is no estimate then.
     source
         Of the joules; NaN if that did not read them.
     watts_per_core
@@ -105,7 +108,7 @@ def costs_of(
 
     def joules(cost: dict[str, Any]) -> float:
         if source == ESTIMATE:
-            return float(cost["cpu_s"]) * watts_per_core
+            return float(cost["cpu_s"]) * watts_per_core if cost.get("device", "cpu") == "cpu" else np.nan
         return float(cost["energy_j"].get(source, np.nan))
 
     return {
@@ -329,6 +332,10 @@ def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     invalid = list(said.get("invalid", ()))
     if any(_joules(w) <= 0 for w in windows):
         invalid.append("a window with zero or negative energy")
+    if raw.get("source") == ESTIMATE and _elsewhere(raw):
+        invalid.append(
+            "the artifact or the reference works in processes of its own, which the estimate does not see"
+        )
     for name in SUBJECTS:
         invalid += _wrong(raw, name)
     if invalid:
@@ -337,13 +344,19 @@ def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (), (*said.get("warnings", ()), *unsteady, *_disturbed(raw, windows), *_wide(raw))
 
 
+def _elsewhere(raw: dict[str, Any]) -> bool:
+    """Whether part of the work is done in child processes."""
+    own_s = sum(w["cpu_s"] for w in raw["windows"] if w["subject"] != "idle")
+    return bool(raw.get("children_cpu_s", 0.0) > CHILDREN * own_s)
+
+
 def _wrong(raw: dict[str, Any], name: str) -> list[str]:
     """Why nothing that was measured of this subject counts."""
     kept, found = _kept(raw, name), []
     if len(kept) < raw["repeats"]:
         found.append(
             f"only {len(kept)} of {raw['repeats']} windows of the {name}: the others were discarded "
-            "(counter wrap)"
+            f"({_lost(raw)})"
         )
     short = sum(w["wall_s"] < SHORTEST * raw["window_s"] for w in kept)
     if short:
@@ -376,9 +389,12 @@ def _unsteady(raw: dict[str, Any], name: str) -> list[str]:
 def _disturbed(raw: dict[str, Any], windows: list[dict[str, Any]]) -> list[str]:
     """What others did to the machine meanwhile."""
     found = []
-    foreign = max(0.0, sum(w["foreign_cpu_s"] for w in windows)) / sum(w["wall_s"] for w in windows)
+    foreign_s = sum(w["foreign_cpu_s"] for w in windows) - raw.get("children_cpu_s", 0.0)
+    foreign = max(0.0, foreign_s) / sum(w["wall_s"] for w in windows)
     if foreign > FOREIGN_CORES:
         found.append(f"foreign load of {foreign:.1f} cores: trust vs_dense/cpu_speedup, not vs_dense/speedup")
+    if _elsewhere(raw):
+        found.append("work in child processes: trust vs_dense/speedup, not vs_dense/cpu_speedup")
     if raw.get("throttle_events"):
         found.append(f"{raw['throttle_events']} thermal throttling events")
     slowed = [w for w in windows if w.get("gpu_slowed_by")]
@@ -390,8 +406,14 @@ def _disturbed(raw: dict[str, Any], windows: list[dict[str, Any]]) -> list[str]:
         found.append(f"other processes on the GPU: up to {others}")
     discarded = sum(w["discarded"] for w in raw["windows"])
     if discarded:
-        found.append(f"{discarded} windows discarded (counter wrap)")
+        found.append(f"{discarded} windows discarded ({_lost(raw)})")
     return found
+
+
+def _lost(raw: dict[str, Any]) -> str:
+    """Why windows were discarded."""
+    unknown = any(w["discarded"] and w["energy_j"] is None for w in raw["windows"])
+    return "the meter did not tell" if unknown else "counter wrap"
 
 
 def _wide(raw: dict[str, Any]) -> list[str]:

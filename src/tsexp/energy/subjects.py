@@ -241,6 +241,24 @@ def _hashed(thing: Any) -> str:
         return ""
 
 
+def _parts(value: Any) -> Iterator[Any]:
+    """Take apart what holds tensors. joblib hashes one that is unpacked anew by its new address."""
+    import torch
+
+    if isinstance(value, tuple | list):
+        for one in value:
+            yield from _parts(one)
+    elif isinstance(value, torch.ScriptObject):
+        yield from _parts(value.__getstate__())
+    elif hasattr(value, "__tensor_flatten__"):  # torchao's
+        for name in value.__tensor_flatten__()[0]:
+            yield from _parts(getattr(value, name))
+    elif isinstance(value, torch.Tensor) and value.is_quantized:
+        yield value.dequantize()
+    else:
+        yield value
+
+
 class Estimator(InMemory):
     """A fitted estimator, asked by the first of `METHODS` that it has."""
 
@@ -290,13 +308,13 @@ class Module(InMemory):
         super().__init__(subject)
         import torch
 
-        elsewhere = {str(t.device) for t in subject.state_dict().values()} - {"cpu"}
+        self._torch = torch
+        elsewhere = {str(t.device) for _, t in self._state() if isinstance(t, torch.Tensor)} - {"cpu"}
         if elsewhere:
             raise ConfigError(
                 f"the module lies on {', '.join(sorted(elsewhere))}; modules in memory are measured on the "
                 "CPU: give module.cpu()"
             )
-        self._torch = torch
 
     def copied(self) -> Module:
         """Return a copy in evaluation mode (in a fork, where nobody else sees it)."""
@@ -326,15 +344,26 @@ class Module(InMemory):
     def weights_digest(self) -> str:
         """Of all parameters and buffers."""
         total = hashlib.sha256()
-        for name, tensor in sorted(self.subject.state_dict().items()):
+        for name, value in self._state():
             total.update(name.encode())
-            total.update(tensor.detach().contiguous().view(-1).view(self._torch.uint8).numpy().tobytes())
+            if isinstance(value, self._torch.Tensor):
+                flat = value.detach().contiguous().view(-1)
+                total.update(flat.view(self._torch.uint8).numpy().tobytes())
+            else:
+                total.update(_hashed(value).encode())
         return total.hexdigest()
+
+    def _state(self) -> Iterator[tuple[str, Any]]:
+        """Parameters, buffers and packed weights, of which a state dict holds tuples and dtypes as well."""
+        for name, value in sorted(self.subject.state_dict().items()):
+            for part in _parts(value):
+                yield name, part
 
     def counted(self, batch: FloatArray) -> dict[str, int]:
         """Parameters, and the multiply–accumulates of a series where the counter sees all products."""
         from tsexp.models.counting import count_parameters, macs_of
 
         macs = macs_of(self.subject, self._torch.from_numpy(np.asarray(batch, np.float32)))
-        counts = {"parameters": count_parameters(self.subject)}
+        packed = not all(isinstance(v, self._torch.Tensor) for v in self.subject.state_dict().values())
+        counts = {} if packed else {"parameters": count_parameters(self.subject)}
         return counts if macs is None else counts | {"macs": macs // len(batch)}

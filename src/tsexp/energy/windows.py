@@ -6,19 +6,22 @@ statistic either: every window is returned as it was read.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import psutil
 
+from tsexp.cache import IMPOSSIBLE_W
 from tsexp.data import FloatArray
-from tsexp.energy.meters import IMPOSSIBLE_W, LateMeter, Meter
+from tsexp.energy.meters import LateMeter, Meter
 
 Subject = Callable[[FloatArray], Any]
 
@@ -94,8 +97,9 @@ def run(
         JSON values only (but for what `check` returned, ``before`` and ``after``): ``windows`` (each with
         process, subject, pair, start_unix_s, end_unix_s, wall_s, cpu_s, energy_j, inferences, foreign_cpu_s,
         discarded, and what `look` saw), ``latencies_ms`` of the artifact, ``started`` (per subject: load_s,
-        load_j, first_call_s, first_call_j), ``orders``, ``meter_overhead_s``, ``window_s`` (the length asked
-        for, or more where the meter is slow), ``pairs`` (then fewer), ``source``, ``scope``.
+        load_j, first_call_s, first_call_j), ``orders``, ``meter_overhead_s``, ``children_cpu_s`` (of child
+        processes, over all pairs), ``window_s`` (the length asked for, or more where the meter is slow),
+        ``pairs`` (then fewer), ``source``, ``scope``.
     """
     order = random.Random(f"{plan.seed} {plan.process}")
     draw = np.random.default_rng([plan.seed, plan.process])
@@ -162,6 +166,7 @@ def run(
             windows.append(
                 {"subject": "idle", "pair": -1, **_read(reads, lambda: time.sleep(idle_s)), "inferences": 0}
             )
+        children_s = _children_s()  # Zeus' helpers are among them
         done = attempts = 0
         while done < pairs and attempts < 2 * pairs:
             feed = batches()
@@ -174,6 +179,7 @@ def run(
                 time.sleep(1.2)  # Zeus' wrap tracker looks once a second
                 continue
             done += 1
+        children_s = _children_s() - children_s
         feed = batches()
         latencies = _latencies(subjects["artifact"], feed, plan.latency_calls)
         after = check(subjects)
@@ -183,6 +189,7 @@ def run(
         "started": started,
         "orders": orders,
         "meter_overhead_s": [w["wall_s"] for w in overhead],
+        "children_cpu_s": children_s,
         "window_s": window_s,
         "pairs": pairs,
         "source": meter.source,
@@ -223,16 +230,17 @@ def _read(meter: Meter | None, work: Callable[[], None]) -> dict[str, Any]:
     work()
     energy_j = None if meter is None else meter.end()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+    unknown = energy_j is not None and not math.isfinite(energy_j)
     return {
         "start_unix_s": unix,
         "end_unix_s": unix + wall_s,
         "wall_s": wall_s,
         "cpu_s": cpu_s,
-        "energy_j": energy_j,
+        "energy_j": None if unknown else energy_j,
         # CPU time of everybody else. The system counts in ticks of 10 ms: right only in the sum over many
         # windows, and sometimes negative.
         "foreign_cpu_s": _busy_s() - busy - cpu_s,
-        "discarded": energy_j is not None and (energy_j < 0 or energy_j > IMPOSSIBLE_W * wall_s),
+        "discarded": unknown or (energy_j is not None and not 0 <= energy_j <= IMPOSSIBLE_W * wall_s),
     }
 
 
@@ -246,6 +254,17 @@ def _busy_s() -> float:
         + getattr(t, "irq", 0.0)
         + getattr(t, "softirq", 0.0)
     )
+
+
+def _children_s() -> float:
+    """CPU seconds of all child processes, and of theirs; those that ended are included."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = ended.ru_utime + ended.ru_stime
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ends just now
+            t = child.cpu_times()
+            seconds += t.user + t.system + t.children_user + t.children_system
+    return float(seconds)
 
 
 def quick_ms(
@@ -292,7 +311,7 @@ def _latencies(subject: Subject, feed: list[FloatArray], calls: int) -> list[flo
     return times
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No garbage collection inside windows."""
     was = gc.isenabled()

@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from tsexp.training import Fitted
 
 STAGE_VERSION = 8
+STAGE_VERSIONS = {"cpu": STAGE_VERSION, "cuda": STAGE_VERSION + 1}
+"""By device: artifacts on a GPU computed in TF32 once, those on a CPU did not change."""
 
 MANIFEST = "manifest.json"
 
@@ -371,7 +373,7 @@ def deploy(
         "calibration": chosen.tolist(),
         **own_digests(runtime.name),
     }
-    entry = cache.stage("artifact", STAGE_VERSION, key, build)
+    entry = cache.stage("artifact", STAGE_VERSIONS[runtime.device], key, build)
     return Artifact(entry, read_manifest(entry.folder))
 
 

@@ -87,7 +87,8 @@ def load(folder: Path, mode: str, device: str, threads: int) -> EagerPredictor |
                 {p: stored[f"{name}.{p}"] for p in parts}, context, None, None
             )
     model.load_state_dict(state)
-    return EagerPredictor(model.requires_grad_(False).to(device), mode, device)
+    kind = CudaPredictor if device == "cuda" else EagerPredictor
+    return kind(model.requires_grad_(False).to(device), mode, device)
 
 
 def _in_format(model: Network, mode: str) -> Network:
@@ -170,6 +171,19 @@ class EagerPredictor:
                     )
                 )
         return layers
+
+
+class CudaPredictor(EagerPredictor):
+    """On a GPU in fp32 as IEEE has it; by default, cuDNN convolves in TF32."""
+
+    def __call__(self, series: FloatArray) -> FloatArray:
+        # Not once and for all: models are trained in this process, too.
+        cudnn = torch.backends.cudnn
+        before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+        try:
+            return super().__call__(series)
+        finally:
+            cudnn.allow_tf32 = before
 
 
 class EstimatorPredictor:

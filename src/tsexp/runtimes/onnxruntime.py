@@ -59,7 +59,17 @@ FLOAT = {
 }
 
 
-PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
+PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    # By default all its products are in TF32, which is not the fp32 that they are compared with.
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+
+
+def _providers(device: str) -> list[Any]:
+    """Return what a session is given, in order of preference: names, or (name, options)."""
+    name, options = PROVIDERS[device]
+    return [(name, options), PROVIDERS["cpu"][0]] if options else [name]
 
 
 def ready(quant: QuantConfig, device: str) -> None:
@@ -279,7 +289,7 @@ def script(mode: str, device: str) -> tuple[str, list[str]]:
 
     ``here`` is the folder of the copy.
     """
-    session = f'here / "{FILE}", providers={list(PROVIDERS[device])}, disabled_optimizers={list(DISABLED)}'
+    session = f'here / "{FILE}", providers={_providers(device)}, disabled_optimizers={list(DISABLED)}'
     return "onnxruntime", [
         f"session = onnxruntime.InferenceSession({session})",
         'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])',
@@ -321,7 +331,7 @@ class OnnxPredictor:
         self, file: Path, threads: int, disabled: tuple[str, ...] = DISABLED, device: str = "cpu"
     ) -> None:
         self.file, self.threads = file, threads
-        self.disabled, self.providers = list(disabled), PROVIDERS[device]
+        self.disabled, self.device = list(disabled), device
         self.session = self._session()
 
     def __call__(self, series: FloatArray) -> FloatArray:
@@ -340,12 +350,12 @@ class OnnxPredictor:
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         session = ort.InferenceSession(
-            self.file, options, providers=list(self.providers), disabled_optimizers=self.disabled
+            self.file, options, providers=_providers(self.device), disabled_optimizers=self.disabled
         )
-        if session.get_providers()[0] != self.providers[0]:
+        found, wanted = session.get_providers()[0], PROVIDERS[self.device][0]
+        if found != wanted:
             raise RuntimeError(
-                f"ONNX Runtime runs this model on {session.get_providers()[0]}, not on {self.providers[0]}: "
-                "CUDA or cuDNN cannot be loaded"
+                f"ONNX Runtime runs this model on {found}, not on {wanted}: CUDA or cuDNN cannot be loaded"
             )
         return session
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from tsexp import __version__, alive, secret
@@ -25,10 +26,11 @@ def tags() -> dict[str, str]:
     }
 
 
+@cache
 def git_sha() -> str:
     """Commit of the code that runs, with ``-dirty`` if it was changed since.
 
-    The package's version outside a checkout.
+    The package's version outside a checkout. Asked once: what is changed later is not what was imported.
     """
     if not (ROOT / ".git").exists():
         return f"v{__version__}"
@@ -37,6 +39,7 @@ def git_sha() -> str:
     )
 
 
+@cache
 def changes() -> str:
     """Return what was changed in the code that runs since its commit, as ``git diff`` tells it.
 
