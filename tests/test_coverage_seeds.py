@@ -10,7 +10,7 @@ with the first (it was made from it), and has some luck of its own.
 
 import numpy as np
 import pytest
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
 from tsexp.report import statistics as st
 
@@ -126,19 +126,36 @@ def test_of_one_training_the_series_are_drawn(series):
     assert 0.93 <= held(map(st.over_seeds_and_series, flips), lost - gained) <= 0.97
 
 
+@pytest.mark.parametrize(("trainings", "most"), [(0.03, 0.97), (0.006, 0.99), (0.0, 0.997)])
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
-def test_savings_and_speedups_cover_the_mean_over_all_seeds_on_the_scale_of_ratios(seeds):
-    """Trainings differ by 3 % in what they take, measurements of one by .6 %."""
+def test_savings_and_speedups_cover_the_mean_over_all_seeds_on_the_scale_of_ratios(seeds, trainings, most):
+    """Trainings differ in what they take by 3 or .6 % or not at all, measurements of one by .6 %.
+
+    Where measuring is most of the difference, intervals err on the safe side: each is known by itself.
+    """
     rng = np.random.default_rng(seeds)
-    ratios = np.exp(
-        np.log(1.63) + 0.03 * rng.standard_normal((3000, seeds)) + 0.006 * rng.standard_normal((3000, seeds))
+    noise, processes = 0.006, 8
+    logs = (
+        np.log(1.63)
+        + trainings * rng.standard_normal((3000, seeds))
+        + noise * rng.standard_normal((3000, seeds))
     )
+    seen = noise * np.sqrt(rng.chisquare(processes - 1, (3000, seeds)) / (processes - 1))
+    half = stdtrit(processes - 1, 0.975) * seen
+    ratios, ends = np.exp(logs), np.exp(np.stack([logs - half, logs + half], axis=-1))
     speedup = next(m for m in st.METRICS if m.name == "speedup")
     saving = next(m for m in st.METRICS if m.name == "measured_saving_pct")
-    assert 0.93 <= held((st.over_seeds(r, speedup) for r in ratios), 1.63) <= 0.97
-    assert (
-        0.93 <= held((st.over_seeds(100 * (1 - 1 / r), saving) for r in ratios), 100 * (1 - 1 / 1.63)) <= 0.97
+    shares = (
+        held((st.over_seeds(r, speedup, e) for r, e in zip(ratios, ends, strict=True)), 1.63),
+        held(
+            (
+                st.over_seeds(100 * (1 - 1 / r), saving, 100 * (1 - 1 / e))
+                for r, e in zip(ratios, ends, strict=True)
+            ),
+            100 * (1 - 1 / 1.63),
+        ),
     )
+    assert all(0.93 <= share <= most for share in shares), shares
 
 
 if __name__ == "__main__":  # the table for the docs

@@ -84,6 +84,14 @@ def test_seeds_are_averaged_with_a_t_interval():
     assert np.isnan(st.over_seeds(np.array([3.0])).low)
 
 
+def test_seeds_that_agree_by_chance_are_as_sure_as_measuring_allows():
+    own = np.array([[2.8, 3.2], [2.9, 3.1]])
+    reach = np.sqrt((0.2**2 + 0.1**2) / 2 / 2)
+    assert st.over_seeds(np.array([3.0, 3.0]), own=own) == pytest.approx((3.0, 3.0 - reach, 3.0 + reach))
+    unknown = np.array([[2.8, 3.2], [np.nan, np.nan]])
+    assert st.over_seeds(np.array([3.0, 3.0]), own=unknown) == (3.0, 3.0, 3.0)
+
+
 def test_ratios_are_averaged_as_ratios(rows):
     speed = next(m for m in st.METRICS if m.name == "speedup")
     saving = next(m for m in st.METRICS if m.name == "estimated_saving_pct")

@@ -86,6 +86,9 @@ KINDS = ("transformer", "views", "convolution", "estimator")
 class ConfigError(ValueError):
     """Bad input. The message says what was wrong, what is allowed and what to do."""
 
+    status = 2
+    """With which a command ends."""
+
 
 class Unsupported(ConfigError):
     """A combination that nobody can run.

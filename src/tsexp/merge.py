@@ -40,20 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
 
-    from tsexp.tracking import NotDelivered
-
-    undelivered = False
-
     def work() -> None:
-        nonlocal undelivered
-        try:
-            _merge_all(asked.stores, asked.into, asked.experiment)
-        except NotDelivered:
-            undelivered = True
-            raise
+        _merge_all(asked.stores, asked.into, asked.experiment)
 
-    status = stored.carried_out("merge", work, "the same command goes on where it stopped")
-    return 1 if undelivered else status
+    return stored.carried_out("merge", work, "the same command goes on where it stopped")
 
 
 def _merge_all(stores: Sequence[str], store: str, experiment: str) -> None:

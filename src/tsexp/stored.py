@@ -57,7 +57,7 @@ def carried_out(part: str, work: Callable[[], None], left: str) -> int:
     except KeyboardInterrupt:
         status, said = 130, f"interrupted; {left}"
     except (ConfigError, ReportError) as error:
-        status, said = 2, str(error)
+        status, said = 2 if isinstance(error, ReportError) else error.status, str(error)
     except Exception as error:  # of a runtime, of the measuring processes, of the store
         status, said = 1, f"{type(error).__name__}: {error}"
     print(f"tsexp.{part}: error: {configs.redact(said)}", file=sys.stderr)

@@ -43,6 +43,8 @@ RETRIES = 3
 class NotDelivered(ConfigError):
     """A result that the store has not taken. It is kept: ``folder`` says where."""
 
+    status = 1
+
     def __init__(self, message: str, folder: Path) -> None:
         super().__init__(message)
         self.folder = folder
