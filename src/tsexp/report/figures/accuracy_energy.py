@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 FEW = 12
 """The bars of more points in a panel would hide the points."""
 NEAR = 8
-"""Points between the middles of numbers that would cover each other."""
-BESIDE = ((-7, 7), (0, 9), (7, 7), (12, 5), (7, 16), (0, 17), (-7, -7), (7, -7))
+"""Points between the middles of numbers, or of a number and a marker, that would cover each other."""
+BESIDE = tuple(
+    (reach * math.cos(math.radians(angle)), reach * math.sin(math.radians(angle)))
+    for reach in (9, 16, 23, 30)
+    for angle in (135, 90, 45, 180, 0, 110, 70, -135, -45, -90)
+)
 """Where the middle of a number may be, in points from what it numbers: the first that is free."""
 RING: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": "black", "mew": 0.6, "ls": "none"}
 STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.5, "ls": "none"}
@@ -52,10 +57,13 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
     shapes = dict(zip(words.ordered(shown["runtime"], RUNTIMES), MARKERS, strict=False))
     look = _Look(f"{side}_j", factor, unit + words.dagger(side), study.colours, shapes)
     figure, panels = layout.panels(shown["dataset"].unique(), height_in=2.3, legend_in=0.55)
-    key, listed = [], []
+    key, listed, fronts = [], [], []
     for dataset, axes in panels:
         here, stars = (t[t["dataset"] == dataset] for t in (shown, controls))
-        entries = _panel(axes, dataset, here, stars, look)
+        best = _panel(axes, dataset, here, stars, look)
+        markers = [look.place(p) for _, p in [*here.iterrows(), *stars.iterrows()]]
+        fronts.append((axes, [look.place(p) for _, p in best.iterrows()], markers))
+        entries = [_said(p, look) for _, p in best.iterrows()]
         numbered = " · ".join(f"({n}) {said}" for n, said in enumerate(entries, 1))
         key.append(f"On the front of {dataset}: {numbered}")
         listed += [f"{dataset}, front {n}: {said}." for n, said in enumerate(entries, 1)]
@@ -67,6 +75,9 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
     notes.append("The front is of test accuracy: what is on it may have been lucky there.")
     energy = f"{side} energy per inference{words.dagger(side)} ({unit})"
     layout.finish(figure, notes, _legend(shown, controls, look), energy, "test accuracy (%)", key)
+    figure.draw_without_rendering()  # only now panels have their sizes
+    for axes, spots, markers in fronts:
+        _number(axes, spots, markers)
     return Drawing(figure, [*notes, *listed])
 
 
@@ -88,8 +99,8 @@ def best_of(here: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
     return best.drop_duplicates([gain, cost])
 
 
-def _panel(axes: Axes, dataset: str, here: pd.DataFrame, stars: pd.DataFrame, look: _Look) -> list[str]:
-    """One dataset; returned is what each number on its front stands for."""
+def _panel(axes: Axes, dataset: str, here: pd.DataFrame, stars: pd.DataFrame, look: _Look) -> pd.DataFrame:
+    """One dataset; returned are the points on its front."""
     import pandas as pd
 
     among = pd.concat([here, stars], ignore_index=True) if len(stars) else here
@@ -105,8 +116,7 @@ def _panel(axes: Axes, dataset: str, here: pd.DataFrame, stars: pd.DataFrame, lo
     if len(here) <= FEW:
         layout.frame(axes, here, "accuracy_pct")
     log_axis(axes.xaxis, among[look.column] * look.factor)
-    _number(axes, [look.place(p) for _, p in best.iterrows()])
-    return [_said(p, look) for _, p in best.iterrows()]
+    return best
 
 
 def _point(axes: Axes, p: pd.Series, look: _Look, bars: bool) -> None:
@@ -127,12 +137,12 @@ def _point(axes: Axes, p: pd.Series, look: _Look, bars: bool) -> None:
         axes.plot(x, y, ms=9, **RING)
 
 
-def _number(axes: Axes, spots: Sequence[tuple[float, float]]) -> None:
-    """Number the points, each where it covers no other number."""
-    taken: list[tuple[float, float]] = []
+def _number(axes: Axes, spots: Sequence[tuple[float, float]], markers: Sequence[tuple[float, float]]) -> None:
+    """Number the points, each where it covers no other number and no marker."""
     point_px = axes.figure.dpi / 72
+    taken = [tuple(place) for place in axes.transData.transform(markers) / point_px]
     for number, spot in enumerate(spots, 1):
-        x, y = axes.transData.transform(spot) / point_px  # before the layout: near enough to keep them apart
+        x, y = axes.transData.transform(spot) / point_px
         free = [
             (right, up)
             for right, up in BESIDE
@@ -149,6 +159,7 @@ def _number(axes: Axes, spots: Sequence[tuple[float, float]]) -> None:
             ha="center",
             va="center",
             weight="bold",
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "shrinkA": 4, "shrinkB": 2},
             zorder=5,
         )
 
