@@ -263,6 +263,19 @@ def test_a_model_without_one_of_the_seeds_is_told(whole):
     assert any(note.startswith("seed 1 missing in 20 of 40 configurations: PLAID t2, ") for note in said)
 
 
+def test_an_hour_in_which_the_machine_was_another_is_told(whole):
+    def said(values):
+        with_values = replace(whole, results=whole.results.assign(estimated_reference_j=values))
+        return [note for note in st.notes(with_values, st.aggregate(with_values)) if "control" in note]
+
+    values = whole.results["valid"].map({True: 2.0, False: np.nan})
+    assert not said(values)
+    values[whole.results[whole.results["valid"]].index[3]] = 2.4
+    (told,) = said(values)
+    assert told.startswith("the control took more than 10 % more or less than its median in 1 of 39 records")
+    assert told.endswith("PLAID t1 (1.00 to 1.20 times)")
+
+
 def test_no_share_leaves_0_to_1(whole):
     far = whole.results["seed"].map({0: 0.99, 1: 0.8})
     made = st.aggregate(replace(whole, results=whole.results.assign(macro_f1=far)))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MARGIN_PT = 1.0
 """A loss of up to so many points of accuracy counts as kept (the margin of a non-inferiority test)."""
+CHANGED = 1.1
+"""A control that takes so many times as much as usual, or as little, ran when the machine was another."""
 SAME = ["config", "machine", "data_checksum", "runtime", "device", "energy_source"]
 """Columns that repetitions share."""
 
@@ -291,7 +293,7 @@ def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
             f"measured with {len(code)} commits of the code: "
             f"{_some([c[:10] + ('-dirty' if c.endswith('-dirty') else '') for c in code])}"
         )
-    said += _missing_seeds(results)
+    said += _missing_seeds(results) + _another_hour(results)
     if len(rows) and (alone := int((rows["n"] == 1).sum())):
         whose = "one seed each" if alone == len(rows) else f"one seed in {alone} of {len(rows)} rows"
         said.append(
@@ -355,6 +357,31 @@ def _missing_seeds(results: pd.DataFrame) -> list[str]:
         f"seed {seed} missing in {len(names)} of "
         f"{of}{f' ({invalid[seed]} of them invalid)' if invalid[seed] else ''}: {'; '.join(_first(names))}"
         for seed, names in sorted(lacking.items())
+    ]
+
+
+def _another_hour(results: pd.DataFrame) -> list[str]:
+    """Records whose control took more or less than that of the others of its dataset and model.
+
+    It is of the same architecture in all of them, so that the machine was another: a neighbour, a clock.
+    """
+    valid = results[results["valid"]]
+    reference_j = valid["measured_reference_j"].fillna(valid["estimated_reference_j"])
+    alike = ["dataset", "model", "machine", "energy_source", "device", "batch_size", "threads"]
+    times = reference_j / reference_j.groupby([valid[name] for name in alike]).transform("median")
+    far = (times > CHANGED) | (times < 1 / CHANGED)
+    if not far.any():
+        return []
+    of = times.groupby([valid["dataset"], valid["model"]])
+    where = [
+        f"{dataset} {model} ({low:.2f} to {high:.2f} times)"
+        for ((dataset, model), low), high in zip(of.min().items(), of.max(), strict=True)
+        if high > CHANGED or low < 1 / CHANGED
+    ]
+    return [
+        f"the control took more than {100 * (CHANGED - 1):.0f} % more or less than its median in "
+        f"{far.sum()} of {count(len(valid), 'record')}, so the machine was another then, and intervals are of "
+        f"one hour: {_some(where)}"
     ]
 
 
