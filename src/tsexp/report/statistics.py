@@ -380,8 +380,8 @@ def _another_hour(results: pd.DataFrame) -> list[str]:
     ]
     return [
         f"the control took more than {100 * (CHANGED - 1):.0f} % more or less than its median in "
-        f"{far.sum()} of {count(len(valid), 'record')}, so the machine was another then, and intervals are of "
-        f"one hour: {_some(where)}"
+        f"{far.sum()} of {count(len(valid), 'record')}: the machine was another then, and intervals are of "
+        f"one hour; {_some(where)}"
     ]
 
 
