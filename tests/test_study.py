@@ -34,6 +34,39 @@ def test_every_interval_that_is_told_stands_in_a_table(page):
     assert not sorted(number for number in told if number not in there)
 
 
+def test_what_waits_for_another_seed_can_be_averaged_with_the_study():
+    study, waiting = (frozen.load(STUDY / place).results for place in ("frozen", "waiting"))
+    assert set(waiting["config"]) == set(study["config"])
+    assert set(waiting["machine"]) == set(study["machine"])
+    assert waiting["valid"].all()
+    assert not set(waiting["seed"]) & set(study["seed"])
+
+
+def test_what_another_training_loses_is_as_told():
+    parts = [frozen.load(STUDY / place).results for place in ("frozen", "waiting")]
+    section = (ROOT / "docs" / "results.md").read_text().split("## Another training\n")[1].split("\n## ")[0]
+    head, _, *rows = (
+        [c.strip() for c in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("| ")
+    )
+    assert len(rows) > 5
+    for way, *cells in rows:
+        model, scope, ratio = re.fullmatch(r"(T\d), `(\w+)` ([.\d]+)", way).groups()
+        for dataset, cell in zip(head[1:], cells, strict=True):
+            lost = []
+            for part in parts:
+                (row,) = part[
+                    (part["dataset"] == dataset)
+                    & (part["model"] == model.lower())
+                    & (part["scope"] == scope)
+                    & (part["ratio"] == float(ratio))
+                    & (part["mode"] == "none")
+                ]["accuracy_drop_pt"]
+                lost.append(f"{row + 0:+.1f}")
+            assert cell == ", ".join(lost), (way, dataset)
+
+
 def cells(folder):
     """Way to deploy a model → speedup and accuracy, of the Markdown tables in a folder."""
     found = {}
