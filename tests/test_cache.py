@@ -208,17 +208,17 @@ def test_what_an_entry_cost_is_kept_with_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("joules", "boards", "kept"),
+    ("joules", "most_w", "kept"),
     [
-        *((0.0, 1, True), (1.0, 1, True), (-1.0, 1, False), (1e9, 1, False), (1e9, 10**9, True)),
-        *((1e9, None, True), (-1.0, None, False)),  # of no package or GPU
-        *((float(text), boards, False) for text in ("nan", "inf") for boards in (1, None)),
+        *((0.0, 2e3, True), (1.0, 2e3, True), (-1.0, 2e3, False), (1e9, 2e3, False), (1e9, 2e12, True)),
+        *((1e9, None, True), (-1.0, None, False)),  # it does not tell
+        *((float(text), most_w, False) for text in ("nan", "inf") for most_w in (2e3, None)),
     ],
 )
-def test_joules_of_a_counter_that_wrapped_are_not_kept(tmp_path, joules, boards, kept):
+def test_joules_of_a_counter_that_wrapped_are_not_kept(tmp_path, joules, most_w, kept):
     counter = SimpleNamespace(source="zeus:rapl", begin=lambda: None, end=lambda: joules)
-    if boards is not None:
-        counter.boards = boards
+    if most_w is not None:
+        counter.most_w = most_w
 
     def build(folder):
         time.sleep(0.01)

@@ -33,11 +33,6 @@ log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
 
-# No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus'
-# tracker. Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest
-# counter (65.5 kJ).
-IMPOSSIBLE_W = 2000.0
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -185,8 +180,8 @@ class Cache:
         build(folder)
         cost = {"wall_s": time.perf_counter() - wall, "cpu_s": _cpu_s() - cpu}
         energy_j = {} if counter is None else {counter.source: counter.end()}
-        # Only Zeus' counters wrap so; what reads a whole machine may see more.
-        most_j = IMPOSSIBLE_W * getattr(counter, "boards", math.inf) * cost["wall_s"]
+        # More than it can have seen: a counter that wrapped.
+        most_j = getattr(counter, "most_w", math.inf) * cost["wall_s"]
         return cost | {
             "energy_j": {s: j for s, j in energy_j.items() if 0 <= j <= most_j and math.isfinite(j)}
         }

@@ -17,6 +17,11 @@ from tsexp.config import ConfigError, look_up
 from tsexp.energy import hardware
 from tsexp.quiet import quiet
 
+# No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus'
+# tracker. Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest
+# counter (65.5 kJ).
+IMPOSSIBLE_W = 2000.0
+
 AUTO = "auto"
 ESTIMATED = "estimated:"
 
@@ -108,7 +113,7 @@ class ZeusMeter:
             self._monitor = ZeusMonitor(
                 gpu_indices=_gpu(gpus) if kind == "nvml" else [], cpu_indices=packages
             )
-        self.boards = gpus if kind == "nvml" else 1  # for `cache`
+        self.most_w = IMPOSSIBLE_W * (gpus if kind == "nvml" else 1)
         # NVML refreshes about every 100 ms (design: Measuring, 3); RAPL about every millisecond.
         self.resolution_s = {"nvml": 0.1, "rapl": 0.001, "soc": 0.1}[kind]
         self._scope = {

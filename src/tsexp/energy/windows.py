@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tsexp.cache import IMPOSSIBLE_W
 from tsexp.data import FloatArray
-from tsexp.energy.meters import LateMeter, Meter
+from tsexp.energy.meters import IMPOSSIBLE_W, LateMeter, Meter
 
 Subject = Callable[[FloatArray], Any]
 
