@@ -79,13 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_intermixed_args(arguments)
-    invalid = False
-
-    def work() -> None:
-        nonlocal invalid
-        invalid = not _attach(asked.words, asked.name, asked.offset_s)
-
-    return stored.carried_out("attach", work, "nothing was stored") or int(invalid)
+    return stored.carried_out(
+        "attach", lambda: int(not _attach(asked.words, asked.name, asked.offset_s)), "nothing was stored"
+    )
 
 
 def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:

@@ -40,10 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
 
-    def work() -> None:
-        _merge_all(asked.stores, asked.into, asked.experiment)
-
-    return stored.carried_out("merge", work, "the same command goes on where it stopped")
+    return stored.carried_out(
+        "merge",
+        lambda: _merge_all(asked.stores, asked.into, asked.experiment),
+        "the same command goes on where it stopped",
+    )
 
 
 def _merge_all(stores: Sequence[str], store: str, experiment: str) -> None:

@@ -34,7 +34,7 @@ PLACES = {"tracking.…": "tracking.", "paths.…": "paths.", "data.path": "data
 """What every command that reads a run lets one set → how it begins: where things are."""
 
 
-def carried_out(part: str, work: Callable[[], None], left: str) -> int:
+def carried_out(part: str, work: Callable[[], int | None], left: str) -> int:
     """Do the work of a subcommand and return its exit status: 2 for bad input, 1 if something failed.
 
     Parameters
@@ -42,15 +42,14 @@ def carried_out(part: str, work: Callable[[], None], left: str) -> int:
     part
         The subcommand.
     work
-        What it does.
+        What it does; it may return an exit status.
     left
         What it leaves behind if it is interrupted, in words.
     """
     from tsexp.report.store import ReportError
 
     try:
-        work()
-        return 0
+        return work() or 0
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

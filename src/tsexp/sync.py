@@ -29,17 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
-    left = 0
 
-    def work() -> None:
-        nonlocal left
+    def work() -> int:
         for setting in asked.settings:
             if setting.partition("=")[0] not in SETTINGS or "=" not in setting:
                 raise ConfigError(f"{setting} is not known here; allowed: {', '.join(SETTINGS)}")
         found = configs.places(configs.composed(*asked.settings))
-        left = _sync(found["paths"], found["tracking"], asked.all)
+        return _sync(found["paths"], found["tracking"], asked.all)
 
-    return stored.carried_out("sync", work, "what is not delivered is still kept") or left
+    return stored.carried_out("sync", work, "what is not delivered is still kept")
 
 
 def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:

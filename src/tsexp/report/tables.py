@@ -332,6 +332,7 @@ def _claims(rows: pd.DataFrame) -> Table:
     import pandas as pd
 
     found = claims.answers(rows)
+    machines_there = rows["machine"].nunique() if len(rows) else 0
     shown, numbers = pd.DataFrame(map(_answer_text, found)), pd.DataFrame(map(_answer_numbers, found))
     for side, there in (("ours", shown["ours"].any()), ("estimate", any(a.estimated for a in found))):
         if not there:
@@ -344,10 +345,7 @@ def _claims(rows: pd.DataFrame) -> Table:
             any(a.estimated for a in found),
             f"{ESTIMATE} estimated from CPU time: neither reproduces nor refutes.",
         ),
-        (
-            len(rows) and rows["machine"].nunique() > 1,
-            f"Of {rows['machine'].nunique() if len(rows) else 0} machines, the one with most rows answers.",
-        ),
+        (machines_there > 1, f"Of {machines_there} machines, the one with most rows answers."),
         (any(WARNING in n for n in shown["n"]), f"{WARNING} a record has a warning: look twice."),
     )
     caption = " ".join(sentence for asked, sentence in sentences if asked)
