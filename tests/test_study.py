@@ -67,6 +67,17 @@ def test_what_another_training_loses_is_as_told():
             assert cell == ", ".join(lost), (way, dataset)
 
 
+def test_how_far_the_speedups_of_another_training_are_is_as_told():
+    study, waiting = (
+        frozen.load(STUDY / place).results.set_index("config") for place in ("frozen", "waiting")
+    )
+    itself = study[["ratio", "mode", "runtime"]].eq([0, "none", "eager"]).all(axis=1)
+    times = (waiting["speedup"] / study["speedup"])[~itself]
+    low, high = (f"{times.quantile(q):.2f}".removeprefix("0") for q in (0.05, 0.95))
+    said = f"Speedups are {low} to {high} times those of seed 0 in nine of ten of {len(times)} ways"
+    assert said in (ROOT / "docs" / "results.md").read_text()
+
+
 def cells(folder):
     """Way to deploy a model → speedup and accuracy, of the Markdown tables in a folder."""
     found = {}
