@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import aeon
 import mlflow
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ import pytest
 from conftest import TINY
 from power_logs import WATTS, Made, make, sample, write
 from report_data import Store
-from tsexp import attach, tracking
+from tsexp import attach, merge, tracking
 from tsexp.config import TrackingConfig
 from tsexp.energy.record import doubts, summarize
 from tsexp.report import frozen
@@ -153,6 +154,23 @@ def test_tables_show_both_in_columns_of_their_own_and_average_nothing(place: Pla
         ((), {"interval_s": 3.0}, "too few samples of the power log in 40 of 40 windows"),
     ],
 )
+@pytest.mark.parametrize("older", [False, True])
+def test_it_is_merged_beside_the_run_that_it_is_of(place: Place, capsys: Any, older: bool) -> None:
+    place.store.client.set_tag(place.run, "tsexp.record", "a number")  # as all delivered runs have
+    assert place.attach(place.run, place.log()) == 0
+    (twin,) = place.runs("external:plug")
+    assert "tsexp.record" not in twin.data.tags
+    if older:
+        place.store.client.set_tag(twin.info.run_id, "tsexp.record", "a number")
+    command = [place.store.uri, "--into", str(place.folder / "all.db")]
+    for said in ("2 brought, 0 there already", "0 brought, 2 there already"):
+        assert merge.main(command) == 0
+        assert said in capsys.readouterr().out
+    client = mlflow.MlflowClient(f"sqlite:///{place.folder}/all.db")
+    found = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
+    assert {r.data.tags["tsexp.energy_source"] for r in found} == {"estimated:cpu_time", "external:plug"}
+
+
 def test_an_invalid_twin_says_why_and_none_of_its_joules_count(
     place: Place, capsys: Any, words: tuple[str, ...], how: dict[str, float], reason: str
 ) -> None:
@@ -321,6 +339,14 @@ def test_a_real_run_its_twin_and_the_tables_as_documented(tmp_path: Path) -> Non
             m.model_id for m in run.outputs.model_outputs
         }
         assert len(twin.inputs.dataset_inputs) == 2
+    twin = twins[0]
+    assert ".owner" not in {item.path for item in client.list_artifacts(twin.info.run_id)}
+    python("-m", "tsexp.export", twin.info.run_id, "shared")
+    assert "external:" in (tmp_path / "shared" / "MODEL_CARD.md").read_text()
+    file = Path(aeon.__file__).parent / "datasets/data/ItalyPowerDemand/ItalyPowerDemand_TEST.ts"
+    assert "accuracy" in python("-m", "tsexp.predict", twin.info.run_id, str(file), "--output", "answers.csv")
+    python("-m", "tsexp.merge", "mlflow.db", "--into", "sqlite:///all.db")
+    assert (tmp_path / "all.db").is_file()
     python("-m", "tsexp.report", "freeze")
     python("-m", "tsexp.report", "tables")
     results = pd.read_csv(tmp_path / "report" / "frozen" / "results.csv")

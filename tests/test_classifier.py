@@ -7,8 +7,10 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import tomllib
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -298,6 +300,26 @@ def test_threads_get_the_answers_of_one_after_the_other(series):
     with joblib.parallel_backend("threading", n_jobs=3):
         together = cross_val_score(tiny(), X, y, cv=3, scoring="neg_log_loss", error_score="raise")
     assert (alone == together).all()
+
+
+def test_one_fitted_classifier_answers_one_thread_at_a_time(series, monkeypatch):
+    at_once, most = [], []
+
+    class Busy:
+        def __call__(self, batch):
+            at_once.append(1)
+            most.append(len(at_once))
+            time.sleep(0.01)
+            at_once.pop()
+            return np.zeros((len(batch), 3), np.float32)
+
+    X, y, X_test, _ = series
+    fitted = tiny().fit(X, y)
+    monkeypatch.setattr(runtimes, "load", lambda *_, **__: Busy())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fitted.predict, [X_test] * 8))
+    assert len(most) >= 8
+    assert max(most) == 1
 
 
 @pytest.mark.slow

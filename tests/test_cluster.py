@@ -23,6 +23,7 @@ import engines
 from conftest import TINY
 from test_cli import runs
 from test_docs import shrunk
+from tsexp.compress import fold
 
 pytestmark = pytest.mark.cluster
 
@@ -130,7 +131,7 @@ def test_artifacts_are_made_anywhere_and_measured_on_the_nodes_with_the_meter(sl
     assert set((tmp_path / "nodes").read_text().split()) == {"n2"}
     assert {p: p.stat().st_mtime_ns for p in made} == made
     stages = {p.parts[-3] for p in (tmp_path / "cache").rglob("entry.json") if p not in made}
-    assert not stages & {"dense", "compressed", "artifact"}
+    assert not stages & {"dense", *fold.STEPS, "artifact"}
     measured = [r for r in runs(tmp_path) if "tsexp.valid" in r.data.tags]
     assert len(measured) == 2
     assert {r.data.tags["mlflow.parentRunId"] for r in measured} == {parent.info.run_id}

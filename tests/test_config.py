@@ -53,6 +53,7 @@ def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load
         ("prune.method=none", ["l1, l2, random, taylor"]),
         ("measure.repeats=1 measure.processes=1", ["out of range"]),
         ("measure.repeats=4 measure.processes=5", ["at least as many pairs as processes"]),
+        ("measure.window_s=25", ["measure.repeats=80", "4000 s", "measure.timeout_s=3600", "fewer pairs"]),
         ("quant.mode=int8", ["dynamic"]),
         ("tracking.uri=ftp://x", ["sqlite"]),
         ("+prune.ration=0.1", ["prune.ration", "did you mean ratio"]),
@@ -134,6 +135,9 @@ def test_what_does_not_matter_makes_no_other_experiment(italy):
     assert half == signature("prune.ratio=0.5", "prune.calibration_series=9")  # which l1 does not use
     others = (("prune.scope=depth",), ("prune.method=l2",), ("prune.finetune_epochs=3",), ("seed=1",))
     assert len({half, *(signature("prune.ratio=0.5", *o) for o in others)}) == 5
+    features = ("model=t4", "prune.ratio=0.5", "prune.scope=features")
+    assert signature(*features) == signature(*features, "prune.round_to=8")  # there are no widths to round
+    assert half != signature("prune.ratio=0.5", "prune.round_to=8")
 
 
 @pytest.mark.parametrize("override", ["model.tokenizer=os:getcwd", "prune.method=os:sep"])

@@ -525,3 +525,18 @@ def test_standard_scaling_of_unequal_lengths_leaves_padding_out(load_data):
 def test_constant_channel_is_not_divided_by_zero(tmp_path):
     rows = [["1,2:7,7", "a"], ["3,4:7,7", "b"]]
     assert own(tmp_path, rows, rows, scale="standard").preprocessing.std[1] == 1.0
+
+
+def test_a_small_unit_is_no_constant(tmp_path):
+    rows = [["1e-9,2e-9", "a"], ["3e-9,4e-9", "b"]]
+    (std,) = own(tmp_path, rows, rows, scale="standard").preprocessing.std
+    assert std == pytest.approx(np.std([1e-9, 2e-9, 3e-9, 4e-9]), rel=1e-5)
+
+
+def test_another_test_split_goes_with_the_train_split_or_is_refused(load_data):
+    dataset, config = load_data("ItalyPowerDemand"), compose("data=italy_power_demand").data
+    good = data.with_test(dataset, config, list(dataset.x_test[:2]), ["1", "2"])
+    assert good.x_test.shape == (2, 1, 24)
+    for series, said in (([], "there are none"), ([np.zeros((2, 24), np.float32)], "2 channels; .* have 1")):
+        with pytest.raises(ConfigError, match=said):
+            data.with_test(dataset, config, series, ["1"] * len(series))

@@ -171,7 +171,7 @@ def test_commands_that_read_run_to_their_end(visitor, command):
     python("-m", "tsexp", *shrunk("tsexp"), folder=visitor)
     if "freeze" not in command and len(command.split()) > 1:
         python("-m", "tsexp.report", "freeze", folder=visitor)
-    python("-m", *command.split(), folder=visitor)
+    python("-m", *shlex.split(command), folder=visitor)
 
 
 @pytest.mark.slow

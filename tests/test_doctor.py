@@ -105,6 +105,13 @@ def test_selftest_takes_a_meter_of_ones_own(monkeypatch, tmp_path, capsys):
     assert "has no attribute 'Socket'" in capsys.readouterr().err
 
 
+def test_a_selftest_that_cannot_be_made_is_told_in_a_line(monkeypatch, capsys):
+    monkeypatch.delenv("TSEXP_POWER_LOG", raising=False)
+    assert doctor.main(["--selftest", "--meter", "tsexp.energy.external:Csv"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TSEXP_POWER_LOG" in line
+
+
 def test_why_a_meter_does_not_answer_is_shown_letter_by_letter(monkeypatch):
     monkeypatch.setattr(
         meters,

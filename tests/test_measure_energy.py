@@ -468,6 +468,38 @@ def test_a_ts_file_brings_its_labels(tmp_path, italy):
         _data(unequal, None)
 
 
+def test_a_ts_file_without_labels_brings_none(tmp_path):
+    from tsexp.measure import _data
+
+    (tmp_path / "new.ts").write_text(
+        "@problemName new\n@timeStamps false\n@univariate true\n@equalLength true\n@classLabel false\n"
+        "@data\n1,2,3\n4,5,6\n"
+    )
+    series, labels = _data(tmp_path / "new.ts", None)
+    assert series.shape == (2, 1, 3)
+    assert labels is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([0, 2], [0, 1, 2]),
+        ([1, 2, 3], [1, 2, 3]),
+        (["c", "a", "b"], ["a", "b", "c"]),
+        ([1, 2], None),  # the first two columns, or the last?
+        (["a", "b"], None),
+    ],
+)
+def test_what_columns_stand_for_where_nobody_says(labels, classes):
+    from tsexp.measure import _guessed
+
+    if classes is None:
+        with pytest.raises(ConfigError, match="y has 2 classes, but model answers 3 numbers per series"):
+            _guessed(labels, 3, "model")
+    else:
+        assert _guessed(labels, 3, "model") == classes
+
+
 def test_importing_the_face_imports_nothing_heavy():
     heavy = {"torch", "aeon", "mlflow", "numpy"}
     code = f"import tsexp, sys; tsexp.__version__, dir(tsexp); print(*({heavy} & set(sys.modules)))"

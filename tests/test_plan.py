@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import mlflow
 import pytest
 
 from conftest import TINY
@@ -44,6 +45,13 @@ def test_what_is_planned_is_what_is_done(here):
     assert rest.parts["dense"].missing == 0
     assert rest.parts["artifact"].missing == before.parts["artifact"].missing - there["artifact"]
     assert made(here) == there  # planning builds nothing
+
+
+def test_no_experiment_is_made_to_plan(here, empty_store):
+    (here / "mlflow.db").write_bytes(empty_store.read_bytes())
+    plan.of([*ITALY, "tracking.experiment=try"], progress=False)
+    client = mlflow.MlflowClient(f"sqlite:///{here}/mlflow.db")
+    assert "try" not in {e.name for e in client.search_experiments()}
 
 
 def test_times_follow_from_the_configuration(here):

@@ -1,6 +1,7 @@
 """What the model of a run answers to a file: as it did in its run, or a line that says why not."""
 
 import csv
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,17 +115,27 @@ def test_a_file_that_does_not_fit_is_told_in_a_line(place, tmp_path, capsys):
 
 def test_wrong_words_are_told_in_a_line(place, tmp_path, capsys):
     run, file = place.italy.run_id, ts(tmp_path / "new.ts", f"{SERIES}:1")
+    os.mkfifo(tmp_path / "pipe")
     for words, said in (
         ([run], "give a run and a file, RUN FILE.ts, not 1 words"),
         ([run, tmp_path / "none.ts"], "none.ts is not there"),
         ([run, tmp_path], "is not there, or no file"),
         ([run, file, "--output", file], "is the file with the series; give another"),
         ([run, file, "--output", tmp_path / "no" / "x.csv"], "cannot be written"),
+        ([run, file, "--output", tmp_path / "pipe"], "cannot be written"),
         ([run, file, "model=t1"], "model=t1 is not known here"),
         (["123", file], "123 is not a run id"),
     ):
         assert said in made_runs.refused(capsys, predict, *words, *place.italy.settings)
     assert file.read_text().endswith(":1\n")
+
+
+def test_what_a_link_leads_to_is_written(place, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "there" / "out.csv")
+    assert len(answer(place.italy, ts(tmp_path / "new.ts", f"{SERIES}:1"), tmp_path / "link.csv")) == 1
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(rows((tmp_path / "there" / "out.csv").read_text())) == 1
 
 
 def test_interrupted_leaves_nothing(place, tmp_path, monkeypatch, capsys):

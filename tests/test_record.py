@@ -26,6 +26,7 @@ from tsexp.energy.record import (
     scatter_p,
     summarize,
 )
+from tsexp.tasks import classification
 from tsexp.tasks.classification import drop, quality
 
 PAIRS, PROCESSES = 12, 4
@@ -675,6 +676,14 @@ def test_record_of_an_artifact_that_answers_nan_is_invalid() -> None:
     broken = scores.copy()
     broken[0] = np.nan
     assert not assembled(make(), broken, scores, labels).valid
+
+
+def test_an_answer_that_is_not_finite_is_the_same_guess_wherever_it_is_shown() -> None:
+    scores = np.array([[np.nan, 2.0], [np.nan, -1.0]], np.float32)
+    dataset = SimpleNamespace(classes=("a", "b"))
+    _, rows = classification.predictions(scores, scores, np.array([1, 0]), dataset)
+    assert [row[:3] for row in rows] == [["b", "b", "b"], ["a", "a", "a"]]
+    assert classification.accuracy(scores, np.array([1, 0])) == 1
 
 
 def test_net_energy_without_idle_windows_is_not_gross_energy() -> None:

@@ -19,6 +19,10 @@ from tsexp.config import ConfigError, conf_dir
 
 SPACE = {"prune.ratio": "0,0.3,0.5,0.7", "prune.method": "l1,l2,taylor", "train.lr": "interval(0.1,1.0)"}
 
+HYDRA = SimpleNamespace(
+    config_loader=SimpleNamespace(get_group_options=lambda group, **_: ["t1", "t2", "fcn"])
+)
+
 
 class Launcher:
     """Answers each job from its overrides."""
@@ -71,7 +75,7 @@ def search(tmp_path):
         where = storage if "://" in storage else str(tmp_path / storage)
         it = Search(sampler, n_trials, n_jobs, where, None, ["val/accuracy_drop_pt<=2"], SPACE)
         it.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
-        it.folder, it.launcher = folder, Launcher(folder, **launcher)
+        it.folder, it.launcher, it.hydra_context = folder, Launcher(folder, **launcher), HYDRA
         try:
             it.sweep(["data=acsf1", *arguments])
         except KeyboardInterrupt:
@@ -102,6 +106,11 @@ def test_the_same_command_goes_on_as_if_it_had_not_stopped(search):
     solutions = OmegaConf.load(folder / "optimization_results.yaml").solutions
     best = {(t.params["prune.ratio"], t.params["prune.method"]) for t in study.best_trials}
     assert {(s.params["prune.ratio"], s.params["prune.method"]) for s in solutions} == best
+
+
+def test_a_pattern_stands_for_the_options_that_hydra_finds(search):
+    seen, _, _ = search("one", "model=glob(t*)", n_trials=8)
+    assert {o for job in seen for o in job if o.startswith("model")} == {"model=t1", "model=t2"}
 
 
 def test_what_was_interrupted_or_failed_is_done_again_once(search):
@@ -202,7 +211,7 @@ class Slow(t.Launcher):
 sampler = partial(optuna.samplers.TPESampler, seed=0, n_startup_trials=4, constant_liar=True)
 it = t.Search(sampler, 10, 1, str(folder.parent / "optuna.log"), None, ["val/accuracy_drop_pt<=2"], t.SPACE)
 it.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
-it.folder, it.launcher = folder, Slow(folder)
+it.folder, it.launcher, it.hydra_context = folder, Slow(folder), t.HYDRA
 it.sweep(["data=acsf1"])
 print(len(it.launcher.seen))
 """

@@ -506,6 +506,18 @@ def test_status_tells_what_became_of_each_job(tmp_path, capsys):
     assert "5 jobs: 1 done, 1 failed, 1 skipped, 2 missing" in said
 
 
+def test_what_was_to_be_deployed_is_all_that_was_asked_for(tmp_path, monkeypatch):
+    folder = sweep_folder(tmp_path)
+    for number in range(5):
+        (folder / str(number)).mkdir(exist_ok=True)
+        outcome = {"name": f"seed={number}", "status": "deployed", "run_id": None, "error": None}
+        (folder / str(number) / "outcome.json").write_text(json.dumps(outcome))
+    assert {job.state for job in status.read(folder)[1]} == {"deployed"}
+    assert status.main([str(folder)]) == 0
+    monkeypatch.setenv(jobs.RETRY, str(folder))
+    assert jobs.to_keep(folder / "0", "seed=0")
+
+
 def test_what_is_kept_is_done_when_it_was_delivered(tmp_path):
     folder, parcel = sweep_folder(tmp_path), tmp_path / "parcel"
     parcel.mkdir()
@@ -553,6 +565,8 @@ def test_a_retry_is_the_command_as_it_was_given(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "execv", become)
     monkeypatch.setenv(jobs.RETRY, "")
     words = ["seed=0,1", "data=acsf1", f"hydra.sweep.dir={folder}"]
+    with pytest.raises(ConfigError, match="/gone, which is not there any more"):
+        status._retry(folder, about | {"folder": f"{tmp_path}/gone"}, found)
     with pytest.raises(Became, match="seed") as told:  # of a sweep that was started before options were noted
         status._retry(folder, about, found)
     assert told.value.args == (words,)
@@ -592,6 +606,16 @@ def test_merging_says_what_is_wrong(tmp_path, empty_store, capsys):
     assert "there is no store at" in capsys.readouterr().err
     assert merge.main([one.tracking.uri, "--into", f"{tmp_path}/new.db", "--experiment", "strange"]) == 2
     assert "has no experiment strange" in capsys.readouterr().err
+
+
+def test_a_store_may_be_named_from_here(made, tmp_path, empty_store, monkeypatch, capsys):
+    one = at(tmp_path / "one", empty_store)
+    measure(made, one, "a")
+    monkeypatch.chdir(tmp_path)
+    assert merge.main([one.tracking.uri, "--into", "sqlite:///new.db", "--artifacts", "elsewhere"]) == 0
+    assert "1 brought" in capsys.readouterr().out
+    (run,) = runs(replace(one, tracking=replace(one.tracking, uri=f"sqlite:///{tmp_path}/new.db")))
+    assert run.info.artifact_uri.startswith((tmp_path / "elsewhere").as_uri())
 
 
 def test_what_a_server_that_is_gone_is_told_in(cfg, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from dataclasses import asdict, replace
@@ -323,6 +324,82 @@ def test_series_as_short_as_there_are(italy, length):
 def test_a_single_step_is_refused(italy):
     with pytest.raises(ConfigError, match="at least 2 steps, those of ItalyPowerDemand have 1"):
         model_of(shortened(italy, 1))
+
+
+def test_the_least_important_go_of_all_views_together(italy):
+    first, second = (Source(f"kernels.{s}", (0, 1, 2), (3, 5, 7, 9)) for s in ("values", "differences"))
+    scores = [
+        prune_features.Importance(torch.tensor([3.0, 0.1, 2.0]), torch.tensor([1.0, 4.0, 2.0, 3.0])),
+        prune_features.Importance(torch.tensor([0.2, 5.0, 0.3]), torch.tensor([9.0, 8.0, 1.0, 2.0])),
+    ]
+    kept = prune_features.select(scores, ((first,), (second,)), 0.5)
+    assert kept == (
+        (replace(first, tokens=(0, 2), kernels=(5, 9)),),
+        (replace(second, tokens=(1,), kernels=(3, 5)),),
+    )
+
+
+@pytest.mark.parametrize("method", ["l1", "l2"])
+def test_what_is_not_read_is_what_goes(italy, method):
+    """Of made weights: half of the tokens and of the kernels are read by zeros."""
+    model = model_of(italy)
+    draw = torch.Generator().manual_seed(0)
+    expected, counts, gone = [], 0, 0
+    with torch.no_grad():
+        for view, module in zip(model.arch.views, model.views, strict=True):
+            count, start = sum(len(s.tokens) for s in view), 0
+            read = torch.randperm(count, generator=draw) >= count // 2
+            counts, gone = counts + count, gone + count // 2
+            module.each.normal_(generator=draw)
+            module.each[~read] = 0
+            for source, layer in zip(view, module.project, strict=True):
+                stays = tuple(t for t, r in zip(source.tokens, read[start:], strict=False) if r)
+                start += len(source.tokens)
+                kernels = source.kernels
+                if kernels:
+                    used = torch.randperm(len(kernels), generator=draw) >= len(kernels) // 2
+                    layer.weight *= used.repeat_interleave(model.arch.kernel_bins)
+                    kernels = tuple(k for k, u in zip(kernels, used.tolist(), strict=True) if u)
+                expected.append((source.name, stays, kernels))
+    scores = prune_features.SCORES[method](model)
+    kept = prune_features.select(scores, model.arch.views, gone / counts)
+    found = {s.name: (s.name, s.tokens, s.kernels) for view in kept for s in view}
+    assert list(found.values()) == [e for e in expected if e[1]]
+
+
+def test_taylor_is_the_slope_of_the_loss(italy):
+    """Of one series, by central differences, as its features are scaled around what they are on average."""
+    model = model_of(italy)
+    one = replace(italy, fit=italy.fit[:1])
+    with torch.no_grad():
+        for view in model.views:
+            view.each.normal_()
+    cfg = compose("model=t4", "prune.method=taylor").prune
+    found = prune_features.SCORES["taylor"](model, cfg, one, 0)
+    x, _ = model.preprocess(torch.from_numpy(italy.x_train[one.fit]))
+    x, y = x.double(), torch.from_numpy(italy.y_train[one.fit])
+    exact = copy.deepcopy(model).double()
+
+    @torch.no_grad()
+    def loss(scale):
+        return sum(float(torch.nn.functional.cross_entropy(s, y)) for s in exact.members(x * scale))
+
+    start, step = 0, 1e-4
+    for source, importance in zip(model.arch.sources, found, strict=True):
+        count, width = len(source.tokens), model.arch.numbers(source)
+        for token in (0, count - 1):
+            block = torch.zeros_like(x)
+            block[:, start + token * width : start + (token + 1) * width] = step
+            slope = (loss(1 + block) - loss(1 - block)) / (2 * step)
+            assert float(importance.tokens[token]) == pytest.approx(abs(slope), rel=1e-3, abs=1e-6)
+        if source.kernels:
+            block = torch.zeros(count, len(source.kernels), model.arch.kernel_bins)
+            block[:, 3] = step
+            whole = torch.zeros_like(x)
+            whole[:, start : start + count * width] = block.flatten()
+            slope = (loss(1 + whole) - loss(1 - whole)) / (2 * step)
+            assert float(importance.kernels[3]) == pytest.approx(abs(slope), rel=1e-3, abs=1e-6)
+        start += count * width
 
 
 def test_a_view_keeps_a_token(italy):

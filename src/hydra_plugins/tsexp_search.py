@@ -129,7 +129,9 @@ class Search(Sweeper):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        parser = OverridesParser.create()
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader  # it knows what glob finds
+        parser = OverridesParser.create(config_loader=loader)
         every = [f"{key}={value}" for key, value in self.params.items()] + arguments
         overrides = {o.get_key_element(): o for o in parser.parse_overrides(every)}
         self.space = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}

@@ -46,8 +46,11 @@ KEPT = (
 either, but nothing measured them."""
 WITHOUT_WINDOWS = ("the artifact answers",)
 """Beginnings of warnings that do not come out of windows."""
-NOT_TAKEN = ("tsexp.error", "tsexp.pid", "tsexp.host", "mlflow.user", "mlflow.log-model.history")
-"""Tags of the old run that are of its process."""
+NOT_TAKEN = (
+    *("tsexp.error", "tsexp.pid", "tsexp.host", "mlflow.user", "mlflow.log-model.history"),
+    "tsexp.record",
+)
+"""Tags of the old run that are of its process, or its own number."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -210,12 +213,12 @@ def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, fo
             [Param(k, v) for k, v in old.params.items()],
             [RunTag("tsexp.stage", "done")],
         )
-        for item in client.list_artifacts(old.run_id):
-            if not item.is_dir:
-                client.download_artifacts(old.run_id, item.path, str(folder))
-        (folder / "windows.json").write_text(json.dumps(raw, indent=1))
-        (folder / LOG).write_text(part)
-        client.log_artifacts(run_id, str(folder))
+        files = folder / "files"  # beside what `alive` notes of the folder
+        files.mkdir()
+        client.download_artifacts(old.run_id, "", str(files))
+        (files / "windows.json").write_text(json.dumps(raw, indent=1))
+        (files / LOG).write_text(part)
+        client.log_artifacts(run_id, str(files))
         client.set_terminated(run_id, "FINISHED")
     except BaseException:
         client.delete_run(run_id)

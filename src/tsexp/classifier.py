@@ -10,7 +10,7 @@ import json
 import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,9 @@ class _Kept:
 
 # By artifact, so that copies start without, and a classifier that is fitted again forgets.
 _kept: WeakKeyDictionary[Shipped, _Kept] = WeakKeyDictionary()
-_loaded: WeakKeyDictionary[Shipped, tuple[Predictor, tempfile.TemporaryDirectory[str]]] = WeakKeyDictionary()
+_loaded: WeakKeyDictionary[
+    Shipped, tuple[Callable[[FloatArray], FloatArray], tempfile.TemporaryDirectory[str]]
+] = WeakKeyDictionary()
 _loading = threading.Lock()
 
 
@@ -416,7 +418,18 @@ def _facts(cfg: Config, dataset: Dataset, made: Made, artifact: Artifact) -> Rep
     }
 
 
-def _predictor(artifact: Shipped, threads: int) -> Predictor:
+def _one_at_a_time(predictor: Predictor) -> Callable[[FloatArray], FloatArray]:
+    """OpenVINO refuses a second call while one goes on."""
+    alone = threading.Lock()
+
+    def answer(series: FloatArray) -> FloatArray:
+        with alone:
+            return predictor(series)
+
+    return answer
+
+
+def _predictor(artifact: Shipped, threads: int) -> Callable[[FloatArray], FloatArray]:
     """Load an artifact, once in each process; its folder stays as long as it does."""
     from tsexp import runtimes
 
@@ -424,5 +437,5 @@ def _predictor(artifact: Shipped, threads: int) -> Predictor:
         if artifact not in _loaded:
             scratch = tempfile.TemporaryDirectory(prefix="tsexp-artifact-")
             artifact.write(Path(scratch.name))
-            _loaded[artifact] = runtimes.load(Path(scratch.name), threads=threads), scratch
+            _loaded[artifact] = _one_at_a_time(runtimes.load(Path(scratch.name), threads=threads)), scratch
         return _loaded[artifact][0]

@@ -92,7 +92,7 @@ def _sort(words: Sequence[str]) -> tuple[tuple[str, str], list[str]]:
 
 
 def _compare(runs: tuple[str, str], cfg: Config) -> None:
-    """Find, check, measure, store, print: nothing is stored before all of it is there."""
+    """Find, check, measure, print, store: a store that fails in the end loses nothing that was measured."""
     from tsexp import energy, processes, tasks
     from tsexp.cache import Cache
     from tsexp.energy import meters
@@ -126,7 +126,6 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
     mark = ESTIMATE if record.energy_source.startswith(meters.ESTIMATED) else ""
     answers, windows = numbers(record, a, b, tasks.of(dataset))
     found = (answers, windows, record.valid, mark)
-    run_id = _store(client, cfg, dataset, (a, b), record, answers, windows, sentence(*found))
     console = terminal()
     for name, side in (("A", a), ("B", b)):
         console.print(f"{name}  {side.row.run_id[:8]}  {side.row.name}", markup=False)
@@ -137,8 +136,10 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
         markup=False,
     )
     console.print(table(*found))
-    for line in (*remarks(record, mark), sentence(*found), f"stored as run {run_id}"):
+    for line in (*remarks(record, mark), sentence(*found)):
         console.print(line, markup=False)
+    run_id = _store(client, cfg, dataset, (a, b), record, answers, windows, sentence(*found))
+    console.print(f"stored as run {run_id}", markup=False)
 
 
 def _find(client: Any, experiment: str, run: str) -> Row:

@@ -191,7 +191,8 @@ class PruneConfig:
         idle = set() if self.method == "taylor" or ":" in self.method else {"calibration_series"}
         idle |= set() if self.finetune_epochs else {"finetune_lr", "distill", "temperature"}
         idle |= set() if self.distill else {"temperature"}
-        return {k: v for k, v in asdict(self).items() if k not in idle}
+        read = replace(self, round_to=1) if self.scope == "features" else self
+        return {k: v for k, v in asdict(read).items() if k not in idle}
 
 
 @dataclass
@@ -377,6 +378,13 @@ def parse(cfg: DictConfig) -> Config:
             f"measure.processes={config.measure.processes}; "
             "use at least as many pairs as processes"
         )
+    at_least_s = 2 * config.measure.repeats * config.measure.window_s
+    if config.measure.target_pct is None and at_least_s > config.measure.timeout_s:
+        problems.append(
+            f"measure.repeats={config.measure.repeats} pairs of windows of "
+            f"measure.window_s={config.measure.window_s:g} take {at_least_s:.4g} s and more, longer than "
+            f"measure.timeout_s={config.measure.timeout_s:g}; use fewer pairs, shorter windows, or more time"
+        )
     if problems:
         raise ConfigError("\n".join(problems))
     data = (
@@ -399,7 +407,7 @@ def places(cfg: DictConfig) -> dict[str, Any]:
     return {
         "paths": PathsConfig(**absolute),
         "tracking": replace(
-            tracking, uri=_absolute_uri(tracking.uri), artifacts=_absolute_place(tracking.artifacts)
+            tracking, uri=absolute_uri(tracking.uri), artifacts=absolute_place(tracking.artifacts)
         ),
     }
 
@@ -538,12 +546,13 @@ def _no_store(uri: str) -> list[str]:
     return [f"tracking.uri={redact(uri)} is not a store MLflow takes; allowed: {allowed}"]
 
 
-def _absolute_uri(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
+    """A sqlite file is named from the working folder."""
     prefix = "sqlite:///"
     return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
 
 
-def _absolute_place(place: str | None) -> str | None:
+def absolute_place(place: str | None) -> str | None:
     """A folder is made absolute; the URI of something else stays."""
     return place if place is None or ":" in place else str(Path(place).expanduser().absolute())
 

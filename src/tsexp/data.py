@@ -214,7 +214,14 @@ def with_test(dataset: Dataset, config: DataConfig, series: Sequence[Any], label
     ConfigError
         If a series or a label does not go with the train split.
     """
+    if not len(series):
+        raise ConfigError(f"{dataset.files[1]}: there are none")
     x_test = filled(series, config, dataset.files[1])
+    strange = sorted({s.shape[0] for s in x_test} - {dataset.channels})
+    if strange:
+        raise ConfigError(
+            f"{dataset.files[1]}: {strange[0]} channels; the train series have {dataset.channels}"
+        )
     unknown = sorted(set(labels) - set(dataset.classes))
     if unknown:
         raise ConfigError(f"{dataset.files[1]}: labels that train series do not have: {', '.join(unknown)}")
@@ -449,7 +456,8 @@ def _preprocessing(
     if config.scale == "standard":
         values = np.concatenate([train[i] for i in fit], axis=1).astype(np.float64)
         mean = tuple(map(float, values.mean(1)))
-        std = tuple(float(v) if v > 1e-8 else 1.0 for v in values.std(1))
+        rounding = np.minimum(1e-8, 1e-6 * np.abs(values).max(1))  # of a constant, in whatever unit
+        std = tuple(float(v) if v > r else 1.0 for v, r in zip(values.std(1), rounding, strict=True))
     return Preprocessing(
         scale=config.scale,
         length=config.length or max(s.shape[1] for s in train),

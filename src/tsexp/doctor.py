@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tsexp import alive
+from tsexp import alive, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
@@ -91,7 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(findings())
     if not chosen.selftest:
         return 0
-    return 0 if selftest(console, chosen.meter) else 1
+    return stored.carried_out(
+        "doctor", lambda: int(not selftest(console, chosen.meter)), "the self-test says nothing"
+    )
 
 
 def findings() -> Table:

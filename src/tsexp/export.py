@@ -109,7 +109,7 @@ def _export(run: str, folder: Path, cfg: Config) -> str:
     with alive.scratch("export") as scratch:
         artifact = stored.artifact(client, row, Path(cfg.paths.cache), scratch)
         stored.check_runs_here(row, artifact, stored.called(row))
-        facts = _facts(client, row, artifact, (len(dataset.x_train), len(dataset.x_test)))
+        facts = _facts(client, row, artifact, (len(dataset.x_train), len(dataset.x_test)), scratch)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         partial.mkdir()
@@ -121,13 +121,15 @@ def _export(run: str, folder: Path, cfg: Config) -> str:
     return facts.name
 
 
-def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int]) -> card.Facts:
+def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int], scratch: Path) -> card.Facts:
     run = client.get_run(row.run_id)
     models = run.outputs.model_outputs if run.outputs else ()
     parts = [key.removesuffix("/train_loss") for key in row.metrics if key.endswith("/train_loss")]
 
     def read(name: str) -> dict[str, Any]:
-        return json.loads(Path(client.download_artifacts(row.run_id, name)).read_text())  # type: ignore[no-any-return]
+        return json.loads(  # type: ignore[no-any-return]
+            Path(client.download_artifacts(row.run_id, name, str(scratch))).read_text()
+        )
 
     return card.Facts(
         row=row,
@@ -135,7 +137,7 @@ def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int]) -
         manifest=artifact.manifest,
         hardware=read("hardware.json"),
         raw=read("windows.json"),
-        takes=stored.takes(client, row)[0],
+        takes=stored.takes(client, row, scratch)[0],
         series=series,
         epochs={p: len(client.get_metric_history(row.run_id, f"{p}/train_loss")) for p in parts},
         finished=f"{datetime.fromtimestamp(run.info.end_time / 1000, UTC):%Y-%m-%d}",

@@ -256,7 +256,7 @@ def to_keep(folder: Path, name: str | None) -> bool:
     if os.environ.get(RETRY) != str(folder.parent.absolute()):
         return False
     known = read_outcome(folder)
-    return known is not None and known.name == name and (known.ok or known.status == "skipped")
+    return known is not None and known.name == name and (known.ok or known.status in ("skipped", "deployed"))
 
 
 def deliver(cfg: Config, folder: Path) -> Outcome | None:

@@ -20,7 +20,7 @@ import numpy as np
 from tsexp import config as configs
 from tsexp import secret, stored
 from tsexp.command import called
-from tsexp.config import Config, ConfigError, TrackingConfig, suggest
+from tsexp.config import Config, ConfigError, TrackingConfig
 from tsexp.energy.record import Record
 
 if TYPE_CHECKING:
@@ -273,13 +273,13 @@ def _read(file: Path) -> tuple[Any, Any]:
     if not file.is_file():
         raise ConfigError(f"{file} is not there; X is an array, or the path of a .npz or .ts file")
     if file.suffix == ".ts":
-        series, labels = tsfile.read(file)
+        series, labels = tsfile.read(file, labelled=False)
         lengths = {s.shape for s in series}
         if len(lengths) > 1:
             raise ConfigError(
                 f"{file} has series of different shapes; a batch is one array: pad or cut them, and give that"
             )
-        return np.stack(list(series)), labels
+        return np.stack(list(series)), None if None in labels else labels
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if "X" not in arrays:
@@ -504,13 +504,14 @@ def _key(label: Any) -> float | str:
 def _guessed(keys: Sequence[float | str], columns: int, name: str) -> list[float | str]:
     """Return the classes that columns stand for where nobody says: their numbers, else the sorted labels."""
     numbers: list[float | str] = [float(i) for i in range(columns)]
-    if set(keys) <= set(numbers):
+    if 0.0 in keys and set(keys) <= set(numbers):
         return numbers
     there = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
-    if len(there) != columns:
+    if len(there) != columns:  # labels 1 and 2 of three columns may be the first two, or the last
         raise ConfigError(
-            f"y has {len(there)} classes, but {name} answers {columns} numbers per series; give y as numbers "
-            f"of columns, 0 to {columns - 1}, or leave it out to measure energy alone"
+            f"y has {len(there)} classes, but {name} answers {columns} numbers per series; give series of "
+            f"all classes, or y as numbers of columns, 0 to {columns - 1}, with 0 among them, or leave it "
+            "out to measure energy alone"
         )
     return there
 
@@ -626,15 +627,7 @@ def _run(asked: argparse.Namespace) -> None:
     from tsexp import tracking
     from tsexp.report.console import terminal
 
-    settings = [w for w in asked.words if "=" in w and not Path(w).exists()]
-    for setting in settings:
-        key = setting.partition("=")[0]
-        if not any(key == s or (s.endswith(".") and key.startswith(s)) for s in SETTINGS.values()):
-            known = [s.rstrip(".") for s in SETTINGS.values()]
-            raise ConfigError(
-                f"{setting} is not known here; allowed: {', '.join(SETTINGS)}{suggest(key, known)}"
-            )
-    subjects = [w for w in asked.words if w not in settings]
+    subjects, settings = stored.sort(asked.words, SETTINGS)
     if len(subjects) != 1:
         raise ConfigError(f"give one file or folder to measure, not {len(subjects)}; see --help")
     if asked.data is None:

@@ -36,22 +36,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stores", nargs="+", metavar="STORE", help="to read")
     parser.add_argument("--into", required=True, metavar="STORE", help="to write; made if it is not there")
     parser.add_argument("--experiment", default="tsexp", help="of both (default: tsexp)")
+    parser.add_argument(
+        "--artifacts", metavar="PLACE", help="where those of a new database lie (tracking.artifacts)"
+    )
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
 
     return stored.carried_out(
         "merge",
-        lambda: _merge_all(asked.stores, asked.into, asked.experiment),
+        lambda: _merge_all(asked.stores, asked.into, asked.experiment, asked.artifacts),
         "the same command goes on where it stopped",
     )
 
 
-def _merge_all(stores: Sequence[str], store: str, experiment: str) -> None:
+def _merge_all(stores: Sequence[str], store: str, experiment: str, artifacts: str | None) -> None:
     from tsexp import tracking
     from tsexp.stores import uri_of
 
-    into = TrackingConfig(uri_of(secret.given(store)), experiment)
+    into = TrackingConfig(uri_of(secret.given(store)), experiment, configs.absolute_place(artifacts))
     sources = [uri_of(secret.given(one)) for one in stores]
     if into.uri in sources:
         raise ConfigError(f"{configs.redact(into.uri)} is both read and written; name each store once")
@@ -166,9 +169,12 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> None:
         note = one.tags.get("mlflow.note.content", "").replace(run.info.run_id, "RUN_ID")
         about = {"name": one.name, "note": note, "params": dict(one.params), "type": one.model_type}
     tags = {k: v for k, v in run.data.tags.items() if k not in OF_THE_STORE}
+    record = tags.pop(spool.RECORD, run.info.run_id)
+    if "tsexp.attached_to" in tags:  # older ones have the number of the run that they are of
+        record = run.info.run_id
     content = {
         "format": spool.FORMAT,
-        "record": tags.pop(spool.RECORD, run.info.run_id),
+        "record": record,
         "store": {"uri": configs.redact(uri), "experiment": ""},
         "run_id": None,
         "again": tags.get("tsexp.valid") != "true",

@@ -185,15 +185,14 @@ def _add(part: Part, seconds: float | None) -> None:
 
 
 def _store_is_there(cfg: Config) -> bool:
-    """Say whether there is a store to look into; a file is not made for that."""
-    from tsexp import tracking
+    """Say whether there is a store to look into; neither a file nor an experiment is made for that."""
+    from tsexp import stores, tracking
 
     uri = cfg.tracking.uri
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return False
     with tracking.asking(cfg.tracking):
-        found = tracking.store(cfg.tracking).get_experiment_by_name(cfg.tracking.experiment)
-    return found is not None
+        return stores.client(uri).get_experiment_by_name(cfg.tracking.experiment) is not None
 
 
 def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, tuple[str, bool, bool]]:

@@ -68,8 +68,11 @@ def _check_files(file: Path, output: Path | None) -> None:
         raise ConfigError(f"{file} is not there, or no file; give a .ts file")
     if output is None:
         return
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"--output={output} cannot be written: give a file in a folder that is there")
+    parent = output.resolve().parent
+    if (output.exists() and not output.is_file()) or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(
+            f"--output={output} cannot be written: give a file in a folder that is there and yours"
+        )
     if output.exists() and output.samefile(file):
         raise ConfigError(f"--output={output} is the file with the series; give another")
 
@@ -86,7 +89,7 @@ def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str
     with alive.scratch("predict") as scratch:
         artifact = stored.artifact(client, row, Path(cfg.paths.cache), scratch)
         stored.check_runs_here(row, artifact, stored.called(row))
-        takes, ragged = stored.takes(client, row)
+        takes, ragged = stored.takes(client, row, scratch)
         channels, length = artifact.manifest["shape"]
         check(file, series, channels, length, ragged, takes)
         scores = stored.answers(artifact.folder, data.stack(series), row)
@@ -95,11 +98,12 @@ def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str
         write(sys.stdout, scores, classes, labels)
         where = ""
     else:
-        partial = output.with_name(f".{output.name}.{os.getpid()}")
+        whole = output.resolve()  # of a link, what it leads to
+        partial = whole.with_name(f".{whole.name}.{os.getpid()}")
         try:
             with partial.open("w", newline="") as to:
                 write(to, scores, classes, labels)
-            partial.replace(output)
+            partial.replace(whole)
         finally:
             partial.unlink(missing_ok=True)
         where = f" → {output}"
@@ -146,25 +150,26 @@ def check(
 
 def write(to: TextIO, scores: FloatArray, classes: Sequence[str], labels: Sequence[str]) -> None:
     """Write a line per series, under the names of ``predictions.csv``, the ``label`` only if there is any."""
-    from tsexp.tasks.classification import softmax
+    from tsexp.tasks.classification import chosen, softmax
 
     known = any(labels)
     out: Any = csv.writer(to)
     out.writerow(["series", *(["label"] if known else []), "predicted", *(f"p_{c}" for c in classes)])
-    for i, p in enumerate(softmax(scores.astype(np.float64))):
+    answers = zip(chosen(scores), softmax(scores.astype(np.float64)), strict=True)
+    for i, (answer, p) in enumerate(answers):
         label = [labels[i]] if known else []
-        out.writerow([i, *label, classes[scores[i].argmax()], *map(repr, p.tolist())])
+        out.writerow([i, *label, classes[answer], *map(repr, p.tolist())])
 
 
 def judged(scores: FloatArray, classes: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Say how many series that have a label were answered right; nothing if none has."""
+    from tsexp.tasks.classification import chosen
+
     strange = sorted({label for label in labels if label} - set(classes))
     if strange:
         some = f"{', '.join(strange[:SHOWN])}{', …' if len(strange) > SHOWN else ''}"
         return [f"no accuracy: the file has labels that this model does not know ({some})"]
-    right = [
-        classes[s.argmax()] == label for s, label in zip(np.nan_to_num(scores), labels, strict=True) if label
-    ]
+    right = [classes[i] == label for i, label in zip(chosen(scores), labels, strict=True) if label]
     return [f"accuracy {100 * np.mean(right):.1f} % ({sum(right)} of {len(right)})"] if right else []
 
 

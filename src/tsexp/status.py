@@ -16,7 +16,7 @@ from tsexp import alive
 from tsexp.command import called
 from tsexp.config import ConfigError
 
-DONE = ("done", "skipped")
+DONE = ("done", "skipped", "deployed")
 UNFINISHED = ("failed", "kept", "missing")
 """What `--retry-failed` runs again."""
 
@@ -32,9 +32,9 @@ class Job:
     name
         What varies.
     state
-        ``done``, ``skipped`` (nothing supports it), ``failed``, ``kept`` (measured, and the store has not
-        taken it), ``running``, ``waiting`` (for its turn) or ``missing``: it did not start, or its process
-        is gone.
+        ``done``, ``deployed`` (all that was asked for), ``skipped`` (nothing supports it), ``failed``,
+        ``kept`` (measured, and the store has not taken it), ``running``, ``waiting`` (for its turn) or
+        ``missing``: it did not start, or its process is gone.
     why
         A line, where there is something to say.
     """
@@ -174,8 +174,14 @@ def _retry(folder: Path, about: dict[str, Any], jobs: list[Job]) -> int:
             raise ConfigError(f"the store's address has a password, which is noted nowhere; set {name} to it")
     from tsexp.jobs import RETRY
 
+    try:
+        os.chdir(about["folder"])
+    except OSError as error:
+        raise ConfigError(
+            f"the sweep was started in {about['folder']}, which is not there any more ({error.strerror}); "
+            f"give its command again: {about['command']}"
+        ) from None
     os.environ[RETRY] = str(folder)
-    os.chdir(about["folder"])
     words = [*about.get("options", ()), *about["overrides"], *about["hydra"]]
     words.append(f"hydra.sweep.dir={quoted(str(folder))}")
     sys.stdout.flush()

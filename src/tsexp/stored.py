@@ -250,14 +250,14 @@ def check_runs_here(row: Row, artifact: Artifact, what: str) -> None:
         raise ConfigError(f"{what} cannot run here: {error}") from None
 
 
-def takes(client: Any, row: Row) -> tuple[str, bool]:
+def takes(client: Any, row: Row, scratch: Path) -> tuple[str, bool]:
     """Return what a run's model takes, in words, and whether series may have any length and end in NaN.
 
-    As its logged model says.
+    As its logged model says, which is fetched into the folder ``scratch``.
     """
     from mlflow.models import Model
 
-    about = Model.load(client.download_artifacts(row.run_id, "model/MLmodel"))
+    about = Model.load(client.download_artifacts(row.run_id, "model/MLmodel", str(scratch)))
     assert about.metadata is not None
     return about.metadata["input"], about.flavors["python_function"]["config"]["ragged"]
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tsexp.config import SCHEMES, ConfigError, redact
+from tsexp.config import SCHEMES, ConfigError, absolute_uri, redact
 
 SQLITE = "sqlite:///"
 SECONDS = 5
@@ -27,7 +27,7 @@ DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def uri_of(store: str) -> str:
-    """Return the URI of a store that was given as one, or as the path of a sqlite file or its folder.
+    """Return the absolute URI of a store, given as one, or as the path of a sqlite file or its folder.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def uri_of(store: str) -> str:
                 f"{redact(store)} is not a store MLflow takes; allowed: the path of a sqlite file, or "
                 f"{', '.join(f'{s}:...' for s in SCHEMES)}"
             )
-        return store
+        return absolute_uri(store)
     path = Path(store).expanduser().absolute()
     return f"{SQLITE}{path / 'mlflow.db' if path.is_dir() else path}"
 

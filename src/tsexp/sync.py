@@ -11,7 +11,7 @@ from tsexp import secret, stored
 from tsexp.command import called
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig
 
-SETTINGS = ("tracking.uri", "tracking.experiment", "paths.spool")
+SETTINGS = ("tracking.uri", "tracking.experiment", "tracking.artifacts", "paths.spool")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """Structured pruning of what a transformer on features sees: kernels and tokens go, with all that makes them.
 
 Scores: of a kernel, the weights that project its features; of a token, the weights that read it alone: mean
-absolute value (``l1``) or mean square (``l2``); a seeded draw (``random``); or how much the loss changes, to
+absolute value (``l1``) or mean square (``l2``), as they are, although what they read counts for less in a
+view of many tokens; a seeded draw (``random``); or how much the loss changes, to
 first order, if the features are what they are on average (``taylor``: Molchanov et al. 2019, arXiv
 1906.10771; standardised, that is zero) on series of the train split.
 """

@@ -39,7 +39,7 @@ class Preprocess(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         spec = self.spec
-        ragged = spec.masked or spec.resample
+        ragged = spec.ragged
         if not ragged and x.shape[-1] != spec.length:
             raise ValueError(
                 f"series of length {x.shape[-1]}; this model takes exactly {spec.length} "

@@ -85,7 +85,12 @@ COLUMNS = (
         "channels removed over channels there were; empty for a model without any",
         True,
     ),
-    Column("finetune_epochs", "int", "param:prune.finetune_epochs", "after pruning; 0 at ratio 0"),
+    Column(
+        "finetune_epochs",
+        "int",
+        "param:prune.finetune_epochs",
+        "asked for after pruning (train.min_steps may ask for more); 0 at ratio 0",
+    ),
     Column("mode", "str", "param:quant.mode", "number format"),
     Column("runtime", "str", "tag:tsexp.runtime", "that executed it"),
     Column("runtime_asked", "str", "param:runtime.name", "the same, or auto"),

@@ -85,7 +85,7 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     lean = rewritten(model, job.quant.mode)
     facts: dict[str, Any] = {"parameters": models.count_parameters(lean), "macs": models.count_macs(lean)}
     pre = model.arch.preprocessing
-    ragged = pre.masked or pre.resample
+    ragged = pre.ragged
     taken = model.lengths() | {n for t in lean.state_dict().values() for n in t.shape}
     series = torch.randn(next(n for n in BATCHES if n not in taken), model.arch.channels, pre.length + ragged)
     options = {

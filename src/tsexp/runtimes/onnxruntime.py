@@ -119,7 +119,7 @@ def to_onnx(model: Network, file: Path, opset: int = OPSET) -> tuple[list[str], 
     pre = model.arch.preprocessing
     series = torch.randn(2, model.arch.channels, pre.length)
     dims = {0: torch.export.Dim("batch", min=1, max=2**20)}
-    if pre.masked or pre.resample:  # series may be shorter or longer
+    if pre.ragged:  # series may be shorter or longer
         dims[2] = torch.export.Dim("time", min=2, max=2**20)
     with quiet():
         program = torch.onnx.export(

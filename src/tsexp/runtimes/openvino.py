@@ -89,7 +89,7 @@ def convert(model: Network) -> tuple[Any, dict[str, list[str]]]:
     pre = model.arch.preprocessing
     series = torch.randn(2, model.arch.channels, pre.length)
     free = {0: torch.export.Dim("batch", min=1, max=2**20)}
-    if pre.masked or pre.resample:
+    if pre.ragged:
         free[2] = torch.export.Dim("time", min=2, max=2**20)  # series may be shorter or longer
     program = torch.export.export(model, (series,), dynamic_shapes=(free,))
     # As the conversion does first; nodes keep these names, not those they have before.

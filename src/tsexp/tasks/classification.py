@@ -74,9 +74,14 @@ def Validation(classes: int) -> Any:
     return MulticlassAccuracy(classes, average="micro")
 
 
+def chosen(scores: FloatArray) -> IntArray:
+    """Class scores (series, classes) → the class with the highest; what is not finite is a guess."""
+    return np.nan_to_num(scores).argmax(1)  # type: ignore[no-any-return]
+
+
 def accuracy(scores: FloatArray, targets: IntArray) -> float:
-    """Share of series whose highest score is their label's; answers that are not finite are guesses."""
-    return float((np.nan_to_num(scores).argmax(1) == targets).mean())
+    """Share of series whose highest score is their label's."""
+    return float((chosen(scores) == targets).mean())
 
 
 def quality(scores: FloatArray, targets: IntArray, prefix: str) -> dict[str, float]:
@@ -101,7 +106,7 @@ def softmax(scores: FloatArray) -> FloatArray:
 
 def loss_pt(scores: FloatArray, targets: IntArray) -> FloatArray:
     """0 or 100 per series: the mean is the error in points."""
-    return 100.0 * (np.nan_to_num(scores).argmax(1) != targets)  # type: ignore[no-any-return]
+    return 100.0 * (chosen(scores) != targets)  # type: ignore[no-any-return]
 
 
 def drop(scores: FloatArray, reference: FloatArray, targets: IntArray, seed: int = 0) -> dict[str, float]:
@@ -125,7 +130,7 @@ def drop(scores: FloatArray, reference: FloatArray, targets: IntArray, seed: int
 
 def pointless(scores: FloatArray, targets: IntArray) -> str:
     """A model that answers the same for all."""
-    if np.ptp(targets) and not np.ptp(scores.argmax(1)):
+    if np.ptp(targets) and not np.ptp(chosen(scores)):
         return "the same class for every test series: it has learned nothing, or lost everything"
     return ""
 
@@ -139,7 +144,8 @@ def predictions(
     heading = ["label", "predicted", "dense_predicted"]
     heading += [f"p_{c}" for c in classes] + [f"dense_p_{c}" for c in classes]
     rows = []
-    for i, y in enumerate(targets):
-        names = [classes[y], classes[scores[i].argmax()], classes[reference[i].argmax()]]
+    answers = zip(targets, chosen(scores), chosen(reference), strict=True)
+    for i, indices in enumerate(answers):
+        names = [classes[index] for index in indices]
         rows.append([*names, *map(repr, p[i].tolist()), *map(repr, q[i].tolist())])
     return heading, rows

@@ -438,7 +438,9 @@ def renew_statistics(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
     training = model.training
     model.train()
     batches: Batches = trainer.datamodule  # type: ignore[attr-defined]
-    for i in torch.arange(len(batches.fit)).tensor_split(max(1, len(batches.fit) // batches.batch_size)):
+    # Drawn: files are sorted by class, and the variance between classes would be missing in parts of one.
+    drawn = torch.randperm(len(batches.fit), generator=torch.Generator().manual_seed(0))
+    for i in drawn.tensor_split(max(1, len(batches.fit) // batches.batch_size)):
         x, mask, *_ = (t.to(pl_module.device) for t in batches.fit[i])
         model.network(x, mask if mask.numel() else None)
     model.train(training)

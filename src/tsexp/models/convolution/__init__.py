@@ -5,4 +5,6 @@ from tsexp.models.convolution.fcn import Arch, Convolutions
 from tsexp.models.convolution.nets import build, rebuild
 from tsexp.models.convolution.network import Convolutional
 
+VERSION = 1
+
 __all__ = ["Arch", "Config", "Convolutional", "Convolutions", "build", "rebuild"]

@@ -288,7 +288,7 @@ class Scale(nn.Module):
     def __init__(self, arch: Arch, source: Source) -> None:
         super().__init__()
         self.signal = source.signal
-        self.ragged = arch.preprocessing.masked or arch.preprocessing.resample
+        self.ragged = arch.preprocessing.ragged
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         valid = ~x[:, :1].isnan() if self.ragged else torch.ones_like(x[:, :1], dtype=torch.bool)
