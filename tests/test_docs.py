@@ -163,6 +163,45 @@ def test_commands_run_to_their_end(visitor, command):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(c for c in commands() if c.startswith("tsexp.plan ")))
+def test_plans_are_made(visitor, command):
+    said = python("-m", "tsexp", "plan", *shrunk(command), folder=visitor)
+    assert re.search(r"\d+ jobs", said)
+
+
+@pytest.mark.parametrize("command", sorted(c for c in commands() if c.startswith("tsexp.") and " --" in c))
+def test_options_of_subcommands_are_known(command):
+    module, *words = shlex.split(command)
+    known = python("-m", module, "--help", folder=ROOT)
+    assert [w for w in words if w.startswith("--")]
+    assert not [w for w in words if w.startswith("--") and w.split("=")[0] not in known]
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_read_as_measuring_says(visitor):
+    import mlflow
+
+    page = (ROOT / "docs" / "measuring.md").read_text()
+    (code,) = (text for kind, text in BLOCK.findall(page) if kind == "python" and "summarize" in text)
+    python("-m", "tsexp", *shrunk("tsexp"), folder=visitor)
+    client = mlflow.MlflowClient(f"sqlite:///{visitor}/mlflow.db")
+    place = [client.get_experiment_by_name("tsexp").experiment_id]
+    run = client.search_runs(place, "tags.`tsexp.valid` = 'true'")[0]
+    client.download_artifacts(run.info.run_id, "windows.json", str(visitor))
+    code = code.replace("summarize(raw)", "print(summarize(raw)['vs_dense/speedup'])")
+    assert float(python("-c", code, folder=visitor)) == run.data.metrics["vs_dense/speedup"]
+
+
+@pytest.mark.slow
+def test_a_run_alone_may_end_with_its_artifact(visitor):
+    """docs/cluster.md: stop_after=deploy of no sweep."""
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    (command,) = re.findall(r"`python -m (tsexp [^`]*stop_after=deploy)`", page)
+    said = python("-m", "tsexp", *shrunk(command), folder=visitor)
+    assert "deployed" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     sorted(c for c in commands() if c.split()[0] in ("tsexp.report", "tsexp.doctor") and "--" not in c),
@@ -244,6 +283,14 @@ def test_extras_that_are_told_are_there():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     told = [name for page in PAGES for of in INSTALL.findall(page.read_text()) for name in of.split(",")]
     assert {"slurm", "ray", "postgres", "report", "runtimes"} <= set(told) <= set(extras)
+
+
+def test_another_python_can_be_taken(tmp_path):
+    (word,) = set(re.findall(r"`make (PYTHON=\S+) run`", (ROOT / "README.md").read_text()))
+    (tmp_path / "pyproject.toml").touch()
+    command = ["make", "-n", "-f", ROOT / "Makefile", word, "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert f"{word.removeprefix('PYTHON=')} -m venv .venv" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Record:
     Attributes
     ----------
     metrics
-        By the fixed names (README: the numbers).
+        By the fixed names (docs/measuring.md: the numbers).
     energy_source
         ``zeus:nvml``, ``zeus:rapl``, ``zeus:soc`` or ``estimated:cpu_time``.
     invalid_reasons
