@@ -146,14 +146,6 @@ def test_tables_show_both_in_columns_of_their_own_and_average_nothing(place: Pla
     assert estimated["config"] == measured["config"]
 
 
-@pytest.mark.parametrize(
-    ("words", "how", "reason"),
-    [
-        (("--offset-s", "0"), {"offset_s": 3.0}, "the power log is 3.1 s late"),
-        (("--offset-s", "3"), {}, "the power log is 2.9 s early"),
-        ((), {"interval_s": 3.0}, "too few samples of the power log in 40 of 40 windows"),
-    ],
-)
 @pytest.mark.parametrize("older", [False, True])
 def test_it_is_merged_beside_the_run_that_it_is_of(place: Place, capsys: Any, older: bool) -> None:
     place.store.client.set_tag(place.run, "tsexp.record", "a number")  # as all delivered runs have
@@ -171,6 +163,14 @@ def test_it_is_merged_beside_the_run_that_it_is_of(place: Place, capsys: Any, ol
     assert {r.data.tags["tsexp.energy_source"] for r in found} == {"estimated:cpu_time", "external:plug"}
 
 
+@pytest.mark.parametrize(
+    ("words", "how", "reason"),
+    [
+        (("--offset-s", "0"), {"offset_s": 3.0}, "the power log is 3.1 s late"),
+        (("--offset-s", "3"), {}, "the power log is 2.9 s early"),
+        ((), {"interval_s": 3.0}, "too few samples of the power log in 40 of 40 windows"),
+    ],
+)
 def test_an_invalid_twin_says_why_and_none_of_its_joules_count(
     place: Place, capsys: Any, words: tuple[str, ...], how: dict[str, float], reason: str
 ) -> None:

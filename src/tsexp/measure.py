@@ -279,7 +279,7 @@ def _read(file: Path) -> tuple[Any, Any]:
             raise ConfigError(
                 f"{file} has series of different shapes; a batch is one array: pad or cut them, and give that"
             )
-        return np.stack(list(series)), None if None in labels else labels
+        return np.stack(list(series)), None if "" in labels else labels
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if "X" not in arrays:
