@@ -9,9 +9,11 @@ with the first (it was made from it), and has some luck of its own.
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import ndtr, ndtri, stdtrit
 
+from tsexp.report import claims
 from tsexp.report import statistics as st
 
 ACCURACY, DIFFICULTY = 0.7, 0.6
@@ -156,6 +158,26 @@ def test_savings_and_speedups_cover_the_mean_over_all_seeds_on_the_scale_of_rati
         ),
     )
     assert all(0.93 <= share <= most for share in shares), shares
+
+
+@pytest.mark.parametrize(("trainings", "most"), [(0.03, 0.97), (0.006, 0.99), (0.0, 0.998)])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_within_a_runtime_hours_cancel_and_intervals_hold(seeds, trainings, most):
+    """Both of a seed were measured in its hour, which makes their speedups 15 % more or less."""
+    rng = np.random.default_rng(seeds)
+    studies, noise, processes, truth = 1500, 0.006, 8, 1.63
+    hours = 0.15 * rng.standard_normal((studies, seeds, 1))
+    logs = np.log([truth * 3, 3]) + hours + trainings * rng.standard_normal((studies, seeds, 2))
+    seen = noise * np.sqrt(rng.chisquare(processes - 1, logs.shape) / (processes - 1))
+    logs = logs + noise * rng.standard_normal(logs.shape)
+    half = stdtrit(processes - 1, 0.975) * seen
+    names = ["speedup", "speedup_lo", "speedup_hi"]
+    values = np.exp(np.stack([logs, logs - half, logs + half], axis=-1))
+    found = []
+    for study in values:
+        pruned, dense = ({"each": pd.DataFrame(study[:, i], columns=names)} for i in (0, 1))
+        found.append(claims._apart("speed", pruned, dense))
+    assert 0.93 <= held(found, -np.log(truth)) <= most
 
 
 if __name__ == "__main__":  # the table for the docs

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from tsexp.report import frozen, tables
+from tsexp.report.statistics import aggregate
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "docs" / "study"
@@ -36,18 +37,17 @@ def test_every_interval_that_is_told_stands_in_a_table(page):
 
 @pytest.fixture(scope="module")
 def trainings():
-    """Results of the study and of what waits to join it, by seed."""
-    waiting = (frozen.load(part) for part in (STUDY / "waiting").iterdir())
-    parts = [part.results for part in (frozen.load(STUDY / "frozen"), *waiting)]
-    return {part["seed"].unique().item(): part for part in sorted(parts, key=lambda part: min(part["seed"]))}
+    """Results of the study by seed."""
+    results = frozen.load(STUDY / "frozen").results
+    return {int(seed): part for seed, part in results.groupby("seed")}
 
 
-def test_what_waits_can_be_averaged_with_the_study(trainings):
-    study, *waiting = trainings.values()
-    assert waiting
-    for part in waiting:
-        assert set(part["config"]) <= set(study["config"])
-        assert set(part["machine"]) == set(study["machine"])
+def test_the_study_is_three_trainings_of_everything_on_one_kind_of_machine(trainings):
+    assert list(trainings) == [0, 1, 2]
+    for part in trainings.values():
+        assert len(part) == 171
+        assert set(part["config"]) == set(trainings[0]["config"])
+        assert set(part["machine"]) == set(trainings[0]["machine"])
         assert part["valid"].all()
 
 
@@ -77,15 +77,58 @@ def test_what_each_training_loses_is_as_told(trainings):
             assert cell == ", ".join(lost), (way, dataset)
 
 
+def nine_of_ten(times):
+    return " to ".join(f"{times.quantile(q):.2f}".removeprefix("0") for q in (0.05, 0.95))
+
+
+def within_a_runtime(results):
+    """Speedup over the dense model in fp32 in the same runtime, by config."""
+    where = ["dataset", "model", "runtime"]
+    plain = results[["ratio", "mode"]].eq([0, "none"]).all(axis=1)
+    dense = results[plain].set_index(where)["speedup"]
+    others = results[~plain & (results["runtime"] != "eager")].set_index([*where, "config"])["speedup"]
+    return (others / dense).dropna().droplevel(where)
+
+
 def test_how_far_the_speedups_of_another_training_are_is_as_told(trainings):
     page = (ROOT / "docs" / "results.md").read_text()
     study, *others = (part.set_index("config") for part in trainings.values())
     itself = study[["ratio", "mode", "runtime"]].eq([0, "none", "eager"]).all(axis=1)
-    for other in others:
+    for seed, other in enumerate(others, 1):
         times = (other["speedup"] / study["speedup"])[~itself].dropna()
-        low, high = (f"{times.quantile(q):.2f}".removeprefix("0") for q in (0.05, 0.95))
-        (seed,) = other["seed"].unique()
-        assert f"seed {seed} {low} to {high} times in nine of ten of {len(times)} ways" in page
+        assert f"seed {seed} {nine_of_ten(times)} times in nine of ten of {len(times)} ways" in page
+    apart = [within_a_runtime(part) / within_a_runtime(trainings[0]) for part in trainings.values()][1:]
+    told = ", ".join(f"seed {seed} {nine_of_ten(times)} times" for seed, times in enumerate(apart, 1))
+    assert f"Within a runtime: {told} in nine of ten of {len(apart[0])} ways" in page
+    control = [(part["latency_p50_ms"] * part["speedup"]) for part in (study, *others)]
+    assert f"{nine_of_ten(control[1] / control[0])} times as long for seed 1 as for seed 0" in page
+    assert f"1.9 and {(control[2] / control[0]).median():.2f} times as long, in the median" in page
+    assert f"a warning in {(others[1]['warnings'].fillna('') != '').sum()}. It is what counts here" in page
+
+
+def test_how_much_is_open_is_as_told():
+    rows = aggregate(frozen.load(STUDY / "frozen"))
+    page = (ROOT / "docs" / "results.md").read_text()
+    pruned = rows[(rows["ratio"] > 0) & (rows["mode"] == "none")]["degradation"].value_counts()
+    assert pruned["lost"] == 1
+    assert f"of {pruned.sum()} prunings, {pruned['kept']} keep their accuracy within a point, one is" in page
+    assert f"and {pruned['undecided']} are open" in page
+    rounded = rows[(rows["ratio"] == 0) & (rows["mode"] != "none")]["degradation"].value_counts()
+    assert set(rounded.index) == {"kept", "undecided"}
+    assert rounded["undecided"] == 5
+    assert f"Of {rounded.sum()} unpruned models in int8, {rounded['kept']} keep" in page
+
+
+def test_energies_beside_the_forest_are_as_told():
+    rows = aggregate(frozen.load(STUDY / "frozen")).set_index(["dataset", "model"]).sort_index()
+    datasets = ("RefrigerationDevices", "ElectricDevices", "PLAID")
+    told = []
+    for dataset in datasets:
+        quant = rows.loc[(dataset, "quant_forest")].iloc[0]
+        t4 = rows.loc[(dataset, "t4")]
+        half = t4[(t4["scope"] == "features") & (t4["ratio"] == 0.5) & (t4["mode"] == "none")].iloc[0]
+        told.append(f"{half['accuracy_pct']:.1f}, {100 * half['estimated_j'] / quant['estimated_j']:.0f} %")
+    assert "| " + " | ".join(told) + " |" in (ROOT / "README.md").read_text()
 
 
 def cells(folder):

@@ -240,7 +240,40 @@ def test_what_a_way_brings_apart_from_its_runtime():
                 assert float(of["runtime_speedup_lo"]) < expected < float(of["runtime_speedup_hi"])
             else:  # the dense model itself, eager PyTorch, OpenVINO without a dense model
                 assert of["runtime_speedup"] == ""
-    assert "In its runtime: over the dense model in fp32 there." in made(several)["quantization"].caption
+    assert (
+        "In its runtime: over the dense model in fp32 there, seed by seed."
+        in made(several)["quantization"].caption
+    )
+
+
+def test_an_hour_that_is_the_same_for_all_of_a_seed_does_not_count_within_a_runtime():
+    """Seed 1 is measured when everything but eager PyTorch is half as fast again against the control."""
+    quiet = frozen(datasets=("PLAID",), models=("t1",))
+    there = (quiet.results["seed"] == 1) & (quiet.results["runtime"] == "onnxruntime")
+    times = np.where(there, 1.5, 1.0)
+    ends = {name: quiet.results[name] * times for name in ("speedup", "speedup_lo", "speedup_hi")}
+    disturbed = replace(quiet, results=quiet.results.assign(**ends))
+    before, after = (
+        claims.with_speedup_in_runtime(aggregate(f)).set_index("config") for f in (quiet, disturbed)
+    )
+    within = ["runtime_speedup", "runtime_speedup_lo", "runtime_speedup_hi"]
+    assert before[within].notna().all(axis=1).sum() > 3
+    assert np.allclose(before[within], after[within], equal_nan=True)
+    some = after[after["runtime_speedup"].notna()].index
+    assert (after.loc[some, "speedup_hi"] > 1.2 * before.loc[some, "speedup_hi"]).all()
+
+
+def test_of_different_seeds_the_two_are_taken_as_independent():
+    both = frozen(datasets=("PLAID",), models=("t1",), seeds=(0, 1, 2, 3))
+    plain = both.results[["ratio", "mode", "runtime"]].eq([0, "none", "onnxruntime"]).all(axis=1)
+    apart = only(both, plain == (both.results["seed"] > 1))
+    rows = claims.with_speedup_in_runtime(aggregate(apart))
+    for _, row in rows[rows["runtime_speedup"].notna()].iterrows():
+        dense = rows[
+            (rows["runtime"] == "onnxruntime") & (rows["ratio"] == 0) & (rows["mode"] == "none")
+        ].iloc[0]
+        far = np.hypot(*(np.log(r["speedup_hi"] / r["speedup"]) for r in (row, dense)))
+        assert row["runtime_speedup_hi"] / row["runtime_speedup"] == pytest.approx(np.exp(far))
 
 
 def two_machines(small, faster=1.25):
@@ -435,7 +468,9 @@ def rows():
     for name, value in (("speedup", 1.0), ("measured_saving_pct", 0.0), ("drop_pt", 0.0)):
         rows[[name, f"{name}_lo", f"{name}_hi"]] = value
     return rows.assign(
-        degradation=np.where(rows["degradation"] == "reference", "reference", "kept"), val_drop_pt=0.0
+        degradation=np.where(rows["degradation"] == "reference", "reference", "kept"),
+        val_drop_pt=0.0,
+        each=rows["each"].map(lambda records: records.iloc[:0]),  # what follows changes the means alone
     )
 
 

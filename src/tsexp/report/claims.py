@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tsexp.report.console import ESTIMATE
-from tsexp.report.statistics import MARGIN_PT, Interval, describe, difference, first_machine
+from tsexp.report.statistics import MARGIN_PT, Interval, describe, difference, first_machine, over_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -327,7 +327,7 @@ def with_speedup_in_runtime(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def change_in_runtime(kind: str, row: Any, rows: pd.DataFrame) -> Interval | None:
-    """Effect of a row's compression: against dense fp32 in its own runtime, with the intervals of both.
+    """Effect of a row's compression: against dense fp32 in its own runtime, by seed where both have the same.
 
     Of ``energy`` in %, of ``speed`` in times; None if there is no such row in `rows`, or no valid number.
     """
@@ -339,12 +339,29 @@ def change_in_runtime(kind: str, row: Any, rows: pd.DataFrame) -> Interval | Non
             like = like[like[key] == row[key]]
         if like.empty:
             return None
-        alone = difference(_log_cost(kind, row), _log_cost(kind, like.iloc[0]))
+        alone = _apart(kind, row, like.iloc[0])
     if any(math.isnan(v) for v in alone):
         return None
     if kind == "energy":
         return Interval(*(100 * math.expm1(v) for v in alone))
     return Interval(math.exp(-alone.value), math.exp(-alone.high), math.exp(-alone.low))
+
+
+def _apart(kind: str, row: Any, other: Any) -> Interval:
+    """Logarithm of what a row costs less that of another.
+
+    Seeds that both have are compared one by one: what a training, or the hour that it was measured in, does
+    to both does not count. Without such a seed the two are taken as independent. Coverage, simulated:
+    ``tests/test_coverage_seeds.py``.
+    """
+    seeds = row["each"].index.intersection(other["each"].index)
+    if seeds.empty:
+        return difference(_log_cost(kind, row), _log_cost(kind, other))
+    pairs = np.array(
+        [difference(*(_log_cost(kind, of["each"].loc[seed]) for of in (row, other))) for seed in seeds]
+    )
+    values, *ends = pairs[~np.isnan(pairs[:, 0])].T
+    return Interval(*pairs[0]) if len(seeds) == 1 else over_seeds(values, own=np.stack(ends, axis=1))
 
 
 def _log_cost(kind: str, row: Any) -> Interval:

@@ -191,8 +191,9 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
     pandas.DataFrame
         Beside what identifies it: ``energy`` (measured, estimated), ``n`` (seeds), ``n_energy`` (those with
         valid energy, of which the energies, times and speedups are), ``seeds``, ``warned`` (records with a
-        warning); every metric with ``_lo`` and ``_hi``; ``accuracy_pct``, ``control_accuracy_pct`` and
-        ``drop_pt`` (`over_seeds_and_series`); ``dense_accuracy_pct`` (before any tuning); ``val_series``;
+        warning); ``each`` (the records with valid energy, by seed); every metric with ``_lo`` and ``_hi``;
+        ``accuracy_pct``, ``control_accuracy_pct`` and ``drop_pt`` (`over_seeds_and_series`);
+        ``dense_accuracy_pct`` (before any tuning); ``val_series``;
         ``mcnemar_p`` (the smallest over seeds, times their number); ``degradation`` (kept, lost, undecided;
         ``reference`` for the dense model itself, which is its own control).
     """
@@ -216,6 +217,7 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
             "seeds": " ".join(map(str, sorted(group["seed"]))),
             "warned": int((group["warnings"].fillna("") != "").sum()),
             "run_ids": " ".join(group["run_id"]),
+            "each": _each(valid),
         }
         for metric in METRICS:
             seen = group[group[metric.name].notna()]
@@ -249,6 +251,14 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
             }
         made.append(out)
     return pd.DataFrame(made)
+
+
+def _each(group: pd.DataFrame) -> pd.DataFrame:
+    """Records by seed, their metrics and intervals named as those of the mean."""
+    names = {
+        old: new for m in METRICS for old, new in ((m.low, f"{m.name}_lo"), (m.high, f"{m.name}_hi")) if old
+    }
+    return group.rename(columns=names).set_index("seed")
 
 
 def first_machine(rows: pd.DataFrame) -> str:

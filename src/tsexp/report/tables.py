@@ -257,10 +257,7 @@ def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.Data
         (DROP in shown, "Drop: against the control, the dense model with the same training in total."),
         (UNTUNED in shown, "Untuned: the dense model before that tuning."),
         (SPEEDUP in shown, "Savings and speedups: against the control, fp32, runtime eager, paired."),
-        (
-            IN_RUNTIME in shown,
-            "In its runtime: over the dense model in fp32 there.",
-        ),
+        (IN_RUNTIME in shown, "In its runtime: over the dense model in fp32 there, seed by seed."),
         (
             VERDICT in shown,
             f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it "
