@@ -276,6 +276,22 @@ def test_of_different_seeds_the_two_are_taken_as_independent():
         assert row["runtime_speedup_hi"] / row["runtime_speedup"] == pytest.approx(np.exp(far))
 
 
+def test_a_seed_without_a_number_leaves_the_interval_of_the_other():
+    two = frozen(datasets=("PLAID",), models=("t1",), seeds=(0, 1))
+    named = ["speedup", "speedup_lo", "speedup_hi"]
+    two.results.loc[(two.results["seed"] == 1) & (two.results["ratio"] > 0), named] = np.nan
+    alone = only(two, two.results["seed"] == 0)
+    within = [f"runtime_{name}" for name in named]
+    both, one = (
+        claims.with_speedup_in_runtime(aggregate(f)).set_index("config")[within].dropna()
+        for f in (two, alone)
+    )
+    pruned = aggregate(alone).set_index("config")["ratio"] > 0
+    expected = one[pruned.reindex(one.index)]
+    assert len(expected)
+    pd.testing.assert_frame_equal(both.loc[expected.index], expected)
+
+
 def two_machines(small, faster=1.25):
     """The same again on another CPU, where everything is `faster` times as fast against its control."""
     itself = small.results[["ratio", "mode", "runtime"]].eq([0, "none", "eager"]).all(axis=1)

@@ -360,8 +360,8 @@ def _apart(kind: str, row: Any, other: Any) -> Interval:
     pairs = np.array(
         [difference(*(_log_cost(kind, of["each"].loc[seed]) for of in (row, other))) for seed in seeds]
     )
-    values, *ends = pairs[~np.isnan(pairs[:, 0])].T
-    return Interval(*pairs[0]) if len(seeds) == 1 else over_seeds(values, own=np.stack(ends, axis=1))
+    pairs = pairs[~np.isnan(pairs[:, 0])]
+    return Interval(*pairs[0]) if len(pairs) == 1 else over_seeds(pairs[:, 0], own=pairs[:, 1:])
 
 
 def _log_cost(kind: str, row: Any) -> Interval:
