@@ -15,8 +15,25 @@ STUDY = ROOT / "docs" / "study"
 INTERVAL = re.compile(r"[-+]?[\d.,]+x?(?: %)? \[[-+]?[\d.]+, [-+]?[\d.]+\]")
 
 
-def test_the_tables_are_those_of_the_frozen_results_byte_for_byte(tmp_path):
-    files, _ = tables.write(frozen.load(STUDY / "frozen"), tmp_path)
+@pytest.fixture(scope="module")
+def study():
+    return frozen.load(STUDY / "frozen")
+
+
+@pytest.fixture(scope="module")
+def trainings(study):
+    """Results of the study by seed."""
+    return {int(seed): part for seed, part in study.results.groupby("seed")}
+
+
+@pytest.fixture(scope="module")
+def rows(study):
+    """Results of the study, averaged."""
+    return aggregate(study)
+
+
+def test_the_tables_are_those_of_the_frozen_results_byte_for_byte(study, tmp_path):
+    files, _ = tables.write(study, tmp_path)
     kept = {file.name: file.read_bytes() for file in (STUDY / "tables").iterdir()}
     assert {file.name: file.read_bytes() for file in files} == kept  # else: make published
 
@@ -33,13 +50,6 @@ def test_every_interval_that_is_told_stands_in_a_table(page):
     assert len(told) > 20
     there = "".join(file.read_text() for file in (STUDY / "tables").glob("*.md"))
     assert not sorted(number for number in told if number not in there)
-
-
-@pytest.fixture(scope="module")
-def trainings():
-    """Results of the study by seed."""
-    results = frozen.load(STUDY / "frozen").results
-    return {int(seed): part for seed, part in results.groupby("seed")}
 
 
 def test_the_study_is_three_trainings_of_everything_on_one_kind_of_machine(trainings):
@@ -106,8 +116,7 @@ def test_how_far_the_speedups_of_another_training_are_is_as_told(trainings):
     assert f"a warning in {(others[1]['warnings'].fillna('') != '').sum()}. It is what counts here" in page
 
 
-def test_how_much_is_open_is_as_told():
-    rows = aggregate(frozen.load(STUDY / "frozen"))
+def test_how_much_is_open_is_as_told(rows):
     page = (ROOT / "docs" / "results.md").read_text()
     pruned = rows[(rows["ratio"] > 0) & (rows["mode"] == "none")]["degradation"].value_counts()
     assert pruned["lost"] == 1
@@ -119,8 +128,8 @@ def test_how_much_is_open_is_as_told():
     assert f"Of {rounded.sum()} unpruned models in int8, {rounded['kept']} keep" in page
 
 
-def test_energies_beside_the_forest_are_as_told():
-    rows = aggregate(frozen.load(STUDY / "frozen")).set_index(["dataset", "model"]).sort_index()
+def test_energies_beside_the_forest_are_as_told(rows):
+    rows = rows.set_index(["dataset", "model"]).sort_index()
     datasets = ("RefrigerationDevices", "ElectricDevices", "PLAID")
     told = []
     for dataset in datasets:
