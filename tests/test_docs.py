@@ -100,7 +100,7 @@ def test_commands_are_accepted(command):
 
 
 SMALLEST = {
-    "company": {"prune.ratio": "0,0.5", "prune.scope": "depth", "runtime": "eager,onnxruntime", "seed": "0"},
+    "company": {"variant": "dense,depth_50", "seed": "0"},
     "paper": {"variant": "dense,pruned_50_static", "seed": "0"},
     "paper_company": {"model": "minirocket", "seed": "0"},
     "paper_pruning": {

@@ -161,19 +161,18 @@ def test_the_study_has_as_many_measurements_as_its_file_says(measurements):
 
 @pytest.mark.slow
 def test_the_study_of_all_models_has_as_many_measurements_as_its_file_says(checked, measurements):
-    assert checked("experiment=company", "seed=0").first.measure == compose("measure=paper").measure
     estimators = dict.fromkeys(("minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn"), 1)
-    assert measurements("experiment=company", "seed=0", "data=acsf1") == {"t4": 9, "t3": 6} | estimators
-    assert measurements("experiment=company", "seed=0", "prune.ratio=0", "runtime=eager").total() == 24
-    convolutions = ("model=fcn,resnet,litetime,inceptiontime", "prune.scope=local")
     part = ("experiment=company", "seed=0", "data=acsf1")
-    assert set(measurements(*part, *convolutions).values()) == {6}
-    assert set(measurements(*part, "model=t1,t2").values()) == {6}
+    assert measurements(*part) == {"t4": 7, "t3": 5} | estimators
+    assert measurements("experiment=company", "seed=0", "variant=dense").total() == 24
+    assert set(measurements(*part, "model=fcn,resnet,litetime,inceptiontime").values()) == {4}
+    assert set(measurements(*part, "model=t1,t2").values()) == {5}
+    assert set(measurements(*part, "model=t3,t4", "variant=dynamic,static").values()) == {2}
     text, params, combinations = text_of("company")
     places = len(params.seed.split(",")) * len(params.data.split(","))
-    assert combinations == 1440
-    assert places * 19 == 380
-    assert all(f"{n:,}" in text for n in (1440, 380))
+    assert combinations == 840
+    assert places * 16 == 320
+    assert all(f" {n} " in text for n in (840, 320))
 
 
 def test_a_bad_value_anywhere_in_a_study_is_refused(checked):
