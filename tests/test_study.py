@@ -1,4 +1,4 @@
-"""The study in docs/study: its tables come from its frozen results, its numbers in prose from its tables."""
+"""What docs/study and docs/company keep: tables come from frozen results, numbers in prose from tables."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from tsexp.report import frozen, tables
 from tsexp.report.statistics import aggregate
 
 ROOT = Path(__file__).parents[1]
-STUDY = ROOT / "docs" / "study"
+STUDY, COMPANY = (ROOT / "docs" / part for part in ("study", "company"))
 INTERVAL = re.compile(r"[-+]?[\d.,]+x?(?: %)? \[[-+]?[\d.]+, [-+]?[\d.]+\]")
 
 
@@ -32,15 +32,22 @@ def rows(study):
     return aggregate(study)
 
 
-def test_the_tables_are_those_of_the_frozen_results_byte_for_byte(study, tmp_path):
-    files, _ = tables.write(study, tmp_path)
-    kept = {file.name: file.read_bytes() for file in (STUDY / "tables").iterdir()}
+@pytest.fixture(scope="module")
+def company():
+    return frozen.load(COMPANY / "frozen")
+
+
+@pytest.mark.parametrize("part", ["study", "company"])
+def test_the_tables_are_those_of_the_frozen_results_byte_for_byte(part, tmp_path, request):
+    files, _ = tables.write(request.getfixturevalue(part), tmp_path)
+    kept = {file.name: file.read_bytes() for file in (ROOT / "docs" / part / "tables").iterdir()}
     assert {file.name: file.read_bytes() for file in files} == kept  # else: make published
 
 
 def test_make_published_is_that_command():
     makefile = (ROOT / "Makefile").read_text()
-    assert "report tables figures page paths.frozen=docs/study/frozen paths.report=docs/study" in makefile
+    assert "for part in study company; do" in makefile
+    assert "report tables figures page paths.frozen=docs/$$part/frozen paths.report=docs/$$part " in makefile
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
@@ -138,6 +145,47 @@ def test_energies_beside_the_forest_are_as_told(rows):
         half = t4[(t4["scope"] == "features") & (t4["ratio"] == 0.5) & (t4["mode"] == "none")].iloc[0]
         told.append(f"{half['accuracy_pct']:.1f}, {100 * half['estimated_j'] / quant['estimated_j']:.0f} %")
     assert "| " + " | ".join(told) + " |" in (ROOT / "README.md").read_text()
+
+
+WAYS = {
+    "T4, eager PyTorch": ("t4", "eager", "-", 0),
+    "T4, ONNX Runtime": ("t4", "onnxruntime", "-", 0),
+    "half of its heads and units gone (`local`)": ("t4", "onnxruntime", "local", 0.5),
+    "half of its layers (`depth`)": ("t4", "onnxruntime", "depth", 0.5),
+    "half of its kernels and tokens (`features`)": ("t4", "onnxruntime", "features", 0.5),
+    "three quarters of them": ("t4", "onnxruntime", "features", 0.75),
+    "T4, OpenVINO": ("t4", "openvino", "-", 0),
+    "QUANT": ("quant_forest", "eager", "-", 0),
+    "MiniROCKET": ("minirocket", "eager", "-", 0),
+    "MultiROCKET-Hydra": ("multirocket_hydra", "eager", "-", 0),
+    "1-NN DTW": ("dtw_1nn", "eager", "-", 0),
+}
+
+
+def test_what_is_told_of_the_company_is_what_was_measured(company):
+    rows = aggregate(company)
+    rows = rows[rows["batch_size"] == 1].set_index(["dataset", "model", "runtime", "scope", "ratio"])
+    page = (ROOT / "docs" / "t4.md").read_text().split("## In company\n")[1]
+    lines = page.split("| test accuracy %, energy† a series |")[1].splitlines()
+    datasets = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert len(datasets) == 4
+    seen = set()
+    for line in lines[2:]:
+        if not line.startswith("| "):
+            break
+        label, *said = (cell.strip() for cell in line.strip("|").split("|"))
+        seen.add(label)
+        for dataset, cell in zip(datasets, said, strict=True):
+            place = (dataset, *WAYS[label])
+            if cell == "–":
+                assert place not in rows.index
+                continue
+            row = rows.loc[place]
+            n = "" if row["n"] == 5 else f" (n = {row['n']})"
+            energy_mj = 1000 * row["estimated_j"]
+            told = f"{energy_mj:,.0f}" if energy_mj >= 100 else f"{energy_mj:.3g}"
+            assert cell == f"{row['accuracy_pct']:.1f}, {told} mJ{n}", place
+    assert seen == WAYS.keys()
 
 
 def cells(folder):
