@@ -9,6 +9,7 @@ from tsexp.report.figures.study import CannotDraw, Drawing, Study
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 MOST = 10
 LEAST = 3
@@ -57,8 +58,20 @@ def critical_difference(study: Study) -> Drawing:
         )
     figure.set_layout_engine("none")
     foot = layout.wrapped(notes, layout.PAGE_IN)
+    _grow(figure, layout.LINE_IN * (foot.count("\n") + 1))
     figure.text(0.02, 0.02, foot, fontsize=7, color="0.35", ha="left", va="bottom")
     return Drawing(figure, notes)
+
+
+def _grow(figure: Figure, foot_in: float) -> None:
+    """Make room below what is drawn."""
+    drawn_in = figure.get_figheight()
+    height_in = drawn_in + foot_in
+    figure.set_figheight(height_in)
+    for axes in figure.axes:
+        place = axes.get_position()
+        bottom_in, tall_in = place.y0 * drawn_in + foot_in, place.height * drawn_in
+        axes.set_position((place.x0, bottom_in / height_in, place.width, tall_in / height_in))
 
 
 def _scores(study: Study) -> tuple[pd.DataFrame, int]:
