@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from tsexp.config import NOT_ASKED, digest
+from tsexp.report import comparisons
 from tsexp.report.frozen import COLUMNS, FROM_WINDOWS, SCHEMA_VERSION, Frozen, schema
 
 DATASETS = ("ElectricDevices", "PLAID", "RefrigerationDevices")
@@ -53,7 +54,7 @@ def frozen(
     Of each dataset and model, one record has invalid energy (static in OpenVINO, the last seed), and one has
     a warning (l2, local, 0.5, the first seed). The control of pruned models is the dense model, tuned: it is
     right 4 points more often. Models of `OTHERS` have fewer ways, nothing to prune, and no product that runs
-    in a graph; minirocket has no count of multiply-accumulates.
+    in a graph; minirocket has no count of multiply-accumulates. Two of a dataset are compared head to head.
 
     Parameters
     ----------
@@ -78,7 +79,59 @@ def frozen(
         "where": "",
         "left_out": {},
     } | (about or {})
-    return Frozen(schema().validate(results), windows, predictions, channels, says)
+    beside = [
+        _compared(results, predictions, dataset, models[0])
+        for dataset in datasets
+        if set(models) - set(OTHERS)
+    ]
+    results = schema().validate(results)
+    return Frozen(results, windows, predictions, channels, says, comparisons.table(beside))
+
+
+def _compared(results: pd.DataFrame, predictions: pd.DataFrame, dataset: str, model: str) -> dict[str, Any]:
+    """The first pruned model in ONNX Runtime against minirocket (else the dense model), of the first seed."""
+    here = results[(results["dataset"] == dataset) & results["valid"]]
+    pruned = here[(here["model"] == model) & (here["ratio"] > 0) & (here["runtime"] == "onnxruntime")]
+    other = here[(here["model"].isin(["minirocket", model])) & (here["ratio"] == 0)]
+    a, b = pruned.iloc[0], other.sort_values("model").iloc[0]
+    right = [
+        (of["predicted"] == of["label"]).to_numpy()
+        for of in (predictions[predictions["run_id"] == side["run_id"]] for side in (a, b))
+    ]
+    difference = 100 * float(right[0].mean() - right[1].mean())
+    side = "estimated" if a["energy_source"].startswith("estimated") else "measured"
+    saving = 100 * (1 - a[f"{side}_j"] / b[f"{side}_j"])
+    out = dict.fromkeys(comparisons.KINDS, math.nan) | {
+        "run_id": f"{a['run_id']}-{b['run_id']}",
+        **{k: a[k] for k in comparisons.KINDS if k in results and k != "run_id"},
+        "valid": True,
+        "warnings": "",
+        "mcnemar_p": 0.0123,
+    }
+    for name, value in (
+        ("difference_pt", difference),
+        (f"{side}_saving_pct", saving),
+        ("speedup", 2.0),
+        ("cpu_speedup", 2.1),
+    ):
+        out |= {name: value, f"{name}_lo": value - 1, f"{name}_hi": value + 1}
+    for key, row, mine, others in (("a", a, *right), ("b", b, *reversed(right))):
+        shared = (
+            "run_id",
+            "model",
+            "runtime",
+            "method",
+            "scope",
+            "mode",
+            "ratio",
+            "macs",
+            "seed",
+            "accuracy",
+        )
+        out |= {f"{k}_{key}": row[k] for k in shared}
+        out |= {f"{side}_j_{key}": row[f"{side}_j"], f"call_ms_{key}": row["latency_p50_ms"]}
+        out[f"only_right_{key}"] = int((mine & ~others).sum())
+    return out
 
 
 def only(whole: Frozen, keep: pd.Series) -> Frozen:
@@ -88,7 +141,9 @@ def only(whole: Frozen, keep: pd.Series) -> Frozen:
         t[t["run_id"].isin(results["run_id"])].reset_index(drop=True)
         for t in (whole.windows, whole.predictions, whole.channels)
     ]
-    return Frozen(results, *rest, about=whole.about)
+    both = [whole.comparisons[f"run_id_{s}"].isin(results["run_id"]) for s in comparisons.SIDES]
+    beside = whole.comparisons[both[0] & both[1]].reset_index(drop=True)
+    return Frozen(results, *rest, about=whole.about, comparisons=beside)
 
 
 class Store:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 
 from conftest import TINY
@@ -201,11 +202,32 @@ def test_an_artifact_that_is_nowhere_is_told(place, capsys, monkeypatch):
     assert "rerun=true" in line
 
 
-def test_the_report_and_the_next_sweep_overlook_comparisons(place, compared, tmp_path):
+def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(place, compared, tmp_path):
     from tsexp.report import frozen
 
     made = frozen.freeze(place.client, "tsexp", tmp_path / "frozen")
     assert set(made.results["run_id"]) == {place.dense, place.pruned}
+    pd.testing.assert_frame_equal(frozen.load(tmp_path / "frozen").comparisons, made.comparisons)
+    _, run = compared
+    (row,) = made.comparisons[made.comparisons["run_id"] == run.info.run_id].to_dict("records")
+    m = run.data.metrics
+    assert (row["run_id_a"], row["run_id_b"]) == (place.pruned, place.dense)
+    assert (row["ratio_a"], row["scope_a"], row["ratio_b"], row["scope_b"]) == (0.5, "local", 0, "-")
+    assert (row["model_a"], row["runtime_a"], row["batch_size"], row["valid"]) == ("t3", "eager", 4, True)
+    for name, stored in (
+        ("accuracy_a", "accuracy_a"),
+        ("difference_pt_hi", "accuracy_difference_hi"),
+        ("only_right_b", "only_b_right"),
+        ("mcnemar_p", "mcnemar_p"),
+        ("estimated_j_a", "energy_a_j"),
+        ("estimated_saving_pct", "energy_saving_pct"),
+        ("estimated_saving_pct_lo", "energy_saving_lo"),
+        ("speedup", "speedup"),
+        ("cpu_speedup_hi", "cpu_speedup_hi"),
+        ("call_ms_b", "call_ms_b"),
+    ):
+        assert row[name] == m[f"compare/{stored}"], name
+    assert math.isnan(row["measured_j_a"])
     assert not any("compare" in name for names in made.about["left_out"].values() for name in names)
     signature = place.client.get_run(place.dense).data.tags["tsexp.signature"]
     assert tracking.finished(TrackingConfig(place.uri, "tsexp"), signature) == place.dense

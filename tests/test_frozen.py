@@ -264,6 +264,23 @@ def test_a_study_in_parts_is_the_study(tmp_path):
             rows = [t[t["run_id"] == run_id].reset_index(drop=True) for t in (a, b)]
             pd.testing.assert_frame_equal(*rows)
     assert list(read.about["parts"]) == ["seed0", "seed1"]
+    pd.testing.assert_frame_equal(read.comparisons, at_once.comparisons)
+    assert len(read.comparisons) == 1
+
+
+def test_of_comparisons_of_the_same_two_the_newest_valid_one_counts(tmp_path):
+    first = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
+    again, invalid = (
+        replace(first, comparisons=first.comparisons.assign(run_id=name, valid=valid))
+        for name, valid in (("again", True), ("invalid", False))
+    )
+    assert list(frozen.together({"1": first, "2": again}).comparisons["run_id"]) == ["again"]
+    assert list(frozen.together({"1": again, "2": invalid}).comparisons["run_id"]) == ["again"]
+    batch = replace(first, comparisons=again.comparisons.assign(batch_size=32))
+    assert len(frozen.together({"1": first, "2": batch}).comparisons) == 2
+    none = replace(first, comparisons=first.comparisons.iloc[:0])
+    assert not (written(none, tmp_path / "none") / "comparisons.parquet").exists()
+    assert frozen.load(tmp_path / "none").comparisons.empty
 
 
 def test_the_filter_of_a_study_in_parts_is_that_of_all_parts():

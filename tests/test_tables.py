@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 import shutil
 import subprocess
@@ -59,7 +60,10 @@ def test_written_twice_they_are_the_same_bytes(whole, tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in files)
     assert {
         f"{n}.{e}"
-        for n in ("datasets", "dense", "pruning", "quantization", "hybrids", "company", "costs", "claims")
+        for n in (
+            *("datasets", "dense", "pruning", "quantization", "hybrids", "company", "comparisons"),
+            *("costs", "claims"),
+        )
         for e in ("tex", "md", "csv")
     } | {"notes.md"} == {p.name for p in files}
     for file in files:
@@ -386,6 +390,39 @@ def test_the_ratio_of_two_machines_speedups_covers_the_truth():
         assert 0.94 <= np.mean(held) <= 0.995, (n, noise)
 
 
+def test_two_deployments_stand_head_to_head(small):
+    rows = small.comparisons
+    wide = rows.assign(
+        accuracy_a=0.748,
+        accuracy_b=0.735,
+        difference_pt=1.34,
+        difference_pt_lo=0.57,
+        difference_pt_hi=2.07,
+        mcnemar_p=0.00058,
+        estimated_j_a=0.00536,
+        estimated_j_b=0.0115,
+        seed_b=1,
+        warnings="look",
+    )
+    head, row = lines(made(replace(small, comparisons=wide.iloc[:1]))["comparisons"])
+    shown = dict(zip(head, row, strict=True))
+    assert shown["A"] == "t1 in onnxruntime, fp32, pruned 0.3 (l1 global)"
+    assert shown["B"] == "t1 as trained"
+    assert (shown["seeds"], shown["A %"], shown["B %"]) == ("0 1", "74.8", "73.5")
+    assert (shown["points"], shown["p"]) == ("+1.3 [+0.6, +2.1]", "<.001")
+    assert (shown["mJ of A†"], shown["mJ of B†"], row[-1]) == ("5.36†", "11.5†", "⚠")
+    assert "mJ of A" not in head  # nothing was measured
+    invalid = rows.assign(
+        valid=False, **dict.fromkeys([c for c in rows if "_j_" in c or "speedup" in c], math.nan)
+    )
+    assert "invalid" in lines(made(replace(small, comparisons=invalid.iloc[:1]))["comparisons"])[1]
+    batches = pd.concat([rows.iloc[:1], rows.iloc[:1].assign(batch_size=32)], ignore_index=True)
+    table = made(replace(small, comparisons=batches))["comparisons"]
+    assert [row[1] for row in lines(table)] == ["batch", "1", "32"]
+    assert "batch" not in table.caption
+    assert "comparisons" not in made(replace(small, comparisons=rows.iloc[:0]))
+
+
 def test_the_csv_has_every_number_in_full(small):
     rows = aggregate(small)
     table = numbers(made(small)["pruning"])
@@ -468,7 +505,8 @@ def test_a_partial_report_says_what_is_missing_and_removes_older_tables(small, t
     assert (tmp_path / "mine.md").read_text() == "kept"
     assert any(note.startswith("no table hybrids: no record") for note in said)
     assert "no table pruning" in (tmp_path / "notes.md").read_text()
-    none = replace(small, results=small.results.assign(valid=False, scored=False, invalid_reasons="why"))
+    unscored = small.results.assign(valid=False, scored=False, invalid_reasons="why")
+    none = replace(small, results=unscored, comparisons=small.comparisons.iloc[:0])
     files, said = tables.write(none, tmp_path)
     assert sorted({p.stem for p in files}) == ["claims", "datasets", "notes"]
     assert "not measured" in (tmp_path / "claims.md").read_text()

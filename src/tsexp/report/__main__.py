@@ -22,9 +22,10 @@ UI = "http://127.0.0.1:5000"
 HELP = """\
 From the MLflow store to what a paper needs. Nothing is trained or measured.
 
-  freeze    the store's runs → FROZEN: results.parquet, results.csv, windows, predictions, channels
+  freeze    the store's runs → FROZEN: results.parquet, results.csv, windows, predictions, channels,
+            comparisons
   tables    FROZEN → REPORT/tables: datasets, dense, pruning, quantization, hybrids, company (what to
-            deploy), costs, machines, claims; as .tex, .md, .csv; notes.md
+            deploy), comparisons (head to head), costs, machines, claims; as .tex, .md, .csv; notes.md
   figures   FROZEN → REPORT/figures: .pdf and .png; notes.md
   page      FROZEN → REPORT/index.html, interactive, without network
 

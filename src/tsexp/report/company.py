@@ -160,7 +160,7 @@ def _labels(groups: Sequence[pd.DataFrame]) -> list[str]:
 def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
     """Of one dataset and setup."""
     there, without = here[here["joules"].notna()], here[here["joules"].isna()]
-    left_out = "; ".join(f"{_named(row)} ({row['accuracy_pct']:.1f} %)" for _, row in without.iterrows())
+    left_out = "; ".join(f"{in_words(row)} ({row['accuracy_pct']:.1f} %)" for _, row in without.iterrows())
     left_out = f"Left out, for its energy is invalid: {left_out}." if left_out else ""
     if there.empty:
         return f"nothing can be said. {left_out}"
@@ -172,7 +172,7 @@ def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
         if r is not rivals[0] and r.row["model"] != chosen.row["model"]:
             named.setdefault(r.row["model"], r)
     said = [
-        f"deploy {_named(chosen.row)}: {chosen.row['accuracy_pct']:.1f} %, {_joules(chosen.row)} a series, "
+        f"deploy {in_words(chosen.row)}: {chosen.row['accuracy_pct']:.1f} %, {_joules(chosen.row)} a series, "
         f"{_per_correct(chosen.row)} per correct answer.",
         _beside_the_top(chosen, rivals, "Nothing here" if without.empty else "Nothing with valid energy"),
     ]
@@ -182,7 +182,7 @@ def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
     thrifty = min(rivals, key=lambda r: r.row[f"{r.row['energy']}_per_correct_j"])
     if thrifty is not chosen:
         said.append(
-            f"The least energy per correct answer: {_named(thrifty.row)}, {_per_correct(thrifty.row)}."
+            f"The least energy per correct answer: {in_words(thrifty.row)}, {_per_correct(thrifty.row)}."
         )
     if chosen.row["what"] != AS_TRAINED and math.isnan(chosen.row["val_drop_pt"]):
         said.append("There were no validation series to choose its compression on.")
@@ -207,7 +207,7 @@ def _with_energy(rival: _Rival, chosen: _Rival) -> str:
     ratio = rival.joules / chosen.joules
     times = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
     energy = "as much energy" if times == "1" else f"{times} times the energy"
-    return f"{_named(rival.row)}, {rival.row['accuracy_pct']:.1f} %, {energy}"
+    return f"{in_words(rival.row)}, {rival.row['accuracy_pct']:.1f} %, {energy}"
 
 
 def _lacks(top: Any, row: Any, runs: dict[str, tuple[int, Any]]) -> Interval:
@@ -223,7 +223,14 @@ def _lacks(top: Any, row: Any, runs: dict[str, tuple[int, Any]]) -> Interval:
     return Interval(lacks, lacks - half, lacks + half)
 
 
-def _named(row: Any) -> str:
+def deployed(row: Any) -> str:
+    """How one way to deploy a model is called, by what `statistics.way` asks for."""
+    dense = not row["ratio"] and row["mode"] == "none" and row["runtime"] == "eager"
+    return AS_TRAINED if dense else way(row)
+
+
+def in_words(row: Any) -> str:
+    """A model and ``what`` it is deployed as."""
     what = row["what"]
     return f"{row['model']} {what if what == AS_TRAINED else f'in {what}'}"
 

@@ -1,7 +1,8 @@
 """The results, frozen: every number that a table or a figure is made of, in files read without a store.
 
 ``results.parquet`` (and ``.csv``) has a row per run; ``windows``, ``predictions`` and ``channels`` have what
-the statistics are made of; ``about.json`` says where it came from and what was left out. Tables and figures
+the statistics are made of, ``comparisons`` what `tsexp.compare` found; ``about.json`` says where it came from
+and what was left out. Tables and figures
 are functions of this folder and of nothing else. A study that was measured in parts, or on several machines,
 is a folder of such folders.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp import alive
 from tsexp.config import NOT_ASKED, digest, redact
+from tsexp.report import comparisons
 from tsexp.report.store import ReportError, Row
 from tsexp.report.store import row as as_row
 
@@ -194,10 +196,13 @@ COLUMNS = (
     ),
 )
 PARQUETS = ("results", "windows", "predictions", "channels")
+COMPARISONS = "comparisons"
+"""Not in a folder that an earlier version wrote, nor where there are none."""
 REPETITION = ("config", "machine", "data_checksum", "runtime", "energy_source", "seed")
 """One row for each: what names a measurement, whatever code or libraries made it."""
 ORDER = ("dataset", "model", "mode", "runtime", "method", "scope", "ratio", "seed", "batch_size", "signature")
 AGAIN = "measured again since"
+OTHER_VERSION = "stored by another version of tsexp, or damaged"
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,8 @@ class Frozen:
     about
         schema; store (content address of its URI), experiment, experiment_id, where; left_out: reason → names
         of runs.
+    comparisons
+        A row per comparison of two runs, see `comparisons.KINDS`.
     """
 
     results: pd.DataFrame
@@ -225,6 +232,7 @@ class Frozen:
     predictions: pd.DataFrame
     channels: pd.DataFrame
     about: dict[str, Any]
+    comparisons: pd.DataFrame = field(default_factory=comparisons.none)
 
 
 @dataclass
@@ -285,13 +293,14 @@ def freeze(
     rows: list[dict[str, Any]] = []
     tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in PARQUETS[1:]}
     repetitions = set()
-    chosen = _newest(client, found.experiment_id, where, left_out)
+    there = _search(client, found.experiment_id, where)
+    chosen = _newest(there, left_out)
     step = begin(len(chosen))
     for row in chosen:
         try:
             result, *parts = _read_run(client, row)
         except (KeyError, ValueError, OSError, MlflowException) as error:
-            left_out.add("stored by another version of tsexp, or damaged", f"{row.name}: {_reason(error)}")
+            left_out.add(OTHER_VERSION, f"{row.name}: {_reason(error)}")
             continue
         finally:
             step(row.name)
@@ -314,6 +323,7 @@ def freeze(
             "fill the store first, e.g. python -m tsexp -m experiment=quick"
         )
     results = results.sort_values(list(ORDER), kind="stable").reset_index(drop=True)
+    beside = _comparisons(client, there, left_out)
     about = {
         "schema": SCHEMA_VERSION,
         "store": store_id(str(client.tracking_uri)),
@@ -326,7 +336,7 @@ def freeze(
         name: pd.concat([parts[run_id] for run_id in results["run_id"]], ignore_index=True)
         for name, parts in tables.items()
     }
-    frozen = Frozen(results, **sorted_as_results, about=about)
+    frozen = Frozen(results, **sorted_as_results, about=about, comparisons=beside)
     _write(frozen, folder)
     return frozen
 
@@ -407,7 +417,8 @@ def together(parts: Mapping[str, Frozen]) -> Frozen:
         there = [of[run_id] for run_id in results["run_id"] if run_id in of]
         empty = getattr(next(iter(parts.values())), name).iloc[:0]
         tables[name] = pd.concat(there, ignore_index=True) if there else empty
-    return Frozen(results, **tables, about=about)
+    beside = [row for part in reversed(list(parts.values())) for row in part.comparisons.to_dict("records")]
+    return Frozen(results, **tables, about=about, comparisons=comparisons.table(comparisons.once(beside)))
 
 
 def _load(folder: Path) -> Frozen:
@@ -425,7 +436,14 @@ def _load(folder: Path) -> Frozen:
                 f"{other}; the reference that accuracy is compared with is another one since; {again}"
             )
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
-        return Frozen(schema().validate(tables.pop("results")), **tables, about=about)
+        file = folder / f"{COMPARISONS}.parquet"
+        beside = comparisons.table(pd.read_parquet(file).to_dict("records")) if file.exists() else None
+        return Frozen(
+            schema().validate(tables.pop("results")),
+            **tables,
+            about=about,
+            **({} if beside is None else {COMPARISONS: beside}),
+        )
     except (OSError, ValueError, SchemaError) as error:
         if isinstance(error, ReportError):
             raise
@@ -465,8 +483,8 @@ def schema() -> Any:
     return pa.DataFrameSchema(columns, checks=[apart, unmarked], strict=True, unique=["signature"])
 
 
-def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> list[Row]:
-    """The newest valid run of each signature (an invalid one if there is no other) of this protocol."""
+def _search(client: Any, experiment_id: str, where: str) -> list[Row]:
+    """All runs, the newest first."""
     from mlflow.exceptions import MlflowException
 
     rows, token = [], None
@@ -485,10 +503,14 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
         rows += [as_row(run) for run in page]
         token = page.token
         if not token:
-            break
+            return rows
+
+
+def _newest(rows: list[Row], left_out: _LeftOut) -> list[Row]:
+    """The newest valid run of each signature (an invalid one if there is no other) of this protocol."""
     jobs = []
     for row in rows:
-        if row.tags.get("tsexp.stage") in ("sweep", "compare", "measure"):
+        if row.tags.get("tsexp.stage") in ("sweep", comparisons.STAGE, "measure"):
             continue
         if row.status == "FINISHED" and not (
             row.tags.get("tsexp.protocol") == PROTOCOL and row.tags.get("tsexp.config")
@@ -510,6 +532,30 @@ def _newest(client: Any, experiment_id: str, where: str, left_out: _LeftOut) -> 
         else:
             best[signature] = row
     return list(best.values())
+
+
+def _comparisons(client: Any, rows: list[Row], left_out: _LeftOut) -> pd.DataFrame:
+    """The newest valid comparison of each two runs."""
+    from mlflow.exceptions import MlflowException
+
+    known = {row.run_id: row for row in rows}
+    made = []
+    for row in rows:
+        if row.tags.get("tsexp.stage") != comparisons.STAGE or row.status != "FINISHED":
+            continue
+        try:
+            sides = {s: row.tags[f"tsexp.compare_{s}"] for s in comparisons.SIDES}
+            of = {s: known.get(i) or as_row(client.get_run(i)) for s, i in sides.items()}
+        except MlflowException:
+            left_out.add(comparisons.GONE, row.name)
+            continue
+        try:
+            with alive.scratch("freeze") as scratch:
+                file = _file(row, "hardware.json", scratch, str(client.tracking_uri))
+                made.append(comparisons.of_run(row, of, json.loads(file.read_text())))
+        except (KeyError, ValueError, OSError, MlflowException) as error:
+            left_out.add(OTHER_VERSION, f"{row.name}: {_reason(error)}")
+    return comparisons.table(comparisons.once(made))
 
 
 def _read_run(client: Any, row: Row) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -673,6 +719,8 @@ def _write(frozen: Frozen, folder: Path) -> None:
         partial.mkdir()
         for name in PARQUETS:
             _parquet(getattr(frozen, name), partial / f"{name}.parquet")
+        if len(frozen.comparisons):
+            _parquet(frozen.comparisons, partial / f"{COMPARISONS}.parquet")
         frozen.results.to_csv(partial / "results.csv", index=False, lineterminator="\n")
         (partial / ABOUT).write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
         if folder.exists():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp.report import claims, company, costs, machines
+from tsexp.report import claims, company, comparisons, costs, machines
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
 from tsexp.report.statistics import MARGIN_PT, aggregate, count, notes
@@ -52,6 +52,8 @@ CLAIMS_CAPTION = (
 )
 ALSO_IN_CSV = ("n_energy", "control_accuracy_pct", "dense_accuracy_pct", "val_drop_pt", "val_series")
 WIDTHS = {
+    "A": "p{3.4cm}",
+    "B": "p{2.4cm}",
     "claim": "p{1.8cm}",
     "paper": "p{1.4cm}",
     "verdict": "p{1.5cm}",
@@ -89,8 +91,8 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
     Returns
     -------
     list of Table
-        Of datasets, dense baselines, pruning, quantization, hybrids, company, costs, machines and claims:
-        those that have a row.
+        Of datasets, dense baselines, pruning, quantization, hybrids, company, comparisons, costs, machines
+        and claims: those that have a row.
     list of str
         What is missing, left out or mixed.
     """
@@ -113,6 +115,8 @@ def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
         )
     else:
         made.append(_company(frozen, beside))
+    if len(frozen.comparisons):
+        made.append(_comparisons(frozen.comparisons))
     for name, (title, of, columns, below) in OF_ALL.items():
         own = of(frozen, rows)
         if len(own):
@@ -143,7 +147,14 @@ def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
         partial = folder / f".{name}.{os.getpid()}"
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / name)
-    for name in ("datasets", *KINDS, "company", *OF_ALL, "claims"):  # of an earlier report, without a row now
+    for name in (
+        "datasets",
+        *KINDS,
+        "company",
+        "comparisons",
+        *OF_ALL,
+        "claims",
+    ):  # of an earlier report, without a row now
         for ending in ("tex", "md", "csv"):
             if f"{name}.{ending}" not in files:
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
@@ -325,6 +336,39 @@ def _company(frozen: Frozen, rows: pd.DataFrame) -> Table:
     return replace(table, below=(*said, company.RULE))
 
 
+def _comparisons(rows: pd.DataFrame) -> Table:
+    import pandas as pd
+
+    varied = [c for c in SETTINGS if c.numbers[0] in rows and rows[c.numbers[0]].nunique() > 1]
+    there = [c for c in VERSUS if rows[list(c.numbers)].notna().any(axis=None)]
+    columns = [DATASET, *varied, *there]
+    seen = rows.assign(
+        energy=["estimated" if s.startswith("estimated") else "measured" for s in rows["energy_source"]],
+        n_energy=rows["valid"].astype(int),
+    )
+    text = pd.DataFrame({c.head: [c.text(row) for _, row in seen.iterrows()] for c in columns})
+    keys = [key for key in SAID if key in rows and rows[key].nunique() == 1]
+    of_all = [SAID[key].format(rows[key].iloc[0]) for key in keys]
+    sentences = (
+        (
+            True,
+            "Head to head (tsexp.compare): two artifacts on the same series, their windows in alternation.",
+        ),
+        (of_all, f"For all: {', '.join(of_all)}."),
+        (
+            True,
+            "Points: accuracy of A less that of B; saving, speedup: of A against B. Brackets: 95 % intervals "
+            "for these two trainings, of points over test series, of all else t over measuring processes. "
+            "p: exact McNemar test.",
+        ),
+        (any(ESTIMATE in c.head for c in there), f"{ESTIMATE} estimated from CPU time, not measured."),
+        ((rows["warnings"] != "").any(), f"{WARNING} has a warning: look twice."),
+    )
+    caption = " ".join(sentence for asked, sentence in sentences if asked)
+    nothing = [c for c in rows if c.startswith(("measured", "estimated")) and rows[c].isna().all()]
+    return Table("comparisons", caption, text, rows.drop(columns=nothing), tuple(c.right for c in columns))
+
+
 def _claims(rows: pd.DataFrame) -> Table:
     import pandas as pd
 
@@ -444,6 +488,10 @@ def _number(
     )
 
 
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
 def _unless_reference(column: Show) -> Show:
     """The dense model is not compared with itself."""
     return column._replace(text=lambda row: "–" if row["degradation"] == "reference" else column.text(row))
@@ -505,9 +553,7 @@ F1 = _interval("macro F1 %", "macro_f1", 1, scale=100)
 DROP = _unless_reference(_interval("drop, points", "drop_pt", 1, "+"))
 UNTUNED = _number("untuned %", "dense_accuracy_pct", text=lambda v: f"{v:.1f}")
 VERDICT = Show("kept?", lambda row: row["degradation"], ("degradation",), False)
-P = _unless_reference(
-    _number("p", "mcnemar_p", text=lambda v: "<.001" if v < 0.001 else f"{v:.3f}".removeprefix("0"))
-)
+P = _unless_reference(_number("p", "mcnemar_p", text=_p))
 JOULES = (
     _number("mJ/series", "measured_j", 1000),
     _number(f"mJ/series{ESTIMATE}", "estimated_j", 1000, mark=ESTIMATE),
@@ -554,6 +600,33 @@ COMPANY_SAID = (
     f"energy of all that lose at most {MARGIN_PT:g} point on validation series against their control, or, if "
     "none does, the least loss there. mJ/correct: energy per correct answer, mJ/series over accuracy. "
     "Training: with pruning, tuning and conversion."
+)
+
+
+def _side(end: str) -> Show:
+    """One of the two that were compared, in words."""
+
+    def text(row: Any) -> str:
+        of = {k: row[f"{k}_{end}"] for k in ("model", "macs", "ratio", "method", "scope", "mode", "runtime")}
+        return company.in_words(of | {"what": company.deployed(of)})
+
+    return Show(end.upper(), text, (f"model_{end}",), False)
+
+
+VERSUS = (
+    *map(_side, comparisons.SIDES),
+    Show("seeds", lambda row: " ".join(dict.fromkeys((str(row["seed_a"]), str(row["seed_b"])))), ("seed_a",)),
+    *(_number(f"{s.upper()} %", f"accuracy_{s}", 100, lambda v: f"{v:.1f}") for s in comparisons.SIDES),
+    _interval("points", "difference_pt", 1, "+"),
+    _number("p", "mcnemar_p", text=_p),
+    *(
+        _number(f"mJ of {s.upper()}{mark}", f"{side}_j_{s}", 1000, mark=mark)
+        for side, mark in (("measured", ""), ("estimated", ESTIMATE))
+        for s in comparisons.SIDES
+    ),
+    *SAVINGS,
+    SPEEDUP,
+    _word("", "warnings")._replace(text=lambda row: WARNING if row["warnings"] else ""),
 )
 
 KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...], str]] = {
