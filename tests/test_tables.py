@@ -415,7 +415,11 @@ def test_two_deployments_stand_head_to_head(small):
     invalid = rows.assign(
         valid=False, **dict.fromkeys([c for c in rows if "_j_" in c or "speedup" in c], math.nan)
     )
-    assert "invalid" in lines(made(replace(small, comparisons=invalid.iloc[:1]))["comparisons"])[1]
+    both = pd.concat([rows.iloc[:1], invalid.iloc[:1]], ignore_index=True)
+    head, valid, row = lines(made(replace(small, comparisons=both))["comparisons"])
+    shown = dict(zip(head, row, strict=True))
+    assert (shown["saving %†"], shown["speedup"], shown["mJ of A†"]) == ("invalid", "invalid", "–")
+    assert "invalid" not in valid
     batches = pd.concat([rows.iloc[:1], rows.iloc[:1].assign(batch_size=32)], ignore_index=True)
     table = made(replace(small, comparisons=batches))["comparisons"]
     assert [row[1] for row in lines(table)] == ["batch", "1", "32"]
