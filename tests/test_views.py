@@ -181,9 +181,27 @@ def test_rewritten_it_answers_the_same(italy, flat):
         torch.testing.assert_close(
             lean(torch.from_numpy(italy.x_test[:9])), model(torch.from_numpy(italy.x_test[:9]))
         )
-    # The hidden unit that holds a bias, in each block, once for all views.
-    more = 2 * (2 * 16 + 1) - 2 * 16 if flat else 0
+    # The hidden unit that holds a bias, in each block, once for all views. A projection's bias is part of the
+    # positions, what a view says of the mean of its tokens part of what it says of each.
+    more = 2 * (2 * 16 + 1) - 2 * 16 - len(model.arch.sources) * 16 - 3 * 2 * 16 if flat else 0
     assert models.count_parameters(lean) == models.count_parameters(model) + more
+
+
+@pytest.mark.parametrize("name", ["JapaneseVowels", "PickupGestureWiimoteZ", "BasicMotions"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_rewritten_it_describes_the_same_whatever_the_series(name, gone):
+    """Several channels, and series of several lengths: alone and padded with others."""
+    dataset = dataset_of(name)
+    model = model_of(dataset)
+    if gone:  # scales between others, too
+        cfg = compose("model=t4", "prune.ratio=0.7", "prune.method=random", "prune.scope=features").prune
+        model, _ = prune_features.prune(model, cfg, dataset, seed=0)
+    lean = model.deployable(flat=True)
+    x = torch.from_numpy(dataset.x_test[:7])
+    with torch.no_grad():
+        found, there = (m.preprocess(x)[0] for m in (lean, model))
+        torch.testing.assert_close(found, there, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(lean(x), model(x), atol=1e-4, rtol=1e-4)
 
 
 def test_training_sees_some_tokens_and_never_the_same(italy):
@@ -229,6 +247,15 @@ def test_parameters_and_macs_by_hand(length, places):
     encoded = sum(2 * (t * (4 * d * d + 2 * d * ffn) + 2 * t * t * d) for t in tokens)
     answered = sum(d * classes + t * classes * d for t in tokens)
     assert models.count_macs(model) == described + projected + encoded + answered
+    lean = model.deployable(flat=True)
+    # Every bin is a filter; what is said of the mean is part of what is said of each token.
+    described += bins * length + (kernel_bins - 1) * 84 * 9 * sum(places)
+    bias_unit = 2 * sum(tokens) * 2 * d  # into and out of it, in both blocks
+    answered = sum(t * classes * d for t in tokens)
+    assert models.count_macs(lean) == described + projected + encoded + bias_unit + answered
+    joined = 3 * d + 2 * classes * d  # biases of three projections, weights of two heads
+    units = 2 * (2 * d + 1) - 2 * d
+    assert models.count_parameters(lean) == models.count_parameters(model) - joined + units
 
 
 @pytest.mark.parametrize(("length", "most", "levels"), [(24, 6, 3), (96, 6, 5), (720, 6, 6), (5, 6, 1)])

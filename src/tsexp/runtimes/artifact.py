@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     # The measuring process imports this module, and must not pay for PyTorch Lightning.
     from tsexp.training import Fitted
 
-STAGE_VERSION = 8
+STAGE_VERSION = 9
 STAGE_VERSIONS = {"cpu": STAGE_VERSION, "cuda": STAGE_VERSION + 1}
 """By device: artifacts on a GPU computed in TF32 once, those on a CPU did not change."""
 

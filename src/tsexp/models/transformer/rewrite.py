@@ -96,22 +96,21 @@ class FlatEncoder(nn.Module):
 
     In two dimensions a product takes its bias, an activation and the residual along (ONNX: Gemm); in three,
     each is an operation of its own.
+
+    Parameters
+    ----------
+    source
+        Whose weights are taken over.
+    counts
+        Tokens of a series; of several sequences side by side, each of which attends to itself alone, those
+        of each.
     """
 
-    def __init__(self, source: Encoder, tokens: int) -> None:
+    def __init__(self, source: Encoder, *counts: int) -> None:
         super().__init__()
-        self.tokens = tokens
-        self.blocks = nn.ModuleList(FlatBlock(b, tokens) for b in source.blocks)  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(FlatBlock(b, counts) for b in source.blocks)  # type: ignore[arg-type]
         self.norm = source.norm
-
-    def of_tokens(self, tokens: int) -> FlatEncoder:
-        """Return one of another number of tokens, which shares all weights with this one."""
-        other = copy.copy(self)
-        blocks = [copy.copy(block) for block in self.blocks]
-        other._modules = {**self._modules, "blocks": nn.ModuleList(blocks)}
-        for part in (other, *blocks):
-            part.tokens = tokens  # type: ignore[assignment]
-        return other
+        self.tokens = sum(counts)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x.reshape(-1, x.shape[-1])
@@ -123,13 +122,13 @@ class FlatEncoder(nn.Module):
 
 
 class FlatBlock(nn.Module):
-    """An encoder block on (batch × tokens, d)."""
+    """An encoder block on (batch × tokens, d); see `FlatEncoder`."""
 
-    def __init__(self, block: EncoderBlock | FirstTokenBlock, tokens: int) -> None:
+    def __init__(self, block: EncoderBlock | FirstTokenBlock, counts: tuple[int, ...]) -> None:
         super().__init__()
         self.first_only = isinstance(block, FirstTokenBlock)
         source = block.block if isinstance(block, FirstTokenBlock) else block
-        self.tokens, self.pre = tokens, source.pre
+        self.counts, self.tokens, self.pre = counts, sum(counts), source.pre
         self.attention, self.norm1, self.norm2 = source.attention, source.norm1, source.norm2
         self.activation = source.activation
         self.fc1, self.back = _with_bias_unit(source.fc1, source.fc2, source.activation)
@@ -148,10 +147,14 @@ class FlatBlock(nn.Module):
         if a.first_only:
             rows = x.unflatten(0, (-1, self.tokens))
             k, v = a.kv(x).unflatten(0, (-1, self.tokens)).chunk(2, -1)
-            q = a.q(rows[:, 0])[:, None]
+            mixed = a.mix(a.q(rows[:, 0])[:, None], k, v, mask)
         else:
-            q, k, v = a.qkv(x).unflatten(0, (-1, self.tokens)).chunk(3, -1)
-        return a.o(a.mix(q, k, v, mask).flatten(0, 1))  # type: ignore[no-any-return]
+            asked = a.qkv(x).unflatten(0, (-1, self.tokens))
+            parts = asked.split(self.counts, 1) if len(self.counts) > 1 else (asked,)
+            each = [part.chunk(3, -1) for part in parts]
+            several = [a.mix(q, k, v, mask) for q, k, v in each]
+            mixed = torch.cat(several, 1) if len(several) > 1 else several[0]
+        return a.o(mixed.flatten(0, 1))  # type: ignore[no-any-return]
 
 
 def _with_bias_unit(fc1: nn.Linear, fc2: nn.Linear, activation: nn.Module) -> tuple[nn.Linear, nn.Parameter]:
@@ -265,12 +268,6 @@ def flattenable(encoder: Encoder) -> bool:
     return all(
         (isinstance(b.attention, PackedAttention) or packable(b)) and _plain(b.fc1, b.fc2) for b in blocks
     )
-
-
-def flattened(encoder: Encoder, counts: list[int]) -> list[FlatEncoder]:
-    """Return a `FlatEncoder` of each of these numbers of tokens; all share their weights."""
-    first = FlatEncoder(encoder, counts[0])
-    return [first, *(first.of_tokens(count) for count in counts[1:])]
 
 
 def packable(block: EncoderBlock) -> bool:

@@ -50,12 +50,7 @@ class ViewClassifier(Network):
     def members(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Features (batch, numbers) → the class scores of each view."""
         parts = x.split(self.sizes, 1)
-        return tuple(
-            view(part, self._encoder(i)) for i, (view, part) in enumerate(zip(self.views, parts, strict=True))
-        )
-
-    def _encoder(self, view: int) -> nn.Module:
-        return self.encoder
+        return tuple(view(part, self.encoder) for view, part in zip(self.views, parts, strict=True))
 
     def network(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features (batch, numbers) → logarithms of the views' mean probabilities."""
@@ -74,8 +69,9 @@ class ViewClassifier(Network):
     def deployable(
         self, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False
     ) -> Self:
-        """Rewrite the encoder as that of any transformer, once for each view's number of tokens."""
+        """Rewrite the encoder as that of any transformer; with `flat`, the rest, too (`views.rewrite`)."""
         from tsexp.models.transformer import rewrite
+        from tsexp.models.views.rewrite import Flat
 
         new = copy.deepcopy(self).eval().requires_grad_(False)
         rewrite.pack(new.encoder, fused)
@@ -131,25 +127,6 @@ class View(nn.Module):
             found.append(F.dropout(part, self.feature_dropout))
             start += count
         return found
-
-
-class Flat(ViewClassifier):
-    """With an encoder for each view, whose tokens are the rows of one matrix; they share their weights."""
-
-    @classmethod
-    def of(cls, model: ViewClassifier) -> Flat:
-        """Change the class of a model, in place."""
-        from tsexp.models.transformer import rewrite
-
-        counts: list[int] = [view.tokens for view in model.views]  # type: ignore[misc]
-        model.encoders = nn.ModuleList(rewrite.flattened(model.encoder, counts))
-        del model.encoder
-        model.__class__ = cls
-        return model  # type: ignore[return-value]
-
-    def _encoder(self, view: int) -> nn.Module:
-        encoders: Any = self.encoders
-        return encoders[view]  # type: ignore[no-any-return]
 
 
 def build(config: Config, dataset: Dataset) -> ViewClassifier:
