@@ -501,7 +501,7 @@ def test_eager_on_a_gpu_computes_in_fp32_and_not_in_tf32(home, monkeypatch):
     assert torch.backends.cudnn.allow_tf32 == before  # training is left as it was
 
 
-@pytest.mark.parametrize(("device", "version"), [("cpu", 8), ("cuda", 9)])
+@pytest.mark.parametrize(("device", "version"), [("cpu", 9), ("cuda", 10)])
 def test_artifacts_that_computed_in_tf32_are_not_taken_from_the_cache(home, device, version):
     cfg, _, fitted, italy = home
 
