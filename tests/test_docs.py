@@ -272,7 +272,7 @@ def test_every_option_runs(visitor, option):
     data = [] if option.startswith("data=") else ["data=italy_power_demand"]
     flags = ["-m"] if option.startswith("hydra") else []
     model = option.removeprefix("model=") if option.startswith("model=") else "t3"
-    if option.startswith("variant=features"):  # which only T4 has
+    if option.startswith(("variant=features", "variant=all")):  # which only T4 has
         model, data = "t4", [*data, "model=t4"]
     python("-m", "tsexp", *flags, *tiny(model), option, *data, folder=visitor)
 
