@@ -154,7 +154,14 @@ WAYS = {
     "half of its layers (`depth`)": ("t4", "onnxruntime", "depth", 0.5),
     "half of its kernels and tokens (`features`)": ("t4", "onnxruntime", "features", 0.5),
     "three quarters of them": ("t4", "onnxruntime", "features", 0.75),
+    "half of kernels, tokens, heads and units (`all`)": ("t4", "onnxruntime", "all", 0.5),
+    "three tenths of all that": ("t4", "onnxruntime", "all", 0.3),
+    "six tenths of all that": ("t4", "onnxruntime", "all", 0.6),
+    "three quarters of all that": ("t4", "onnxruntime", "all", 0.75),
     "T4, OpenVINO": ("t4", "openvino", "-", 0),
+    "T3, eager PyTorch": ("t3", "eager", "-", 0),
+    "T3, ONNX Runtime": ("t3", "onnxruntime", "-", 0),
+    "half of its layers": ("t3", "onnxruntime", "depth", 0.5),
     "QUANT": ("quant_forest", "eager", "-", 0),
     "MiniROCKET": ("minirocket", "eager", "-", 0),
     "MultiROCKET-Hydra": ("multirocket_hydra", "eager", "-", 0),
@@ -186,6 +193,43 @@ def test_what_is_told_of_the_company_is_what_was_measured(company):
             told = f"{energy_mj:,.0f}" if energy_mj >= 100 else f"{energy_mj:.3g}"
             assert cell == f"{row['accuracy_pct']:.1f}, {told} mJ{n}", place
     assert seen == WAYS.keys()
+
+
+def test_the_fastest_within_a_point_is_as_told(company):
+    """Of T4, single series: the datasets and the number of times, in the words of both pages."""
+    rows = aggregate(company)
+    rows = rows[(rows["batch_size"] == 1) & (rows["model"] == "t4") & (rows["drop_pt"] <= 1)]
+    fastest = {dataset: of.loc[of["speedup"].idxmax()] for dataset, of in rows.groupby("dataset")}
+    assert all(row["n"] == 5 for row in fastest.values())
+    page = (ROOT / "docs" / "t4.md").read_text()
+    for dataset, row in fastest.items():
+        told = re.search(rf"([\d.]+) (?:times )?on {dataset} \(([\w ]+) gone, (no|[\d.]+) points? ", page)
+        assert told, dataset
+        share = {0.3: "three tenths", 0.5: "half", 0.6: "six tenths", 0.75: "three quarters"}[row["ratio"]]
+        lost = f"{row['drop_pt']:.1f}".removeprefix("0")
+        assert told[1] == f"{row['speedup']:.1f}", dataset
+        assert told[2] == share + (" of its layers" if row["scope"] == "depth" else ""), dataset
+        assert told[3] == ("no" if lost in (".0", "-.0", "-0.0") else lost), dataset
+    three = [fastest[d]["speedup"] for d in ("RefrigerationDevices", "ACSF1", "PLAID")]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "{:.0f}, {:.0f} and {:.0f} times as fast as dense eager".format(*three) in readme
+
+
+def test_what_is_told_head_to_head_is_what_was_measured(company):
+    page = (ROOT / "docs" / "t4.md").read_text().split("Head to head (")[1]
+    lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    told = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+    told = told[: next(i for i, row in enumerate(told) if row[0].startswith("test accuracy"))]
+    there = [
+        [
+            f"{100 * row['accuracy_a']:.1f}, {100 * row['accuracy_b']:.1f}",
+            "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(row[f"difference_pt{e}"] for e in ("", "_lo", "_hi"))),
+            "{:.1f} [{:.1f}, {:.1f}]".format(*(row[f"estimated_saving_pct{e}"] for e in ("", "_lo", "_hi"))),
+        ]
+        for row in company.comparisons.to_dict("records")
+    ]
+    assert len(told) == len(there) > 5
+    assert sorted([row[1], row[2], row[4]] for row in told) == sorted(there)
 
 
 def cells(folder):
