@@ -215,6 +215,21 @@ def test_the_fastest_within_a_point_is_as_told(company):
     assert "{:.0f}, {:.0f} and {:.0f} times as fast as dense eager".format(*three) in readme
 
 
+def test_speedups_of_batches_are_as_told(company):
+    rows = aggregate(company)
+    rows = rows[rows["batch_size"] == 32].set_index(["dataset", "scope", "ratio"])["speedup"]
+    datasets = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
+    whole, seen, runtime = (
+        tuple(f"{rows[dataset, scope, ratio]:.1f}" for dataset in datasets)
+        for scope, ratio in (("all", 0.5), ("features", 0.5), ("-", 0))
+    )
+    page = (ROOT / "docs" / "t4.md").read_text()
+    told = zip(("{} times as fast on {}", "{} on {}", "{} on {}", "{} on {}"), whole, datasets, strict=True)
+    assert ", ".join(words.format(times, dataset) for words, times, dataset in told) in page
+    assert "half of kernels and tokens {}, {}, {} and {};".format(*seen) in page
+    assert "ONNX Runtime alone {}, {}, {} and {}.".format(*runtime) in page
+
+
 def test_what_is_told_head_to_head_is_what_was_measured(company):
     page = (ROOT / "docs" / "t4.md").read_text().split("Head to head (")[1]
     lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
