@@ -295,3 +295,10 @@ def test_how_far_two_machines_differ_is_what_their_tables_say(tmp_path):
     }
     assert apart["t4"] == 0
     assert "up to {t1:.1f}, {t2:.1f} and {t3:.1f} points apart".format(**apart) in page
+
+
+@pytest.mark.parametrize("part", ["study", "company"])
+def test_what_is_kept_names_no_place_of_the_machine_that_measured_it(part, request):
+    kept = request.getfixturevalue(part)
+    names = [*kept.results["run_name"], *(n for of in kept.about["left_out"].values() for n in of)]
+    assert not [name for name in names if "/" in name or "paths." in name or "tracking." in name]

@@ -305,3 +305,10 @@ def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
     assert (tmp_path / "studies.db").exists()
     assert "◆" not in done.stdout.splitlines()[2]  # which nothing keeps to: the control stands alone
     assert "solutions: []" in (tmp_path / "three" / "optimization_results.yaml").read_text()
+
+
+def test_a_name_says_what_was_asked_and_not_where():
+    place = ["paths.cache=/home/somebody/cache", "+tracking.uri=sqlite:////somewhere/mlflow.db", "rerun=true"]
+    assert sweep._names([["seed=0", "model=t4", *place]]) == ["seed=0 model=t4"]
+    assert sweep._names([place]) == ["job"]
+    assert sweep._names([["seed=0", *place], ["seed=1", *place]]) == ["seed=0", "seed=1"]

@@ -532,9 +532,16 @@ def _every_job(overrides: list[Override]) -> list[list[str]]:
 
 
 def _names(jobs: list[list[str]]) -> list[str]:
-    """Name each job by what varies: every one has the same overrides in the same order."""
+    """Name each job by what varies: every one has the same overrides in the same order.
+
+    If nothing does, by all that was asked for; places say nothing of it, and names are published.
+    """
     varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
-    return [configs.redact(" ".join(job[i] for i in varying) or " ".join(job) or "job") for job in jobs]
+    named = [
+        [job[i] for i in varying] or [o for o in job if not o.lstrip("+~").startswith(configs.NOT_ASKED)]
+        for job in jobs
+    ]
+    return [configs.redact(" ".join(words) or "job") for words in named]
 
 
 def _check_validation(configurations: list[Config]) -> None:
