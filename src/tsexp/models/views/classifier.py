@@ -54,8 +54,8 @@ class ViewClassifier(Network):
 
     def network(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features (batch, numbers) → logarithms of the views' mean probabilities."""
-        said = torch.stack([scores.log_softmax(-1) for scores in self.members(x)])
-        return said.logsumexp(0) - math.log(len(said))
+        said = torch.stack(self.members(x), 1).log_softmax(-1)
+        return said.logsumexp(1) - math.log(said.shape[1])
 
     def prunable(self) -> int:
         """Channels of heads, FFN units, tokens and kernels."""

@@ -242,7 +242,7 @@ class Kernels(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return torch.stack(
             [
-                _mean(shares(r), m).flatten(1)
+                mean_of(shares(r), m).flatten(1)
                 for shares, (r, m) in zip(self.shares, self._responses(x, mask), strict=True)
             ],
             1,
@@ -303,10 +303,12 @@ class Scale(nn.Module):
         """There is nothing to take."""
 
 
-def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Over the values that there are: (batch, kernels, bins, values) → (batch, kernels, bins)."""
+def mean_of(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Over the values that there are: (batch, …, values) → (batch, …); `mask` is (batch, values)."""
     if mask is None:
         return x.mean(-1)
     weight = mask.to(x.dtype)
     weight = weight / weight.sum(-1, keepdim=True).clamp_min(1)  # a series may be shorter than a change
-    return (x @ weight[:, None, :, None])[..., 0]
+    for _ in range(x.dim() - 3):
+        weight = weight[:, None]
+    return (x @ weight[..., None])[..., 0]

@@ -1,11 +1,10 @@
 """Exact rewrites of a trained model on features for deployment: the same scores up to float rounding.
 
-Of a single series, a runtime spends half of its time between operations, so there are to be few of them.
+Of a single series, much of a runtime's time goes into many small operations, so there are to be few of them.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from tsexp.models.transformer.rewrite import FlatEncoder, LeanPreprocess
 from tsexp.models.views.arch import REACH, step_of
 from tsexp.models.views.classifier import EACH, View, ViewClassifier
-from tsexp.models.views.features import Features, Fourier, Intervals, Kernels, Shares
+from tsexp.models.views.features import Features, Fourier, Intervals, Kernels, Shares, mean_of
 
 
 class Flat(ViewClassifier):
@@ -26,7 +25,7 @@ class Flat(ViewClassifier):
         """Change a model whose encoder is packed, in place."""
         views: Any = model.views
         parts: Any = model  # the parts are replaced by others that are called alike
-        thin(parts.preprocess)
+        lean(parts.preprocess)
         parts.encoder = FlatEncoder(parts.encoder, *(view.tokens for view in views))
         parts.tokens = Tokens(views)
         parts.heads = nn.ModuleList(_head(view) for view in views)
@@ -34,13 +33,16 @@ class Flat(ViewClassifier):
         model.__class__ = cls
         return model  # type: ignore[return-value]
 
-    def network(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (batch, numbers) → logarithms of the views' mean probabilities."""
+    def members(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Features (batch, numbers) → the class scores of each view."""
         heads: Any = self.heads
         rows = self.encoder(self.tokens(x), None).flatten(1)  # type: ignore[operator]
         parts = rows.split([head.in_features for head in heads], 1)
-        scores = torch.stack([head(part) for head, part in zip(heads, parts, strict=True)], 1)
-        return scores.log_softmax(-1).logsumexp(1) - math.log(len(heads))
+        return tuple(head(part) for head, part in zip(heads, parts, strict=True))
+
+    def lengths(self) -> set[int]:
+        """Steps, and tokens of all views."""
+        return {self.arch.preprocessing.length, self.encoder.tokens}  # type: ignore[arg-type]
 
 
 class Tokens(nn.Module):
@@ -75,17 +77,17 @@ def _head(view: View) -> nn.Linear:
     return joined
 
 
-def thin(features: Features) -> None:
-    """Put thinner parts into the place of those that have one, in place."""
+def lean(features: Features) -> None:
+    """Put leaner parts into the place of those that have one, in place."""
     parts: Any = features
     parts.preprocess = LeanPreprocess(features.preprocess.spec)
     if features.fourier is not None:
-        parts.fourier = ThinFourier(features.fourier)
-    kinds: dict[type, type] = {Intervals: ThinIntervals, Kernels: ThinKernels}
+        parts.fourier = LeanFourier(features.fourier)
+    kinds: dict[type, type] = {Intervals: LeanIntervals, Kernels: LeanKernels}
     parts.sources = nn.ModuleList(kinds.get(type(s), lambda same: same)(s) for s in features.sources)
 
 
-class ThinFourier(nn.Module):
+class LeanFourier(nn.Module):
     """`Fourier` with both products of the rotation at once: [re, im] cos + [im, -re] sin."""
 
     window: Tensor
@@ -146,7 +148,7 @@ class Filters(nn.Module):
         return less.clamp(0, 1)
 
 
-class ThinIntervals(nn.Module):
+class LeanIntervals(nn.Module):
     """`Intervals`, the shares of all bins by one convolution: (batch, intervals, channels × bins)."""
 
     means: Tensor
@@ -162,7 +164,7 @@ class ThinIntervals(nn.Module):
         return (shares @ self.means).transpose(1, 2)
 
 
-class ThinKernels(nn.Module):
+class LeanKernels(nn.Module):
     """`Kernels`, responses and the shares of their bins by one convolution a scale: (batch, numbers).
 
     There are as many more products as bins, and less work, for nothing lies between them.
@@ -182,14 +184,5 @@ class ThinKernels(nn.Module):
                 x = F.avg_pool1d(x, by)
                 mask = None if mask is None else mask[:, : x.shape[-1] * by : by]
             done, step = scale, step_of(x.shape[-1])
-            found.append(_mean(filters(x, step, REACH // 2), None if mask is None else mask[:, ::step]))
+            found.append(mean_of(filters(x, step, REACH // 2), None if mask is None else mask[:, ::step]))
         return torch.cat(found, 1)
-
-
-def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Over the values that there are: (batch, numbers, values) → (batch, numbers)."""
-    if mask is None:
-        return x.mean(-1)
-    weight = mask.to(x.dtype)
-    weight = weight / weight.sum(-1, keepdim=True).clamp_min(1)
-    return (x @ weight[..., None])[..., 0]
