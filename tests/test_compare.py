@@ -233,6 +233,19 @@ def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(plac
     assert tracking.finished(TrackingConfig(place.uri, "tsexp"), signature) == place.dense
 
 
+def test_a_comparison_of_a_run_that_is_gone_is_left_out(place, compared, tmp_path):
+    from tsexp.report import comparisons, frozen
+
+    _, run = compared
+    shutil.copytree(place.folder, tmp_path / "copy")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/copy/mlflow.db")
+    client.set_tag(run.info.run_id, "tsexp.compare_a", "0" * 32)
+    made = frozen.freeze(client, "tsexp", tmp_path / "frozen")
+    assert run.info.run_id not in set(made.comparisons["run_id"])
+    assert run.info.run_name in made.about["left_out"][comparisons.GONE]
+    assert set(made.results["run_id"]) == {place.dense, place.pruned}
+
+
 @pytest.mark.parametrize("where", ["measuring", "storing"])
 def test_interrupted_leaves_nothing_behind(place, capsys, monkeypatch, where):
     def interrupt(*_, **__):

@@ -437,12 +437,12 @@ def _load(folder: Path) -> Frozen:
             )
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
         file = folder / f"{COMPARISONS}.parquet"
-        beside = comparisons.table(pd.read_parquet(file).to_dict("records")) if file.exists() else None
+        beside = pd.read_parquet(file).to_dict("records") if file.exists() else []
         return Frozen(
             schema().validate(tables.pop("results")),
             **tables,
             about=about,
-            **({} if beside is None else {COMPARISONS: beside}),
+            comparisons=comparisons.table(beside),
         )
     except (OSError, ValueError, SchemaError) as error:
         if isinstance(error, ReportError):
@@ -543,8 +543,8 @@ def _comparisons(client: Any, rows: list[Row], left_out: _LeftOut) -> pd.DataFra
     for row in rows:
         if row.tags.get("tsexp.stage") != comparisons.STAGE or row.status != "FINISHED":
             continue
+        sides = {s: row.tags.get(f"tsexp.compare_{s}", "") for s in comparisons.SIDES}
         try:
-            sides = {s: row.tags[f"tsexp.compare_{s}"] for s in comparisons.SIDES}
             of = {s: known.get(i) or as_row(client.get_run(i)) for s, i in sides.items()}
         except MlflowException:
             left_out.add(comparisons.GONE, row.name)

@@ -147,14 +147,8 @@ def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
         partial = folder / f".{name}.{os.getpid()}"
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / name)
-    for name in (
-        "datasets",
-        *KINDS,
-        "company",
-        "comparisons",
-        *OF_ALL,
-        "claims",
-    ):  # of an earlier report, without a row now
+    names = ("datasets", *KINDS, "company", "comparisons", *OF_ALL, "claims")
+    for name in names:  # of an earlier report, without a row now
         for ending in ("tex", "md", "csv"):
             if f"{name}.{ending}" not in files:
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
