@@ -76,9 +76,16 @@ def wait_for(path: Path) -> list[int]:
     return [int(word) for word in path.read_text().split()]
 
 
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def gone(pids: list[int], within_s: float) -> bool:
     end = time.monotonic() + within_s
-    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+    while any(lives(p) for p in pids):
         if time.monotonic() > end:
             return False
         time.sleep(0.05)
@@ -214,7 +221,7 @@ def test_a_fork_of_this_process_ends_with_its_caller(tmp_path):
     pid = int((tmp_path / "pid").read_text())
     caller.kill()
     caller.wait()
-    wait(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    assert gone([pid], within_s=30)
 
 
 def wait(happened, timeout_s=30):
