@@ -394,6 +394,19 @@ def test_what_is_not_read_is_what_goes(italy, method):
     assert list(found.values()) == [e for e in expected if e[1]]
 
 
+@pytest.mark.parametrize("method", ["l1", "l2"])
+def test_of_tokens_with_the_same_weights_those_of_the_largest_view_go(italy, method):
+    """A view's answer is the mean of what its tokens say: one of fourteen counts for less than one of two."""
+    model = model_of(italy)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for view in model.views:
+            view.each.normal_(generator=draw)
+    assert [view.tokens for view in model.views] == [14, 4, 2]
+    kept = prune_features.select(prune_features.SCORES[method](model), model.arch.views, 0.5)
+    assert [sum(len(s.tokens) for s in view) for view in kept] == [4, 4, 2]
+
+
 def test_taylor_is_the_slope_of_the_loss(italy):
     """Of one series, by central differences, as its features are scaled around what they are on average."""
     model = model_of(italy)

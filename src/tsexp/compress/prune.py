@@ -57,10 +57,14 @@ class Scores:
 
 
 def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
-    """Method, scope and ratio; with what a method of somebody's own says."""
+    """Method, scope and ratio; with what a method of somebody's own says, and how features are ranked."""
     tuning = ("finetune_epochs", "finetune_lr", "distill", "temperature")
     found = {k: v for k, v in cfg.prune.asked().items() if k not in tuning}
-    return found | own_digests(cfg.prune.method) if found else {}
+    if not found:
+        return {}
+    if cfg.prune.scope in features.SCOPES and cfg.prune.method in features.RANKINGS:
+        found["ranking"] = features.RANKINGS[cfg.prune.method]
+    return found | own_digests(cfg.prune.method)
 
 
 def ready(cfg: Config) -> None:
