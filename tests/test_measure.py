@@ -195,6 +195,17 @@ def test_measuring_stops_when_the_interval_is_narrow_enough(bench: Bench) -> Non
     assert bench.measure(repeats=6, processes=6, target_pct=1e-6).raw["processes"] == 6
 
 
+def test_memory_by_other_rules_is_warned_of(
+    bench: Bench, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_default = [w for w in record.warnings if "other rules" in w]
+    assert bool(by_default) == bool(record.raw["allocator"])
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "2000000000")
+    raised = bench.measure(repeats=2, processes=1)
+    assert "MALLOC_TRIM_THRESHOLD_" in raised.raw["allocator"]
+    assert any("MALLOC_TRIM_THRESHOLD_" in w for w in raised.warnings)
+
+
 def test_peaks_of_the_machine_are_looked_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = energy.peaks(bench.cfg.measure, bench.cache)
     assert {"fp32", "bf16"} <= set(seen) <= {"fp32", "bf16", "int8"}

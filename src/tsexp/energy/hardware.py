@@ -105,6 +105,15 @@ def throttle_count() -> int | None:
     return sum(int(c.read_text()) for c in counters) if counters else None
 
 
+def allocator() -> list[str]:
+    """Variables of the environment by which memory is had in another way than by default, by name.
+
+    glibc's thresholds alone made dense models in eager PyTorch 1.7 to 3.1 times as fast in batches of 32, and
+    those in ONNX Runtime no faster (docs/log.md, 2026-11-28).
+    """
+    return sorted(v for v in os.environ if v.startswith("MALLOC_") or v in ("GLIBC_TUNABLES", "LD_PRELOAD"))
+
+
 PEAK_SIZE = 768
 PEAK_S = 0.1
 

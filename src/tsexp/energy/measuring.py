@@ -324,6 +324,7 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
             for kind in ("same_outputs", "same_weights", "as_scored")
         },
         "throttle_events": sum(throttled) if throttled else None,
+        "allocator": seen[0]["allocator"],
         "peak_mb": max(one["peak_mb"] for one in seen),
         "threads": seen[0]["threads"],
         "window_s": seen[0]["window_s"],

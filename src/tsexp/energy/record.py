@@ -397,6 +397,8 @@ def _disturbed(raw: dict[str, Any], windows: list[dict[str, Any]]) -> list[str]:
         found.append("work in child processes: trust vs_dense/speedup, not vs_dense/cpu_speedup")
     if raw.get("throttle_events"):
         found.append(f"{raw['throttle_events']} thermal throttling events")
+    if raw.get("allocator"):
+        found.append(f"memory by other rules ({', '.join(raw['allocator'])}): compare only with the same")
     slowed = [w for w in windows if w.get("gpu_slowed_by")]
     if slowed:
         by = sorted({reason for w in slowed for reason in w["gpu_slowed_by"]})

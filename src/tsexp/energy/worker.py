@@ -194,6 +194,7 @@ def _measure(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> d
         "same_weights": {n: before[n][1] == after[n][1] for n in before},
         "as_scored": {n: _near(before[n][0], arrays[f"{n}_scores"]) for n in before},
         "throttle_events": None if throttled is None else (hardware.throttle_count() or 0) - throttled,
+        "allocator": hardware.allocator(),
         "peak_mb": _peak_bytes() / 2**20,
         "threads": torch.get_num_threads(),
     }
