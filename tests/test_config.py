@@ -23,6 +23,21 @@ def test_every_shipped_config_composes_and_passes_the_checks(option):
     compose(option)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "scale"),
+    [
+        (("model=t3",), "znorm"),
+        (("model=fcn",), "znorm"),
+        (("model=quant_forest",), "none"),
+        (("model=minirocket", "data=plaid"), "none"),
+        (("model=minirocket", "data.scale=znorm"), "znorm"),
+        (("model=quant_forest", "data=basic_motions"), "standard"),
+    ],
+)
+def test_networks_scale_series_and_estimators_take_them_as_they_are(overrides, scale):
+    assert compose(*overrides).data.scale == scale
+
+
 @pytest.mark.parametrize("model", ["t1", "t2", "t3"])
 @pytest.mark.parametrize("data", ["italy_power_demand", "pickup_gesture", "basic_motions"])
 def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load_data):

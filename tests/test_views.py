@@ -132,6 +132,58 @@ def test_of_a_long_signal_a_kernel_looks_at_some_places(italy):
     assert seen.sum(1).tolist() == [258, 3], "of nine steps, the first, fifth and ninth"
 
 
+@pytest.mark.parametrize("name", ["JapaneseVowels", "PickupGestureWiimoteZ"])  # 12 channels; one
+def test_levels_are_raw_values_large_ones_by_their_logarithm(name):
+    dataset = dataset_of(name, scale="znorm")
+    seen = model_of(dataset).preprocess
+    x = torch.from_numpy(dataset.x_test[:7])
+    levels, mask = seen._signals(x)["levels"]
+    raw = torch.zeros_like(levels)
+    steps = min(x.shape[-1], raw.shape[-1])  # longer series are cropped, shorter ones end in zeros
+    raw[..., :steps] = x[..., :steps].nan_to_num()
+    assert torch.equal(mask.sum(1), (~x[:, 0, :steps].isnan()).sum(1))
+    torch.testing.assert_close(torch.sinh(levels) * seen.unit, raw, rtol=1e-4, atol=1e-5)
+    fit = np.abs(dataset.x_train[dataset.fit])
+    for unit, values in zip(seen.unit, fit.swapaxes(0, 1), strict=True):
+        values = values[values > 0]
+        assert 0.08 < (values < unit.item()).mean() < 0.12, "a tenth of them is small"
+
+
+def test_a_channel_of_zeros_has_levels(italy):
+    x = np.concatenate([italy.x_train * 10 ** np.linspace(0, 6, 67)[:, None, None], italy.x_train * 0], 1)
+    dataset = replace(italy, x_train=x.astype(np.float32), x_test=x.astype(np.float32))
+    assert "intervals.levels" in [s.name for s in model_of(dataset).arch.sources]
+    assert np.isfinite(model_of(dataset).scores(dataset.x_test)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "known"),
+    [
+        ("JapaneseVowels", "znorm", True),
+        ("JapaneseVowels", "minmax", True),
+        ("JapaneseVowels", "none", False),
+        ("JapaneseVowels", "standard", False),
+        ("ItalyPowerDemand", "znorm", False),
+        ("ACSF1", "znorm", False),
+    ],
+)
+def test_levels_are_described_where_scaling_takes_them_away(name, scale, known):
+    sources = [s.name for s in model_of(dataset_of(name, scale=scale), adapted=False).arch.sources]
+    assert ("intervals.levels" in sources) == known
+
+
+def test_levels_that_are_another_may_be_told_apart(italy):
+    """Of series alike but for their level, scaled one by one."""
+    y = np.arange(len(italy.x_train)) % 2
+    x = (italy.x_train[:1] + 3 * y[:, None, None]).astype(np.float32)
+    model = model_of(replace(italy, x_train=x, y_train=y))
+    first, other = model.preprocess(torch.from_numpy(x[:2]))[0]
+    differ = (first - other).abs() > 1
+    names = [s.name for s in model.arch.sources for _ in range(len(s.tokens) * model.arch.numbers(s))]
+    assert "intervals.levels" in {n for n, d in zip(names, differ, strict=True) if d}
+    assert not differ[[n not in ("intervals.levels", "scale") for n in names]].any()
+
+
 def test_features_are_standardised_on_the_fit_series_alone(italy):
     model = model_of(italy)
     x, _ = model.preprocess(torch.from_numpy(italy.x_train[italy.fit]))
@@ -274,6 +326,7 @@ def test_coarsest_scale_is_as_long_as_a_kernel(length, scales):
         ("model.views=[[intervals.value]]", "intervals.value, which is not known"),
         ("model.views=[[kernels.values],[kernels.values]]", "twice"),
         ("model.views=[[scale]]", "one list per view"),
+        ("model.views=[[intervals.values],[intervals.levels,scale]]", "another signal than levels"),
         ("model.views=[]", "one list per view"),
         ("model.heads=5", "does not divide"),
     ],

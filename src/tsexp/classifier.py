@@ -133,7 +133,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         None: the recipe of the model. Its bounds on optimizer steps hold, too.
     scale
         Of raw series: ``none``; ``znorm``, ``minmax`` per series and channel; ``standard`` per channel, by
-        the train series.
+        the train series; ``auto``: ``znorm`` for networks, ``none`` for estimators, as they were published.
     batch_size
         Series per call of the artifact, in prediction as in measurement. With 1, what one series is answered
         does not depend on others, in any number format.
@@ -191,7 +191,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         quant_mode: str = "none",
         runtime: str = "eager",
         epochs: int | None = None,
-        scale: str = "znorm",
+        scale: str = "auto",
         batch_size: int = 1,
         overrides: Sequence[str] = (),
         cache: str | Path | None = None,

@@ -116,7 +116,7 @@ class DataConfig:
 
     name: str = MISSING
     path: str | None = MISSING
-    scale: str = choice("none", "znorm", "minmax", "standard")
+    scale: str = choice("auto", "none", "znorm", "minmax", "standard")
     unequal: str = choice("pad", "resample")
     length: int | None = number(ge=8)
     missing: str = choice("interpolate", "error")
@@ -387,11 +387,11 @@ def parse(cfg: DictConfig) -> Config:
         )
     if problems:
         raise ConfigError("\n".join(problems))
-    data = (
-        replace(config.data, path=str(Path(config.data.path).expanduser().absolute()))
-        if config.data.path
-        else config.data
-    )
+    data = config.data
+    if data.path:
+        data = replace(data, path=str(Path(data.path).expanduser().absolute()))
+    if data.scale == "auto":
+        data = replace(data, scale="znorm" if config.model.gradient else "none")
     return replace(config, data=data, **places(cfg))
 
 

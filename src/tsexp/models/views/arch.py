@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import numpy as np
 from omegaconf import MISSING
 
 from tsexp.config import ConfigError, ModelConfig, number
@@ -13,8 +14,11 @@ from tsexp.models.arch import BaseArch
 from tsexp.models.transformer.arch import Block, uneven
 
 SPECTRAL = ("amplitudes", "spectrum")
-SIGNALS = ("values", "changes", *SPECTRAL)
-"""What is described: the series, its changes over steps, its amplitude spectrum, the logarithm of that."""
+SIGNALS = ("values", "changes", *SPECTRAL, "levels")
+"""What is described: the scaled series, its changes over steps, its amplitude spectrum, the logarithm of that;
+and the raw series, where scaling takes away what may tell classes apart (`levels_differ`)."""
+DIFFERENT = 0.05
+"""Levels or spreads of series that vary by more, in spreads, differ."""
 KERNELS = 84
 """MiniROCKET's, of 9 steps: all ways to weigh three with 2 and six with -1."""
 REACH = 9
@@ -59,8 +63,11 @@ class Config(ModelConfig):
         found += [
             f"model.views names {name} twice; once is enough" for name in known if named.count(name) > 1
         ]
-        if not all(self.views) or not named or any(view == ["scale"] for view in self.views):
-            found.append("model.views must be one list per view, each with some intervals or kernels")
+        if not named or any(all(name.endswith(("scale", "levels")) for name in view) for view in self.views):
+            found.append(
+                "model.views must be one list per view, each with some intervals or kernels of another signal "
+                "than levels"
+            )
         return found + uneven(self.heads, self.d_model)
 
 
@@ -156,7 +163,7 @@ def signal_length(signal: str, length: int) -> int:
     """Values of a signal of a series of this length."""
     if signal == "changes":
         return length - lag_of(length)
-    return length if signal == "values" else fourier_points(length) ** 2 // 2 + 1
+    return length if signal in ("values", "levels") else fourier_points(length) ** 2 // 2 + 1
 
 
 def lag_of(length: int) -> int:
@@ -184,6 +191,16 @@ def scales_of(length: int) -> int:
     return max(1, sum(length >> scale >= REACH for scale in range(length.bit_length())))
 
 
+def levels_differ(dataset: Dataset) -> bool:
+    """Whether each series is scaled by itself, and that takes away levels or spreads that differ."""
+    if dataset.preprocessing.scale not in ("znorm", "minmax"):
+        return False
+    series = dataset.x_train[dataset.fit].astype(np.float64)
+    levels, spreads = np.nanmean(series, -1), np.nanstd(series, -1)  # (series, channels)
+    vary = np.maximum(levels.std(0), spreads.std(0))
+    return bool((vary > DIFFERENT * spreads.mean(0)).any())
+
+
 def architecture(config: Config, dataset: Dataset) -> Arch:
     """Fit a model configuration to a dataset.
 
@@ -208,9 +225,13 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
             return Source(name, tuple(range(2 ** levels_of(size, config.levels) - 1)))
         return Source(name, tuple(range(scales_of(size))), tuple(range(KERNELS)))
 
+    known = levels_differ(dataset)
     return Arch.of(
         dataset,
-        views=tuple(tuple(source(name) for name in view) for view in config.views),
+        views=tuple(
+            tuple(source(name) for name in view if known or not name.endswith(".levels"))
+            for view in config.views
+        ),
         value_bins=config.value_bins,
         kernel_bins=config.kernel_bins,
         d_model=config.d_model,

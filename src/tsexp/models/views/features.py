@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ LOOKED_AT = 256
 """Series that thresholds are taken from, and"""
 VALUES = 20_000
 """responses of each kernel."""
+UNIT = 0.1
+"""Share of the raw values, without their signs, that is small: taken as it is."""
 NARROW = 1e-3
 """Narrowest bin, in widths of all bins together."""
 LARGEST = 4.0
@@ -52,12 +55,17 @@ class Features(nn.Module):
     mean: Tensor
     scale: Tensor
     floor: Tensor
+    unit: Tensor
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         self.preprocess = Preprocess(arch.preprocessing)
         signals = {source.signal for source in arch.sources}
         length = arch.preprocessing.length
+        self.unscaled = None
+        if "levels" in signals:
+            self.unscaled = Preprocess(replace(arch.preprocessing, scale="none"))
+            self.register_buffer("unit", torch.ones(arch.channels, 1))
         self.lag = lag_of(length)
         self.fourier = Fourier(length) if signals & set(SPECTRAL) else None
         kinds = {"intervals": Intervals, "kernels": Kernels, "scale": Scale}
@@ -83,6 +91,9 @@ class Features(nn.Module):
         if both is not None:
             changes = changes * both[:, None].to(x.dtype)
         signals = {"scale": (x, None), "values": (scaled, mask), "changes": (changes, both)}
+        if self.unscaled is not None:
+            # Levels may differ by orders of magnitude: large ones by their logarithm, in effect.
+            signals["levels"] = torch.asinh(self.unscaled(x)[0] / self.unit), mask
         if self.fourier is not None:
             amplitudes = self.fourier(scaled)
             signals["amplitudes"] = amplitudes, None
@@ -94,6 +105,12 @@ class Features(nn.Module):
         """Take thresholds, means and spreads from raw series (series, channels, time)."""
         draw = torch.Generator().manual_seed(0)
         some = series[torch.randperm(len(series), generator=draw)[:LOOKED_AT]]
+        if self.unscaled is not None:
+            for unit, values in zip(self.unit, some.transpose(0, 1).flatten(1).abs(), strict=True):
+                values = values[values > 0]  # nor where there are none
+                if len(values):
+                    few = values[torch.randint(len(values), (VALUES,), generator=draw)]
+                    unit.copy_(torch.quantile(few, UNIT))
         if self.fourier is not None:
             self.floor.zero_()
             amplitudes = self.fourier(self.preprocess(some)[0]).flatten()
