@@ -15,8 +15,8 @@ from tsexp.models.transformer.arch import Block, uneven
 
 SPECTRAL = ("amplitudes", "spectrum")
 SIGNALS = ("values", "changes", *SPECTRAL, "levels")
-"""What is described: the scaled series, its changes over steps, its amplitude spectrum, the logarithm of that;
-and the raw series, where scaling takes away what may tell classes apart (`levels_differ`)."""
+"""What is described: the scaled series, its changes over steps, its amplitude spectrum, the logarithm of
+that; and the raw series, where scaling takes away what may tell classes apart (`levels_differ`)."""
 DIFFERENT = 0.05
 """Levels or spreads of series that vary by more, in spreads, differ."""
 KERNELS = 84
@@ -65,8 +65,8 @@ class Config(ModelConfig):
         ]
         if not named or any(all(name.endswith(("scale", "levels")) for name in view) for view in self.views):
             found.append(
-                "model.views must be one list per view, each with some intervals or kernels of another signal "
-                "than levels"
+                "model.views must be one list per view, each with some intervals or kernels of another "
+                "signal than levels"
             )
         return found + uneven(self.heads, self.d_model)
 
