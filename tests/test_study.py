@@ -160,6 +160,8 @@ WAYS = {
     "T3, eager PyTorch": ("t3", "eager", "-", 0),
     "T3, ONNX Runtime": ("t3", "onnxruntime", "-", 0),
     "half of its layers": ("t3", "onnxruntime", "depth", 0.5),
+    "FCN, eager PyTorch": ("fcn", "eager", "-", 0),
+    "FCN, ONNX Runtime": ("fcn", "onnxruntime", "-", 0),
     "QUANT": ("quant_forest", "eager", "-", 0),
     "MiniROCKET": ("minirocket", "eager", "-", 0),
     "MultiROCKET-Hydra": ("multirocket_hydra", "eager", "-", 0),
