@@ -149,6 +149,13 @@ def test_levels_are_raw_values_large_ones_by_their_logarithm(name):
         assert 0.08 < (values < unit.item()).mean() < 0.12, "a tenth of them is small"
 
 
+def test_levels_of_any_size_are_numbers(italy):
+    x = (italy.x_train * np.where(np.arange(67) < 20, 1e-40, 1e3)[:, None, None]).astype(np.float32)
+    model = model_of(replace(italy, x_train=x, x_test=x))
+    assert model.preprocess._signals(torch.from_numpy(x))["levels"][0].isfinite().all()
+    assert np.isfinite(model.scores(x)).all()
+
+
 def test_a_channel_of_zeros_has_levels(italy):
     x = np.concatenate([italy.x_train * 10 ** np.linspace(0, 6, 67)[:, None, None], italy.x_train * 0], 1)
     dataset = replace(italy, x_train=x.astype(np.float32), x_test=x.astype(np.float32))

@@ -110,7 +110,8 @@ class Features(nn.Module):
                 values = values[values > 0]  # nor where there are none
                 if len(values):
                     few = values[torch.randint(len(values), (VALUES,), generator=draw)]
-                    unit.copy_(torch.quantile(few, UNIT))
+                    # So large a range that the ratio were infinite is left.
+                    unit.copy_(torch.quantile(few, UNIT).clamp_min(1e-30 * values.amax()))
         if self.fourier is not None:
             self.floor.zero_()
             amplitudes = self.fourier(self.preprocess(some)[0]).flatten()
