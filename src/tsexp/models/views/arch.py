@@ -225,11 +225,11 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
             return Source(name, tuple(range(2 ** levels_of(size, config.levels) - 1)))
         return Source(name, tuple(range(scales_of(size))), tuple(range(KERNELS)))
 
-    known = levels_differ(dataset)
+    differ = levels_differ(dataset)
     return Arch.of(
         dataset,
         views=tuple(
-            tuple(source(name) for name in view if known or not name.endswith(".levels"))
+            tuple(source(name) for name in view if differ or not name.endswith(".levels"))
             for view in config.views
         ),
         value_bins=config.value_bins,
