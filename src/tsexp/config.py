@@ -162,12 +162,15 @@ class TrainConfig:
     device: str = choice("cpu", "cuda")
     devices: int = number(ge=1)
     threads: int = number(ge=1)
+    precision: str = choice("fp32", "bf16")
     progress: bool = MISSING
 
     def asked(self) -> dict[str, Any]:
-        """Return what the weights depend on; one device, as there was no other number once, goes unsaid."""
-        idle = {"devices"} if self.devices == 1 else set()
-        return {k: v for k, v in asdict(self).items() if f"train.{k}" not in NOT_ASKED and k not in idle}
+        """Return what the weights depend on; what there was no other value of once goes unsaid."""
+        once = {"devices": 1, "precision": "fp32"}
+        return {
+            k: v for k, v in asdict(self).items() if f"train.{k}" not in NOT_ASKED and (k, v) not in once.items()
+        }
 
 
 @dataclass

@@ -293,12 +293,16 @@ class Fitting(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], _: int) -> Tensor:
         x, mask, y, teacher = batch
-        members = self.model.members(x, mask if mask.numel() else None)
+        # Not by Lightning's plugin, which neither clips with a fused optimizer nor leaves validation as it is
+        # deployed, in fp32.
+        with torch.autocast(self.device.type, torch.bfloat16, self.config.precision == "bf16"):
+            members = self.model.members(x, mask if mask.numel() else None)
         loss = torch.stack([self._loss(scores, y, teacher) for scores in members]).mean()
         self.train_loss.append(loss.detach() * len(y))
         return loss  # type: ignore[no-any-return]
 
     def _loss(self, scores: Tensor, y: Tensor, teacher: Tensor) -> Tensor:
+        scores = scores.float()
         loss = self.loss(scores, y, self.config.label_smoothing)
         if self.distill is not None:
             weight, t = self.distill
