@@ -89,8 +89,8 @@ format: .venv/.dev ## put the code into shape
 docs: .venv/.dev ## the site with the API reference, in site/; a dead link or a warning fails it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-bench-train: .venv/.dev ## training speed against a bare PyTorch loop, paired
-	$(BIN)/python tests/benchmarks/train.py
+bench-train: .venv/.dev ## training speed against a bare PyTorch loop, and in bf16 against fp32, paired; ARGS="--data … --models …"
+	$(BIN)/python tests/benchmarks/train.py $(ARGS)
 
 bench-runtimes: .venv/.dev ## every runtime and mode against dense eager; ARGS="--data … --models …"; writes docs/runtimes.md
 	$(BIN)/python tests/benchmarks/runtimes.py $(ARGS)

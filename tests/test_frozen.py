@@ -124,6 +124,14 @@ def test_repetitions_share_the_one_identity_that_the_run_was_tagged_with(store, 
     assert recipes["two"] != recipes["dense"]
 
 
+def test_runs_from_before_there_was_a_precision_share_the_recipe_of_fp32():
+    older = {"train.lr": "0.1", "train.progress": "True"}
+    assert frozen.recipe(older) == frozen.recipe(
+        {**older, "train.precision": "fp32", "train.progress": "False"}
+    )
+    assert frozen.recipe(older) != frozen.recipe({**older, "train.precision": "bf16"})
+
+
 def test_what_shares_a_tuning_shares_a_control(store, tmp_path):
     store.run("a")
     store.run("b", prune__ratio=0.25, prune__method="l2")

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from conftest import TINY, as_tensor, compose
 from tsexp import data, models, signals, training
 from tsexp.cache import Cache
+from tsexp.config import ConfigError, identity
 from tsexp.models import transformer
 from tsexp.models.transformer import Classifier
 from tsexp.tasks import classification
@@ -90,6 +91,37 @@ def test_saved_model_is_the_fitted_one(tiny_model, italy, tmp_path):
     again = models.load(tmp_path)
     assert same(model, again)
     assert evaluate(model, italy, italy.val) == evaluate(again, italy, italy.val)
+
+
+@pytest.mark.parametrize("model", ["t3", "t4", "fcn", "litetime"])
+def test_bf16_rounds_what_training_steps_compute_and_nothing_else(model, italy):
+    cfg = compose(f"model={model}", "data=italy_power_demand", "train.progress=false", "train.ema=0")
+    recipe = replace(cfg.train, epochs=2, min_steps=0, max_steps=4)
+    weights, answers = {}, {}
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        network = models.build(cfg.model, italy)
+        answers[precision] = seen = set()
+        for head in (m for m in network.modules() if isinstance(m, torch.nn.Linear)):
+            head.register_forward_hook(lambda m, _, out, seen=seen: seen.add((m.training, out.dtype)))
+        history = training.fit(network, replace(recipe, precision=precision), italy, 0, "test")
+        assert all(np.isfinite(line["val_loss"]) for line in history)
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+        weights[precision] = torch.cat([p.detach().flatten() for p in network.parameters()])
+    assert answers["fp32"] == {(True, torch.float32), (False, torch.float32)}
+    assert answers["bf16"] == {(True, torch.bfloat16), (False, torch.float32)}
+    assert not torch.equal(*weights.values())
+    assert F.cosine_similarity(*weights.values(), dim=0) > 0.99
+
+
+def test_fp32_is_no_part_of_what_is_asked_and_bf16_is():
+    plain, rounded, written = (
+        compose(*TINY, *more) for more in ((), ["train.precision=bf16"], ["train.precision=fp32"])
+    )
+    assert "precision" not in plain.train.asked()
+    assert identity(plain) == identity(written) != identity(rounded)
+    with pytest.raises(ConfigError, match=r"train\.precision=fp16 is not known; allowed: fp32, bf16"):
+        compose("train.precision=fp16")
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.8])

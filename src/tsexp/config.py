@@ -169,7 +169,9 @@ class TrainConfig:
         """Return what the weights depend on; what there was no other value of once goes unsaid."""
         once = {"devices": 1, "precision": "fp32"}
         return {
-            k: v for k, v in asdict(self).items() if f"train.{k}" not in NOT_ASKED and (k, v) not in once.items()
+            k: v
+            for k, v in asdict(self).items()
+            if f"train.{k}" not in NOT_ASKED and (k, v) not in once.items()
         }
 
 

@@ -1,10 +1,11 @@
-"""Training speed of `training.fit` against a bare PyTorch loop: same model, same batches, paired.
+"""Training speed of `training.fit`: against a bare PyTorch loop, and in bf16 against fp32; paired.
 
-``make bench-train``.
+``make bench-train``, ``make bench-train ARGS="--data acsf1 --models fcn"``.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from dataclasses import replace
@@ -17,12 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import compose
-from tsexp import data, training
+from tsexp import data, models, training
 from tsexp.models import transformer
 from tsexp.training import loop
-
-PAIRS = 5
-STEPS = 600
 
 
 def bare(model: transformer.Classifier, config: training.TrainConfig, dataset: data.Dataset) -> float:
@@ -66,28 +64,63 @@ def bare(model: transformer.Classifier, config: training.TrainConfig, dataset: d
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Print the ratio per dataset: bare seconds over ours, each from a fresh model."""
-    torch.set_num_threads(1)
-    for name in ("acsf1", "basic_motions", *sys.argv[1:]):
-        cfg = compose(f"data={name}", "train.progress=false", f"train.max_steps={STEPS}")
-        dataset = data.load(cfg.data, cfg.paths.data, 0)
-        epochs = loop.epochs_of(cfg.train, len(dataset.fit))
-        recipe = replace(cfg.train, epochs=epochs, max_steps=0)
-        ratios = []
-        for pair in range(PAIRS + 1):
-            arch = transformer.architecture(cfg.model, dataset)
-            theirs, ours = transformer.Classifier(arch), transformer.Classifier(arch)
-            reference = bare(theirs, recipe, dataset)
-            start = time.perf_counter()
-            training.fit(ours, recipe, dataset, pair, name)
-            seconds = time.perf_counter() - start
-            if pair:  # the first pays for imports
-                ratios.append(reference / seconds)
-        print(
-            f"{name}: {np.median(ratios):.3f} of a bare loop's speed (median of {PAIRS}; {min(ratios):.3f} "
-            f"to {max(ratios):.3f}); {epochs} epochs"
+def against_a_bare_loop(name: str, pairs: int, steps: int) -> str:
+    """Bare seconds over ours, of T3."""
+    cfg = compose(f"data={name}", "model=t3", "train.progress=false", f"train.max_steps={steps}")
+    dataset = data.load(cfg.data, cfg.paths.data, 0)
+    recipe = replace(cfg.train, epochs=loop.epochs_of(cfg.train, len(dataset.fit)), max_steps=0)
+    ratios = []
+    for pair in range(pairs + 1):
+        arch = transformer.architecture(cfg.model, dataset)
+        reference = bare(transformer.Classifier(arch), recipe, dataset)
+        ratios.append(reference / fitting(transformer.Classifier(arch), recipe, dataset, pair))
+    return f"{name} t3: {spread(ratios)} of a bare loop's speed; {recipe.epochs} epochs"
+
+
+def in_bf16(name: str, model: str, pairs: int, steps: int) -> str:
+    """Seconds in fp32 over those in bf16; of steps alone: nothing is withheld or averaged."""
+    cfg = compose(
+        *(f"data={name}", f"model={model}", "data.val_fraction=0", "train.progress=false"),
+        *("train.ema=0", "train.min_steps=0", f"train.max_steps={steps}"),
+    )
+    dataset = data.load(cfg.data, cfg.paths.data, 0)
+    ratios = []
+    for pair in range(pairs + 1):
+        exact, rounded = (
+            fitting(models.build(cfg.model, dataset), replace(cfg.train, precision=p), dataset, pair)
+            for p in ("fp32", "bf16")
         )
+        ratios.append(exact / rounded)
+    return f"{name} {model}: in bf16 {spread(ratios)} times as fast as in fp32"
+
+
+def fitting(model: models.Network, recipe: training.TrainConfig, dataset: data.Dataset, seed: int) -> float:
+    """Seconds of a fit."""
+    start = time.perf_counter()
+    training.fit(model, recipe, dataset, seed, "fit")
+    return time.perf_counter() - start
+
+
+def spread(ratios: list[float]) -> str:
+    """Median and range, without the first pair, which pays for imports."""
+    kept = ratios[1:]
+    return f"{np.median(kept):.3f} (median of {len(kept)}; {min(kept):.3f} to {max(kept):.3f})"
+
+
+def main() -> None:
+    """Print the ratios, each fit from a fresh model."""
+    parse = argparse.ArgumentParser(description=__doc__)
+    parse.add_argument("--data", default="acsf1,basic_motions")
+    parse.add_argument("--models", default="t3,t4,fcn,resnet,litetime,inceptiontime", help="in bf16")
+    parse.add_argument("--pairs", type=int, default=5)
+    parse.add_argument("--steps", type=int, default=600, help="at most, of a fit beside a bare loop")
+    parse.add_argument("--rounded-steps", type=int, default=12, help="at most, of a fit in bf16")
+    asked = parse.parse_args()
+    torch.set_num_threads(1)
+    for name in asked.data.split(","):
+        print(against_a_bare_loop(name, asked.pairs, asked.steps), flush=True)
+        for model in asked.models.split(","):
+            print(in_bf16(name, model, asked.pairs, asked.rounded_steps), flush=True)
 
 
 if __name__ == "__main__":
