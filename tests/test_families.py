@@ -23,6 +23,7 @@ from tsexp.config import ConfigError, RuntimeConfig, Unsupported, identity, like
 from tsexp.models.convolution.lite import LiteTime
 from tsexp.models.estimators import MiniRocket
 from tsexp.runtimes.artifact import _supported as supported
+from tsexp.training import loop
 
 MODELS = {
     "t3": ("model.d_model=16", "model.layers=2", "model.heads=4", "model.ffn=24", "model.patch=8"),
@@ -451,6 +452,19 @@ def test_averaged_weights_come_with_statistics_of_their_own(italy, cache, select
     validated = [line["val_accuracy"] for line in fitted.history() if "val_accuracy" in line]
     expected = max(validated) if select == "best" else validated[-1]
     assert (model.scores(x).argmax(1) == y).mean() == pytest.approx(expected), "validated as it is kept"
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_glance_before_validations_changes_nothing_that_is_kept(italy, tmp_path, monkeypatch, select):
+    kept, curves = [], []
+    for glance in (8, 10**6):
+        monkeypatch.setattr(loop, "GLANCE", glance)
+        steps = ("train.epochs=3", "train.max_steps=0", f"train.select={select}")
+        fitted = train("fcn", italy, Cache(tmp_path / str(glance)), *steps)
+        kept.append(fitted.load().state_dict())
+        curves.append([line["val_loss"] for line in fitted.history() if "val_loss" in line])
+    assert all(torch.equal(a, b) for a, b in zip(*(k.values() for k in kept), strict=True))
+    assert (curves[0] == curves[1]) == (select == "best")
 
 
 @torch.no_grad()

@@ -41,6 +41,8 @@ from tsexp.training.fitted import Teacher
 log = logging.getLogger(__name__)
 
 VALIDATIONS = 25
+GLANCE = 1024
+"""Series that batch norms see before a validation that nothing is chosen by."""
 GRACE_S = 5.0
 """A process of an interrupted fit is interrupted, too, and killed so much later."""
 
@@ -61,9 +63,10 @@ def fit(
         fitting = Fitting(model, config, teacher, tasks.of(dataset))
         curves = Curves(config, len(dataset.fit))
         callbacks: list[Callback] = [curves, Progress(title, epochs, config.progress)]
+        chosen = config.select == "best" or config.patience > 0
         if config.ema:
             # After Curves: while validating, the averaged weights are in place, and Curves must see those.
-            callbacks.append(Averaging(config.ema))
+            callbacks.append(Averaging(config.ema, None if chosen else GLANCE))
         if config.patience and len(dataset.val):
             callbacks.append(EarlyStopping("val_loss", patience=config.patience))
         several: dict[str, Any] = {}
@@ -97,9 +100,7 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             # Without a choice to make, some points of the curve are enough.
-            check_val_every_n_epoch=1
-            if config.select == "best" or config.patience
-            else max(1, epochs // VALIDATIONS),
+            check_val_every_n_epoch=1 if chosen else max(1, epochs // VALIDATIONS),
             deterministic="warn" if config.device == "cuda" else None,
             **several,
         )
@@ -390,10 +391,13 @@ class Averaging(Callback):
 
     Lightning's `WeightAveraging` walks through the modules at every step to find their parameters again,
     which costs small models 5 % of their speed.
+
+    Before a validation, batch norms see as many series as `glance` says (None: all), at the end all.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, glance: int | None = None) -> None:
         self._decay = decay
+        self._glance = glance
         self._step = 0
         self._current: list[Tensor] = []
         self._average: list[Tensor] = []
@@ -410,7 +414,7 @@ class Averaging(Callback):
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap()
-        renew_statistics(trainer, pl_module)
+        renew_statistics(trainer, pl_module, self._glance)
 
     def on_validation_epoch_end(self, *_: Any) -> None:
         self._swap()  # statistics may stay: training does not read them
@@ -426,8 +430,8 @@ class Averaging(Callback):
 
 
 @torch.no_grad()
-def renew_statistics(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-    """Let batch norms see the series that are fitted, with the weights that are in place.
+def renew_statistics(trainer: L.Trainer, pl_module: L.LightningModule, most: int | None = None) -> None:
+    """Let batch norms see the fit series, or so many of them, with the weights that are in place.
 
     Averaged weights have not seen any, and what norms saw on the way belongs to other weights
     (Izmailov et al. 2018, arXiv 1803.05407).
@@ -443,8 +447,8 @@ def renew_statistics(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
     model.train()
     batches: Batches = trainer.datamodule  # type: ignore[attr-defined]
     # Drawn: files are sorted by class, and the variance between classes would be missing in parts of one.
-    drawn = torch.randperm(len(batches.fit), generator=torch.Generator().manual_seed(0))
-    for i in drawn.tensor_split(max(1, len(batches.fit) // batches.batch_size)):
+    drawn = torch.randperm(len(batches.fit), generator=torch.Generator().manual_seed(0))[:most]
+    for i in drawn.tensor_split(max(1, len(drawn) // batches.batch_size)):
         x, mask, *_ = (t.to(pl_module.device) for t in batches.fit[i])
         model.network(x, mask if mask.numel() else None)
     model.train(training)
