@@ -191,6 +191,25 @@ def test_models_with_other_seeds_are_compared_by_their_means():
     assert text.startswith("deploy t4 as trained: 90.7 %"), text
 
 
+def test_a_mean_over_fewer_seeds_is_named_and_not_chosen():
+    several = [run(m, right, mj, seed=s) for m, right, mj in (("t4", 90, 16), ("t3", 80, 8)) for s in (0, 1)]
+    text = said(*several, run("resnet", 96, 4, seed=0), pruned("t4", 99, 2, seed=0))
+    assert text.startswith("deploy t4 as trained: 90.0 %")
+    assert "Nothing of as many seeds is more accurate." in text
+    assert "less accurate: t3 as trained, 80.0 %, 0.5 times the energy." in text
+    few = "Of fewer seeds, and not chosen for that: resnet as trained, 96.0 %, 0.25 times the energy, n = 1."
+    assert few in text
+    assert "The least energy per correct answer: t3 as trained, 10 mJ†." in text
+    both = [pruned("t4", 90, 12, seed=s) for s in (0, 1)]
+    assert said(*several, *both, pruned("t4", 99, 2, ratio=0.75, seed=0)).startswith(
+        "deploy t4 in onnxruntime, fp32, pruned 0.5"
+    )
+    # Were T4 the only one of two seeds, all would be compared by their means.
+    text = said(*several[:2], run("resnet", 96, 4, seed=0))
+    assert text.startswith("deploy resnet as trained: 96.0 %")
+    assert "fewer seeds" not in text
+
+
 def test_of_several_settings_and_recipes_that_with_the_most_records_counts():
     preview = run("t4", 93, 10, config="preview")
     old = run("t4", 99, 10, recipe="old", config="old")

@@ -26,7 +26,8 @@ TOGETHER = ["dataset", "data_checksum", *SETUP]
 AS_TRAINED = "as trained"
 RULE = (
     "Deploy: the one with the least energy among those whose mean accuracy is at most "
-    f"{MARGIN_PT:g} point below that of the most accurate. Brackets: 95 % interval of the difference, paired "
+    f"{MARGIN_PT:g} point below that of the most accurate; a mean over fewer seeds than others have is not "
+    "chosen, unless there is but one model of as many. Brackets: 95 % interval of the difference, paired "
     "over test series and seeds where the seeds are the same; seen to be less accurate: all of it is above "
     "that. Of several recipes or settings of a model, that with the most records. The models are compared "
     "on test series, so what is ahead there by little may have been lucky; compressions were chosen on "
@@ -34,13 +35,14 @@ RULE = (
     "does."
 )
 ROUNDING = 1e-9
-NEAR, OPEN, LOST = range(3)
+NEAR, OPEN, LOST, FEW = range(4)
 SAID = {
     NEAR: f"At most {MARGIN_PT:g} point below the most accurate, too",
     OPEN: f"More than {MARGIN_PT:g} point below it, but that may be chance",
     LOST: f"Seen to be more than {MARGIN_PT:g} point less accurate",
+    FEW: "Of fewer seeds, and not chosen for that",
 }
-"""Of the other models, by how far they are below the most accurate."""
+"""Of the other models, by how far they are below the most accurate of as many seeds as any."""
 
 
 class _Rival(NamedTuple):
@@ -49,10 +51,13 @@ class _Rival(NamedTuple):
     row: Any
     joules: float
     lacks: Interval
+    few: bool
 
     @property
     def group(self) -> int:
-        """`NEAR`, `OPEN` or `LOST`."""
+        """`NEAR`, `OPEN`, `LOST` or `FEW`."""
+        if self.few:
+            return FEW
         if self.lacks.value <= MARGIN_PT + ROUNDING:
             return NEAR
         return LOST if degradation(self.lacks.low, self.lacks.high) == "lost" else OPEN
@@ -61,8 +66,9 @@ class _Rival(NamedTuple):
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
     """Choose the rows of the table, of what `aggregate` made: two of each model, one if it has no other.
 
-    The dense model as it was trained; and of all other ways to deploy it that have valid energy, the one
-    that takes the least among those that lose at most the margin on validation series, against their control.
+    The dense model as it was trained; and of all other ways to deploy it that have valid energy, and as many
+    seeds as any of them, the one that takes the least among those that lose at most the margin on validation
+    series, against their control.
 
     Returns
     -------
@@ -93,6 +99,7 @@ def _of_model(rows: pd.DataFrame) -> list[dict[str, Any]]:
     as_trained = rows["degradation"] == "reference"
     made = [_numbers(row) | {"what": AS_TRAINED, "chosen": "–"} for _, row in rows[as_trained].iterrows()]
     others = rows[~as_trained & (rows["n_energy"] > 0)]
+    others = others[others["n"] == others["n"].max()]
     if len(others):
         choice = claims.best(others, [-row[f"{row['energy']}_j"] for _, row in others.iterrows()])
         how = ", ".join(filter(None, [choice.how, choice.loss]))
@@ -164,9 +171,19 @@ def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
     left_out = f"Left out, for its energy is invalid: {left_out}." if left_out else ""
     if there.empty:
         return f"nothing can be said. {left_out}"
-    ranked = there.sort_values(["accuracy_pct", "joules"], ascending=[False, True], kind="stable")
-    rivals = [_Rival(row, row["joules"], _lacks(ranked.iloc[0], row, runs)) for _, row in ranked.iterrows()]
-    chosen = min((r for r in rivals if r.group == NEAR), key=lambda r: r.joules)
+    few = there["n"] < there["n"].max()
+    if there.loc[~few, "model"].nunique() == 1:
+        few[:] = False
+    there = there.assign(few=few)
+    ranked = there.sort_values(
+        ["few", "accuracy_pct", "joules"], ascending=[True, False, True], kind="stable"
+    )
+    rivals = [
+        _Rival(row, row["joules"], _lacks(ranked.iloc[0], row, runs), row["few"])
+        for _, row in ranked.iterrows()
+    ]
+    enough = [r for r in rivals if not r.few]
+    chosen = min((r for r in enough if r.group == NEAR), key=lambda r: r.joules)
     named: dict[str, _Rival] = {}  # of each other model what comes nearest
     for r in sorted(rivals, key=lambda r: (r.group, r.joules)):
         if r is not rivals[0] and r.row["model"] != chosen.row["model"]:
@@ -174,12 +191,12 @@ def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
     said = [
         f"deploy {in_words(chosen.row)}: {chosen.row['accuracy_pct']:.1f} %, {_joules(chosen.row)} a series, "
         f"{_per_correct(chosen.row)} per correct answer.",
-        _beside_the_top(chosen, rivals, "Nothing here" if without.empty else "Nothing with valid energy"),
+        _beside_the_top(chosen, enough, _nothing(of_as_many=few.any(), with_energy=not without.empty)),
     ]
     for group, words in SAID.items():
         some = [_with_energy(r, chosen) for r in named.values() if r.group == group]
         said += [f"{words}: {'; '.join(some)}."] if some else []
-    thrifty = min(rivals, key=lambda r: r.row[f"{r.row['energy']}_per_correct_j"])
+    thrifty = min(enough, key=lambda r: r.row[f"{r.row['energy']}_per_correct_j"])
     if thrifty is not chosen:
         said.append(
             f"The least energy per correct answer: {in_words(thrifty.row)}, {_per_correct(thrifty.row)}."
@@ -187,6 +204,11 @@ def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
     if chosen.row["what"] != AS_TRAINED and math.isnan(chosen.row["val_drop_pt"]):
         said.append("There were no validation series to choose its compression on.")
     return " ".join(filter(None, [*said, left_out]))
+
+
+def _nothing(*, of_as_many: bool, with_energy: bool) -> str:
+    what = [w for w, asked in (("with valid energy", with_energy), ("of as many seeds", of_as_many)) if asked]
+    return f"Nothing {' and '.join(what) or 'here'}"
 
 
 def _beside_the_top(chosen: _Rival, rivals: Sequence[_Rival], nothing: str) -> str:
@@ -207,7 +229,8 @@ def _with_energy(rival: _Rival, chosen: _Rival) -> str:
     ratio = rival.joules / chosen.joules
     times = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
     energy = "as much energy" if times == "1" else f"{times} times the energy"
-    return f"{in_words(rival.row)}, {rival.row['accuracy_pct']:.1f} %, {energy}"
+    seeds = f", n = {rival.row['n']}" if rival.few else ""
+    return f"{in_words(rival.row)}, {rival.row['accuracy_pct']:.1f} %, {energy}{seeds}"
 
 
 def _lacks(top: Any, row: Any, runs: dict[str, tuple[int, Any]]) -> Interval:
