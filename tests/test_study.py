@@ -229,6 +229,31 @@ def test_the_fastest_within_a_point_is_as_told(company):
     assert "{:.0f}, {:.0f}, {:.0f} and {:.0f} times as fast as dense eager".format(*four) in readme
 
 
+def test_what_is_told_of_convolutional_nets_is_what_was_measured(company):
+    rows = aggregate(company)
+    rows = rows[(rows["batch_size"] == 1) & (rows["mode"] == "none")]
+    rows = rows.set_index(["model", "dataset", "runtime", "scope", "ratio"]).sort_index()
+    t4 = rows.xs(("t4", "onnxruntime", "all", 0.75), level=("model", "runtime", "scope", "ratio"))
+    nets = rows.loc[["fcn", "resnet", "litetime"]]
+    assert (nets["n"] == 1).all()
+    half = nets.xs(("onnxruntime", "local", 0.5), level=("runtime", "scope", "ratio"))
+    plain = nets.xs(("onnxruntime", "-", 0), level=("runtime", "scope", "ratio"))
+    eager = nets.xs(("eager", "-", 0), level=("runtime", "scope", "ratio"))
+    faster = f"{half['speedup'].min():.1f} to {half['speedup'].max():.1f} times as fast"
+    less = 100 * (1 - half["estimated_j"] / eager["estimated_j"]).dropna()
+    beside = plain["estimated_j"] / t4["estimated_j"].reindex(plain.index, level="dataset")
+    alone = plain.loc[["fcn", "resnet"], "speedup"]
+    page, readme = ((ROOT / name).read_text() for name in ("docs/t4.md", "README.md"))
+    assert f"{faster}, for {less.min():.0f} to {less.max():.0f} % less energy†" in page
+    assert f"leaves them at {beside.min():.1f} to {beside.max():.0f} times the energy†" in page
+    assert f"makes FCN and ResNet {alone.min():.1f} to {alone.max():.1f} times as fast" in page
+    assert f"take {beside.min():.0f} to {beside.max():.0f} times the energy†" in readme
+    assert faster in readme
+    large = half.drop("ACSF1", level="dataset")
+    assert (large["drop_pt"] < 1).all()
+    assert large.loc[("resnet", "ElectricDevices"), "degradation"] == "kept"
+
+
 def test_speedups_of_batches_are_as_told(company):
     rows = aggregate(company)
     rows = rows[rows["batch_size"] == 32].set_index(["dataset", "scope", "ratio"])["speedup"]
