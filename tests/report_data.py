@@ -206,7 +206,7 @@ class Store:
                 "rerun": False,
             },
         }
-        params |= {k: v for k, v in changes.items() if k in params}
+        params |= {k: v for k, v in changes.items() if k in params or k.startswith("train.")}
         metrics = {
             **{
                 f"test/{k}": 0.75

@@ -124,12 +124,12 @@ def test_repetitions_share_the_one_identity_that_the_run_was_tagged_with(store, 
     assert recipes["two"] != recipes["dense"]
 
 
-def test_runs_from_before_there_was_a_precision_share_the_recipe_of_fp32():
-    older = {"train.lr": "0.1", "train.progress": "True"}
-    assert frozen.recipe(older) == frozen.recipe(
-        {**older, "train.precision": "fp32", "train.progress": "False"}
-    )
-    assert frozen.recipe(older) != frozen.recipe({**older, "train.precision": "bf16"})
+def test_runs_from_before_there_was_a_precision_share_the_recipe_of_fp32(store, tmp_path):
+    store.run("older", seed=0)
+    store.run("newer", seed=1, train__precision="fp32")
+    store.run("rounded", seed=2, train__precision="bf16")
+    recipes = freeze(store, tmp_path / "frozen").results.set_index("seed")["recipe"]
+    assert recipes[0] == recipes[1] != recipes[2]
 
 
 def test_what_shares_a_tuning_shares_a_control(store, tmp_path):

@@ -605,12 +605,6 @@ def _file(row: Row, name: str, scratch: Path, store: str) -> Path:
     return Path(download_artifacts(artifact_uri=uri, dst_path=str(scratch), tracking_uri=store))
 
 
-def recipe(params: Mapping[str, str]) -> str:
-    """Content address of the ``train`` group; runs from before there was a precision to choose are fp32."""
-    asked = {k: v for k, v in params.items() if k.startswith("train.") and not k.startswith(NOT_ASKED)}
-    return digest({k: v for k, v in asked.items() if (k, v) != ("train.precision", "fp32")})
-
-
 def _result(
     row: Row, raw: dict[str, Any], hardware: dict[str, Any], manifest: dict[str, Any]
 ) -> dict[str, Any]:
@@ -636,7 +630,9 @@ def _result(
     return out | {
         "run_id": row.run_id,
         "run_name": row.name,
-        "recipe": recipe(row.params),
+        "recipe": digest(
+            {k: v for k, v in row.params.items() if k.startswith("train.") and not k.startswith(NOT_ASKED)}
+        ),
         "tuning": _tuning(row, out["finetune_epochs"]),
         "machine": digest(hardware),
         "valid": row.valid,

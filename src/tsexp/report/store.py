@@ -17,6 +17,8 @@ from tsexp.config import ConfigError, redact
 SQLITE = "sqlite:///"
 NOT_FINITE = "scores that are not finite"
 """The one reason to be invalid that spares not even the accuracy, in the words of the record."""
+UNSAID = {"train.precision": "fp32"}
+"""What runs of before there was a choice do not say; a row does not, either, whoever made its run."""
 AT_ONCE = 100
 """Ids in one question; the parser of MLflow's filters takes some thousands at most."""
 
@@ -27,7 +29,7 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One run of the store: its name, status, params, metrics and tags as MLflow has them.
+    """One run of the store: its name, status, params (but `UNSAID`), metrics and tags as MLflow has them.
 
     ``artifacts`` is the URI of the folder that its files are in.
     """
@@ -123,6 +125,5 @@ def read(client: Any, run_ids: Sequence[str]) -> list[Row]:
 def row(run: Any) -> Row:
     """Return an `mlflow.entities.Run` as a row."""
     info, of_it = run.info, run.data
-    return Row(
-        info.run_id, info.run_name, info.status, of_it.params, of_it.metrics, of_it.tags, info.artifact_uri
-    )
+    params = {k: v for k, v in of_it.params.items() if UNSAID.get(k) != v}
+    return Row(info.run_id, info.run_name, info.status, params, of_it.metrics, of_it.tags, info.artifact_uri)
