@@ -18,7 +18,7 @@ WAYS = "pruning_ways"
 APART = 0.006
 """Between the lines of a panel at one pruning ratio, in units of the ratio."""
 MOST_TICKS = 6
-CLOSE = 0.08
+CLOSE = 0.11
 """Ratios nearer than that to the one before have a tick without a number."""
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 RATIO = "pruning ratio"
