@@ -111,7 +111,7 @@ def main() -> None:
     """Print the ratios, each fit from a fresh model."""
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--data", default="acsf1,basic_motions")
-    parse.add_argument("--models", default="t3,t4,fcn,resnet,litetime,inceptiontime", help="in bf16")
+    parse.add_argument("--models", default="t3,t4,fcn,resnet", help="in bf16")
     parse.add_argument("--pairs", type=int, default=5)
     parse.add_argument("--steps", type=int, default=600, help="at most, of a fit beside a bare loop")
     parse.add_argument("--rounded-steps", type=int, default=12, help="at most, of a fit in bf16")
