@@ -137,7 +137,7 @@ def test_levels_are_raw_values_large_ones_by_their_logarithm(name):
     dataset = dataset_of(name, scale="znorm")
     seen = model_of(dataset).preprocess
     x = torch.from_numpy(dataset.x_test[:7])
-    levels, mask = seen._signals(x)["levels"]
+    levels, mask = seen._signals(x)["raw"]
     raw = torch.zeros_like(levels)
     steps = min(x.shape[-1], raw.shape[-1])  # longer series are cropped, shorter ones end in zeros
     raw[..., :steps] = x[..., :steps].nan_to_num()
@@ -152,14 +152,14 @@ def test_levels_are_raw_values_large_ones_by_their_logarithm(name):
 def test_levels_of_any_size_are_numbers(italy):
     x = (italy.x_train * np.where(np.arange(67) < 20, 1e-40, 1e3)[:, None, None]).astype(np.float32)
     model = model_of(replace(italy, x_train=x, x_test=x))
-    assert model.preprocess._signals(torch.from_numpy(x))["levels"][0].isfinite().all()
+    assert model.preprocess._signals(torch.from_numpy(x))["raw"][0].isfinite().all()
     assert np.isfinite(model.scores(x)).all()
 
 
 def test_a_channel_of_zeros_has_levels(italy):
     x = np.concatenate([italy.x_train * 10 ** np.linspace(0, 6, 67)[:, None, None], italy.x_train * 0], 1)
     dataset = replace(italy, x_train=x.astype(np.float32), x_test=x.astype(np.float32))
-    assert "intervals.levels" in [s.name for s in model_of(dataset).arch.sources]
+    assert "intervals.raw" in [s.name for s in model_of(dataset).arch.sources]
     assert np.isfinite(model_of(dataset).scores(dataset.x_test)).all()
 
 
@@ -176,7 +176,7 @@ def test_a_channel_of_zeros_has_levels(italy):
 )
 def test_levels_are_described_where_scaling_takes_them_away(name, scale, known):
     sources = [s.name for s in model_of(dataset_of(name, scale=scale), adapted=False).arch.sources]
-    assert ("intervals.levels" in sources) == known
+    assert ("intervals.raw" in sources) == known
 
 
 def test_levels_that_are_another_may_be_told_apart(italy):
@@ -187,8 +187,8 @@ def test_levels_that_are_another_may_be_told_apart(italy):
     first, other = model.preprocess(torch.from_numpy(x[:2]))[0]
     differ = (first - other).abs() > 1
     names = [s.name for s in model.arch.sources for _ in range(len(s.tokens) * model.arch.numbers(s))]
-    assert "intervals.levels" in {n for n, d in zip(names, differ, strict=True) if d}
-    assert not differ[[n not in ("intervals.levels", "scale") for n in names]].any()
+    assert "intervals.raw" in {n for n, d in zip(names, differ, strict=True) if d}
+    assert not differ[[n not in ("intervals.raw", "scale") for n in names]].any()
 
 
 def test_features_are_standardised_on_the_fit_series_alone(italy):
@@ -227,7 +227,7 @@ def test_answers_are_the_mean_of_the_views(italy):
     x, _ = model.preprocess(torch.from_numpy(italy.x_test[:5]))
     with torch.no_grad():
         members, answer = model.members(x), model.network(x)
-    assert len(members) == 3
+    assert len(members) == 2
     mean = torch.stack([m.softmax(-1) for m in members]).mean(0)
     torch.testing.assert_close(answer.exp(), mean)
 
@@ -242,7 +242,7 @@ def test_rewritten_it_answers_the_same(italy, flat):
         )
     # The hidden unit that holds a bias, in each block, once for all views. A projection's bias is part of the
     # positions, what a view says of the mean of its tokens part of what it says of each.
-    more = 2 * (2 * 16 + 1) - 2 * 16 - len(model.arch.sources) * 16 - 3 * 2 * 16 if flat else 0
+    more = 2 * (2 * 16 + 1) - 2 * 16 - len(model.arch.sources) * 16 - 2 * 2 * 16 if flat else 0
     assert models.count_parameters(lean) == models.count_parameters(model) + more
 
 
@@ -266,7 +266,7 @@ def test_rewritten_it_describes_the_same_whatever_the_series(name, gone):
 def test_training_sees_some_tokens_and_never_the_same(italy):
     model = model_of(italy, "model.seen_tokens=5")
     x, _ = model.preprocess(torch.from_numpy(italy.x_test[:2]))
-    assert [view.seen for view in model.views] == [5, 4, 2]
+    assert [view.seen for view in model.views] == [5, 4]
     model.train()
     a, b = (model.network(x) for _ in range(2))
     assert not torch.equal(a, b)
@@ -291,8 +291,6 @@ def test_parameters_and_macs_by_hand(length, places):
         head_dim=16,
         blocks=(Block(4, ffn),) * 2,
         dropout=0.0,
-        noise=0.0,
-        feature_dropout=0.0,
         seen_tokens=40,
     )
     model = ViewClassifier(arch).eval()
@@ -333,7 +331,7 @@ def test_coarsest_scale_is_as_long_as_a_kernel(length, scales):
         ("model.views=[[intervals.value]]", "intervals.value, which is not known"),
         ("model.views=[[kernels.values],[kernels.values]]", "twice"),
         ("model.views=[[scale]]", "one list per view"),
-        ("model.views=[[intervals.values],[intervals.levels,scale]]", "another signal than levels"),
+        ("model.views=[[intervals.values],[intervals.raw,scale]]", "another signal than raw"),
         ("model.views=[]", "one list per view"),
         ("model.heads=5", "does not divide"),
     ],
@@ -456,15 +454,15 @@ def test_what_is_not_read_is_what_goes(italy, method):
 
 @pytest.mark.parametrize("method", ["l1", "l2"])
 def test_of_tokens_with_the_same_weights_those_of_the_largest_view_go(italy, method):
-    """A view's answer is the mean of what its tokens say: one of fourteen counts for less than one of two."""
+    """A view's answer is the mean of what its tokens say: one of 14 counts for less than one of 4."""
     model = model_of(italy)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for view in model.views:
             view.each.normal_(generator=draw)
-    assert [view.tokens for view in model.views] == [14, 4, 2]
+    assert [view.tokens for view in model.views] == [14, 4]
     kept = prune_features.select(prune_features.SCORES[method](model), model.arch.views, 0.5)
-    assert [sum(len(s.tokens) for s in view) for view in kept] == [4, 4, 2]
+    assert [sum(len(s.tokens) for s in view) for view in kept] == [5, 4]
 
 
 def test_taylor_is_the_slope_of_the_loss(italy):
@@ -506,7 +504,7 @@ def test_taylor_is_the_slope_of_the_loss(italy):
 def test_a_view_keeps_a_token(italy):
     model = model_of(italy)
     views = prune_features.select(prune_features.SCORES["l1"](model), model.arch.views, 0.999)
-    assert [sum(len(s.tokens) for s in view) for view in views] == [1, 1, 1]
+    assert [sum(len(s.tokens) for s in view) for view in views] == [1, 1]
     assert np.isfinite(prune_features.shrink(model, views).scores(italy.x_test[:3])).all()
 
 

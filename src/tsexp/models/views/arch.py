@@ -13,10 +13,14 @@ from tsexp.data import Dataset
 from tsexp.models.arch import BaseArch
 from tsexp.models.transformer.arch import Block, uneven
 
-SPECTRAL = ("amplitudes", "spectrum")
-SIGNALS = ("values", "changes", *SPECTRAL, "levels")
-"""What is described: the scaled series, its changes over steps, its amplitude spectrum, the logarithm of
-that; and the raw series, where scaling takes away what may tell classes apart (`levels_differ`)."""
+SOURCES = (
+    *(f"intervals.{signal}" for signal in ("values", "changes", "spectrum", "raw")),
+    *(f"kernels.{signal}" for signal in ("values", "changes")),
+    "scale",
+)
+"""What is described of which signal: of the scaled series, its changes over steps, the logarithm of its
+amplitude spectrum; and of the raw series, where scaling takes away what may tell classes apart
+(`levels_differ`)."""
 DIFFERENT = 0.05
 """Levels or spreads of series that vary by more, in spreads, differ."""
 KERNELS = 84
@@ -47,26 +51,23 @@ class Config(ModelConfig):
     heads: int = number(ge=1)
     ffn: int = number(ge=1)
     dropout: float = number(ge=0, lt=1)
-    noise: float = number(ge=0)
-    feature_dropout: float = number(ge=0, lt=1)
     seen_tokens: int = number(ge=1)
 
     def problems(self) -> list[str]:
         """Views of known features, heads that share the width evenly."""
-        known = ["scale", *(f"{kind}.{signal}" for kind in ("intervals", "kernels") for signal in SIGNALS)]
         named = [name for view in self.views for name in view]
         found = [
-            f"model.views names {name}, which is not known; allowed: {', '.join(known)}"
+            f"model.views names {name}, which is not known; allowed: {', '.join(SOURCES)}"
             for name in named
-            if name not in known
+            if name not in SOURCES
         ]
         found += [
-            f"model.views names {name} twice; once is enough" for name in known if named.count(name) > 1
+            f"model.views names {name} twice; once is enough" for name in SOURCES if named.count(name) > 1
         ]
-        if not named or any(all(name.endswith(("scale", "levels")) for name in view) for view in self.views):
+        if not named or any(set(view) <= {"scale", "intervals.raw"} for view in self.views):
             found.append(
                 "model.views must be one list per view, each with some intervals or kernels of another "
-                "signal than levels"
+                "signal than raw"
             )
         return found + uneven(self.heads, self.d_model)
 
@@ -114,10 +115,6 @@ class Arch(BaseArch):
         Into how many, of about equal size, the values of a signal and the responses to a kernel fall.
     d_model, head_dim, blocks, dropout
         Of the encoder, as in `transformer.Arch`.
-    noise
-        Standard deviation of what training adds to standardised features.
-    feature_dropout
-        Share of features that a training step does not see.
     seen_tokens
         Tokens of a view that a training step sees: at most so many, at most half of them, at least four.
     """
@@ -129,8 +126,6 @@ class Arch(BaseArch):
     head_dim: int
     blocks: tuple[Block, ...]
     dropout: float
-    noise: float
-    feature_dropout: float
     seen_tokens: int
     norm: str = "pre"
     activation: str = "gelu"
@@ -163,7 +158,7 @@ def signal_length(signal: str, length: int) -> int:
     """Values of a signal of a series of this length."""
     if signal == "changes":
         return length - lag_of(length)
-    return length if signal in ("values", "levels") else fourier_points(length) ** 2 // 2 + 1
+    return length if signal in ("values", "raw") else fourier_points(length) ** 2 // 2 + 1
 
 
 def lag_of(length: int) -> int:
@@ -229,8 +224,7 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
     return Arch.of(
         dataset,
         views=tuple(
-            tuple(source(name) for name in view if differ or not name.endswith(".levels"))
-            for view in config.views
+            tuple(source(name) for name in view if differ or name != "intervals.raw") for view in config.views
         ),
         value_bins=config.value_bins,
         kernel_bins=config.kernel_bins,
@@ -238,7 +232,5 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
         head_dim=config.d_model // config.heads,
         blocks=(Block(config.heads, config.ffn),) * config.layers,
         dropout=config.dropout,
-        noise=config.noise,
-        feature_dropout=config.feature_dropout,
         seen_tokens=config.seen_tokens,
     )

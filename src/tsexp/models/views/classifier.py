@@ -89,7 +89,6 @@ class View(nn.Module):
     def __init__(self, arch: Arch, sources: tuple[Source, ...]) -> None:
         super().__init__()
         self.shapes = [(len(s.tokens), arch.numbers(s)) for s in sources]
-        self.noise, self.feature_dropout = arch.noise, arch.feature_dropout
         self.tokens = sum(count for count, _ in self.shapes)
         # At most half of them, and at least four.
         self.seen = min(self.tokens, max(4, min(arch.seen_tokens, -(-self.tokens // 2))))
@@ -108,25 +107,15 @@ class View(nn.Module):
         positions: Tensor = self.positions
         each: Tensor = self.each
         if self.training:
-            seen = torch.randperm(self.tokens, device=x.device)[: self.seen].sort().values
-            parts = self._seen(parts, seen)
+            seen = torch.zeros(self.tokens, dtype=torch.bool, device=x.device)
+            seen[torch.randperm(self.tokens, device=x.device)[: self.seen]] = True
             positions, each = positions[seen], each[seen]
+            counts = [count for count, _ in self.shapes]
+            parts = [part[:, some] for part, some in zip(parts, seen.split(counts), strict=True)]
         tokens = torch.cat([p(part) for p, part in zip(self.project, parts, strict=True)], 1) + positions
         tokens = encoder(tokens, None)
         alone = F.linear(tokens.flatten(1), each.transpose(0, 1).flatten(1))
         return self.head(tokens.mean(1)) + EACH / tokens.shape[1] * alone  # type: ignore[no-any-return]
-
-    def _seen(self, parts: list[Tensor], seen: Tensor) -> list[Tensor]:
-        """Leave out tokens and features, and disturb the others."""
-        found, start = [], 0
-        for part in parts:
-            count = part.shape[1]
-            part = part[:, seen[(seen >= start) & (seen < start + count)] - start]
-            if self.noise:
-                part = part + self.noise * torch.randn_like(part)
-            found.append(F.dropout(part, self.feature_dropout))
-            start += count
-        return found
 
 
 def build(config: Config, dataset: Dataset) -> ViewClassifier:

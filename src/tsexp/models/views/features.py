@@ -20,7 +20,6 @@ from tsexp.models.preprocess import Preprocess
 from tsexp.models.views.arch import (
     KERNELS,
     REACH,
-    SPECTRAL,
     Arch,
     Source,
     fourier_points,
@@ -63,11 +62,11 @@ class Features(nn.Module):
         signals = {source.signal for source in arch.sources}
         length = arch.preprocessing.length
         self.unscaled = None
-        if "levels" in signals:
+        if "raw" in signals:
             self.unscaled = Preprocess(replace(arch.preprocessing, scale="none"))
             self.register_buffer("unit", torch.ones(arch.channels, 1))
         self.lag = lag_of(length)
-        self.fourier = Fourier(length) if signals & set(SPECTRAL) else None
+        self.fourier = Fourier(length) if "spectrum" in signals else None
         kinds = {"intervals": Intervals, "kernels": Kernels, "scale": Scale}
         self.sources = nn.ModuleList(kinds[s.kind](arch, s) for s in arch.sources)
         numbers = sum(len(s.tokens) * arch.numbers(s) for s in arch.sources)
@@ -93,11 +92,9 @@ class Features(nn.Module):
         signals = {"scale": (x, None), "values": (scaled, mask), "changes": (changes, both)}
         if self.unscaled is not None:
             # Levels may differ by orders of magnitude: large ones by their logarithm, in effect.
-            signals["levels"] = torch.asinh(self.unscaled(x)[0] / self.unit), mask
+            signals["raw"] = torch.asinh(self.unscaled(x)[0] / self.unit), mask
         if self.fourier is not None:
-            amplitudes = self.fourier(scaled)
-            signals["amplitudes"] = amplitudes, None
-            signals["spectrum"] = torch.log(amplitudes + self.floor), None
+            signals["spectrum"] = torch.log(self.fourier(scaled) + self.floor), None
         return signals
 
     @torch.no_grad()
