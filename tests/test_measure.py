@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from conftest import TINY, compose, compressed
-from test_meters import add_zone, drawing
+from rapl_tree import add_zone, planted
 from tsexp import energy, models, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, MeasureConfig, QuantConfig, RuntimeConfig, Unsupported
@@ -307,9 +307,8 @@ def test_worker_reads_the_machines_counters(
 ) -> None:
     root = tmp_path / "intel-rapl"
     package = add_zone(root / "intel-rapl:0", "package-0", 1e6)
-    in_the_worker(f"import zeus.device.cpu.rapl as r\nr.RAPL_DIR = {str(root)!r}")
-    with drawing({package: 50.0}):
-        record = bench.measure(require="measured", window_s=0.2, idle_s=0.3)
+    in_the_worker(planted(root, {package: 50.0}))
+    record = bench.measure(require="measured", window_s=0.2, idle_s=0.3)
     assert record.energy_source == "zeus:rapl"
     assert record.metrics["power/mean_w"] == pytest.approx(50, rel=0.15)
     assert record.metrics["power/idle_w"] == pytest.approx(50, rel=0.15)

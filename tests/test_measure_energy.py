@@ -21,8 +21,8 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 
 import tsexp
 from conftest import compose
+from rapl_tree import add_zone, planted
 from report_data import Store
-from test_meters import add_zone, drawing
 from tsexp import measure, measure_energy, runtimes
 from tsexp.cache import Cache
 from tsexp.config import ConfigError
@@ -161,10 +161,10 @@ def test_objects_that_used_threads_before_are_measured_after_a_script_without_a_
     package = add_zone(root / "intel-rapl:0", "package-0", 1e6)
     script = tmp_path / "script.py"
     script.write_text(
-        textwrap.dedent(f"""
+        planted(root, {package: 50.0})
+        + textwrap.dedent("""
         print("begins", flush=True)
-        import numpy as np, torch, zeus.device.cpu.rapl as rapl
-        rapl.RAPL_DIR = {str(root)!r}
+        import numpy as np, torch
         from aeon.classification.convolution_based import MiniRocketClassifier
         from tsexp import measure_energy
         torch.set_num_threads(2)
@@ -182,8 +182,7 @@ def test_objects_that_used_threads_before_are_measured_after_a_script_without_a_
         print(record.energy_source, record.valid, *record.invalid_reasons)
         """)
     )
-    with drawing({package: 50.0}):
-        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     begins, layer, said = done.stdout.splitlines()
     assert (begins, said) == ("begins", "zeus:rapl True")  # not run again by the counter's helper

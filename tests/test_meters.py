@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pynvml
 import pytest
@@ -19,47 +20,18 @@ import zeus.device.cpu
 import zeus.device.cpu.rapl as zeus_rapl
 import zeus.device.gpu
 
+import rapl_tree
+from rapl_tree import RANGE_UJ, add_zone, set_counter
 from tsexp.config import ConfigError
 from tsexp.energy import hardware, meters, windows
 from tsexp.energy.meters import CpuTimeMeter, ZeusMeter
-
-RANGE_UJ = 262_143_328_850
-"""Where a real package counter starts again from 0."""
-
-
-def set_counter(zone: Path, microjoules: float) -> None:
-    """Write a counter so that no reader ever sees half of it."""
-    partial = zone / ".energy_uj"
-    partial.write_text(f"{int(microjoules)}\n")
-    partial.replace(zone / "energy_uj")
-
-
-def add_zone(zone: Path, name: str, microjoules: float = 0) -> Path:
-    """Make one zone of a RAPL tree."""
-    zone.mkdir(parents=True)
-    (zone / "name").write_text(f"{name}\n")
-    (zone / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
-    set_counter(zone, microjoules)
-    return zone
 
 
 @contextmanager
 def drawing(watts: dict[Path, float]) -> Iterator[None]:
     """Let each zone's counter rise with a constant power."""
-    stop, start = threading.Event(), time.perf_counter()
-
-    def feed() -> None:
-        while not stop.wait(0.002):
-            for zone, power in watts.items():
-                set_counter(zone, 1e6 * (1 + power * (time.perf_counter() - start)))
-
-    thread = threading.Thread(target=feed)
-    thread.start()
-    try:
+    with mock.patch.object(zeus_rapl.RAPLFile, "read", rapl_tree.rising(watts, time.perf_counter())):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @pytest.fixture
