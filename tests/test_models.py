@@ -10,7 +10,7 @@ from torch import nn
 
 from conftest import TINY, as_tensor, compose
 from tsexp import models
-from tsexp.config import OWN_CODE
+from tsexp.config import OWN_CODE, ConfigError
 from tsexp.data import Preprocessing
 from tsexp.models import transformer
 from tsexp.models.preprocess import Preprocess
@@ -98,6 +98,12 @@ def test_arch_survives_json(load_data, scale):
     again = Arch.from_dict(json.loads(json.dumps(asdict(arch))))
     assert again == arch
     assert hash(again) == hash(arch)
+
+
+def test_a_description_by_another_version_is_refused(load_data):
+    arch = transformer.architecture(compose("model=t3").model, load_data("BasicMotions"))
+    with pytest.raises(ConfigError, match="another version of tsexp, with noise: train the model again"):
+        Arch.from_dict(json.loads(json.dumps(asdict(arch))) | {"noise": 0.1})
 
 
 @pytest.mark.parametrize("tokenizer", ["patch", "conv_stem"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from tsexp.config import ConfigError
 from tsexp.data import Dataset, Preprocessing
 
 
@@ -33,7 +34,18 @@ class BaseArch:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """Rebuild from the plain values of ``arch.json``, where tuples are lists."""
+        """Rebuild from the plain values of ``arch.json``, where tuples are lists.
+
+        Raises
+        ------
+        ConfigError
+            If it describes a model that another version of this package made.
+        """
+        if unknown := sorted(raw.keys() - {f.name for f in fields(cls)}):
+            raise ConfigError(
+                f"arch.json is of another version of tsexp, with {', '.join(unknown)}: train the model "
+                "again, or use the version that its run names"
+            )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         values["preprocessing"] = Preprocessing.from_dict(raw["preprocessing"])
         return cls(**values)
