@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from tsexp.report import company as deploying
 from tsexp.report import frozen, tables
 from tsexp.report.statistics import aggregate
 
 ROOT = Path(__file__).parents[1]
 STUDY, COMPANY = (ROOT / "docs" / part for part in ("study", "company"))
+FOUR = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
 INTERVAL = re.compile(r"[-+]?[\d.,]+x?(?: %)? \[[-+]?[\d.]+, [-+]?[\d.]+\]")
 
 
@@ -283,15 +285,112 @@ def test_what_is_told_of_dynamic_int8_is_what_was_measured(company):
     assert "These are {}, {}, {} and {} times as fast as dense dynamic int8".format(*told) in page
 
 
-def test_accuracies_with_half_gone_are_as_told(company):
+@pytest.mark.parametrize(
+    ("label", "scope", "ratio"),
+    [
+        ("T4", "-", 0),
+        ("half of everything gone", "all", 0.5),
+        ("three quarters of everything gone", "all", 0.75),
+    ],
+)
+def test_accuracies_and_their_spread_are_as_told(company, label, scope, ratio):
     results = company.results
-    half = results[(results["scope"] == "all") & (results["ratio"] == 0.5) & (results["batch_size"] == 1)]
-    of = 100 * half.groupby("dataset")["accuracy"].agg(["mean", "std"])
+    results = results[(results["model"] == "t4") & (results["batch_size"] == 1) & (results["mode"] == "none")]
+    rows = results[(results["runtime"] == "onnxruntime") & (results["scope"] == scope)]
+    of = 100 * rows[rows["ratio"] == ratio].groupby("dataset")["accuracy"].agg(["mean", "std"])
     told = [
         f"{of.loc[dataset, 'mean']:.1f} ± " + f"{of.loc[dataset, 'std']:.1f}".removeprefix("0")
-        for dataset in ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
+        for dataset in FOUR
     ]
-    assert f"| half of everything gone | {' | '.join(told)} |" in (ROOT / "docs" / "t4.md").read_text()
+    assert f"| {label} | {' | '.join(told)} |" in (ROOT / "docs" / "t4.md").read_text()
+
+
+def test_energies_of_t4_beside_estimators_are_as_told(company):
+    rows = aggregate(company)
+    rows = rows[(rows["batch_size"] == 1) & (rows["mode"] == "none") & (rows["runtime"] != "openvino")]
+    estimators = rows[rows["model"].isin(["quant_forest", "minirocket"])].set_index(["model", "dataset"])
+    t4 = rows[(rows["model"] == "t4") & (rows["runtime"] == "onnxruntime")]
+    t4 = t4.set_index(["scope", "ratio", "dataset"]).sort_index()
+
+    def told(shares):
+        return "{}, {}, {} and {}".format(
+            *(f"{s:.1f}" if s >= 1 else f"{s:.2f}".removeprefix("0") for s in shares.loc[list(FOUR)])
+        )
+
+    energy_j = estimators["estimated_j"]
+    forest, rocket = energy_j["quant_forest"], energy_j["minirocket"]
+    plain, half, quarter = (t4["estimated_j"][way] for way in (("-", 0.0), ("all", 0.5), ("all", 0.75)))
+    page = (ROOT / "docs" / "t4.md").read_text()
+    assert f"T4 needs {told(plain / forest)} times the energy† of QUANT on RefrigerationDevices" in page
+    assert f"with half of everything gone {told(half / forest)} times, with three quarters" in page
+    assert f"with three quarters {told(quarter / forest)}." in page
+    assert f"MiniROCKET needs {told(rocket / half)} times as much as T4" in page
+    one = "ElectricDevices"
+    accuracy_pct = [t4["accuracy_pct"]["all", 0.5, one]]
+    accuracy_pct += [estimators["accuracy_pct"][model, one] for model in ("quant_forest", "minirocket")]
+    energy_mj = [1000 * of[one] for of in (half, forest, rocket)]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        "{:.1f} % for {:.2f} mJ†, where they have {:.1f} and {:.1f} % for {:.1f} and {:.2f}.".format(
+            accuracy_pct[0], energy_mj[0], *accuracy_pct[1:], *energy_mj[1:]
+        )
+        in readme
+    )
+
+
+def test_what_is_deployed_and_what_stands_on_the_front_is_as_told(company):
+    rows = aggregate(company)
+    rows = rows[rows["batch_size"] == 1].sort_values("estimated_j")
+    for dataset in FOUR:
+        of = rows[rows["dataset"] == dataset]
+        front = of[of["accuracy_pct"] > of["accuracy_pct"].cummax().shift(fill_value=0)]
+        assert ((front["model"] == "t4") & (front["ratio"] > 0)).any(), dataset
+        assert front.iloc[-1]["model"] == "t4", dataset
+    advice = dict(deploying.advice(company, deploying.compared(aggregate(company))))
+    chosen = {
+        dataset: re.match(r"deploy (\w+)(?:.* pruned ([\d.]+))?", advice[dataset])[1] for dataset in FOUR
+    }
+    assert chosen == dict.fromkeys(FOUR, "t4") | {"PLAID": "quant_forest"}
+
+
+def test_what_keeps_its_accuracy_is_as_told(company):
+    rows = aggregate(company)
+    rows = rows[(rows["model"] == "t4") & (rows["batch_size"] == 1) & (rows["ratio"] > 0)]
+    names = {
+        ("features", 0.5): "half of kernels and tokens",
+        ("features", 0.75): "three quarters of kernels and tokens",
+        ("features", 0.85): "85 percent of kernels and tokens",
+        ("all", 0.5): "half of everything",
+        ("all", 0.75): "three quarters of everything",
+        ("local", 0.5): "half of heads and units",
+        ("depth", 0.5): "half of the layers",
+    }
+    page = (ROOT / "docs" / "t4.md").read_text()
+    kept, lost = re.search(
+        r"accuracy within a point: (.*?)\. Seen to lose more: (.*?); the rest", page
+    ).groups()
+    told = set()
+    for state, said in (("kept", kept), ("lost", lost)):
+        for part in said.split("; "):
+            what, where = part.split(" on ")
+            told |= {(state, what, d) for d in FOUR if d in where or where == "all four"}
+    there = {
+        (row["degradation"], names[row["scope"], row["ratio"]], row["dataset"])
+        for _, row in rows.iterrows()
+        if row["degradation"] in ("kept", "lost")
+    }
+    assert told == there
+    withheld = company.results[company.results["model"] == "t4"]
+    withheld = withheld[(withheld["scope"] == "all") & (withheld["batch_size"] == 1)]
+    cost = withheld.groupby(["dataset", "ratio"])["val_drop_pt"].mean()
+    first, last = (
+        [f"{cost[d, ratio]:.1f}".removeprefix("0") for ratio in (0.5, 0.75)] for d in (FOUR[0], FOUR[3])
+    )
+    assert f"costs {first[0]} points on RefrigerationDevices" in page
+    assert f"and {last[0]} on ElectricDevices (893), three quarters {first[1]} and {last[1]}," in page
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"loses {float(first[1]):.0f} points on the first and on the last" in readme
+    assert round(float(first[1])) == round(float(last[1]))
 
 
 def test_what_is_told_head_to_head_is_what_was_measured(company):
