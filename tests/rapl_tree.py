@@ -30,15 +30,15 @@ def add_zone(zone: Path, name: str, microjoules: float = 0) -> Path:
     return zone
 
 
-def rising(watts: dict[Path, float], start: float) -> Callable[[object], float]:
-    """`RAPLFile.read` of Zeus that sets the counter of a zone, to what it was since `start`, and reads it."""
+def rising(watts: dict[Path, float], clock: Callable[[], float]) -> Callable[[object], float]:
+    """`RAPLFile.read` of Zeus that sets the counter of a zone, to what it is at `clock`, and reads it."""
     from zeus.device.cpu.rapl import RAPLFile
 
     read = RAPLFile.read
 
     def write_and_read(self: RAPLFile) -> float:
         zone = Path(self.path)
-        set_counter(zone, 1e6 * (1 + watts[zone] * (time.perf_counter() - start)))
+        set_counter(zone, 1e6 * (1 + watts[zone] * clock()))
         found: float = read(self)
         return found
 
@@ -46,14 +46,15 @@ def rising(watts: dict[Path, float], start: float) -> Callable[[object], float]:
 
 
 def planted(root: Path, watts: dict[Path, float]) -> str:
-    """Code that does so in another process, in which `root` is the machine's tree."""
+    """Code that does so in another process, from now on, where `root` is the machine's tree."""
     told = {str(zone): power for zone, power in watts.items()}
     return "\n".join(
         [
             f"import sys\nsys.path.append({str(Path(__file__).parent)!r})",
-            "import pathlib, rapl_tree, zeus.device.cpu.rapl as rapl",
+            "import pathlib, time, rapl_tree, zeus.device.cpu.rapl as rapl",
             f"rapl.RAPL_DIR = {str(root)!r}",
             f"watts = {{pathlib.Path(zone): power for zone, power in {told!r}.items()}}",
-            f"rapl.RAPLFile.read = rapl_tree.rising(watts, {time.perf_counter()!r})",
+            f"clock = lambda: time.perf_counter() - {time.perf_counter()!r}",
+            "rapl.RAPLFile.read = rapl_tree.rising(watts, clock)",
         ]
     )

@@ -27,11 +27,18 @@ from tsexp.energy import hardware, meters, windows
 from tsexp.energy.meters import CpuTimeMeter, ZeusMeter
 
 
+class Clock:
+    """Seconds, as the test moves them."""
+
+    now = 0.0
+
+
 @contextmanager
-def drawing(watts: dict[Path, float]) -> Iterator[None]:
-    """Let each zone's counter rise with a constant power."""
-    with mock.patch.object(zeus_rapl.RAPLFile, "read", rapl_tree.rising(watts, time.perf_counter())):
-        yield
+def drawing(watts: dict[Path, float]) -> Iterator[Clock]:
+    """Let each zone's counter rise with a constant power, on a clock of its own."""
+    clock = Clock()
+    with mock.patch.object(zeus_rapl.RAPLFile, "read", rapl_tree.rising(watts, lambda: clock.now)):
+        yield clock
 
 
 @pytest.fixture
@@ -75,13 +82,13 @@ def test_rapl_window_reads_package_and_dram_but_not_psys(tree: Path, dram_w: flo
     watts[add_zone(tree / "intel-rapl:0" / "intel-rapl:0:0", "core")] = 30.0
     if dram_w:
         watts[add_zone(tree / "intel-rapl:0" / "intel-rapl:0:1", "dram")] = dram_w
-    with drawing(watts):
+    with drawing(watts) as clock:
         meter = meters.choose("cpu", "measured", 10.0)
         assert meter.source == "zeus:rapl"
         assert meter.scope.startswith("1 whole CPU package")
-        one_window(meter, 0.01)  # starts Zeus' helpers
-        joules, seconds = one_window(meter, 1.0)
-    assert joules / seconds == pytest.approx(50.0 + dram_w, rel=0.06)
+        meter.begin()
+        clock.now += 3.0
+        assert meter.end() == pytest.approx(3.0 * (50.0 + dram_w))
 
 
 def test_rapl_window_adds_up_two_packages_whatever_their_order(tree: Path) -> None:
@@ -90,12 +97,12 @@ def test_rapl_window_adds_up_two_packages_whatever_their_order(tree: Path) -> No
         add_zone(tree / "intel-rapl:1", "package-0"): 50.0,
         add_zone(tree / "intel-rapl:2", "package-1"): 25.0,
     }
-    with drawing(watts):
+    with drawing(watts) as clock:
         meter = ZeusMeter("rapl")
-        one_window(meter, 0.01)
-        joules, seconds = one_window(meter, 0.5)
+        meter.begin()
+        clock.now += 3.0
+        assert meter.end() == pytest.approx(3.0 * 75.0)
     assert meter.scope.startswith("2 whole CPU package")
-    assert joules / seconds == pytest.approx(75.0, rel=0.06)
 
 
 def test_psys_is_no_package_where_zeusd_reads_the_counters(
