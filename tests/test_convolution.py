@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from tsexp.cache import Cache
 from tsexp.compress import channels, qat
 from tsexp.config import ConfigError, RuntimeConfig, Unsupported, identity
 from tsexp.models.convolution import Convolutional, nets
+from tsexp.models.convolution.blocks import Convolution
+from tsexp.models.convolution.inception import largest_of_three
 from tsexp.models.convolution.lite import Fixed, fixed_filters
 
 SMALL = {
@@ -106,6 +109,33 @@ def test_fixed_filters_are_those_of_the_paper():
     assert decrease.tolist() == [1, -1] * 4
     assert peak.tolist() == [-0.25, -1, -1, -0.25, 0.5, 2, 2, 0.5, -0.25, -1, -1, -0.25]
     assert [len(f) for f in fixed_filters((2, 4, 8))] == [2, 4, 8, 2, 4, 8, 6, 12], "no peak within 2"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "dilation", "groups", "padding"),
+    [
+        *[(4, 40, 1, 1, 0), (4, 41, 1, 1, 20), (4, 11, 1, 1, 5), (4, 5, 1, 1, 2), (1, 40, 1, 1, 3)],
+        *[(4, 20, 2, 4, 19), (4, 10, 4, 4, 18), (4, 5, 3, 2, 0), (4, 21, 2, 1, 20)],
+    ],
+)
+def test_convolutions_learn_what_they_compute(inputs, kernel, dilation, groups, padding, bias):
+    conv = Convolution(
+        inputs, 8, kernel, padding=padding, dilation=dilation, groups=groups, bias=bias
+    ).double()
+    x = torch.randn(3, inputs, 61, dtype=torch.float64, requires_grad=True)
+    found = {}
+    for learns in (True, False):
+        y = conv.train(learns)(x)
+        found[learns] = y, *torch.autograd.grad(y.square().sum(), [x, *conv.parameters()])
+    torch.testing.assert_close(found[True], found[False])
+
+
+def test_pooling_learns_what_it_computes():
+    x = torch.randn(3, 4, 30, dtype=torch.float64, requires_grad=True)
+    both = [pool(x) for pool in (largest_of_three, partial(F.max_pool1d, kernel_size=3, stride=1, padding=1))]
+    torch.testing.assert_close(*both)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x) for y in both))
 
 
 @pytest.mark.parametrize("inputs", [1, 3])
