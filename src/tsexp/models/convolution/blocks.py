@@ -54,13 +54,13 @@ class Convolution(nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or input.device.type != "cpu":
             return super().forward(input)
-        (padding,), (dilation,) = self.padding, self.dilation
-        x = F.pad(input, (int(padding),) * 2) if padding else input
+        padding, dilation = int(self.padding[0]), self.dilation[0]
+        x = F.pad(input, (padding, padding)) if padding else input
         if dilation == 1:
             return self._undilated(x)
         batch, _, steps = x.shape
         phases = F.pad(x, (0, -steps % dilation)).unflatten(2, (-1, dilation)).movedim(3, 1).flatten(0, 1)
-        found = self._undilated(phases).unflatten(0, (batch, dilation)).movedim(1, 3).flatten(2)
+        found: Tensor = self._undilated(phases).unflatten(0, (batch, dilation)).movedim(1, 3).flatten(2)
         return found[..., : steps - dilation * (self.kernel_size[0] - 1)]
 
     def _undilated(self, x: Tensor) -> Tensor:
