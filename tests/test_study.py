@@ -276,7 +276,6 @@ def test_what_is_told_of_convolutional_nets_is_what_was_measured(company):
     assert (nets["n"] == 1).all()
     half = nets.xs(("onnxruntime", "local", 0.5), level=("runtime", "scope", "ratio"))
     plain = nets.xs(("onnxruntime", "-", 0), level=("runtime", "scope", "ratio"))
-    eager = nets.xs(("eager", "-", 0), level=("runtime", "scope", "ratio"))
     faster = f"{half['speedup'].min():.1f} to {half['speedup'].max():.1f} times as fast"
     less = half["estimated_saving_pct"]
     beside = plain["estimated_j"] / t4["estimated_j"].reindex(plain.index, level="dataset")
