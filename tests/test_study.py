@@ -176,6 +176,9 @@ WAYS = {
     "LITETime, eager PyTorch": ("litetime", "eager", "-", 0),
     "LITETime, ONNX Runtime": ("litetime", "onnxruntime", "-", 0),
     "LITETime, half of its channels gone": ("litetime", "onnxruntime", "local", 0.5),
+    "InceptionTime, eager PyTorch": ("inceptiontime", "eager", "-", 0),
+    "InceptionTime, ONNX Runtime": ("inceptiontime", "onnxruntime", "-", 0),
+    "InceptionTime, half of its channels gone": ("inceptiontime", "onnxruntime", "local", 0.5),
     "QUANT": ("quant_forest", "eager", "-", 0),
     "MiniROCKET": ("minirocket", "eager", "-", 0),
     "MultiROCKET-Hydra": ("multirocket_hydra", "eager", "-", 0),
@@ -272,7 +275,7 @@ def test_what_is_told_of_convolutional_nets_is_what_was_measured(company):
     rows = rows[(rows["batch_size"] == 1) & (rows["mode"] == "none")]
     rows = rows.set_index(["model", "dataset", "runtime", "scope", "ratio"]).sort_index()
     t4 = rows.xs(("t4", "onnxruntime", "all", 0.75), level=("model", "runtime", "scope", "ratio"))
-    nets = rows.loc[["fcn", "resnet", "litetime"]]
+    nets = rows.loc[["fcn", "resnet", "litetime", "inceptiontime"]]
     assert (nets["n"] == 1).all()
     half = nets.xs(("onnxruntime", "local", 0.5), level=("runtime", "scope", "ratio"))
     plain = nets.xs(("onnxruntime", "-", 0), level=("runtime", "scope", "ratio"))
