@@ -59,6 +59,7 @@ class Convolution(nn.Conv1d):
         if dilation == 1:
             return self._undilated(x)
         batch, _, steps = x.shape
+        # (batch × dilation, channels, steps / dilation)
         phases = F.pad(x, (0, -steps % dilation)).unflatten(2, (-1, dilation)).movedim(3, 1).flatten(0, 1)
         found: Tensor = self._undilated(phases).unflatten(0, (batch, dilation)).movedim(1, 3).flatten(2)
         return found[..., : steps - dilation * (self.kernel_size[0] - 1)]
