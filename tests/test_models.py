@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from conftest import TINY, as_tensor, compose
 from tsexp import models
@@ -14,7 +15,8 @@ from tsexp.config import OWN_CODE, ConfigError
 from tsexp.data import Preprocessing
 from tsexp.models import transformer
 from tsexp.models.preprocess import Preprocess
-from tsexp.models.transformer import Arch, Block, Classifier
+from tsexp.models.transformer import Arch, Block, Classifier, narrow
+from tsexp.models.transformer.encoder import Attention
 
 MODELS = ["t1", "t2", "t3"]
 
@@ -301,6 +303,47 @@ def test_dropout_only_in_training(tiny_model, italy, dropout):
     assert torch.equal(model(x), model(x))
     model.train()
     assert torch.equal(model(x), model(x)) == (dropout == 0)
+
+
+@pytest.mark.parametrize("head_dim", [1, 2, narrow.WIDEST])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("at_once", [1, 1000, narrow.AT_ONCE])
+def test_attention_of_narrow_heads_learns_the_same(monkeypatch, head_dim, masked, at_once):
+    monkeypatch.setattr(narrow, "AT_ONCE", at_once)
+    q, k, v, gradient = torch.randn(4, 3, 2, 17, head_dim, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(17) < torch.tensor([17, 5, 1])[:, None] if masked else None
+
+    def learned(how):
+        given = [x.clone().requires_grad_() for x in (q, k, v)]
+        mixed = how(*given)
+        mixed.backward(gradient)
+        return mixed, *(x.grad for x in given)
+
+    ours = learned(lambda *given: narrow.attention(*given, mask))
+    theirs = learned(
+        lambda *given: F.scaled_dot_product_attention(
+            *given, attn_mask=None if mask is None else mask[:, None, None]
+        )
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("head_dim", "training", "used"), [(8, True, 1), (8, False, 0), (16, True, 0)])
+def test_narrow_heads_are_another_way_only_in_training(monkeypatch, head_dim, training, used):
+    calls = []
+    monkeypatch.setattr(narrow, "attention", lambda q, k, v, mask: calls.append(q.shape) or v)
+    Attention(16, 2, head_dim).train(training)(torch.zeros(1, 3, 16), None)
+    assert calls == [(1, 2, 3, head_dim)] * used
+
+
+def test_attention_of_narrow_heads_bears_rounded_steps():
+    layer, x = Attention(16, 4, 4), torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    exact = torch.autograd.grad(layer(x, None).square().mean(), layer.q.weight)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(x, None).square().mean()
+    rounded = torch.autograd.grad(loss, layer.q.weight)[0]
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,0 +1,75 @@
+"""Attention of narrow heads that learns faster on CPUs: the same numbers, but for rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+WIDEST = 8
+"""Channels of a head up to which this is the faster way: PyTorch's kernels multiply by blocks of more."""
+AT_ONCE = 250_000
+"""Numbers of a matrix (queries × keys) that fit the cache."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Mix values as `scaled_dot_product_attention` does, some heads at a time.
+
+    Channels come before tokens here, so that each product with a matrix (queries × keys) has few rows, which
+    is five times as fast as few columns (docs/log.md, 2026-11-28).
+
+    Parameters
+    ----------
+    q, k, v
+        (batch, heads, tokens, head_dim), float32; under autocast, they are made so.
+    mask
+        (batch, tokens), True where a key holds data; each series has one at least.
+    """
+    batch, heads = q.shape[:2]
+    padding = None if mask is None else ~mask.repeat_interleave(heads, 0)[:, None]
+    flat = [x.transpose(2, 3).flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v)]
+    mixed: Tensor = _Mixing.apply(*flat, padding)
+    return mixed.unflatten(0, (batch, heads)).transpose(2, 3)
+
+
+class _Mixing(torch.autograd.Function):
+    """q, k, v: (batch × heads, head_dim, tokens); padding: (batch × heads, 1, tokens)."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
+        shares = q.new_empty(len(q), q.shape[2], k.shape[2])
+        mixed = torch.empty_like(q)
+        for some in _slices(shares):
+            share = shares[some]
+            torch.bmm(q[some].transpose(1, 2), k[some], out=share)
+            if padding is not None:
+                share.masked_fill_(padding[some], -torch.inf)
+            torch.softmax(share, -1, out=share)
+            torch.bmm(v[some], share.transpose(1, 2), out=mixed[some])
+        ctx.save_for_backward(q, k, v, shares, mixed)
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, shares, mixed = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        common = (gradient * mixed).sum(1)[..., None]
+        of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for some in _slices(shares):
+            share, g = shares[some], gradient[some]
+            torch.bmm(g, share, out=of_v[some])
+            # Of the scores, through the softmax.
+            of_scores = torch.bmm(g.transpose(1, 2), v[some]).sub_(common[some]).mul_(share)
+            torch.bmm(k[some], of_scores.transpose(1, 2), out=of_q[some])
+            torch.bmm(q[some], of_scores, out=of_k[some])
+        return of_q, of_k, of_v, None
+
+
+def _slices(shares: Tensor) -> list[slice]:
+    step = max(1, AT_ONCE // shares[0].numel())
+    return [slice(i, i + step) for i in range(0, len(shares), step)]
