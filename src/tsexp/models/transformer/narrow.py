@@ -30,8 +30,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     batch, heads = q.shape[:2]
     padding = None if mask is None else ~mask.repeat_interleave(heads, 0)[:, None]
     flat = [x.transpose(2, 3).flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v)]
-    mixed: Tensor = _Mixing.apply(*flat, padding)
-    return mixed.unflatten(0, (batch, heads)).transpose(2, 3)
+    mixed: Tensor = _Mixing.apply(*flat, padding)  # type: ignore[no-untyped-call]
+    return mixed.unflatten(0, (batch, heads)).transpose(2, 3)  # type: ignore[no-any-return]
 
 
 class _Mixing(torch.autograd.Function):
@@ -55,9 +55,9 @@ class _Mixing(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[override]
         q, k, v, shares, mixed = ctx.saved_tensors
-        gradient = gradient.contiguous()
+        gradient = grad_outputs[0].contiguous()
         common = (gradient * mixed).sum(1)[..., None]
         of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for some in _slices(shares):
