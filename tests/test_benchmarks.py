@@ -49,15 +49,22 @@ def test_the_meter_is_held_against_itself(tmp_path):
     assert (tmp_path / "found.json").exists()
 
 
-def test_training_is_held_against_a_bare_loop_and_bf16_against_fp32(tmp_path):
-    asked = "--data italy_power_demand --models t4,fcn --pairs 2 --steps 10 --rounded-steps 10"
+def test_training_is_held_against_a_bare_loop_fp32_and_kernels_of_pytorch(tmp_path):
+    asked = (
+        "--data italy_power_demand --models t4,fcn --kernels t1,fcn --precision bf16 "
+        "--pairs 2 --steps 10 --few-steps 10"
+    )
     ratio = r"\d+\.\d{3} \(median of 2; \d+\.\d{3} to \d+\.\d{3}\)"
     expected = (
         rf"italy_power_demand t3: {ratio} of a bare loop's speed; \d+ epochs",
         *(rf"italy_power_demand {m}: in bf16 {ratio} times as fast as in fp32" for m in ("t4", "fcn")),
+        *(
+            rf"italy_power_demand {m}, bf16: by our kernels {ratio} times as fast as by PyTorch's"
+            for m in ("t1", "fcn")
+        ),
     )
     found = run(tmp_path, "train.py", *asked.split()).splitlines()
-    assert len(found) == 3
+    assert len(found) == 5
     assert all(re.fullmatch(*both) for both in zip(expected, found, strict=True)), found
 
 
