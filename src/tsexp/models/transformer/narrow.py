@@ -40,36 +40,39 @@ class _Mixing(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
-        shares = q.new_empty(len(q), q.shape[2], k.shape[2])
         mixed = torch.empty_like(q)
-        for some in _slices(shares):
-            share = shares[some]
-            torch.bmm(q[some].transpose(1, 2), k[some], out=share)
-            if padding is not None:
-                share.masked_fill_(padding[some], -torch.inf)
-            torch.softmax(share, -1, out=share)
-            torch.bmm(v[some], share.transpose(1, 2), out=mixed[some])
-        ctx.save_for_backward(q, k, v, shares, mixed)
+        for some in _slices(q):
+            torch.bmm(v[some], _shares(q, k, padding, some).transpose(1, 2), out=mixed[some])
+        ctx.save_for_backward(q, k, v, padding, mixed)
         return mixed
 
     @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[override]
-        q, k, v, shares, mixed = ctx.saved_tensors
+        q, k, v, padding, mixed = ctx.saved_tensors
         gradient = grad_outputs[0].contiguous()
         common = (gradient * mixed).sum(1)[..., None]
         of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for some in _slices(shares):
-            share, g = shares[some], gradient[some]
-            torch.bmm(g, share, out=of_v[some])
+        for some in _slices(q):
+            # Made again: kept, they would fill gigabytes where series are long.
+            shares, g = _shares(q, k, padding, some), gradient[some]
+            torch.bmm(g, shares, out=of_v[some])
             # Of the scores, through the softmax.
-            of_scores = torch.bmm(g.transpose(1, 2), v[some]).sub_(common[some]).mul_(share)
+            of_scores = torch.bmm(g.transpose(1, 2), v[some]).sub_(common[some]).mul_(shares)
             torch.bmm(k[some], of_scores.transpose(1, 2), out=of_q[some])
             torch.bmm(q[some], of_scores, out=of_k[some])
         return of_q, of_k, of_v, None
 
 
-def _slices(shares: Tensor) -> list[slice]:
-    step = max(1, AT_ONCE // shares[0].numel())
-    return [slice(i, i + step) for i in range(0, len(shares), step)]
+def _shares(q: Tensor, k: Tensor, padding: Tensor | None, some: slice) -> Tensor:
+    """What each query of some heads takes of each key: (heads, queries, keys)."""
+    scores = torch.bmm(q[some].transpose(1, 2), k[some])
+    if padding is not None:
+        scores.masked_fill_(padding[some], -torch.inf)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _slices(q: Tensor) -> list[slice]:
+    step = max(1, AT_ONCE // q.shape[2] ** 2)
+    return [slice(i, i + step) for i in range(0, len(q), step)]
