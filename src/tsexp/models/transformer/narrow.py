@@ -10,8 +10,15 @@ from torch.autograd.function import once_differentiable
 
 WIDEST = 8
 """Channels of a head up to which this is the faster way: PyTorch's kernels multiply by blocks of more."""
+FEWEST = 32
+"""Tokens from which it is: with fewer, calls take longer than what they compute."""
 AT_ONCE = 250_000
 """Numbers of a matrix (queries × keys) that fit the cache."""
+
+
+def faster(tokens: int, head_dim: int) -> bool:
+    """Whether this is the faster way."""
+    return tokens >= FEWEST and head_dim <= WIDEST
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
