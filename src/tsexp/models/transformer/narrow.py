@@ -33,6 +33,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         (batch, heads, tokens, head_dim), float32; under autocast, they are made so.
     mask
         (batch, tokens), True where a key holds data; each series has one at least.
+
+    Returns
+    -------
+    Tensor
+        (batch, heads, tokens, head_dim), float32.
     """
     batch, heads = q.shape[:2]
     padding = None if mask is None else ~mask.repeat_interleave(heads, 0)[:, None]
