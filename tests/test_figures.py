@@ -10,6 +10,7 @@ import matplotlib
 import matplotlib.style
 import pandas as pd
 import pytest
+from PIL import Image
 
 from report_data import CLASSES, DATASETS, frozen, only
 from tsexp.config import conf_dir
@@ -110,6 +111,7 @@ def test_every_figure_is_drawn_as_pdf_and_png_and_the_notes_say_why_one_is_not(d
     assert [f.name for f in files] == [f"{n}.{kind}" for n in names for kind in ("pdf", "png")] + ["notes.md"]
     assert sorted(f.name for f in folder.iterdir()) == sorted(f.name for f in files)
     assert all(f.read_bytes().startswith({".pdf": b"%PDF", ".png": b"\x89PNG"}[f.suffix]) for f in files[:-1])
+    assert all(Image.open(f).mode == "P" for f in files if f.suffix == ".png")  # a third of the bytes
     notes = files[-1].read_text()
     assert "## windows_measured\n\nNot drawn: no record has windows with measured energy." in notes
     assert "Records with invalid energy, which count for accuracy only: 3." in notes

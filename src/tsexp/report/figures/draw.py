@@ -95,4 +95,15 @@ def _save(figure: Figure, path: Path) -> Path:
     kind = path.suffix.removeprefix(".")
     written = path.with_name(f".{path.name}")
     figure.savefig(written, format=kind, metadata=METADATA[kind])
+    if kind == "png":
+        _palette(written)
     return written.replace(path)
+
+
+def _palette(path: Path) -> None:
+    """256 colours, more than these pictures need: a third of the bytes, and a repository keeps them all."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        dpi, few = image.info["dpi"], image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(path, format="png", dpi=dpi, optimize=True)
