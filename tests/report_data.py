@@ -206,7 +206,9 @@ class Store:
                 "rerun": False,
             },
         }
-        params |= {k: v for k, v in changes.items() if k in params or k.startswith("train.")}
+        params |= {
+            k: v for k, v in changes.items() if k in params or k.startswith(("train.", "model.", "data."))
+        }
         metrics = {
             **{
                 f"test/{k}": 0.75
@@ -393,6 +395,7 @@ def _run(
         "dataset": dataset,
         "data_checksum": digest(dataset) * 4,
         "model": model,
+        "setting": "ssssssssssssssss",
         "recipe": "rrrrrrrrrrrrrrrr",
         "tuning": "tttttttttttttttt" if ratio else "-",
         "method": method,

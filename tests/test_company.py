@@ -217,6 +217,15 @@ def test_of_several_settings_and_recipes_that_with_the_most_records_counts():
     assert list(zip(rows["model"], rows["accuracy_pct"].round(6), strict=True)) == [("t3", 60), ("t4", 90)]
 
 
+def test_what_is_compressed_is_of_the_setting_of_what_is_dense():
+    small = [run("t4", 70, 8, seed=s, setting="small", config="small") for s in range(3)]
+    large = [run("t4", 90, 16, seed=s) for s in (0, 1)] + [pruned("t4", 89, 4, seed=s) for s in (0, 1)]
+    rows = table(*small, *large, run("t3", 60, 9))
+    assert list(rows.loc[rows["model"] == "t4", "accuracy_pct"].round(6)) == [90, 89]
+    rows = table(*small, *large[:2], run("t3", 60, 9))
+    assert list(rows.loc[rows["model"] == "t4", "accuracy_pct"].round(6)) == [70]
+
+
 def test_the_words_stand_below_the_table_and_in_the_page(tmp_path):
     results = study(run("t4", 92, 16), run("quant_forest", 93, 368, estimator=True))
     tables.write(results, tmp_path)

@@ -132,6 +132,16 @@ def test_runs_from_before_there_was_a_precision_share_the_recipe_of_fp32(store, 
     assert recipes[0] == recipes[1] != recipes[2]
 
 
+def test_of_what_model_and_of_what_data_is_a_setting(store, tmp_path):
+    store.run(seed=0)
+    store.run(seed=1, data__path="elsewhere", train__epochs=9)
+    store.run(seed=2, model__layers=1)
+    store.run(seed=3, data__length=50)
+    settings = freeze(store, tmp_path / "frozen").results.set_index("seed")["setting"]
+    assert settings[0] == settings[1]
+    assert settings.nunique() == 3
+
+
 def test_what_shares_a_tuning_shares_a_control(store, tmp_path):
     store.run("a")
     store.run("b", prune__ratio=0.25, prune__method="l2")
@@ -325,6 +335,49 @@ def test_what_was_measured_again_in_a_later_part_counts_once(tmp_path):
     both = frozen.together({"1": first, "2": other})  # of another machine: nothing is measured again
     assert len(both.results) == 2 * len(first.results)
     assert frozen.AGAIN not in both.about["left_out"]
+
+
+def test_an_invalid_record_of_a_later_part_replaces_none_that_is_valid():
+    first = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
+    failed = first.results.assign(run_id=first.results["run_id"] + "-again", valid=False)
+    again = replace(first, results=failed)
+    for parts in ({"1": first, "2": again}, {"1": again, "2": first}):
+        together = frozen.together(parts).results
+        assert together["valid"].sum() == first.results["valid"].sum() > 0
+        valid = first.results.loc[first.results["valid"], "run_id"]
+        assert set(together.loc[together["valid"], "run_id"]) == set(valid)
+
+
+def test_a_part_that_does_not_tell_its_settings_takes_those_that_are_known(tmp_path):
+    told = made_up(datasets=("PLAID",), models=("t1", "t2"), seeds=(0,))
+    older = made_up(datasets=("PLAID",), models=("t1", "t2"), seeds=(1,))
+    for name, part in (("1", told), ("2", older)):
+        written(part, tmp_path / name)
+    file = tmp_path / "2" / "results.parquet"
+    pd.read_parquet(file).drop(columns="setting").to_parquet(file)
+    assert set(frozen.load(tmp_path / "2").results["setting"]) == {""}
+    assert set(frozen.load(tmp_path).results["setting"]) == {"ssssssssssssssss"}
+    t1 = told.results["model"] == "t1"
+    several = replace(told, results=told.results.assign(setting=told.results["setting"].where(t1, "")))
+    several.results.loc[several.results.index[t1][0], "setting"] = "another"
+    both = frozen.together({"1": several, "2": frozen.load(tmp_path / "2")}).results
+    assert set(both.loc[both["seed"] == 1, "setting"]) == {""}
+
+
+def test_what_is_frozen_stays_where_it_cannot_be_replaced(store, tmp_path, monkeypatch):
+    store.run()
+    freeze(store, tmp_path / "frozen")
+    before, rename = bytes_of(tmp_path / "frozen"), Path.rename
+
+    def interrupted(self, target):
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        freeze(store, tmp_path / "frozen")
+    assert bytes_of(tmp_path / "frozen") == before
 
 
 def test_a_part_that_is_damaged_is_named(tmp_path):

@@ -45,6 +45,7 @@ def test_no_flip_is_no_proof_and_more_series_and_seeds_say_more():
     assert few.high > 0.01 > many.high > 0
     assert few.high > seeds.high > 0
     assert few.low == -few.high
+    assert st.over_seeds_and_series(np.zeros((2, 1))).high > 0.5  # a test split of one series
 
 
 def test_all_right_is_no_proof_either():

@@ -267,6 +267,33 @@ def test_an_hour_that_is_the_same_for_all_of_a_seed_does_not_count_within_a_runt
     assert (after.loc[some, "speedup_hi"] > 1.2 * before.loc[some, "speedup_hi"]).all()
 
 
+def test_in_its_runtime_a_model_is_held_against_itself_not_against_another_size_of_it():
+    large = frozen(datasets=("PLAID",), models=("t1",))
+    names = ["speedup", "speedup_lo", "speedup_hi"]
+    plain = large.results[["ratio", "mode", "runtime"]].eq([0, "none", "onnxruntime"]).all(axis=1)
+    small = large.results.assign(
+        setting="small",
+        config=large.results["config"] + "s",
+        run_id=large.results["run_id"] + "s",
+        **{name: large.results[name].where(~plain, 3 * large.results[name]) for name in names},
+    )
+    within = ["runtime_speedup", "runtime_speedup_lo", "runtime_speedup_hi"]
+    alone = claims.with_speedup_in_runtime(aggregate(large)).set_index("config")[within].dropna()
+    for two in ([small, large.results], [large.results, small]):
+        joined = replace(
+            large,
+            results=pd.concat(two, ignore_index=True),
+            predictions=pd.concat(
+                [large.predictions, large.predictions.assign(run_id=large.predictions["run_id"] + "s")]
+            ),
+        )
+        rows = claims.with_speedup_in_runtime(aggregate(joined)).set_index("config")[within]
+        pd.testing.assert_frame_equal(rows.loc[alone.index], alone)
+        smaller = rows.loc[alone.index + "s", "runtime_speedup"].to_numpy()
+        eager = aggregate(large).set_index("config").loc[alone.index, "runtime"] == "eager"
+        assert np.allclose(smaller[~eager], alone.loc[~eager, "runtime_speedup"] / 3)
+
+
 def test_of_different_seeds_the_two_are_taken_as_independent():
     both = frozen(datasets=("PLAID",), models=("t1",), seeds=(0, 1, 2, 3))
     plain = both.results[["ratio", "mode", "runtime"]].eq([0, "none", "onnxruntime"]).all(axis=1)

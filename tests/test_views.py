@@ -205,6 +205,22 @@ def test_features_are_standardised_on_the_fit_series_alone(italy):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_a_flat_series_hides_no_differences_of_the_others(italy):
+    """Of the series as they come, of other levels and spreads; the first is then flat."""
+    levels = np.random.default_rng(0).normal(size=(2, len(italy.x_train), 1, 1))
+    x = (italy.x_train * np.exp(levels[0]) + levels[1]).astype(np.float32)
+    flat = x.copy()
+    flat[italy.fit[0]] = 5.3
+    spreads = []
+    for train in (x, flat):
+        model = model_of(replace(italy, x_train=train))
+        described, _ = model.preprocess(torch.from_numpy(x[italy.fit[1:]]))
+        names = [s.name for s in model.arch.sources for _ in range(len(s.tokens) * model.arch.numbers(s))]
+        spreads.append(described[:, [n == "scale" for n in names]].std(0))
+    assert (spreads[0] > 0.5).sum() == 3  # all are of one length
+    assert (spreads[1] >= 0.5 * spreads[0]).all()
+
+
 def test_what_is_constant_says_nothing(italy):
     flat = replace(italy, x_train=italy.x_train * 0 + 3.0)
     x, _ = model_of(flat).preprocess(torch.from_numpy(italy.x_test[:4]))

@@ -36,8 +36,8 @@ DATASETS = ("RefrigerationDevices", "ElectricDevices", "PLAID")
 MODELS = ("t1", "t2")
 EIGHT_BIT = ("dynamic", "static", "qat")
 COMPARABLE = (
-    *("dataset", "model", "runtime", "machine", "data_checksum", "recipe", "device", "batch_size"),
-    *("threads", "repeats", "processes", "window_s", "energy_source"),
+    *("dataset", "model", "runtime", "machine", "data_checksum", "setting", "recipe", "device"),
+    *("batch_size", "threads", "repeats", "processes", "window_s", "energy_source"),
 )
 """What a row shares with the fp32 row that it is compared with."""
 FILL = "python -m tsexp -m experiment=paper"

@@ -88,9 +88,9 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _commonest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of one model: the recipe with the most records, and in it one row a way, that with the most."""
-    recipe = rows.groupby("recipe")["n"].sum().idxmax()
-    most = rows[rows["recipe"] == recipe].sort_values("n", ascending=False, kind="stable")
+    """Of one model: recipe and setting with the most records, and of each way the row with the most."""
+    of = rows["recipe"] + rows["setting"]
+    most = rows[of == rows["n"].groupby(of).sum().idxmax()].sort_values("n", ascending=False, kind="stable")
     return most.drop_duplicates(WAY).sort_index()
 
 

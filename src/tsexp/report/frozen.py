@@ -70,6 +70,12 @@ COLUMNS = (
     Column("dataset", "str", "param:data.name", "the archive's name"),
     Column("data_checksum", "str", "tag:tsexp.data_checksum", "of the files"),
     Column("model", "str", "param:model.name", "its name: t1, fcn, minirocket, …"),
+    Column(
+        "setting",
+        "str",
+        "",
+        "content address of the model and data groups, but where files are; empty: an older version froze it",
+    ),
     Column("recipe", "str", "", "content address of the train group"),
     Column(
         "tuning",
@@ -387,8 +393,9 @@ def together(parts: Mapping[str, Frozen]) -> Frozen:
     """
     import pandas as pd
 
-    results = pd.concat([part.results for part in parts.values()], ignore_index=True)
-    last = ~results.duplicated(list(REPETITION), keep="last")
+    results = _settings_told(pd.concat([part.results for part in parts.values()], ignore_index=True))
+    by_worth = results.sort_values("valid", kind="stable")  # an invalid record replaces none that is valid
+    last = ~by_worth.duplicated(list(REPETITION), keep="last").sort_index()
     left_out: dict[str, list[str]] = {}
     filters = list(dict.fromkeys(part.about["where"] for part in parts.values()))
     for part in parts.values():
@@ -421,6 +428,15 @@ def together(parts: Mapping[str, Frozen]) -> Frozen:
     return Frozen(results, **tables, about=about, comparisons=comparisons.table(comparisons.once(beside)))
 
 
+def _settings_told(results: pd.DataFrame) -> pd.DataFrame:
+    """What an older version does not say is the setting that is known of the same recipe, if it is one."""
+    of = [results[name] for name in ("dataset", "model", "recipe")]
+    known = results["setting"].where(results["setting"] != "")
+    alone = known.groupby(of).transform("nunique") == 1
+    first = known.groupby(of).transform("first")
+    return results.assign(setting=results["setting"].where(known.notna() | ~alone, first))
+
+
 def _load(folder: Path) -> Frozen:
     import pandas as pd
     from pandera.errors import SchemaError
@@ -436,6 +452,8 @@ def _load(folder: Path) -> Frozen:
                 f"{other}; the reference that accuracy is compared with is another one since; {again}"
             )
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
+        if "setting" not in (results := tables["results"]):
+            results.insert(results.columns.get_loc("recipe"), "setting", "")
         file = folder / f"{COMPARISONS}.parquet"
         beside = pd.read_parquet(file).to_dict("records") if file.exists() else []
         return Frozen(
@@ -630,9 +648,8 @@ def _result(
     return out | {
         "run_id": row.run_id,
         "run_name": row.name,
-        "recipe": digest(
-            {k: v for k, v in row.params.items() if k.startswith("train.") and not k.startswith(NOT_ASKED)}
-        ),
+        "setting": _asked(row, "model.", "data."),
+        "recipe": _asked(row, "train."),
         "tuning": _tuning(row, out["finetune_epochs"]),
         "machine": digest(hardware),
         "valid": row.valid,
@@ -644,6 +661,12 @@ def _result(
         "number_format": format,
         "peak_gmacs": raw.get("peak_gmacs", {}).get(format),
     }
+
+
+def _asked(row: Row, *groups: str) -> str:
+    return digest(
+        {k: v for k, v in row.params.items() if k.startswith(groups) and not k.startswith(NOT_ASKED)}
+    )
 
 
 def _ratio(row: Row) -> float:
@@ -723,6 +746,12 @@ def _write(frozen: Frozen, folder: Path) -> None:
             _parquet(frozen.comparisons, partial / f"{COMPARISONS}.parquet")
         frozen.results.to_csv(partial / "results.csv", index=False, lineterminator="\n")
         (partial / ABOUT).write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
+        old = Path(scratch) / "old"
         if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        partial.rename(folder)
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise

@@ -106,6 +106,7 @@ def points(frozen: Frozen) -> Points:
         (["dataset"], ["energy_source"], "sources of energy in their dataset"),
         (["dataset"], ["data_checksum"], "data files"),
         (["dataset", "model"], ["recipe"], "training recipes"),
+        (["dataset", "model"], ["setting"], "settings of model and data"),
         (WAY, ["config"], "settings"),
     ):
         runs, others = _commonest(runs, by, columns)

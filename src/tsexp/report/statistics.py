@@ -73,7 +73,18 @@ METRICS = (
     *map(Metric, ("cost_train_j", "cost_compress_j")),
 )
 KEPT_AS_THEY_ARE = (
-    *("dataset", "model", "recipe", "tuning", "method", "scope", "ratio", "finetune_epochs", "mode"),
+    *(
+        "dataset",
+        "model",
+        "setting",
+        "recipe",
+        "tuning",
+        "method",
+        "scope",
+        "ratio",
+        "finetune_epochs",
+        "mode",
+    ),
     *("batch_size", "threads", "repeats", "processes", "window_s", "cpu", "gpu", "energy"),
 )
 
@@ -119,7 +130,7 @@ def over_seeds_and_series(outcomes: NDArray[Any]) -> Interval:
         rest = outcomes - of_seeds[:, None] - of_series + of_series.mean()
         from_seeds = float(of_seeds.var(ddof=1)) / seeds
         from_series = max(
-            least, series_alone - float((rest**2).sum()) / ((seeds - 1) * (series - 1)) / seeds / series
+            least, series_alone - float((rest**2).sum()) / max(1, (seeds - 1) * (series - 1)) / seeds / series
         )
     quantiles = stdtrit([max(1, seeds - 1), n - 1], 0.975)
     quantile = float(np.average(quantiles, weights=[from_seeds, from_series]))
@@ -377,7 +388,7 @@ def _another_hour(results: pd.DataFrame) -> list[str]:
     """
     valid = results[results["valid"]]
     reference_j = valid["measured_reference_j"].fillna(valid["estimated_reference_j"])
-    alike = ["dataset", "model", "machine", "energy_source", "device", "batch_size", "threads"]
+    alike = ["dataset", "model", "setting", "machine", "energy_source", "device", "batch_size", "threads"]
     times = reference_j / reference_j.groupby([valid[name] for name in alike]).transform("median")
     far = (times > CHANGED) | (times < 1 / CHANGED)
     if not far.any():

@@ -529,6 +529,7 @@ FINER = (
             ("tuned epochs", "finetune_epochs"),
         )
     ),
+    _word("setting", "setting", 6),
     _word("recipe", "recipe", 6),
     _word("data", "data_checksum", 6),
 )

@@ -297,7 +297,8 @@ def channels(count: int) -> Tensor:
 class Scale(nn.Module):
     """What scaling takes away: → (batch, 1, 4 × channels).
 
-    Logarithms of standard deviation, largest value and number of values, and the mean in standard deviations.
+    Logarithms of standard deviation, largest value and number of values, and the mean in standard deviations,
+    at most 10: beyond, the logarithms tell it, and one flat series would outweigh all others.
     """
 
     def __init__(self, arch: Arch, source: Source) -> None:
@@ -310,8 +311,11 @@ class Scale(nn.Module):
         x = x.masked_fill(~valid, 0)
         count = valid.to(x.dtype).sum(-1)  # (batch, 1)
         mean = x.sum(-1) / count
-        spread = ((x - mean[..., None]).square() * valid).sum(-1).div(count).sqrt() + 1e-12
-        numbers = [spread.log(), (x.abs().amax(-1) + 1e-12).log(), count.log().expand_as(mean), mean / spread]
+        largest = x.abs().amax(-1)
+        spread = ((x - mean[..., None]).square() * valid).sum(-1).div(count).sqrt()
+        spread = torch.maximum(spread, 1e-5 * largest) + 1e-12  # of a flat series, rounding noise is left
+        ratio = (mean / spread).clamp(-10, 10)
+        numbers = [spread.log(), (largest + 1e-12).log(), count.log().expand_as(mean), ratio]
         return torch.cat(numbers, 1)[:, None]
 
     def adapt(self, x: Tensor, mask: Tensor | None, draw: torch.Generator) -> None:
