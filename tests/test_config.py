@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -162,6 +163,13 @@ def test_ones_own_code_of_the_wrong_kind_is_refused_before_any_work(override):
         match=rf"^{override} is not a (class of torch.nn.Module|function); docs/extending.md has an example",
     ):
         pipeline.check(compose("data=italy_power_demand", override))
+
+
+def test_names_of_data_and_of_places_are_no_code(monkeypatch):
+    monkeypatch.delenv(configs.OWN_CODE, raising=False)
+    cfg = compose("data=ucr", "data.name='Mine:v2'", "tracking.experiment=team:x", "paths.report='to:day'")
+    assert configs.identity(cfg)["code"] == {}
+    assert configs.OWN_CODE not in os.environ
 
 
 def test_a_module_of_ones_own_that_fails_is_told_in_a_line(tmp_path, monkeypatch):

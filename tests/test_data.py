@@ -300,6 +300,35 @@ def test_any_bytes_make_a_dataset_or_one_clear_error(tmp_path, train, test, scal
     assert np.isfinite([*dataset.preprocessing.mean, *dataset.preprocessing.std]).all()
 
 
+@pytest.mark.parametrize("equal", ["true", "false"])
+def test_time_stamps_are_refused_for_they_would_be_misread(tmp_path, equal):
+    own(tmp_path)
+    head = f"@problemName Mine\n@timeStamps true\n@missing false\n@univariate true\n@equalLength {equal}\n"
+    series = "(0,1.5),(1,-2.5),(2,3.25):a\n(0,1.5),(1,2.5),(2,3.25):b\n"
+    (tmp_path / "Mine_TRAIN.ts").write_text(f"{head}@classLabel true a b\n@data\n{series}")
+    with pytest.raises(ConfigError, match=r"Mine_TRAIN.ts, line 2: time stamps are not read"):
+        own_again(tmp_path)
+
+
+def test_labels_are_those_of_the_file(tmp_path):
+    rows = [("1,2,3", "banana"), ("2,3,4", " finance"), ("3,4,5", "banana "), ("5,4,3", "finance")]
+    write_ts(tmp_path, "Mine", "TRAIN", rows)
+    write_ts(tmp_path, "Mine", "TEST", rows)
+    assert own_again(tmp_path).classes == ("banana", "finance")
+    write_ts(tmp_path, "Mine", "TRAIN", [*rows, ("5,4,3", "Finance")])
+    with pytest.raises(ConfigError, match=r"line 13: labels finance and Finance differ by case alone"):
+        own_again(tmp_path)
+
+
+def test_the_last_of_several_series_may_lack_a_label_where_none_is_needed(tmp_path):
+    write_ts(tmp_path, "Mine", "TEST", [("1,2,3", "a"), ("2,3,4", "")])
+    file = tmp_path / "Mine_TEST.ts"
+    file.write_text(file.read_text().rstrip("\n"))
+    assert data.tsfile.read(file, labelled=False)[1] == ["a", ""]
+    with pytest.raises(ConfigError, match="no label"):
+        data.tsfile.read(file)
+
+
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])
 def test_a_split_without_series_is_refused_by_name(tmp_path, split):
     for name in ("TRAIN", "TEST"):
@@ -495,6 +524,20 @@ def test_download_is_used_when_nothing_else_has_it(tmp_path, monkeypatch):
     monkeypatch.setattr(aeon.datasets, "load_classification", download)
     dataset = data.load(replace(compose().data, name="NoSuchSet", val_fraction=0.0), tmp_path, 0)
     assert Path(dataset.files[0]).parent == tmp_path / "NoSuchSet"
+
+
+def test_a_download_that_breaks_off_leaves_nothing_that_is_taken_for_the_dataset(tmp_path, monkeypatch):
+    def download(name, extract_path):
+        for split, rows in (("TRAIN", TRAIN), ("TEST", TEST[:1])):
+            write_ts(Path(extract_path) / name, name, split, rows)
+        assert data.find(config, tmp_path) is None  # while it goes on
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aeon.datasets, "load_classification", download)
+    config = replace(compose().data, name="NoSuchSet")
+    with pytest.raises(KeyboardInterrupt):
+        data.load(config, tmp_path, 0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])

@@ -489,6 +489,17 @@ def test_the_widest_run_is_shown_with_its_outlier_ringed():
     assert table.loc[planted, "order"] in [x for line in rings for x in line.get_xdata()]
 
 
+def test_names_of_classes_are_no_formulas():
+    results = small(datasets=("PLAID",))
+    names = {label: "$" * i for i, label in enumerate(CLASSES, 1)}
+    named = results.predictions.replace(dict.fromkeys(("label", "predicted", "dense_predicted"), names))
+    drawing = confusion.confusion(study(replace(results, predictions=named)))
+    drawing.figure.draw_without_rendering()
+    assert [
+        label.get_text().replace("\\", "") for label in drawing.figure.axes[0].get_yticklabels()
+    ] == sorted(names.values())
+
+
 def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point_on_validation_series():
     results = small(datasets=("PLAID",))
     results = changed(

@@ -217,6 +217,14 @@ def test_artifacts_lie_where_the_server_says(location, monkeypatch):
     tracking_client._ready(f"http://x/{location}", "tsexp", None, 1)
 
 
+def test_a_folder_of_any_name_is_one_of_this_machine(monkeypatch, tmp_path):
+    folder = tmp_path / "sp äce" / "1"
+    folder.mkdir(parents=True)
+    for location in (folder.as_uri(), str(folder)):
+        monkeypatch.setattr(tracking_client.stores, "client", lambda uri, at=location: store_of(at))
+        tracking_client._ready(f"http://x/{location}", "tsexp", None, 3)
+
+
 @pytest.mark.parametrize("location", ["./mlruns/1", "mlruns/1", "file:///nowhere/at/all/1", "/nowhere/1"])
 def test_artifacts_that_would_lie_where_no_other_machine_looks_are_refused(location, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -518,14 +518,17 @@ def test_what_was_to_be_deployed_is_all_that_was_asked_for(tmp_path, monkeypatch
     assert jobs.to_keep(folder / "0", "seed=0")
 
 
-def test_what_is_kept_is_done_when_it_was_delivered(tmp_path):
+def test_what_is_kept_is_done_when_it_was_delivered(tmp_path, monkeypatch):
     folder, parcel = sweep_folder(tmp_path), tmp_path / "parcel"
     parcel.mkdir()
     outcome = {"name": "seed=3", "status": "kept", "run_id": None, "error": "gone", "parcel": str(parcel)}
     (folder / "3" / "outcome.json").write_text(json.dumps(outcome))
     assert status.read(folder)[1][3] == status.Job(3, "seed=3", "kept", "gone")
+    monkeypatch.setenv(jobs.RETRY, str(folder))
+    assert not jobs.to_keep(folder / "3", "seed=3")
     parcel.rmdir()
     assert status.read(folder)[1][3].state == "done"
+    assert jobs.to_keep(folder / "3", "seed=3")
 
 
 def test_status_of_a_sweep_that_is_going_on(tmp_path):
@@ -573,6 +576,11 @@ def test_a_retry_is_the_command_as_it_was_given(tmp_path, monkeypatch):
     with pytest.raises(Became) as told:
         status._retry(folder, about | {"options": ["--config-dir", "/mine"]}, found)
     assert told.value.args == (["--config-dir", "/mine", *words],)
+    (folder / "sweep.json").write_text(json.dumps(about))
+    with pytest.raises(Became) as told:  # a sweep of another folder
+        status.main([f"{folder}/../{folder.name}", "--retry-failed"])
+    assert told.value.args == (words,)
+    assert jobs.to_keep(folder / "0", "seed=0")
 
 
 def test_stores_are_merged_each_result_once_and_nothing_twice(made, tmp_path, empty_store, capsys):
@@ -596,6 +604,28 @@ def test_stores_are_merged_each_result_once_and_nothing_twice(made, tmp_path, em
     assert tags["tsexp.host"] == alive.me()["host"]
     sweep = tracking.store(both.tracking).get_run(tags["mlflow.parentRunId"])
     assert sweep.data.tags["tsexp.sweep"] == "of the command"
+
+
+def test_files_of_a_store_that_was_copied_are_beside_it_or_missed(made, tmp_path, empty_store, capsys):
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    one, two = (at(tmp_path / name, empty_store) for name in ("one", "two"))
+    measure(made, one, "a")
+    (run,) = runs(one)
+    (tmp_path / "copied").mkdir()
+    shutil.copy(tmp_path / "one" / "mlflow.db", tmp_path / "copied")
+    files = Path(local_file_uri_to_path(run.info.artifact_uri))
+    beside = tmp_path / "copied" / "mlartifacts" / run.info.run_id / "artifacts"
+    shutil.move(files, tmp_path / "away")
+    command = [f"{tmp_path}/copied/mlflow.db", "--into", two.tracking.uri]
+    assert merge.main(command) == 2
+    assert "copy the folder mlartifacts along with its store" in capsys.readouterr().err
+    assert not runs(two)
+    beside.parent.mkdir(parents=True)
+    shutil.move(tmp_path / "away", beside)
+    assert merge.main(command) == 0
+    assert "1 brought" in capsys.readouterr().out
+    assert whole(two, *runs(two))
 
 
 def test_merging_says_what_is_wrong(tmp_path, empty_store, capsys):

@@ -365,6 +365,11 @@ def test_each_quantity_has_an_axis_of_its_own(tmp_path, monkeypatch):
     assert axes[2].lines[0].get_color() == axes[0].lines[1].get_color()  # both of validation series
 
 
+def test_names_of_classes_are_no_formulas(tmp_path):
+    pictures.confusion(tmp_path / "x.png", [0, 1, 2], {"said": [0, 2, 1]}, ["$", "$$", "a$x_$"])
+    assert (tmp_path / "x.png").stat().st_size
+
+
 def test_without_a_history_no_curves_are_drawn(tmp_path):
     assert not pictures.curves(tmp_path / "x.png", {"dense": []})
     assert not list(tmp_path.iterdir())

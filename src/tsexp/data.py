@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -372,14 +372,14 @@ def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
     from aeon.datasets import load_classification
 
     target = data_dir / config.name
-    existed = target.exists()
     try:
-        load_classification(config.name, extract_path=str(data_dir))
-    except (
-        Exception
-    ) as error:  # aeon lets URL, zip, OS and value errors through; all mean the same to the user
-        if not existed:
-            shutil.rmtree(target, ignore_errors=True)  # aeon leaves an empty folder behind
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{config.name}-", dir=data_dir) as scratch:
+            load_classification(config.name, extract_path=scratch)
+            target.mkdir(exist_ok=True)
+            for file in (Path(scratch) / config.name).iterdir():  # whole by now: aeon has read them
+                file.replace(target / file.name)
+    except Exception as error:  # URL, zip, OS and value errors of aeon; all mean the same to the user
         raise ConfigError(
             f"dataset {config.name} is nowhere{suggest(config.name, _known(data_dir))}. "
             f"Looked in: {target} (paths.data, environment variable TSEXP_DATA), "

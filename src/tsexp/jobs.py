@@ -253,10 +253,13 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
 
 def to_keep(folder: Path, name: str | None) -> bool:
     """Say whether the job in this folder, if it has this name, is done, and only what failed is asked for."""
-    if os.environ.get(RETRY) != str(folder.parent.absolute()):
+    if os.environ.get(RETRY) != os.path.abspath(folder.parent):
         return False
     known = read_outcome(folder)
-    return known is not None and known.name == name and (known.ok or known.status in ("skipped", "deployed"))
+    if known is None or known.name != name:
+        return False
+    delivered = known.status == "kept" and known.parcel is not None and not Path(known.parcel).exists()
+    return known.ok or delivered or known.status in ("skipped", "deployed")
 
 
 def deliver(cfg: Config, folder: Path) -> Outcome | None:

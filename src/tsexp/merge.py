@@ -160,7 +160,7 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> None:
     (folder / "artifacts").mkdir()
     for noisy in ("mlflow", "mlflow.store.artifact"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    client.download_artifacts(run.info.run_id, "", str(folder / "artifacts"))
+    _fetch(client, run, folder / "artifacts", uri)
     logged = list(run.outputs.model_outputs) if run.outputs else []
     about: dict[str, Any] | None = None
     if logged and (folder / "artifacts" / "model").is_dir():
@@ -187,6 +187,32 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> None:
         "model": about,
     }
     (folder / spool.ABOUT).write_text(json.dumps(content))
+
+
+def _fetch(client: Any, run: Any, into: Path, uri: str) -> None:
+    """Bring a run's files; of a store that was copied here, from beside its database.
+
+    MLflow takes a folder that is not there for an empty one.
+    """
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    from tsexp.stores import SQLITE
+
+    place = run.info.artifact_uri
+    if is_local_uri(place):
+        there = Path(local_file_uri_to_path(place))
+        if not there.is_dir() and uri.startswith(SQLITE):
+            there = Path(uri.removeprefix(SQLITE)).parent.joinpath("mlartifacts", *there.parts[-2:])
+        if there.is_dir():
+            shutil.copytree(there, into, dirs_exist_ok=True)
+    else:
+        client.download_artifacts(run.info.run_id, "", str(into))
+    if not any(into.iterdir()):
+        raise ConfigError(
+            f"the files of run {run.info.run_id} are not in {place}; copy the folder mlartifacts along with "
+            "its store, beside it"
+        )
 
 
 def _history(client: Any, run: Any, key: str) -> list[dict[str, Any]]:

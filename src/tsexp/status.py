@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         about, jobs = read(folder)
         _show(folder, about, jobs)
         if asked.retry_failed:
-            return _retry(folder.absolute(), about, jobs)
+            return _retry(Path(os.path.abspath(folder)), about, jobs)  # without .., as Hydra has it
     except ConfigError as error:
         print(f"tsexp.status: error: {error}", file=sys.stderr)
         return 2

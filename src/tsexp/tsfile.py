@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,22 @@ def read(file: Path, labelled: bool = True) -> tuple[Sequence[Any], list[str]]:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         at = _blame(file, labelled) or f": aeon cannot read it ({why})"
         raise ConfigError(f"{file}{at}") from None
+    if _head(file)[1].get("timestamps") == "true":  # aeon loses signs and exponents there
+        raise ConfigError(f"{file}{_blame(file, labelled)}")
     if not len(raw):
         raise ConfigError(f"{file}{_blame(file, labelled) or ' holds no series; is it cut off?'}")
     if not labelled and not len(labels):
         return raw, [""] * len(raw)
     if len(labels) != len(raw):
         raise ConfigError(f"{file}: its header says that it has no class labels; a classifier needs them")
-    labels = list(map(str, labels))
-    # aeon makes NaN of a question mark. It takes a label that lost its end for another class.
-    missing = [label.strip() in ("", "NaN") for label in labels]
+    labels = [str(label).strip() for label in labels]
+    # aeon makes NaN of a question mark, and of what is in "banana". It takes a label that lost its end for
+    # another class, and A and a for the same.
+    missing = [label in ("", "NaN") for label in labels]
+    labels = [label.replace("NaN", "nan") for label in labels]
+    alike = _alike(file) if any(label.upper() != label for label in labels) else ""
+    if alike:
+        raise ConfigError(f"{file}{alike}")
     if (labelled and any(missing)) or _cut_off(file, labels):
         wrong = _blame(file, labelled) or ": a series has no label; add it, or remove the series"
         raise ConfigError(f"{file}{wrong}")
@@ -56,10 +63,29 @@ def read(file: Path, labelled: bool = True) -> tuple[Sequence[Any], list[str]]:
 def _cut_off(file: Path, labels: Sequence[str]) -> bool:
     """The file ends without a line break, in the beginning of a label."""
     last = labels[-1].lower()
-    if file.read_bytes().endswith(LINE_BREAKS) or labels.count(labels[-1]) > 1:
+    if not last or file.read_bytes().endswith(LINE_BREAKS) or labels.count(labels[-1]) > 1:
         return False
-    known = _header(_lines(file))[2]
+    known = _head(file)[2]
     return last not in known and any(label.startswith(last) for label in known)
+
+
+def _alike(file: Path) -> str:
+    """Name labels that differ by upper and lower case alone."""
+    lines = _lines(file)
+    start = _header(lines)[0]
+    seen: dict[str, str] = {}
+    for i, line in enumerate(lines):
+        label = line.split(":")[-1].strip()
+        if start is not None and i > start and label and seen.setdefault(label.lower(), label) != label:
+            both = f"{seen[label.lower()]} and {label}"
+            return f", line {i + 1}: labels {both} differ by case alone; call them something else"
+    return ""
+
+
+def _head(file: Path) -> tuple[int | None, dict[str, str], list[str]]:
+    """Return what `_header` does, of a file whose series are not read."""
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as text:
+        return _header(line.strip() for line in text)
 
 
 def _lines(file: Path) -> list[str]:
@@ -68,7 +94,7 @@ def _lines(file: Path) -> list[str]:
         return [line.strip() for line in text]
 
 
-def _header(lines: Sequence[str]) -> tuple[int | None, dict[str, str], list[str]]:
+def _header(lines: Iterable[str]) -> tuple[int | None, dict[str, str], list[str]]:
     """Return the index of ``@data``, what the lines before it say, and the labels they name."""
     tags: dict[str, str] = {}
     labels: list[str] = []
@@ -119,6 +145,8 @@ def _wrong_tag(line: str) -> str:
     key, *values = line.lower().split()
     if key[1:] in FLAGS and len(values) != 1:
         return f"{key} is true or false"
+    if key == "@timestamps" and values == ["true"]:
+        return "time stamps are not read; give the values alone, and say @timestamps false"
     if key == "@classlabel" and values != ["false"] and (values[:1] != ["true"] or len(values) < 2):
         return "@classLabel is true and the labels, or false"
     if (key == "@problemname" and not values) or (key == "@data" and values):
@@ -132,8 +160,6 @@ def _wrong_series(
     """Say what is wrong with the line of a series, given the first of the file."""
     if not line:
         return "an empty line; remove it"
-    if tags.get("timestamps") == "true":
-        return ""
     labelled = "true" in (tags.get("classlabel", "true"), tags.get("targetlabel"))
     channels = line.split(":")[: -1 if labelled else None]
     known = first.split(":")[: -1 if labelled else None]

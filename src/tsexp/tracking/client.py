@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -139,7 +140,9 @@ def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> An
 
 def _check_place(location: str, uri: str) -> None:
     """Refuse a folder of another machine: MLflow would make one of that name here."""
-    root = Path(location.removeprefix("file://")).parent
+    root = Path(
+        unquote(location.removeprefix("file://")) if location.startswith("file:") else location
+    ).parent
     if re.match(r"(?!file:)[a-z][a-z0-9+.-]*:", location) or (root.is_absolute() and root.is_dir()):
         return
     raise ConfigError(

@@ -121,7 +121,7 @@ def confusion(
             labels,
             answered,
             labels=range(len(classes)),
-            display_labels=classes,
+            display_labels=[name.replace("$", r"\$") for name in classes],  # two would be a formula
             ax=axis,
             colorbar=False,
             cmap="Blues",

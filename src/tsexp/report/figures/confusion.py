@@ -82,6 +82,7 @@ def _panel(axes: Axes, mine: pd.DataFrame, column: str, names: list[str], title:
     axes.set_title(f"{title}: {100 * (mine['label'] == mine[column]).mean():.1f} %")
     every = math.ceil(len(names) / MOST_NAMES)
     short = [n if len(n) <= 9 else f"{n[:5]}…{n[-3:]}" for n in names[::every]]
+    short = [n.replace("$", r"\$") for n in short]  # two would be a formula
     tilted: dict[str, Any] = {"rotation": 45, "ha": "right"} if max(map(len, short)) > 2 else {}
     axes.set_xticks(range(0, len(names), every), short, **tilted)
     axes.set_yticks(range(0, len(names), every), short)
