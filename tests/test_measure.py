@@ -269,10 +269,16 @@ def test_damaged_artifact_is_refused_with_the_file(copied: Artifact, bench: Benc
     assert "Traceback" in caught.value.details
 
 
-def test_killed_worker_is_told_with_its_signal(bench: Bench, in_the_worker: Callable[[str], None]) -> None:
-    in_the_worker("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+def test_killed_worker_is_told_with_its_signal(
+    bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path
+) -> None:
+    """What a library unpacked is gone with it (a compiled model, by PyTorch)."""
+    note = f"open({str(tmp_path / 'left')!r}, 'w').write(os.environ['TMPDIR'])"
+    leave = "open(os.environ['TMPDIR'] + '/unpacked', 'w').close()"
+    in_the_worker(f"import os, signal\n{note}\n{leave}\nos.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(MeasuringFailed, match="killed by SIGKILL"):
         bench.measure()
+    assert not Path((tmp_path / "left").read_text()).exists()
 
 
 def test_worker_that_ends_without_a_result_is_told_with_its_status(

@@ -99,6 +99,12 @@ def test_an_estimator_with_labels_beside_a_torch_module(forest):
     assert not [k for k in m if k.startswith(("null/", "cost/load", "memory/", "test/nll", "size/bytes"))]
 
 
+def test_few_series_may_be_answered_by_what_their_batch_holds():
+    """The first fills the last batch, too: two batches of two in three series."""
+    few = X[:3] * np.array([[1.0], [5.0], [20.0]], X.dtype)
+    check(measure_energy(lambda batch: batch @ WEIGHT / np.abs(batch).max(), few, batch_size=2, **QUICK))
+
+
 def test_without_reference_and_labels_there_is_the_noise_and_no_accuracy():
     record = measure_energy(lambda batch: batch @ WEIGHT, X, **QUICK)
     check(record)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pynvml
 import pytest
 import torch
@@ -23,7 +24,7 @@ import zeus.device.gpu
 import rapl_tree
 from rapl_tree import RANGE_UJ, add_zone, set_counter
 from tsexp.config import ConfigError
-from tsexp.energy import hardware, meters, windows
+from tsexp.energy import hardware, meters, record, windows
 from tsexp.energy.meters import CpuTimeMeter, ZeusMeter
 
 
@@ -165,7 +166,16 @@ def wait_until_it_looks(tracker: zeus_rapl.RaplWraparoundTracker, package: Path)
 )
 def test_window_of_negative_or_impossible_power_is_discarded(joules: float, discarded: bool) -> None:
     meter = SimpleNamespace(begin=lambda: None, end=lambda: joules)
-    assert windows._read(meter, lambda: time.sleep(0.02))["discarded"] is discarded
+    seen = windows._read(meter, lambda: time.sleep(0.02))
+    assert seen["discarded"] is discarded
+    assert windows._known_j(seen) == (None if discarded else joules)
+
+
+def test_starting_costs_what_is_known_of_it() -> None:
+    each = [{"load_s": 0.1, "load_j": j, "first_call_s": 0.01, "first_call_j": None} for j in (0.3, None)]
+    found = record._starting({"started": {"artifact": each}})
+    assert found["load_j"] == 0.3
+    assert np.isnan(found["first_call_j"])
 
 
 def test_unreadable_counters_are_told_and_fall_back_to_the_estimate(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
@@ -46,6 +49,7 @@ def alone(path):
 def stubborn(path):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     forever(path)
+def temporary(path): return int(os.environ["TMPDIR"] != path)
 def two_threads():
     import torch
     torch.set_num_threads(2)
@@ -144,9 +148,13 @@ def caller(jobs: Path, code: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.parametrize("fork", [True, False])
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_everything_goes_with_its_caller(jobs: Path, tmp_path: Path, sent: int) -> None:
-    asking = caller(jobs, f"from tsexp import processes; processes.run('jobs:forever', '{tmp_path}/pids')")
+def test_everything_goes_with_its_caller(jobs: Path, tmp_path: Path, sent: int, fork: bool) -> None:
+    asking = caller(
+        jobs,
+        f"from tsexp import processes; processes.run('jobs:forever', '{tmp_path}/pids', fork={fork})",
+    )
     pids = wait_for(tmp_path / "pids")
     asking.send_signal(sent)
     asking.wait(20)
@@ -187,6 +195,51 @@ def test_a_server_that_died_is_reported_and_the_next_call_starts_another(jobs: P
     )
     _, error = asking.communicate(timeout=60)
     assert asking.returncode == 0, error
+
+
+def test_temporary_folders_may_have_long_names(jobs: Path, tmp_path: Path) -> None:
+    (tmp_path / ("x" * 90)).mkdir()
+    asking = caller(
+        jobs,
+        f"""
+        import os, tempfile
+        tempfile.tempdir = "{tmp_path}/{"x" * 90}"
+        from tsexp import alive, processes
+        assert processes.run("jobs:seven") == 7
+        folder = os.path.dirname(os.environ[processes.ADDRESS])
+        assert os.stat(folder).st_mode & 0o077 == 0
+        owner = f"{{folder}}/{{alive.OWNER}}"
+        assert alive.tidy() == 0 and os.path.exists(owner)
+        """,
+    )
+    _, error = asking.communicate(timeout=60)
+    assert asking.returncode == 0, error
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_a_process_may_have_a_place_of_its_own_for_temporary_files(
+    jobs: Path, tmp_path: Path, fork: bool
+) -> None:
+    assert processes.run("jobs:temporary", str(tmp_path), temporary=str(tmp_path), fork=fork) == 0
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
+def test_a_process_that_cannot_start_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    asking, answering = socket.socketpair()
+    listener = cast("socket.socket", SimpleNamespace(accept=lambda: (answering, None)))
+    server = processes._Server(listener)
+    with asking:
+        socket.send_fds(asking, [b"{}\n"], [1, 2])
+        server._take()
+        assert asking.recv(16) == b"1\n"
+    assert server.waiting == {}
+    assert "could not be started" in capfd.readouterr().err
 
 
 def test_nobody_else_may_ask(jobs: Path) -> None:

@@ -19,6 +19,8 @@ from pathlib import Path
 OWNER = ".owner"
 """In a temporary folder: whose it is."""
 PREFIX = "tsexp-"
+SHORT = "/tmp"
+"""Instead of a folder for temporary files whose name is too long for what shall lie there."""
 
 
 def _read(path: str) -> str:
@@ -103,7 +105,8 @@ def own(folder: Path) -> None:
 def tidy() -> int:
     """Remove this user's temporary folders of processes that are surely dead; return how many."""
     removed = 0
-    for note in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{OWNER}"):
+    notes = [n for f in {tempfile.gettempdir(), SHORT} for n in Path(f).glob(f"{PREFIX}*/{OWNER}")]
+    for note in notes:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if note.parent.is_symlink() or note.lstat().st_uid != os.getuid():
                 continue

@@ -349,10 +349,10 @@ def _measure(
         ]
         series = series.astype(_dtype(series, sides), copy=False)
         x = series[whole]
-        scores = [
-            measuring.answers_of(s.subject, x, device, config, f"score {s.name}", progress)[: len(series)]
-            for s in sides
+        answered = [
+            measuring.answers_of(s.subject, x, device, config, f"score {s.name}", progress) for s in sides
         ]
+    scores = [answers[: len(series)] for answers in answered]
     for side, answers in zip(sides, scores, strict=True):
         wrong = ~np.isfinite(answers).all(1)
         if wrong.any():
@@ -364,7 +364,8 @@ def _measure(
     sides = [sides[0], sides[-1]]
     targets, judged = _judged(sides, scores, labels)
     probe = -(-measuring.PROBE // config.batch_size) * config.batch_size
-    shown = [np.concatenate([s, s[whole[len(series) :]]])[:probe] for s in scores]
+    # With what fills the last batch, which has other neighbours there than where it stands first.
+    shown = [answers[:probe] for answers in (answered[0], answered[-1])]
     raw = measuring.take_turns(
         {"artifact": sides[0].subject, "reference": sides[1].subject},
         device,

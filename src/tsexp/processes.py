@@ -39,6 +39,7 @@ from tsexp.signals import STATUS, Terminated, heed_sigterm
 
 ADDRESS = "TSEXP_SERVER"
 """Environment variable: the server's socket."""
+LONG = 70
 GRACE_S = 10.0
 """A process whose caller is gone is interrupted, and killed so much later."""
 PINNED = dict.fromkeys(
@@ -68,7 +69,9 @@ def start(preload: Sequence[str]) -> None:
     """
     if not FORKS or _answers(os.environ.get(ADDRESS)):
         return
-    folder = tempfile.mkdtemp(prefix="tsexp-server-")  # 0700: nobody else may ask
+    # The address of a socket takes 107 bytes, and some clusters have long names for temporary folders.
+    near = None if len(os.fsencode(tempfile.gettempdir())) < LONG else alive.SHORT
+    folder = tempfile.mkdtemp(prefix="tsexp-server-", dir=near)  # 0700: nobody else may ask
     alive.own(Path(folder))
     address = f"{folder}/socket"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -113,6 +116,7 @@ def run(
     preload: Sequence[str] = (),
     fork: bool = True,
     without: Sequence[str] = (),
+    temporary: str | None = None,
 ) -> int:
     """Call a function in a process of its own and block until it ends.
 
@@ -128,6 +132,8 @@ def run(
         False: in a fresh interpreter, for libraries that a fork may break (CUDA).
     without
         Environment variables that it does not inherit.
+    temporary
+        Its ``TMPDIR``: for what libraries leave there if they are killed.
 
     Returns
     -------
@@ -140,14 +146,16 @@ def run(
     ServerGone
         If the server died meanwhile.
     """
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    environment |= {} if temporary is None else {"TMPDIR": temporary}
     if not (fork and FORKS):
-        return _run_fresh(target, arguments, without)
+        return _run_fresh(target, arguments, environment)
     start(preload)
     request = {
         "target": target,
         "arguments": arguments,
         "folder": os.getcwd(),
-        "environ": _environment(without),
+        "environ": environment,
         "path": sys.path,
     }
     for stream in (sys.stdout, sys.stderr):
@@ -172,14 +180,10 @@ def run(
     return int(answer)
 
 
-def _environment(without: Sequence[str]) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in without}
-
-
-def _run_fresh(target: str, arguments: Sequence[str], without: Sequence[str]) -> int:
+def _run_fresh(target: str, arguments: Sequence[str], environment: dict[str, str]) -> int:
     command = [sys.executable, "-m", "tsexp.processes", target, *arguments]
-    environment = _environment(without) | PINNED
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0)
+    # Its input ends when this process does, however it does.
+    process = subprocess.Popen(command, env=environment | PINNED, stdin=subprocess.PIPE, process_group=0)
     try:
         return process.wait()
     except (KeyboardInterrupt, Terminated) as error:
@@ -189,6 +193,22 @@ def _run_fresh(target: str, arguments: Sequence[str], without: Sequence[str]) ->
         raise
     finally:
         _kill_group(process.pid)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _go_with_the_caller() -> None:
+    """Be killed, with all that was started, when standard input ends; there is none for anybody else."""
+    caller = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+    def watch() -> None:
+        os.read(caller, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def fork_here(function: Callable[[], int]) -> int:
@@ -326,12 +346,21 @@ class _Server:
         if not message:  # only asked whether somebody is there
             connection.close()
             return
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # of too many processes, or too little memory, this call alone fails
+            print(f"a process could not be started: {error.strerror}", file=sys.stderr)
+            pid = -1
         if pid == 0:
             connection.close()
             self._become(json.loads(message), streams)
         for stream in streams:
             os.close(stream)
+        if pid < 0:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"1\n")
+            connection.close()
+            return
         self.waiting[connection] = pid
         self.selector.register(connection, selectors.EVENT_READ)
 
@@ -415,6 +444,7 @@ def call(target: str, arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str]) -> int:
     """``SOCKET MODULE…``: be the server; ``MODULE:FUNCTION ARGUMENT…``: be one process."""
     if ":" in arguments[0]:
+        _go_with_the_caller()
         heed_sigterm()
         return call(arguments[0], arguments[1:])
     from tsexp.quiet import quiet

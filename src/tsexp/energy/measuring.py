@@ -453,6 +453,9 @@ class _asked:
                     preload=PRELOAD,
                     fork=self.device == "cpu",
                     without=secret.CREDENTIALS,  # it loads what may come from elsewhere, and asks no store
+                    temporary=str(
+                        self.folder
+                    ),  # a compiled model is unpacked there, and stays if it is killed
                 )
             self.result = self._read(code)
         except BaseException:

@@ -166,7 +166,8 @@ ENDS = ("", "_lo", "_hi")
 def _starting(raw: dict[str, Any]) -> dict[str, float]:
     """Of loading the artifact and of its first call: milliseconds and joules, medians over processes."""
     each = raw["started"]["artifact"]
-    middle = {k: float(np.median([np.nan if one[k] is None else one[k] for one in each])) for k in each[0]}
+    known = {k: [one[k] for one in each if one[k] is not None] for k in each[0]}
+    middle = {k: float(np.median(values)) if values else np.nan for k, values in known.items()}
     return {
         "load_ms": 1e3 * middle["load_s"],
         "load_j": middle["load_j"],

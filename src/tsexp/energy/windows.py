@@ -143,15 +143,15 @@ def run(
         # Zeus starts its helper processes inside the first window: thrown away.
         _read(reads, lambda: time.sleep(0.01))
         orders = {"load": shuffled(), "use": shuffled()}
-        started: dict[str, dict[str, float]] = {}
+        started: dict[str, dict[str, float | None]] = {}
         subjects: dict[str, Subject] = {}
         for name in orders["load"]:
             seen = _read(reads, lambda name=name: subjects.update({name: load[name]()}))  # type: ignore[misc]
-            started[name] = {"load_s": seen["wall_s"], "load_j": seen["energy_j"]}
+            started[name] = {"load_s": seen["wall_s"], "load_j": _known_j(seen)}
         feed = batches()
         for name in orders["use"]:
             seen = _read(reads, lambda name=name: subjects[name](feed[0]))  # type: ignore[misc]
-            started[name] |= {"first_call_s": seen["wall_s"], "first_call_j": seen["energy_j"]}
+            started[name] |= {"first_call_s": seen["wall_s"], "first_call_j": _known_j(seen)}
         before = check(subjects)
         stride = dict.fromkeys(subjects, 1)
         for name in orders["use"]:
@@ -241,6 +241,11 @@ def _read(meter: Meter | None, work: Callable[[], None]) -> dict[str, Any]:
         "foreign_cpu_s": _busy_s() - busy - cpu_s,
         "discarded": unknown or (energy_j is not None and not 0 <= energy_j <= IMPOSSIBLE_W * wall_s),
     }
+
+
+def _known_j(seen: dict[str, Any]) -> float | None:
+    """Energy of a window; None if a counter began anew in it."""
+    return None if seen["discarded"] else seen["energy_j"]
 
 
 def _busy_s() -> float:
