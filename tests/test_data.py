@@ -318,6 +318,11 @@ def test_labels_are_those_of_the_file(tmp_path):
     write_ts(tmp_path, "Mine", "TRAIN", [*rows, ("5,4,3", "Finance")])
     with pytest.raises(ConfigError, match=r"line 13: labels finance and Finance differ by case alone"):
         own_again(tmp_path)
+    write_ts(tmp_path, "Mine", "TRAIN", [*rows, ("5,4,3", "what?")])
+    with pytest.raises(ConfigError, match=r"line 13: label what\?: a question mark"):
+        own_again(tmp_path)
+    write_ts(tmp_path, "Mine", "TEST", [*rows, ("5,4,3", "NaN"), ("5,4,3", "nan"), ("5,4,3", "?")])
+    assert data.tsfile.read(tmp_path / "Mine_TEST.ts", labelled=False)[1][-3:] == [""] * 3
 
 
 def test_the_last_of_several_series_may_lack_a_label_where_none_is_needed(tmp_path):

@@ -357,11 +357,21 @@ def test_a_part_that_does_not_tell_its_settings_takes_those_that_are_known(tmp_p
     pd.read_parquet(file).drop(columns="setting").to_parquet(file)
     assert set(frozen.load(tmp_path / "2").results["setting"]) == {""}
     assert set(frozen.load(tmp_path).results["setting"]) == {"ssssssssssssssss"}
-    t1 = told.results["model"] == "t1"
-    several = replace(told, results=told.results.assign(setting=told.results["setting"].where(t1, "")))
-    several.results.loc[several.results.index[t1][0], "setting"] = "another"
-    both = frozen.together({"1": several, "2": frozen.load(tmp_path / "2")}).results
-    assert set(both.loc[both["seed"] == 1, "setting"]) == {""}
+    unsaid = frozen.load(tmp_path / "2")
+    dense = told.results["ratio"] == 0
+    some = frozen.together({"1": only(told, dense), "2": unsaid}).results  # all of a recipe that is seen
+    assert set(some["setting"]) == {"ssssssssssssssss"}
+    others = replace(told, results=told.results.assign(config=told.results["config"] + "s"))
+    apart = frozen.together({"1": others, "2": unsaid}).results  # of another size, perhaps
+    assert set(apart.loc[apart["seed"] == 1, "setting"]) == {""}
+    changed = only(others, ~dense)
+    changed.results["setting"] = "another"
+    three = frozen.together({"1": told, "2": unsaid, "3": changed}).results
+    assert set(three.loc[three["seed"] == 1, "setting"]) == {"ssssssssssssssss"}
+    three = frozen.together({"1": only(told, dense), "2": unsaid, "3": changed}).results
+    of = three[three["seed"] == 1]
+    assert set(of.loc[of["ratio"] == 0, "setting"]) == {"ssssssssssssssss"}
+    assert set(of.loc[of["ratio"] > 0, "setting"]) == {""}
 
 
 def test_what_is_frozen_stays_where_it_cannot_be_replaced(store, tmp_path, monkeypatch):

@@ -209,7 +209,8 @@ def test_temporary_folders_may_have_long_names(jobs: Path, tmp_path: Path) -> No
         folder = os.path.dirname(os.environ[processes.ADDRESS])
         assert os.stat(folder).st_mode & 0o077 == 0
         owner = f"{{folder}}/{{alive.OWNER}}"
-        assert alive.tidy() == 0 and os.path.exists(owner)
+        alive.tidy()
+        assert os.path.exists(owner)
         """,
     )
     _, error = asking.communicate(timeout=60)

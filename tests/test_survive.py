@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from conftest import TINY, compose
 from tsexp import alive, jobs, merge, pipeline, runtimes, signals, status, sweep, sync, tracking, training
 from tsexp.cache import Cache, full
-from tsexp.config import Config, ConfigError
+from tsexp.config import Config, ConfigError, composed
 from tsexp.energy import Record, measuring, worker
 from tsexp.tracking import client, spool
 from tsexp.training import Fitted
@@ -427,6 +427,7 @@ def test_runs_and_folders_of_killed_processes_are_swept_up_and_no_others(made, c
     monkeypatch.setattr(alive.tempfile, "gettempdir", lambda: str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as other:
         pass
+    monkeypatch.setattr(alive, "SHORT", str(tmp_path))
     gone = alive.me() | {"pid": str(other.pid)}
     store = tracking.store(cfg.tracking)
     number = client.experiment_of(store, cfg.tracking)
@@ -529,6 +530,15 @@ def test_what_is_kept_is_done_when_it_was_delivered(tmp_path, monkeypatch):
     parcel.rmdir()
     assert status.read(folder)[1][3].state == "done"
     assert jobs.to_keep(folder / "3", "seed=3")
+    asked = composed("data=italy_power_demand", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(jobs, "_at_once", lambda cfg, name: jobs.Outcome(name, "found", "measured"))
+    note = (folder / "3" / "outcome.json").read_text()
+    assert jobs.execute_apart(asked, "seed=3", folder / "3", None).status == "found"  # this store lacks it
+    (folder / "3" / "outcome.json").write_text(note)
+    monkeypatch.setattr(tracking, "deliver", lambda parcel, config: "there")
+    assert jobs.execute_apart(asked, "seed=3", folder / "3", None) == jobs.Outcome(
+        "seed=3", "finished", "there"
+    )
 
 
 def test_status_of_a_sweep_that_is_going_on(tmp_path):
@@ -612,6 +622,7 @@ def test_files_of_a_store_that_was_copied_are_beside_it_or_missed(made, tmp_path
     one, two = (at(tmp_path / name, empty_store) for name in ("one", "two"))
     measure(made, one, "a")
     (run,) = runs(one)
+    measure(made, one, "b")
     (tmp_path / "copied").mkdir()
     shutil.copy(tmp_path / "one" / "mlflow.db", tmp_path / "copied")
     files = Path(local_file_uri_to_path(run.info.artifact_uri))
@@ -619,13 +630,15 @@ def test_files_of_a_store_that_was_copied_are_beside_it_or_missed(made, tmp_path
     shutil.move(files, tmp_path / "away")
     command = [f"{tmp_path}/copied/mlflow.db", "--into", two.tracking.uri]
     assert merge.main(command) == 2
-    assert "copy the folder mlartifacts along with its store" in capsys.readouterr().err
-    assert not runs(two)
+    said = capsys.readouterr().err
+    assert "1 brought, 0 there already, 1 not, for their files are not where the store says" in said
+    assert run.info.run_id in said
+    assert [r.data.tags["tsexp.signature"] for r in runs(two)] == ["b"]
     beside.parent.mkdir(parents=True)
     shutil.move(tmp_path / "away", beside)
     assert merge.main(command) == 0
-    assert "1 brought" in capsys.readouterr().out
-    assert whole(two, *runs(two))
+    assert "1 brought, 1 there already" in capsys.readouterr().out
+    assert all(whole(two, run) for run in runs(two))
 
 
 def test_merging_says_what_is_wrong(tmp_path, empty_store, capsys):

@@ -84,6 +84,7 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
     runs = _results(client, number)
     brought = there = 0
     parents: dict[str, str] = {}
+    bare: list[str] = []
     with bar(f"merge {configs.redact(uri)}", len(runs), show=len(runs) > 20) as progress:
         for run in runs:
             tags = run.data.tags
@@ -97,7 +98,10 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
             else:
                 with alive.scratch("merge") as folder:
                     parcel = folder / "parcel"
-                    _collect(client, run, parcel, uri)
+                    if not _collect(client, run, parcel, uri):
+                        bare.append(run.info.run_id)
+                        progress.advance()
+                        continue
                     parent = tags.get("mlflow.parentRunId")
                     if parent:
                         if parent not in parents:
@@ -106,6 +110,12 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                     tracking.deliver(parcel, into)
                 brought += 1
             progress.advance()
+    if bare:
+        raise ConfigError(
+            f"{configs.redact(uri)}: {brought} brought, {there} there already, {len(bare)} not, for their files "
+            f"are not where the store says: {', '.join(bare[:3])}{', …' if len(bare) > 3 else ''}; of a store "
+            "that was copied, copy the folder mlartifacts along, beside it"
+        )
     return brought, there
 
 
@@ -152,15 +162,16 @@ def _parent(run: Any, into: TrackingConfig) -> str:
     return str(made)
 
 
-def _collect(client: Any, run: Any, folder: Path, uri: str) -> None:
-    """Make a parcel of a run."""
+def _collect(client: Any, run: Any, folder: Path, uri: str) -> bool:
+    """Make a parcel of a run; False if its files are not there."""
     from tsexp.tracking import spool
 
     folder.mkdir()
     (folder / "artifacts").mkdir()
     for noisy in ("mlflow", "mlflow.store.artifact"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    _fetch(client, run, folder / "artifacts", uri)
+    if not _fetch(client, run, folder / "artifacts", uri):
+        return False
     logged = list(run.outputs.model_outputs) if run.outputs else []
     about: dict[str, Any] | None = None
     if logged and (folder / "artifacts" / "model").is_dir():
@@ -187,10 +198,11 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> None:
         "model": about,
     }
     (folder / spool.ABOUT).write_text(json.dumps(content))
+    return True
 
 
-def _fetch(client: Any, run: Any, into: Path, uri: str) -> None:
-    """Bring a run's files; of a store that was copied here, from beside its database.
+def _fetch(client: Any, run: Any, into: Path, uri: str) -> bool:
+    """Bring a run's files, of a store that was copied here from beside its database; say if there are any.
 
     MLflow takes a folder that is not there for an empty one.
     """
@@ -201,18 +213,16 @@ def _fetch(client: Any, run: Any, into: Path, uri: str) -> None:
 
     place = run.info.artifact_uri
     if is_local_uri(place):
-        there = Path(local_file_uri_to_path(place))
-        if not there.is_dir() and uri.startswith(SQLITE):
-            there = Path(uri.removeprefix(SQLITE)).parent.joinpath("mlartifacts", *there.parts[-2:])
-        if there.is_dir():
+        places = [Path(local_file_uri_to_path(place))]
+        if uri.startswith(SQLITE):  # MLART/RUN/artifacts, and a server's MLART/EXPERIMENT/RUN/artifacts
+            beside = Path(uri.removeprefix(SQLITE)).parent
+            places += [beside.joinpath(*places[0].parts[-parts:]) for parts in (3, 4)]
+        there = next((folder for folder in places if folder.is_dir()), None)
+        if there is not None:
             shutil.copytree(there, into, dirs_exist_ok=True)
     else:
         client.download_artifacts(run.info.run_id, "", str(into))
-    if not any(into.iterdir()):
-        raise ConfigError(
-            f"the files of run {run.info.run_id} are not in {place}; copy the folder mlartifacts along with "
-            "its store, beside it"
-        )
+    return any(into.iterdir())
 
 
 def _history(client: Any, run: Any, key: str) -> list[dict[str, Any]]:

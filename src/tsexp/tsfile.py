@@ -47,13 +47,13 @@ def read(file: Path, labelled: bool = True) -> tuple[Sequence[Any], list[str]]:
     if len(labels) != len(raw):
         raise ConfigError(f"{file}: its header says that it has no class labels; a classifier needs them")
     labels = [str(label).strip() for label in labels]
-    # aeon makes NaN of a question mark, and of what is in "banana". It takes a label that lost its end for
+    # aeon makes NaN of each question mark, and of what is in "banana". It takes a label that lost its end for
     # another class, and A and a for the same.
     missing = [label in ("", "NaN") for label in labels]
     labels = [label.replace("NaN", "nan") for label in labels]
-    alike = _alike(file) if any(label.upper() != label for label in labels) else ""
-    if alike:
-        raise ConfigError(f"{file}{alike}")
+    lost = _lost(file) if any(label.upper() != label for label in labels) else ""
+    if lost:
+        raise ConfigError(f"{file}{lost}")
     if (labelled and any(missing)) or _cut_off(file, labels):
         wrong = _blame(file, labelled) or ": a series has no label; add it, or remove the series"
         raise ConfigError(f"{file}{wrong}")
@@ -69,14 +69,20 @@ def _cut_off(file: Path, labels: Sequence[str]) -> bool:
     return last not in known and any(label.startswith(last) for label in known)
 
 
-def _alike(file: Path) -> str:
-    """Name labels that differ by upper and lower case alone."""
+def _lost(file: Path) -> str:
+    """Name labels that aeon would not tell from others: by upper and lower case, by a question mark."""
     lines = _lines(file)
-    start = _header(lines)[0]
+    start, tags, _ = _header(lines)
     seen: dict[str, str] = {}
     for i, line in enumerate(lines):
         label = line.split(":")[-1].strip()
-        if start is not None and i > start and label and seen.setdefault(label.lower(), label) != label:
+        if start is None or i <= start or _no_label(label) or tags.get("targetlabel") == "true":
+            continue
+        if "?" in label:
+            return (
+                f", line {i + 1}: label {label}: a question mark is a missing value; call it something else"
+            )
+        if seen.setdefault(label.lower(), label) != label:
             both = f"{seen[label.lower()]} and {label}"
             return f", line {i + 1}: labels {both} differ by case alone; call them something else"
     return ""

@@ -429,12 +429,17 @@ def together(parts: Mapping[str, Frozen]) -> Frozen:
 
 
 def _settings_told(results: pd.DataFrame) -> pd.DataFrame:
-    """What an older version does not say is the setting that is known of the same recipe, if it is one."""
+    """What an older version does not say is that of repetitions, which are of the same model and data.
+
+    And where all that is known of a recipe is one setting, and some of the older rows are of it, all are.
+    """
     of = [results[name] for name in ("dataset", "model", "recipe")]
-    known = results["setting"].where(results["setting"] != "")
-    alone = known.groupby(of).transform("nunique") == 1
-    first = known.groupby(of).transform("first")
-    return results.assign(setting=results["setting"].where(known.notna() | ~alone, first))
+    said = results["setting"].where(results["setting"] != "")
+    known = said.fillna(said.groupby(results["config"]).transform("first"))
+    one = known.groupby(of).transform("nunique") == 1
+    seen = (said.isna() & known.notna()).groupby(of).transform("any")
+    known = known.where(known.notna() | ~(one & seen), known.groupby(of).transform("first"))
+    return results.assign(setting=known.fillna(""))
 
 
 def _load(folder: Path) -> Frozen:
