@@ -111,10 +111,11 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                 brought += 1
             progress.advance()
     if bare:
+        which = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
         raise ConfigError(
-            f"{configs.redact(uri)}: {brought} brought, {there} there already, {len(bare)} not, for their files "
-            f"are not where the store says: {', '.join(bare[:3])}{', …' if len(bare) > 3 else ''}; of a store "
-            "that was copied, copy the folder mlartifacts along, beside it"
+            f"{configs.redact(uri)}: {brought} brought, {there} there already, {len(bare)} not, for their "
+            f"files are not where the store says: {which}; of a store that was copied, copy the folder "
+            "mlartifacts along, beside it"
         )
     return brought, there
 
