@@ -376,8 +376,9 @@ def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{config.name}-", dir=data_dir) as scratch:
             load_classification(config.name, extract_path=scratch)
+            files = list((Path(scratch) / config.name).iterdir())  # whole by now: aeon has read them
             target.mkdir(exist_ok=True)
-            for file in (Path(scratch) / config.name).iterdir():  # whole by now: aeon has read them
+            for file in files:
                 file.replace(target / file.name)
     except Exception as error:  # URL, zip, OS and value errors of aeon; all mean the same to the user
         raise ConfigError(

@@ -453,9 +453,7 @@ class _asked:
                     preload=PRELOAD,
                     fork=self.device == "cpu",
                     without=secret.CREDENTIALS,  # it loads what may come from elsewhere, and asks no store
-                    temporary=str(
-                        self.folder
-                    ),  # a compiled model is unpacked there, and stays if it is killed
+                    temporary=str(self.folder),  # where a compiled model is unpacked, and stays if killed
                 )
             self.result = self._read(code)
         except BaseException:

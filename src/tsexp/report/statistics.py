@@ -73,19 +73,8 @@ METRICS = (
     *map(Metric, ("cost_train_j", "cost_compress_j")),
 )
 KEPT_AS_THEY_ARE = (
-    *(
-        "dataset",
-        "model",
-        "setting",
-        "recipe",
-        "tuning",
-        "method",
-        "scope",
-        "ratio",
-        "finetune_epochs",
-        "mode",
-    ),
-    *("batch_size", "threads", "repeats", "processes", "window_s", "cpu", "gpu", "energy"),
+    *("dataset", "model", "setting", "recipe", "tuning", "method", "scope", "ratio", "finetune_epochs"),
+    *("mode", "batch_size", "threads", "repeats", "processes", "window_s", "cpu", "gpu", "energy"),
 )
 
 
