@@ -241,9 +241,9 @@ def kept(tmp_path_factory):
     asked = {}
 
     class Watched(Cache):
-        def stage(self, name, version, key, build):
+        def stage(self, name, version, key, build, unfinished=None):
             asked[name] = name, version, key
-            return super().stage(name, version, key, build)
+            return super().stage(name, version, key, build, unfinished)
 
     more = ["data=italy_power_demand", "prune.ratio=0.5", "prune.finetune_epochs=1", "quant.mode=qat"]
     cfg = compose(*TINY, *more, "quant.qat_epochs=1")

@@ -189,7 +189,7 @@ def test_the_control_is_what_pruning_nothing_would_leave(home, italy, tmp_path, 
     # The same fit, of the same model, by the same teacher, along the same recipe: only `shrink` is missing.
     asked = []
 
-    def fit(model, recipe, dataset, seed, title, teacher):
+    def fit(model, recipe, dataset, seed, title, teacher, unfinished):
         start = {k: v.clone() for k, v in model.state_dict().items()}
         asked.append((start, teacher.model.state_dict(), (recipe, seed, teacher.weight, teacher.temperature)))
         return []

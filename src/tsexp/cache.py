@@ -75,6 +75,104 @@ class Counter(Protocol):
         ...
 
 
+class Meter:
+    """What a stretch of work costs, on top of what it cost processes before this one."""
+
+    def __init__(self, counter: Counter | None, before: dict[str, Any] | None) -> None:
+        self._counter = counter
+        self._before = before
+        self._start = _spent()
+        self._joules: float | None = 0.0
+        self._count()
+
+    def _count(self) -> None:
+        self._counted_from_s = time.perf_counter()
+        if self._counter is not None:
+            self._counter.begin()
+
+    def cost(self, more: bool = False) -> dict[str, Any]:
+        """As `Entry.cost`, so far; `more` work follows. Joules are of sources that counted all of it."""
+        energy_j: dict[str, float] = {}
+        if self._counter is not None:
+            joules, wall_s = self._counter.end(), time.perf_counter() - self._counted_from_s
+            # More than it can have seen: a counter that wrapped.
+            most_j = getattr(self._counter, "most_w", math.inf) * wall_s
+            counted = 0 <= joules <= most_j and math.isfinite(joules)
+            self._joules = self._joules + joules if counted and self._joules is not None else None
+            if self._joules is not None:
+                energy_j = {self._counter.source: self._joules}
+        cost: dict[str, Any] = {k: v - self._start[k] for k, v in _spent().items()}
+        if self._before is not None:
+            cost = {k: v + self._before[k] for k, v in cost.items()}
+            then = self._before["energy_j"]
+            energy_j = {source: j + then[source] for source, j in energy_j.items() if source in then}
+        if more:
+            self._count()
+        return cost | {"energy_j": energy_j}
+
+
+class Unfinished:
+    """What a stage that takes long has so far: if its process dies, the next one may go on from there.
+
+    Each time it is kept makes a folder ``<signature>.unfinished/<number>/``, sealed as an entry is; the
+    newest whole one counts. All of them go when the entry is there.
+
+    Attributes
+    ----------
+    found
+        What a process before this one kept, while the stage is built; None if there is nothing.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder = folder
+        self.found: Path | None = None
+        self._about = about
+        self._meter: Meter | None = None
+
+    def keep(self, write: Callable[[Path], None]) -> None:
+        """Keep what `write` puts into the folder that it is given, in place of what was kept before.
+
+        A disk without room for it is told of, and is no reason to end.
+        """
+        assert self._meter is not None, "kept outside of its stage"
+        before = self._all()
+        partial = self.folder / "partial"
+        try:
+            clear(self.folder, unless_folder=True)
+            clear(partial)
+            partial.mkdir(parents=True)
+            write(partial)
+            seal(partial, {"about": self._about, "cost": self._meter.cost(more=True)})
+            partial.rename(self.folder / str(1 + max((int(f.name) for f in before), default=0)))
+        except Exception as error:
+            told = full(error, self.folder)
+            clear(partial)
+            if told is None:
+                raise
+            log.warning("not kept while unfinished: %s", told)
+            return
+        for folder in before:
+            clear(folder)
+
+    def begin(self, counter: Counter | None) -> Meter:
+        """Look for what is there; what is paid from now on comes on top of what that cost."""
+        self.found, cost = None, None
+        for folder in sorted(self._all(), key=lambda f: int(f.name), reverse=True):
+            problem = _damage(folder)
+            if problem is not None:
+                log.warning("what was kept in %s is damaged (%s): not used", folder, problem)
+                continue
+            note = json.loads((folder / ENTRY).read_text())
+            if note.get("about") == self._about:
+                self.found, cost = folder, note["cost"]
+                break
+        self._meter = Meter(counter, cost)
+        return self._meter
+
+    def _all(self) -> list[Path]:
+        return [f for f in self.folder.glob("*") if f.name.isdecimal()] if self.folder.is_dir() else []
+
+
 class CacheError(RuntimeError):
     """The cache cannot keep what was made. The message says why, and what to do."""
 
@@ -90,7 +188,14 @@ class Cache:
     root: Path
     counter: Callable[[], Counter | None] = lambda: None
 
-    def stage(self, name: str, version: int, key: dict[str, Any], build: Callable[[Path], None]) -> Entry:
+    def stage(
+        self,
+        name: str,
+        version: int,
+        key: dict[str, Any],
+        build: Callable[[Path], None],
+        unfinished: Unfinished | None = None,
+    ) -> Entry:
         """Return the entry of a stage, running `build` only if there is no whole one.
 
         Parameters
@@ -104,6 +209,8 @@ class Cache:
         build
             Called with an empty folder to fill. Other processes that want the same entry wait. It shares the
             machine with others that build, and waits while somebody measures.
+        unfinished
+            Of the same stage, if `build` keeps what it has so far and goes on from what it finds.
 
         Raises
         ------
@@ -111,7 +218,7 @@ class Cache:
             If the disk is full. Nothing half-written is left.
         """
         try:
-            return self._stage(name, version, key, build)
+            return self._stage(name, version, key, build, unfinished)
         except Exception as error:
             told = full(error, self.root)
             if told is None:
@@ -122,7 +229,21 @@ class Cache:
         """Content address of a stage's inputs."""
         return digest(_about(name, version, key))
 
-    def _stage(self, name: str, version: int, key: dict[str, Any], build: Callable[[Path], None]) -> Entry:
+    def unfinished(
+        self, name: str, version: int, key: dict[str, Any], libraries: tuple[str, ...] = ()
+    ) -> Unfinished:
+        """Return where a stage may keep what it has so far, for processes with the same `libraries`."""
+        folder = self.root / name / f"{self.signature(name, version, key)}.unfinished"
+        return Unfinished(folder, {library: metadata.version(library) for library in libraries})
+
+    def _stage(
+        self,
+        name: str,
+        version: int,
+        key: dict[str, Any],
+        build: Callable[[Path], None],
+        unfinished: Unfinished | None,
+    ) -> Entry:
         about, signature = _about(name, version, key), self.signature(name, version, key)
         folder = self.root / name / signature
         # Whatever stands where a folder is to be: all of this is safe to delete.
@@ -143,9 +264,14 @@ class Cache:
             try:
                 partial.mkdir()
                 with sharing_the_machine():
-                    cost = self._metered(build, partial)
+                    counter = self.counter()
+                    meter = unfinished.begin(counter) if unfinished else Meter(counter, None)
+                    build(partial)
+                    cost = meter.cost()
                 seal(partial, about | {"cost": cost})
                 partial.rename(folder)
+                if unfinished is not None:
+                    clear(unfinished.folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return Entry(folder, signature, reused=False)
@@ -171,20 +297,6 @@ class Cache:
             # Of a process that was killed; one that is building has the lock.
             with contextlib.suppress(Timeout, OSError), FileLock(partial.with_suffix(".lock"), timeout=0):
                 clear(partial)
-
-    def _metered(self, build: Callable[[Path], None], folder: Path) -> dict[str, Any]:
-        counter = self.counter()
-        wall, cpu = time.perf_counter(), _cpu_s()
-        if counter is not None:
-            counter.begin()
-        build(folder)
-        cost = {"wall_s": time.perf_counter() - wall, "cpu_s": _cpu_s() - cpu}
-        energy_j = {} if counter is None else {counter.source: counter.end()}
-        # More than it can have seen: a counter that wrapped.
-        most_j = getattr(counter, "most_w", math.inf) * cost["wall_s"]
-        return cost | {
-            "energy_j": {s: j for s, j in energy_j.items() if 0 <= j <= most_j and math.isfinite(j)}
-        }
 
 
 def _about(name: str, version: int, key: dict[str, Any]) -> dict[str, Any]:
@@ -229,12 +341,10 @@ def _nearly_full(folder: Path) -> bool:
     return shutil.disk_usage(there).free < LITTLE
 
 
-def _cpu_s() -> float:
-    """CPU seconds of this process and of the children that ended: compilers run as such."""
-    return sum(
-        u.ru_utime + u.ru_stime
-        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+def _spent() -> dict[str, float]:
+    """Wall seconds, and CPU seconds of this process and of the children that ended: compilers run as such."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"wall_s": time.perf_counter(), "cpu_s": sum(u.ru_utime + u.ru_stime for u in usages)}
 
 
 def seal(folder: Path, about: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tsexp import alive, secret, stored
-from tsexp.cache import ENTRY, Cache, Entry
+from tsexp.cache import ENTRY, Cache, Entry, Unfinished
 from tsexp.command import called
 from tsexp.config import Config, ConfigError, digest
 from tsexp.data import Dataset
@@ -65,7 +65,14 @@ class Foreseen(Cache):
     nothing: Path = Path()
     stages: dict[str, tuple[str, bool, bool]] = field(default_factory=dict)
 
-    def stage(self, name: str, version: int, key: dict[str, Any], build: Callable[[Path], None]) -> Entry:
+    def stage(
+        self,
+        name: str,
+        version: int,
+        key: dict[str, Any],
+        build: Callable[[Path], None],
+        unfinished: Unfinished | None = None,
+    ) -> Entry:
         """Return the entry; of a stage that is not there, one that says nothing but its signature."""
         signature = self.signature(name, version, key)
         folder = self.root / name / signature

@@ -38,10 +38,10 @@ class bar:
         self._show = show
         self._started = False
 
-    def start(self) -> None:
-        """Draw it."""
+    def start(self, done: int = 0) -> None:
+        """Draw it; so many of its steps were taken before."""
         self._progress.start()
-        self._task = self._progress.add_task(self.title, total=self.total, note="")
+        self._task = self._progress.add_task(self.title, total=self.total, completed=done, note="")
         self._started = True
 
     def advance(self, note: str = "") -> None:

@@ -38,4 +38,5 @@ def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list
         assert isinstance(dense, Network)
         teacher = Teacher(dense, p.distill, p.temperature)
     title = f"fine-tune {dataset.name} {context.cfg.model.name}" + (" (control)" if context.control else "")
-    return model, training.fit(model, tuning, dataset, context.cfg.seed, title, teacher)
+    seed = context.cfg.seed
+    return model, training.fit(model, tuning, dataset, seed, title, teacher, context.unfinished)

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tsexp import training
-from tsexp.cache import Cache
+from tsexp.cache import Cache, Unfinished
 from tsexp.config import Config, Unsupported, like
 from tsexp.data import Dataset
 from tsexp.training import Fitted
@@ -54,12 +54,15 @@ class Context:
         The model before the first step: what a fine-tuned one may learn from.
     control
         Nothing is to be removed or rounded, only trained alike.
+    unfinished
+        Where a step that takes long may keep what it has so far.
     """
 
     cfg: Config
     dataset: Dataset
     dense: Fitted
     control: bool
+    unfinished: Unfinished | None = None
 
 
 def compress(dense: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> dict[str, Fitted]:
@@ -89,10 +92,6 @@ def _fold(context: Context, cache: Cache) -> dict[str, Fitted]:
 def _stage(
     name: str, step: Any, asked: dict[str, Any], model: Fitted, context: Context, cache: Cache
 ) -> Fitted:
-    def build(folder: Path) -> None:
-        changed, history = step.apply(model.load(), context, folder)
-        training.save(changed, history, folder)
-
     key = {
         "model": model.signature,
         "dense": context.dense.signature,
@@ -100,7 +99,13 @@ def _stage(
         "seed": context.cfg.seed,
         "control": context.control,
     }
-    return Fitted(cache.stage(name, step.VERSION, key, build))
+    unfinished = cache.unfinished(name, step.VERSION, key, training.LIBRARIES)
+
+    def build(folder: Path) -> None:
+        changed, history = step.apply(model.load(), replace(context, unfinished=unfinished), folder)
+        training.save(changed, history, folder)
+
+    return Fitted(cache.stage(name, step.VERSION, key, build, unfinished))
 
 
 def _asked(cfg: Config, control: bool = False) -> Iterator[tuple[str, Any, dict[str, Any]]]:

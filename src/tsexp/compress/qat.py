@@ -63,9 +63,8 @@ def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list
         chosen = calibration(cfg.quant, dataset)
         fake_quantize(model, torch.from_numpy(dataset.x_train[chosen]))
     title = f"fine-tune {dataset.name} {'without' if context.control else 'with'} fake quantization"
-    history = training.fit(
-        model, _recipe(cfg), dataset, cfg.seed, title, Teacher(teacher, DISTILL, TEMPERATURE)
-    )
+    taught = Teacher(teacher, DISTILL, TEMPERATURE)
+    history = training.fit(model, _recipe(cfg), dataset, cfg.seed, title, taught, context.unfinished)
     ordinary.set_state(model.state())
     return ordinary, history
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from tsexp import models
-from tsexp.cache import Cache, Entry, write_json
+from tsexp.cache import Cache, Entry, Unfinished, write_json
 from tsexp.config import ModelConfig, TrainConfig, family_module, like, own_digests
 from tsexp.data import Dataset
 from tsexp.models import Model, Network
 
 STAGE_VERSION = 4
+LIBRARIES = ("lightning", "torch")
+"""Whose versions must be the same where a fit goes on."""
 
 OF_A_MODEL = ("arch.json", "weights.safetensors", "history.json", "entry.json")
 
@@ -98,16 +100,19 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
     if packages:
         key["libraries"] = {name: metadata.version(name) for name in packages}
 
+    unfinished = cache.unfinished("dense", STAGE_VERSION, key, LIBRARIES)
+
     def build(folder: Path) -> None:
         if isinstance(fresh, Network):
             fresh.adapt(dataset.x_train[dataset.fit])
-            history = fit(fresh, config, dataset, seed, title=f"train {dataset.name} {model.name}")
+            title = f"train {dataset.name} {model.name}"
+            history = fit(fresh, config, dataset, seed, title, unfinished=unfinished)
         else:
             own: Any = fresh
             history = own.fit(dataset, seed)
         save(fresh, history, folder)
 
-    return Fitted(cache.stage("dense", STAGE_VERSION, key, build))
+    return Fitted(cache.stage("dense", STAGE_VERSION, key, build, unfinished))
 
 
 def save(model: Model, history: list[dict[str, float]], folder: Path) -> None:
@@ -123,6 +128,7 @@ def fit(
     seed: int,
     title: str,
     teacher: Teacher | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[dict[str, float]]:
     """Fit `model` in place and return its training curves.
 
@@ -140,7 +146,10 @@ def fit(
         Shown by the progress bar.
     teacher
         Distil from it.
+    unfinished
+        Where to keep what there is, every few minutes, and to go on from if something is there: the weights
+        in the end are the same, bit for bit. With one device; several begin anew.
     """
     from tsexp.training import loop
 
-    return loop.fit(model, config, dataset, seed, title, teacher)
+    return loop.fit(model, config, dataset, seed, title, teacher, unfinished)

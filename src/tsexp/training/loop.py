@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from torch.utils.data import (
 from torchmetrics import MeanMetric
 
 from tsexp import alive, signals, tasks
+from tsexp.cache import Unfinished
 from tsexp.config import ConfigError, TrainConfig
 from tsexp.data import Dataset
 from tsexp.models import Network, using_threads
@@ -43,6 +45,9 @@ log = logging.getLogger(__name__)
 VALIDATIONS = 25
 GLANCE = 1024
 """Series that batch norms see before a validation that nothing is chosen by."""
+CHECKPOINT = "training.ckpt"
+KEEP_S = 300.0
+"""A fit is kept at the end of an epoch if it was not for so long."""
 GRACE_S = 5.0
 """A process of an interrupted fit is interrupted, too, and killed so much later."""
 
@@ -54,6 +59,7 @@ def fit(
     seed: int,
     title: str,
     teacher: Teacher | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[dict[str, float]]:
     """See `tsexp.training.fit`."""
     with torch.random.fork_rng(), using_threads(config.threads), _quiet():
@@ -69,6 +75,9 @@ def fit(
             callbacks.append(Averaging(config.ema, None if chosen else GLANCE))
         if config.patience and len(dataset.val):
             callbacks.append(EarlyStopping("val_loss", patience=config.patience))
+        keeping = unfinished if config.devices == 1 else None
+        if keeping is not None:
+            callbacks.append(Keeping(keeping))
         several: dict[str, Any] = {}
         if config.devices > 1:
             if 0 < len(dataset.val) < config.devices:
@@ -95,7 +104,7 @@ def fit(
             callbacks=callbacks,
             gradient_clip_val=config.clip or None,
             logger=False,
-            enable_checkpointing=False,
+            enable_checkpointing=keeping is not None,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -105,9 +114,10 @@ def fit(
             **several,
         )
         model.train()  # Lightning keeps the mode that it finds, and a loaded model is ready to answer
+        kept = None if keeping is None or keeping.found is None else keeping.found / CHECKPOINT
         try:
             with _processes(trainer) if several else contextlib.nullcontext():
-                trainer.fit(fitting, batches)
+                trainer.fit(fitting, batches, ckpt_path=kept, weights_only=True)
         except BaseException as error:
             if _interrupted(error):
                 raise (signals.Terminated() if signals.terminated() else KeyboardInterrupt()) from None
@@ -382,6 +392,12 @@ class Curves(Callback):
         if self.best is not None:
             pl_module.model.load_state_dict(self.best)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "score": self._score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self._score = state_dict["best"], state_dict["score"]
+
 
 class Averaging(Callback):
     """Validates and ends with an exponential moving average of the weights.
@@ -402,14 +418,23 @@ class Averaging(Callback):
         self._current: list[Tensor] = []
         self._average: list[Tensor] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, "average": self._average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._step, self._average = state_dict["step"], state_dict["average"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Fitting)
+        self._current = [p.detach() for p in pl_module.model.parameters()]
+        self._average = [a.to(p.device) for a, p in zip(self._average, self._current, strict=False)]
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._average:
             self._step += 1
             decay = min(self._decay, (1 + self._step) / (10 + self._step))
             torch._foreach_lerp_(self._average, self._current, 1 - decay)
         else:  # as PyTorch's AveragedModel: the first step is its own average
-            assert isinstance(pl_module, Fitting)
-            self._current = [p.detach() for p in pl_module.model.parameters()]
             self._average = [p.clone() for p in self._current]
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -486,6 +511,42 @@ class OneOfSeveral(Callback):
                     seen.copy_(trainer.strategy.reduce(seen.clone(), reduce_op="mean"))  # type: ignore[arg-type]
 
 
+class Keeping(Checkpoint):
+    """Keeps what a fit has at the end of an epoch, so that another process may go on.
+
+    Lightning calls it after all others, and restores weights, optimizer, schedule, loops and callbacks. What
+    draws the order of series and what is dropped is restored here.
+    """
+
+    def __init__(self, unfinished: Unfinished) -> None:
+        self._unfinished = unfinished
+        self._last = time.monotonic()
+        self._drawn: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.is_initialized()
+        return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if cuda else {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._drawn = state_dict
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._drawn:
+            torch.set_rng_state(self._drawn["cpu"].cpu())
+            if "cuda" in self._drawn and pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(self._drawn["cuda"].cpu())
+            self._drawn = {}
+            # As the iterator of a new epoch does, which Lightning had made before it came here.
+            torch.empty((), dtype=torch.int64).random_()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # After the last epoch the entry follows; and Lightning does not end a fit twice that has ended.
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if not last and time.monotonic() - self._last >= KEEP_S:
+            self._unfinished.keep(lambda folder: trainer.save_checkpoint(folder / CHECKPOINT))
+            self._last = time.monotonic()
+
+
 class Progress(Callback):
     """One bar over all epochs, with the time that is left."""
 
@@ -495,8 +556,10 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.bar = bar(self.title, self.epochs, show=self.show)
-            self.bar.start()
+            done = trainer.current_epoch
+            title = self.title + (f", going on after epoch {done}" if done else "")
+            self.bar = bar(title, self.epochs, show=self.show)
+            self.bar.start(done)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.bar is not None:
