@@ -22,6 +22,7 @@ from tsexp.report.figures import (
     layout,
     pruning,
     quant_runtime,
+    ranks,
     roofline,
     windows,
     words,
@@ -588,6 +589,18 @@ def test_ranks_say_what_so_few_datasets_can_tell(everything):
         "With 3 datasets Wilcoxon's test can tell no pair apart: its smallest p is 0.25" in note
         for note in notes
     )
+
+
+def test_ranks_name_those_of_fewer_seeds(monkeypatch):
+    monkeypatch.setattr(ranks, "MOST", 1000)
+    results = half_measured(models=("t1", "t2"))
+    fewer = results.results["model"].eq("t2") & results.results["seed"].ne(0)
+    for some, few in ((results, set()), (only(results, ~fewer), {"t2"})):
+        texts = figures.FIGURES["critical_difference"](study(some)).figure.axes[0].texts
+        names = [t.get_text() for t in texts if t.get_text().startswith("t")]
+        assert {name[:2] for name in names} == {"t1", "t2"}
+        assert {name[:2] for name in names if name.endswith("(n = 1)")} == few
+        assert all(name.endswith("(n = 1)") == (name[:2] in few) for name in names)
 
 
 def test_the_style_has_the_colours_of_all_pictures():

@@ -15,6 +15,7 @@ from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
+from tsexp.stores import SQLITE
 
 FROM_STORE = "tsexp.merged_from"
 FROM_RUN = "tsexp.merged_run"
@@ -112,10 +113,11 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
             progress.advance()
     if bare:
         which = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
+        copied = uri.startswith(SQLITE)
+        hint = "; if it was copied, copy its folder mlartifacts along, beside it" if copied else ""
         raise ConfigError(
             f"{configs.redact(uri)}: {brought} brought, {there} there already, {len(bare)} not, for their "
-            f"files are not where the store says: {which}; of a store that was copied, copy the folder "
-            "mlartifacts along, beside it"
+            f"files are not where the store says: {which}" + hint
         )
     return brought, there
 
@@ -209,8 +211,6 @@ def _fetch(client: Any, run: Any, into: Path, uri: str) -> bool:
     """
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
-
-    from tsexp.stores import SQLITE
 
     place = run.info.artifact_uri
     if is_local_uri(place):

@@ -42,7 +42,7 @@ def critical_difference(study: Study) -> Drawing:
         line.set_linewidth(min(line.get_linewidth(), 3) / 1.5)
     notes = [
         words.invalid(study),
-        "Means over seeds and runtimes; 1 is the best rank.",
+        "Means over seeds (n of them, where some have more) and runtimes; 1 is the best rank.",
         f"{len(scores)} datasets. Bars join what is not distinguished (Friedman, then Wilcoxon with Holm, "
         f"α = {ALPHA}).",
     ]
@@ -86,6 +86,9 @@ def _scores(study: Study) -> tuple[pd.DataFrame, int]:
     scores = named.pivot_table(index="dataset", columns="name", values="accuracy_pct", aggfunc="mean")
     scores = scores.dropna(axis=1)
     total = scores.shape[1]
+    seeds = named.groupby("name")["n"].min()
+    few = seeds[seeds < seeds.max()]
+    scores = scores.rename(columns={name: f"{name} (n = {n})" for name, n in few.items()})
     if total < LEAST:
         raise CannotDraw(
             f"only {total} configurations were measured on all {len(scores)} datasets: ranks need at least "
