@@ -26,6 +26,7 @@ from tsexp.models.convolution import Convolutional, nets
 from tsexp.models.convolution.blocks import Convolution
 from tsexp.models.convolution.inception import largest_of_three
 from tsexp.models.convolution.lite import Fixed, fixed_filters
+from tsexp.runtimes import artifact as artifact_module
 
 SMALL = {
     "fcn": ("model.filters=[8,16,8]",),
@@ -455,6 +456,67 @@ def test_a_pruned_network_is_tuned_saved_and_deployed_like_any_other(italy, tmp_
         dense, replace(cfg.quant, mode="none"), RuntimeConfig("eager", "cpu"), italy, home
     )
     assert artifact.manifest["macs"] < 0.7 * plain.manifest["macs"]
+
+
+def test_images_one_step_high_give_the_same_scores(problem):
+    model, dataset = problem
+    planar = model.deployable(flat=True)
+    assert (planar.planar, model.planar, model.deployable().planar) == (True, False, False)
+    seen = []
+    for part in planar.modules():
+        if isinstance(part, torch.nn.Conv1d):
+            part.register_forward_hook(lambda _, given, made: seen.append((given[0].ndim, made.ndim)))
+    torch.testing.assert_close(scores(planar, dataset), scores(model, dataset), atol=1e-5, rtol=1e-5)
+    assert set(seen) == {(4, 4)}
+    assert models.count_parameters(planar) == models.count_parameters(model.deployable())
+    assert models.count_macs(planar) == models.count_macs(model.deployable())
+
+
+@pytest.mark.parametrize(("mode", "images"), [("none", True), ("static", False)])
+def test_onnx_runtime_convolves_images_in_blocks_of_channels(italy, tmp_path, mode, images):
+    # Inside its graph, of what it makes when a session starts: the fast ones are of another domain.
+    import onnx
+
+    from tsexp.runtimes import onnxruntime
+
+    cfg = config("fcn", f"quant.mode={mode}", "model.filters=[16,16]", "model.kernels=[8,3]")
+    dense = training.train(cfg.model, cfg.train, 0, italy, Cache(tmp_path))
+    artifact = runtimes.deploy(dense, cfg.quant, RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
+    predictor = onnxruntime.load(artifact.folder, mode, "cpu", 1)
+    predictor._session(tmp_path / "optimized.onnx")
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    blocked = [n for n in nodes if n.op_type == "Conv" and n.domain == "com.microsoft.nchwc"]
+    assert len(blocked) == (2 if images else 0)
+    assert artifact.manifest["matmuls"].get("float32", 0) >= 1
+
+
+def test_a_layer_that_somebody_put_in_sees_no_images(italy):
+    model = models.build(config("fcn").model, italy)
+    model.replaced["blocks.0.conv"] = {"kind": "mine:Conv"}
+    assert not model.deployable(flat=True).planar
+
+
+def test_only_what_onnx_runtime_exports_of_them_counts_as_changed(tiny, italy):
+    def keys(name, runtime):
+        cfg = replace(compose(f"model={name}"), runtime=RuntimeConfig(runtime, "cpu"))
+        return runtimes.rewrites(cfg.quant, cfg.runtime, cfg.model.family)
+
+    assert keys("fcn", "onnxruntime") == {"rewrites": {"onnxruntime": 1}}
+    assert keys("fcn", "auto")["rewrites"]["onnxruntime"] == 1
+    assert keys("fcn", "eager") == keys("t3", "onnxruntime") == keys("t4", "onnxruntime") == {}
+
+
+def test_records_and_artifacts_from_before_do_not_count(italy, tmp_path, monkeypatch):
+    cfg = replace(config("fcn"), runtime=RuntimeConfig("onnxruntime", "cpu"))
+    home = Cache(tmp_path)
+    dense = training.train(cfg.model, cfg.train, 0, italy, home)
+    made = []
+    for count in (1, 2):
+        monkeypatch.setitem(artifact_module.REWRITES, ("onnxruntime", "convolution"), count)
+        deployed = runtimes.deploy(dense, cfg.quant, cfg.runtime, italy, home)
+        made.append((deployed.entry.signature, pipeline.signature(cfg, italy)))
+    assert made[0][0] != made[1][0]
+    assert made[0][1] != made[1][1]
 
 
 @pytest.mark.parametrize("name", SMALL)

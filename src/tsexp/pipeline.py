@@ -350,6 +350,7 @@ def signature(cfg: Config, dataset: Dataset) -> str:
 
     Where results are kept does not matter.
     """
+    family = like(cfg.model.family)
     return digest(
         {
             "asked": identity(cfg),
@@ -357,8 +358,9 @@ def signature(cfg: Config, dataset: Dataset) -> str:
             "data": dataset.checksum,
             "hardware": hardware.describe(cfg.runtime.device),
             "meter": meters.source(cfg.runtime.device, cfg.measure.meter),
-            "libraries": runtimes.versions(cfg.quant, cfg.runtime, like(cfg.model.family)),
+            "libraries": runtimes.versions(cfg.quant, cfg.runtime, family),
             "versions": versions(cfg.runtime.device),
+            **runtimes.rewrites(cfg.quant, cfg.runtime, family),
             **own_digests(cfg.measure.meter),
         }
     )

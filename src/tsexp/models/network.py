@@ -144,7 +144,7 @@ class Network(nn.Module):
         products
             Convolutions as matrix products where that is cheaper.
         flat
-            All tokens as rows of one matrix.
+            All tokens as rows of one matrix; convolutions of images one step high.
         """
         return copy.deepcopy(self).eval().requires_grad_(False)
 

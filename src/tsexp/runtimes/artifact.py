@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 STAGE_VERSION = 9
 STAGE_VERSIONS = {"cpu": STAGE_VERSION, "cuda": STAGE_VERSION + 1}
 """By device: artifacts on a GPU computed in TF32 once, those on a CPU did not change."""
+REWRITES = {("onnxruntime", "convolution"): 1}
+"""How often what a runtime exports of a family has changed since, where other artifacts did not."""
 
 MANIFEST = "manifest.json"
 
@@ -290,6 +292,16 @@ def _version(package: str) -> str | None:
     return None
 
 
+def rewrites(quant: QuantConfig, runtime: RuntimeConfig, family: str) -> dict[str, Any]:
+    """Return what artifacts and their records depend on besides `STAGE_VERSIONS`; empty for most."""
+    found = {
+        one.name: REWRITES[one.name, family]
+        for one in candidates(quant, runtime, family)
+        if (one.name, family) in REWRITES
+    }
+    return {"rewrites": found} if found else {}
+
+
 def versions(
     quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer"
 ) -> dict[str, str | None]:
@@ -371,6 +383,7 @@ def deploy(
         "versions": versions(quant, runtime, fitted.family),
         "machine": machine,
         "calibration": chosen.tolist(),
+        **rewrites(quant, runtime, fitted.family),
         **own_digests(runtime.name),
     }
     entry = cache.stage("artifact", STAGE_VERSIONS[runtime.device], key, build)

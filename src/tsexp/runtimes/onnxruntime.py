@@ -98,7 +98,7 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
 def rewritten(model: Network, mode: str) -> Network:
     """Return what is exported in a mode."""
     # In two dimensions biases and residuals come for free, but int8 products are not fused with them, and
-    # MatMulNBits does not know Gemm.
+    # MatMulNBits does not know Gemm. Convolutions in two dimensions are computed on blocks of channels.
     return model.deployable(fused=True, flat=mode == "none")
 
 

@@ -37,7 +37,18 @@ class Affine(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return x * self.weight + self.bias
+        weight, bias = (w if x.ndim == 3 else w[..., None] for w in (self.weight, self.bias))
+        return x * weight + bias
+
+
+def convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, pad: int = 0, dilation: int = 1, groups: int = 1
+) -> Tensor:
+    """`F.conv1d`; of images one step high (batch, channels, 1, time) the same, as one of two dimensions."""
+    if x.ndim == 3:
+        return F.conv1d(x, weight, bias, padding=pad, dilation=dilation, groups=groups)
+    kernel = weight[:, :, None]
+    return F.conv2d(x, kernel, bias, padding=(0, pad), dilation=(1, dilation), groups=groups)
 
 
 NARROW = 10
@@ -53,7 +64,8 @@ class Convolution(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or input.device.type != "cpu":
-            return super().forward(input)
+            reach = {"pad": int(self.padding[0]), "dilation": self.dilation[0]}
+            return convolved(input, self.weight, self.bias, groups=self.groups, **reach)
         padding, dilation = int(self.padding[0]), self.dilation[0]
         x = F.pad(input, (padding, padding)) if padding else input
         if dilation == 1:
@@ -152,4 +164,5 @@ def zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def mean(x: Tensor, mask: Tensor | None) -> Tensor:
     """Average (batch, channels, time), with zeros as padding, over the time that holds data."""
-    return x.mean(-1) if mask is None else x.sum(-1) / mask.to(x.dtype).sum(-1, keepdim=True)
+    found = x.mean(-1) if mask is None else x.sum(-1) / mask.to(x.dtype).sum(-1, keepdim=True)
+    return found.flatten(1)

@@ -105,8 +105,8 @@ class Inception(nn.Module):
         """Largest of three steps. Zeros as padding do not matter where nothing is negative."""
         if mask is None or not self.first:
             learns_on_cpu = self.training and x.device.type == "cpu"
-            return largest_of_three(x) if learns_on_cpu else F.max_pool1d(x, 3, 1, 1)
-        x = F.max_pool1d(x.masked_fill(~mask[:, None], -torch.inf), 3, 1, 1)
+            return largest_of_three(x) if learns_on_cpu else pooled(x)
+        x = pooled(x.masked_fill(~mask[:, None], -torch.inf))
         return x.masked_fill(~mask[:, None], 0)
 
     def fold(self) -> None:
@@ -114,6 +114,11 @@ class Inception(nn.Module):
         assert self.norm is not None
         fold_apart(self.branches, self.norm)
         self.norm = None
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Largest of three steps, of images one step high, too."""
+    return F.max_pool1d(x, 3, 1, 1) if x.ndim == 3 else F.max_pool2d(x, (1, 3), 1, (0, 1))
 
 
 def largest_of_three(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tsexp.data import Dataset
 from tsexp.models.arch import BaseArch
-from tsexp.models.convolution.blocks import Affine, Block, Norm, Same, fold_apart, mean, zeroed
+from tsexp.models.convolution.blocks import Affine, Block, Norm, Same, convolved, fold_apart, mean, zeroed
 from tsexp.models.convolution.config import Config
 from tsexp.models.convolution.network import Channels, Ensemble, Layer, Wires
 from tsexp.models.preprocess import Preprocess
@@ -120,7 +120,7 @@ class Fixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if x.shape[1] == 1 else x.sum(1, keepdim=True)
-        return F.relu(F.conv1d(F.pad(x, self.pad), self.weight))
+        return F.relu(convolved(F.pad(x, self.pad), self.weight))
 
 
 class First(nn.Module):

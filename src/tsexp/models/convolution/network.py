@@ -55,12 +55,27 @@ class Convolutional(Network):
     """A network of convolutions over time."""
 
     family: ClassVar[str] = "convolution"
+    planar = False
+    """Series are images one step high, (batch, channels, 1, time), behind the preprocessing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw series (batch, channels, time) → class scores (batch, classes), unnormalised."""
+        x, mask = self.preprocess(x)
+        if self.planar:
+            x, mask = x[:, :, None], None if mask is None else mask[:, None]
+        return self.network(x, mask)
 
     def deployable(
         self, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False
     ) -> Self:
-        """Fold the norms; there is no attention, and gathering windows does not pay."""
-        return self.folded()
+        """Fold the norms; `flat` is of images here: ONNX Runtime's fast convolutions are of these alone.
+
+        There is no attention, and gathering windows does not pay. A layer that somebody put in is left as it
+        is, and may not know images.
+        """
+        new = self.folded()
+        new.planar = flat and not new.replaced
+        return new
 
     def folded(self) -> Self:
         """Return a copy in eval mode without norms: the same scores up to float rounding."""
