@@ -55,6 +55,13 @@ def dying(monkeypatch, kept, died):
     monkeypatch.setattr(loop.Keeping, "on_train_epoch_end", on_train_epoch_end)
 
 
+def train_and_die(monkeypatch, cfg, dataset, cache, kept, died):
+    with monkeypatch.context() as patched:
+        dying(patched, kept, died)
+        with pytest.raises(Dies):
+            training.train(cfg.model, cfg.train, 0, dataset, cache)
+
+
 def left(root):
     return sorted(f.name for f in root.glob("*/*") if f.suffix not in (".lock",))
 
@@ -67,10 +74,7 @@ def test_a_fit_that_died_goes_on_to_the_same_weights(italy, tmp_path, monkeypatc
     if died >= len(whole.history()):
         pytest.skip("it stops before")
     cache = Cache(tmp_path / "died")
-    with monkeypatch.context() as patched:
-        dying(patched, kept, died)
-        with pytest.raises(Dies):
-            training.train(cfg.model, cfg.train, 0, italy, cache)
+    train_and_die(monkeypatch, cfg, italy, cache, kept, died)
     assert left(cache.root) == [f"{whole.signature}.unfinished"]
     steps = []
     ordinary = loop.Fitting.training_step
@@ -90,10 +94,7 @@ def test_one_that_died_twice_goes_on_from_the_second_death(italy, tmp_path, monk
     whole = training.train(cfg.model, cfg.train, 0, italy, Cache(tmp_path / "whole"))
     cache = Cache(tmp_path / "died")
     for kept in (1, 4):
-        with monkeypatch.context() as patched:
-            dying(patched, kept, kept)
-            with pytest.raises(Dies):
-                training.train(cfg.model, cfg.train, 0, italy, cache)
+        train_and_die(monkeypatch, cfg, italy, cache, kept, kept)
         (unfinished,) = cache.root.glob("*/*.unfinished/*")
     again = training.train(cfg.model, cfg.train, 0, italy, cache)
     assert unfinished.name == "2"
@@ -138,10 +139,7 @@ def test_what_is_damaged_is_told_and_not_used(italy, tmp_path, monkeypatch, capl
     cfg = small("model=t3")
     whole = training.train(cfg.model, cfg.train, 0, italy, Cache(tmp_path / "whole"))
     cache = Cache(tmp_path / "died")
-    with monkeypatch.context() as patched:
-        dying(patched, 3, 3)
-        with pytest.raises(Dies):
-            training.train(cfg.model, cfg.train, 0, italy, cache)
+    train_and_die(monkeypatch, cfg, italy, cache, 3, 3)
     (folder,) = cache.root.glob("*/*.unfinished/1")
     damage(folder)
     with caplog.at_level(logging.WARNING, "tsexp"):
@@ -184,10 +182,7 @@ def test_whatever_happens_to_it_a_stage_begins_anew_and_can_keep_more(tmp_path, 
 def test_another_lightning_begins_anew(italy, tmp_path, monkeypatch):
     cfg = small("model=t3")
     cache = Cache(tmp_path)
-    with monkeypatch.context() as patched:
-        dying(patched, 3, 3)
-        with pytest.raises(Dies):
-            training.train(cfg.model, cfg.train, 0, italy, cache)
+    train_and_die(monkeypatch, cfg, italy, cache, 3, 3)
     (note,) = cache.root.glob("*/*.unfinished/1/entry.json")
     assert json.loads(note.read_text())["about"].keys() == {"lightning", "torch"}
     ordinary = caches.metadata.version
@@ -205,10 +200,7 @@ def test_nothing_in_it_is_executed(italy, tmp_path, monkeypatch):
 
     cfg = small("model=t3")
     cache = Cache(tmp_path)
-    with monkeypatch.context() as patched:
-        dying(patched, 3, 3)
-        with pytest.raises(Dies):
-            training.train(cfg.model, cfg.train, 0, italy, cache)
+    train_and_die(monkeypatch, cfg, italy, cache, 3, 3)
     (folder,) = cache.root.glob("*/*.unfinished/1")
     about = json.loads((folder / "entry.json").read_text())
     torch.save({"state_dict": Trap()}, folder / "training.ckpt")
