@@ -27,6 +27,7 @@ from tsexp.models.convolution.blocks import Convolution
 from tsexp.models.convolution.inception import largest_of_three
 from tsexp.models.convolution.lite import Fixed, fixed_filters
 from tsexp.runtimes import artifact as artifact_module
+from tsexp.runtimes import onnxruntime
 
 SMALL = {
     "fcn": ("model.filters=[8,16,8]",),
@@ -477,8 +478,6 @@ def test_onnx_runtime_convolves_images_in_blocks_of_channels(italy, tmp_path, mo
     # Inside its graph, of what it makes when a session starts: the fast ones are of another domain.
     import onnx
 
-    from tsexp.runtimes import onnxruntime
-
     cfg = config("fcn", f"quant.mode={mode}", "model.filters=[16,16]", "model.kernels=[8,3]")
     dense = training.train(cfg.model, cfg.train, 0, italy, Cache(tmp_path))
     artifact = runtimes.deploy(dense, cfg.quant, RuntimeConfig("onnxruntime", "cpu"), italy, Cache(tmp_path))
@@ -490,19 +489,39 @@ def test_onnx_runtime_convolves_images_in_blocks_of_channels(italy, tmp_path, mo
     assert artifact.manifest["matmuls"].get("float32", 0) >= 1
 
 
-def test_a_layer_that_somebody_put_in_sees_no_images(italy):
+def test_layers_and_networks_of_somebody_else_see_no_images(italy):
     model = models.build(config("fcn").model, italy)
+    assert model.deployable(flat=True).planar
     model.replaced["blocks.0.conv"] = {"kind": "mine:Conv"}
     assert not model.deployable(flat=True).planar
 
+    class Mine(type(model)):
+        pass
+
+    assert not Mine(model.arch).deployable(flat=True).planar
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_several_channels_are_images_too(name, load_data, tmp_path):
+    motions = load_data("BasicMotions")
+    torch.manual_seed(0)
+    model = awake(models.build(config(name).model, motions))
+    assert model.arch.channels == 6
+    onnxruntime.to_onnx(onnxruntime.rewritten(model, "none"), tmp_path / "model.onnx")
+    predictor = onnxruntime.OnnxPredictor(tmp_path / "model.onnx", 1)
+    np.testing.assert_allclose(
+        predictor(motions.x_test[:5]), model.scores(motions.x_test[:5]), atol=1e-5, rtol=1e-5
+    )
+
 
 def test_only_what_onnx_runtime_exports_of_them_counts_as_changed(tiny, italy):
-    def keys(name, runtime):
-        cfg = replace(compose(f"model={name}"), runtime=RuntimeConfig(runtime, "cpu"))
+    def keys(name, runtime, mode="none"):
+        cfg = replace(compose(f"model={name}", f"quant.mode={mode}"), runtime=RuntimeConfig(runtime, "cpu"))
         return runtimes.rewrites(cfg.quant, cfg.runtime, cfg.model.family)
 
     assert keys("fcn", "onnxruntime") == {"rewrites": {"onnxruntime": 1}}
     assert keys("fcn", "auto")["rewrites"]["onnxruntime"] == 1
+    assert keys("fcn", "onnxruntime", "static") == {}
     assert keys("fcn", "eager") == keys("t3", "onnxruntime") == keys("t4", "onnxruntime") == {}
 
 
@@ -512,7 +531,7 @@ def test_records_and_artifacts_from_before_do_not_count(italy, tmp_path, monkeyp
     dense = training.train(cfg.model, cfg.train, 0, italy, home)
     made = []
     for count in (1, 2):
-        monkeypatch.setitem(artifact_module.REWRITES, ("onnxruntime", "convolution"), count)
+        monkeypatch.setitem(artifact_module.REWRITES, ("onnxruntime", "convolution", "none"), count)
         deployed = runtimes.deploy(dense, cfg.quant, cfg.runtime, italy, home)
         made.append((deployed.entry.signature, pipeline.signature(cfg, italy)))
     assert made[0][0] != made[1][0]

@@ -75,102 +75,74 @@ class Counter(Protocol):
         ...
 
 
-class Meter:
-    """What a stretch of work costs, on top of what it cost processes before this one."""
-
-    def __init__(self, counter: Counter | None, before: dict[str, Any] | None) -> None:
-        self._counter = counter
-        self._before = before
-        self._start = _spent()
-        self._joules: float | None = 0.0
-        self._count()
-
-    def _count(self) -> None:
-        self._counted_from_s = time.perf_counter()
-        if self._counter is not None:
-            self._counter.begin()
-
-    def cost(self, more: bool = False) -> dict[str, Any]:
-        """As `Entry.cost`, so far; `more` work follows. Joules are of sources that counted all of it."""
-        energy_j: dict[str, float] = {}
-        if self._counter is not None:
-            joules, wall_s = self._counter.end(), time.perf_counter() - self._counted_from_s
-            # More than it can have seen: a counter that wrapped.
-            most_j = getattr(self._counter, "most_w", math.inf) * wall_s
-            counted = 0 <= joules <= most_j and math.isfinite(joules)
-            self._joules = self._joules + joules if counted and self._joules is not None else None
-            if self._joules is not None:
-                energy_j = {self._counter.source: self._joules}
-        cost: dict[str, Any] = {k: v - self._start[k] for k, v in _spent().items()}
-        if self._before is not None:
-            cost = {k: v + self._before[k] for k, v in cost.items()}
-            then = self._before["energy_j"]
-            energy_j = {source: j + then[source] for source, j in energy_j.items() if source in then}
-        if more:
-            self._count()
-        return cost | {"energy_j": energy_j}
-
-
 class Unfinished:
     """What a stage that takes long has so far: if its process dies, the next one may go on from there.
 
     Each time it is kept makes a folder ``<signature>.unfinished/<number>/``, sealed as an entry is; the
-    newest whole one counts. All of them go when the entry is there.
+    newest whole one counts. The one before stays, for a machine that loses its power may lose what was
+    written last. All of them go when the entry is there.
 
     Attributes
     ----------
     found
         What a process before this one kept, while the stage is built; None if there is nothing.
+    before
+        What that had cost; without joules, for a counter is not asked in the middle.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         self.folder = folder
         self.found: Path | None = None
+        self.before: dict[str, float] | None = None
         self._about = about
-        self._meter: Meter | None = None
+        self._start = _spent()
 
     def keep(self, write: Callable[[Path], None]) -> None:
-        """Keep what `write` puts into the folder that it is given, in place of what was kept before.
+        """Keep what `write` puts into the folder that it is given.
 
-        A disk without room for it is told of, and is no reason to end.
+        A disk that does not take it is told of, and is no reason to end.
         """
-        assert self._meter is not None, "kept outside of its stage"
-        before = self._all()
         partial = self.folder / "partial"
         try:
+            older = self._all()
             clear(self.folder, unless_folder=True)
             clear(partial)
             partial.mkdir(parents=True)
             write(partial)
-            seal(partial, {"about": self._about, "cost": self._meter.cost(more=True)})
-            partial.rename(self.folder / str(1 + max((int(f.name) for f in before), default=0)))
-        except Exception as error:
-            told = full(error, self.folder)
-            clear(partial)
-            if told is None:
-                raise
-            log.warning("not kept while unfinished: %s", told)
-            return
-        for folder in before:
-            clear(folder)
+            cost = _sum(_since(self._start), self.before) | {"energy_j": {}}
+            seal(partial, {"about": self._about, "cost": cost})
+            partial.rename(self.folder / str(1 + max(map(_number, older), default=0)))
+            for folder in older[:-1]:
+                clear(folder)
+        except (OSError, MemoryError, RuntimeError) as error:
+            with contextlib.suppress(OSError):
+                clear(partial)
+            log.warning("not kept while unfinished: %s", full(error, self.folder) or repr(error))
 
-    def begin(self, counter: Counter | None) -> Meter:
+    def begin(self) -> None:
         """Look for what is there; what is paid from now on comes on top of what that cost."""
-        self.found, cost = None, None
-        for folder in sorted(self._all(), key=lambda f: int(f.name), reverse=True):
+        self.found, self.before, self._start = None, None, _spent()
+        for folder in reversed(self._all()):
             problem = _damage(folder)
             if problem is not None:
                 log.warning("what was kept in %s is damaged (%s): not used", folder, problem)
                 continue
             note = json.loads((folder / ENTRY).read_text())
-            if note.get("about") == self._about:
-                self.found, cost = folder, note["cost"]
-                break
-        self._meter = Meter(counter, cost)
-        return self._meter
+            if note.get("about") != self._about:
+                log.warning("what was kept in %s is of other libraries (%s): not used", folder, note["about"])
+                continue
+            self.found, cost = folder, note["cost"]
+            self.before = {k: cost[k] for k in self._start}
+            break
 
     def _all(self) -> list[Path]:
-        return [f for f in self.folder.glob("*") if f.name.isdecimal()] if self.folder.is_dir() else []
+        """Oldest first."""
+        there = self.folder.glob("*") if self.folder.is_dir() else ()
+        return sorted((f for f in there if f.name.isdecimal()), key=_number)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name)
 
 
 class CacheError(RuntimeError):
@@ -230,11 +202,11 @@ class Cache:
         return digest(_about(name, version, key))
 
     def unfinished(
-        self, name: str, version: int, key: dict[str, Any], libraries: tuple[str, ...] = ()
+        self, name: str, version: int, key: dict[str, Any], about: dict[str, Any] | None = None
     ) -> Unfinished:
-        """Return where a stage may keep what it has so far, for processes with the same `libraries`."""
+        """Return where a stage may keep what it has so far; used by those with the same `about` alone."""
         folder = self.root / name / f"{self.signature(name, version, key)}.unfinished"
-        return Unfinished(folder, {library: metadata.version(library) for library in libraries})
+        return Unfinished(folder, about or {})
 
     def _stage(
         self,
@@ -255,6 +227,8 @@ class Cache:
             if folder.exists():
                 problem = _damage(folder)
                 if problem is None:
+                    if unfinished is not None:  # its process may have died between the two
+                        shutil.rmtree(unfinished.folder, ignore_errors=True)
                     return Entry(folder, signature, reused=True)
                 log.warning("cache entry %s is damaged (%s): rebuilding it", folder, problem)
                 clear(folder)
@@ -264,14 +238,13 @@ class Cache:
             try:
                 partial.mkdir()
                 with sharing_the_machine():
-                    counter = self.counter()
-                    meter = unfinished.begin(counter) if unfinished else Meter(counter, None)
-                    build(partial)
-                    cost = meter.cost()
+                    if unfinished is not None:
+                        unfinished.begin()
+                    cost = self._metered(build, partial, unfinished.before if unfinished else None)
                 seal(partial, about | {"cost": cost})
                 partial.rename(folder)
                 if unfinished is not None:
-                    clear(unfinished.folder)
+                    shutil.rmtree(unfinished.folder, ignore_errors=True)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return Entry(folder, signature, reused=False)
@@ -297,6 +270,24 @@ class Cache:
             # Of a process that was killed; one that is building has the lock.
             with contextlib.suppress(Timeout, OSError), FileLock(partial.with_suffix(".lock"), timeout=0):
                 clear(partial)
+
+    def _metered(
+        self, build: Callable[[Path], None], folder: Path, before: dict[str, float] | None
+    ) -> dict[str, Any]:
+        counter = self.counter()
+        start = _spent()
+        if counter is not None:
+            counter.begin()
+        build(folder)
+        now = _since(start)
+        energy_j = {} if counter is None else {counter.source: counter.end()}
+        if before is not None:  # of whose joules nothing is known
+            energy_j = {}
+        # More than it can have seen: a counter that wrapped.
+        most_j = getattr(counter, "most_w", math.inf) * now["wall_s"]
+        return _sum(now, before) | {
+            "energy_j": {s: j for s, j in energy_j.items() if 0 <= j <= most_j and math.isfinite(j)}
+        }
 
 
 def _about(name: str, version: int, key: dict[str, Any]) -> dict[str, Any]:
@@ -345,6 +336,14 @@ def _spent() -> dict[str, float]:
     """Wall seconds, and CPU seconds of this process and of the children that ended: compilers run as such."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {"wall_s": time.perf_counter(), "cpu_s": sum(u.ru_utime + u.ru_stime for u in usages)}
+
+
+def _since(start: dict[str, float]) -> dict[str, float]:
+    return {k: now - start[k] for k, now in _spent().items()}
+
+
+def _sum(spent: dict[str, float], before: dict[str, float] | None) -> dict[str, Any]:
+    return {k: v + (before[k] if before else 0.0) for k, v in spent.items()}
 
 
 def seal(folder: Path, about: dict[str, Any]) -> None:

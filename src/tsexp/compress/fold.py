@@ -55,7 +55,7 @@ class Context:
     control
         Nothing is to be removed or rounded, only trained alike.
     unfinished
-        Where a step that takes long may keep what it has so far.
+        Where a step that takes long may keep what it has so far: for the only fit that it makes.
     """
 
     cfg: Config
@@ -99,7 +99,7 @@ def _stage(
         "seed": context.cfg.seed,
         "control": context.control,
     }
-    unfinished = cache.unfinished(name, step.VERSION, key, training.LIBRARIES)
+    unfinished = cache.unfinished(name, step.VERSION, key, training.keepers())
 
     def build(folder: Path) -> None:
         changed, history = step.apply(model.load(), replace(context, unfinished=unfinished), folder)

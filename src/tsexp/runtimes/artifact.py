@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 STAGE_VERSION = 9
 STAGE_VERSIONS = {"cpu": STAGE_VERSION, "cuda": STAGE_VERSION + 1}
 """By device: artifacts on a GPU computed in TF32 once, those on a CPU did not change."""
-REWRITES = {("onnxruntime", "convolution"): 1}
-"""How often what a runtime exports of a family has changed since, where other artifacts did not."""
+REWRITES = {("onnxruntime", "convolution", "none"): 1}
+"""How often what a runtime exports of a family in a mode has changed, where other artifacts did not."""
 
 MANIFEST = "manifest.json"
 
@@ -295,9 +295,9 @@ def _version(package: str) -> str | None:
 def rewrites(quant: QuantConfig, runtime: RuntimeConfig, family: str) -> dict[str, Any]:
     """Return what artifacts and their records depend on besides `STAGE_VERSIONS`; empty for most."""
     found = {
-        one.name: REWRITES[one.name, family]
+        one.name: REWRITES[one.name, family, quant.mode]
         for one in candidates(quant, runtime, family)
-        if (one.name, family) in REWRITES
+        if (one.name, family, quant.mode) in REWRITES
     }
     return {"rewrites": found} if found else {}
 

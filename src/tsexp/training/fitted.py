@@ -17,8 +17,8 @@ from tsexp.data import Dataset
 from tsexp.models import Model, Network
 
 STAGE_VERSION = 4
-LIBRARIES = ("lightning", "torch")
-"""Whose versions must be the same where a fit goes on."""
+KEPT_VERSION = 1
+"""Raised whenever what an unfinished fit keeps is other than before."""
 
 OF_A_MODEL = ("arch.json", "weights.safetensors", "history.json", "entry.json")
 
@@ -100,7 +100,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
     if packages:
         key["libraries"] = {name: metadata.version(name) for name in packages}
 
-    unfinished = cache.unfinished("dense", STAGE_VERSION, key, LIBRARIES)
+    unfinished = cache.unfinished("dense", STAGE_VERSION, key, keepers())
 
     def build(folder: Path) -> None:
         if isinstance(fresh, Network):
@@ -113,6 +113,11 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         save(fresh, history, folder)
 
     return Fitted(cache.stage("dense", STAGE_VERSION, key, build, unfinished))
+
+
+def keepers() -> dict[str, Any]:
+    """Return the versions of what keeps and restores an unfinished fit: they have to be the same."""
+    return {"lightning": metadata.version("lightning"), "kept": KEPT_VERSION}
 
 
 def save(model: Model, history: list[dict[str, float]], folder: Path) -> None:
@@ -147,8 +152,9 @@ def fit(
     teacher
         Distil from it.
     unfinished
-        Where to keep what there is, every few minutes, and to go on from if something is there: the weights
-        in the end are the same, bit for bit. With one device; several begin anew.
+        Where to keep what there is, every few minutes, and to go on from if something is there: on the same
+        kind of CPU, the weights in the end are the same, bit for bit. For the only fit of a stage; with
+        several devices it begins anew.
     """
     from tsexp.training import loop
 

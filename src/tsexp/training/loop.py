@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -75,10 +76,10 @@ def fit(
             callbacks.append(Averaging(config.ema, None if chosen else GLANCE))
         if config.patience and len(dataset.val):
             callbacks.append(EarlyStopping("val_loss", patience=config.patience))
-        keeping = unfinished if config.devices == 1 else None
+        keeping = Keeping(unfinished) if unfinished is not None and config.devices == 1 else None
         if keeping is not None:
-            callbacks.append(Keeping(keeping))
-        several: dict[str, Any] = {}
+            callbacks.append(keeping)
+        several: dict[str, Any] = {"plugins": [InPlace()]}
         if config.devices > 1:
             if 0 < len(dataset.val) < config.devices:
                 raise ConfigError(
@@ -114,13 +115,18 @@ def fit(
             **several,
         )
         model.train()  # Lightning keeps the mode that it finds, and a loaded model is ready to answer
-        kept = None if keeping is None or keeping.found is None else keeping.found / CHECKPOINT
+        kept = None if keeping is None else keeping.checkpoint()
         try:
-            with _processes(trainer) if several else contextlib.nullcontext():
+            with _processes(trainer) if config.devices > 1 else contextlib.nullcontext():
                 trainer.fit(fitting, batches, ckpt_path=kept, weights_only=True)
         except BaseException as error:
             if _interrupted(error):
                 raise (signals.Terminated() if signals.terminated() else KeyboardInterrupt()) from None
+            if keeping is not None and keeping.restoring:
+                raise RuntimeError(
+                    f"{title}: cannot go on from what is kept in {keeping.unfinished.folder}; delete it, and "
+                    "the same command begins anew"
+                ) from error
             raise
     model.cpu().eval()
     if any(not torch.isfinite(p).all() for p in model.parameters()):
@@ -515,13 +521,33 @@ class Keeping(Checkpoint):
     """Keeps what a fit has at the end of an epoch, so that another process may go on.
 
     Lightning calls it after all others, and restores weights, optimizer, schedule, loops and callbacks. What
-    draws the order of series and what is dropped is restored here.
+    draws the order of series and what is dropped is restored here. Of a change to what is kept, here or in
+    another callback, `fitted.KEPT_VERSION` has to tell.
+
+    Attributes
+    ----------
+    restoring
+        From when a checkpoint is asked for until a fit goes on from it.
     """
 
     def __init__(self, unfinished: Unfinished) -> None:
-        self._unfinished = unfinished
+        self.unfinished = unfinished
+        self.restoring = False
         self._last = time.monotonic()
         self._drawn: dict[str, Tensor] = {}
+
+    def checkpoint(self) -> Path | None:
+        """Return what a process before this one kept, if it can be read."""
+        if self.unfinished.found is None:
+            return None
+        path = self.unfinished.found / CHECKPOINT
+        try:
+            torch.load(path, "cpu", weights_only=True)
+        except Exception as error:  # whatever somebody made of it
+            log.warning("what was kept in %s cannot be read (%s): not used", path.parent, error)
+            return None
+        self.restoring = True
+        return path
 
     def state_dict(self) -> dict[str, Any]:
         cuda = torch.cuda.is_initialized()
@@ -531,6 +557,7 @@ class Keeping(Checkpoint):
         self._drawn = state_dict
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.restoring = False
         if self._drawn:
             torch.set_rng_state(self._drawn["cpu"].cpu())
             if "cuda" in self._drawn and pl_module.device.type == "cuda":
@@ -543,8 +570,17 @@ class Keeping(Checkpoint):
         # After the last epoch the entry follows; and Lightning does not end a fit twice that has ended.
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if not last and time.monotonic() - self._last >= KEEP_S:
-            self._unfinished.keep(lambda folder: trainer.save_checkpoint(folder / CHECKPOINT))
+            self.unfinished.keep(lambda folder: trainer.save_checkpoint(folder / CHECKPOINT))
             self._last = time.monotonic()
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes where it is told: Lightning's own passes through memory and `TMPDIR`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        torch.save(checkpoint, path)
 
 
 class Progress(Callback):

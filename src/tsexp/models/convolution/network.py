@@ -70,11 +70,12 @@ class Convolutional(Network):
     ) -> Self:
         """Fold the norms; `flat` is of images here: ONNX Runtime's fast convolutions are of these alone.
 
-        There is no attention, and gathering windows does not pay. A layer that somebody put in is left as it
-        is, and may not know images.
+        There is no attention, and gathering windows does not pay. Networks and layers that are not of this
+        package may not know images.
         """
         new = self.folded()
-        new.planar = flat and not new.replaced
+        ours = type(self).__module__.startswith(f"{__package__}.") and not self.replaced
+        new.planar = flat and ours
         return new
 
     def folded(self) -> Self:
