@@ -156,6 +156,7 @@ def averaged(model, decay, steps):
     with torch.no_grad():
         ours, module = loop.Averaging(decay), loop.Fitting(model, OURS, None, classification)
         theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        ours.on_train_start(None, module)
         for step in range(steps):
             for p in model.parameters():
                 p.fill_(step)
