@@ -189,6 +189,18 @@ def test_without_validation_series_it_goes_on_as_well(load_data, tmp_path, monke
     assert again.history() == whole.history()
 
 
+def test_what_does_not_say_who_kept_it_is_told_and_not_used(tmp_path, caplog):
+    cache = Cache(tmp_path)
+    unfinished = cache.unfinished("dense", 1, {}, {"kept": 1})
+    folder = unfinished.folder / "1"
+    folder.mkdir(parents=True)
+    caches.seal(folder, {"cost": {"wall_s": 1.0, "cpu_s": 1.0, "energy_j": {}}})
+    with caplog.at_level(logging.WARNING, "tsexp"):
+        cache.stage("dense", 1, {}, lambda f: (f / "made.txt").touch(), unfinished)
+    assert ["of other libraries (None)" in r.getMessage() for r in caplog.records] == [True]
+    assert unfinished.found is None
+
+
 @pytest.mark.parametrize("what", ["lightning", "kept"])
 def test_what_another_version_kept_is_told_and_not_used(italy, tmp_path, monkeypatch, caplog, what):
     cfg = small("model=t3")

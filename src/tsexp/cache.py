@@ -128,8 +128,8 @@ class Unfinished:
                 log.warning("what was kept in %s is damaged (%s): not used", folder, problem)
                 continue
             note = json.loads((folder / ENTRY).read_text())
-            if note.get("about") != self._about:
-                log.warning("what was kept in %s is of other libraries (%s): not used", folder, note["about"])
+            if (about := note.get("about")) != self._about:
+                log.warning("what was kept in %s is of other libraries (%s): not used", folder, about)
                 continue
             self.found, cost = folder, note["cost"]
             self.before = {k: cost[k] for k in self._start}
