@@ -79,7 +79,7 @@ def fit(
         keeping = Keeping(unfinished) if unfinished is not None and config.devices == 1 else None
         if keeping is not None:
             callbacks.append(keeping)
-        several: dict[str, Any] = {"plugins": [InPlace()]}
+        how: dict[str, Any] = {"plugins": [InPlace()]}
         if config.devices > 1:
             if 0 < len(dataset.val) < config.devices:
                 raise ConfigError(
@@ -87,7 +87,7 @@ def fit(
                     "fewer devices or a larger data.val_fraction"
                 )
             callbacks.append(OneOfSeveral(config.threads, seed))  # after Averaging, which renews statistics
-            several = {
+            how = {
                 # Of Lightning's ways, `popen` (plain "ddp") would run this process' command line again, which
                 # Hydra has taken apart and which may be that of a server; `fork` does not bear CUDA, nor the
                 # pools of threads that this process may have. `spawn` needs neither, and is the same on CPU
@@ -112,7 +112,7 @@ def fit(
             # Without a choice to make, some points of the curve are enough.
             check_val_every_n_epoch=1 if chosen else max(1, epochs // VALIDATIONS),
             deterministic="warn" if config.device == "cuda" else None,
-            **several,
+            **how,
         )
         model.train()  # Lightning keeps the mode that it finds, and a loaded model is ready to answer
         kept = None if keeping is None else keeping.checkpoint()
