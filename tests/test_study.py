@@ -337,6 +337,13 @@ def test_what_is_told_of_convolutional_nets_is_what_was_measured(company):
         f"or {beside(half).min():.1f} to {beside(half).max():.0f} times with half of their channels" in readme
     )
 
+    resnet, other = dense.loc["resnet", "accuracy_pct"], half.loc[("inceptiontime", "ACSF1"), "accuracy_pct"]
+    told = "ResNet has {:.1f} % on ACSF1 (five seeds; by one, InceptionTime with half of its channels gone {:.1f})"
+    assert told.format(resnet["ACSF1"], other) in readme
+    assert (
+        "{:.1f} on PLAID, {:.1f} on ElectricDevices".format(*resnet[["PLAID", "ElectricDevices"]]) in readme
+    )
+
     in_runtime = int8["speedup"] / plain["speedup"].reindex(int8.index)
     told = f"static int8 makes them {spread(in_runtime)} times as fast as fp32 in ONNX Runtime"
     assert told in page
