@@ -338,8 +338,8 @@ def test_what_is_told_of_convolutional_nets_is_what_was_measured(company):
     )
 
     resnet, other = dense.loc["resnet", "accuracy_pct"], half.loc[("inceptiontime", "ACSF1"), "accuracy_pct"]
-    told = "ResNet has {:.1f} % on ACSF1 (five seeds; by one, InceptionTime with half of its channels gone {:.1f})"
-    assert told.format(resnet["ACSF1"], other) in readme
+    assert f"ResNet has {resnet['ACSF1']:.1f} % on ACSF1 (five seeds; by one, InceptionTime" in readme
+    assert f"with half of its channels gone {other:.1f})" in readme
     assert (
         "{:.1f} on PLAID, {:.1f} on ElectricDevices".format(*resnet[["PLAID", "ElectricDevices"]]) in readme
     )
