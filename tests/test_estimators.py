@@ -178,3 +178,26 @@ def test_answers_without_products_do_not_depend_on_batch_mates_in_any_bit(name, 
     assert np.array_equal(
         np.concatenate([model.scores(x[i : i + 1]) for i in range(len(x))]), model.scores(x)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "value"),
+    [("left_child", 0, 0), ("right_child", 0, 10**6), ("left_child", 1, 1), ("feature", 0, -7)],
+)
+def test_damaged_trees_are_refused_not_followed(name, row, value, italy):
+    """Round in a circle, or out of memory."""
+    model = fitted("quant_forest", italy)
+    state = {key: tensor.clone() for key, tensor in model.state().items()}
+    inner = (state["left_child"] >= 0).nonzero()[row]
+    state[name][inner] = value
+    with pytest.raises(ValueError, match="a decision tree is damaged: a node leads to no other"):
+        model.set_state(state)
+
+
+def test_trees_that_ask_for_more_than_there_is_are_refused(italy):
+    model = fitted("quant_forest", italy)
+    state = {key: tensor.clone() for key, tensor in model.state().items()}
+    state["feature"][0] = 10**6
+    model.set_state(state)
+    with pytest.raises(ValueError, match=r"ask for 1000001 features, there are \d+"):
+        model.scores(italy.x_test[:1])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +15,7 @@ from tsexp.models.estimators.base import Estimator, EstimatorConfig, tensors_of
 from tsexp.models.estimators.quantiles import Quantiles
 
 LIKE = "estimator"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -55,9 +53,8 @@ class Arch(BaseArch):
 class QuantForest(Estimator):
     """aeon's `QUANTClassifier`, bit for bit, at less work.
 
-    Of scikit-learn's forest only the trees are kept, and asked one after the other: with what it does around
-    them a forest takes ten times as long for one series. Of aeon's transform only the intervals are kept:
-    `Quantiles` sorts many of them at once.
+    Of aeon's transform only the intervals are kept: `Quantiles` sorts many of them at once. Of scikit-learn's
+    forest only the nodes: `Trees`.
     """
 
     family = "quant_forest"
@@ -78,41 +75,33 @@ class QuantForest(Estimator):
             random_state=seed,
         ).fit(x, y)
         forest = getattr(fresh, "estimator_", None) or fresh._estimator  # the latter before aeon 1.6
-        self._trees: list[Any] = [tree.tree_ for tree in forest.estimators_]
+        trees = [tree.tree_ for tree in forest.estimators_]
+        nodes = [tree.__getstate__()["nodes"] for tree in trees]
+        self._state = tensors_of(
+            {"sizes": [len(n) for n in nodes]}
+            | {name: np.concatenate([n[name] for n in nodes]) for name in self.NODE}
+            | {"frequencies": np.concatenate([tree.value[:, 0] for tree in trees])}
+        )
 
     def answer(self, x: FloatArray) -> FloatArray:
         """Preprocessed series → logarithms of class probabilities; 0 becomes what adds nothing to 1."""
-        features = self._quantiles(x)
-        frequencies = sum(tree.predict(features) for tree in self._trees) / len(self._trees)
+        frequencies = self._trees(self._quantiles(x))
         return np.log(np.maximum(frequencies, np.finfo(np.float32).eps))  # type: ignore[no-any-return]
 
     def state(self) -> dict[str, Tensor]:
-        nodes = [tree.__getstate__()["nodes"] for tree in self._trees]
-        return tensors_of(
-            {"sizes": [len(n) for n in nodes]}
-            | {name: np.concatenate([n[name] for n in nodes]) for name in self.NODE}
-            | {"frequencies": np.concatenate([tree.value[:, 0] for tree in self._trees])}
-        )
+        return self._state
 
     def set_state(self, tensors: dict[str, Tensor]) -> None:
         from aeon.transformations.collection.interval_based import QUANTTransformer
-        from sklearn.tree._tree import NODE_DTYPE, Tree
 
-        channels, length, classes = self.arch.channels, self.arch.preprocessing.length, len(self.arch.classes)
+        from tsexp.models.estimators.trees import Trees
+
+        channels, length = self.arch.channels, self.arch.preprocessing.length
         transform = QUANTTransformer(self.arch.interval_depth, self.arch.quantile_divisor)
-        nothing = transform.fit_transform(np.zeros((1, channels, length), np.float32))
+        transform.fit_transform(np.zeros((1, channels, length), np.float32))
         self._quantiles = Quantiles(transform.intervals_, length, self.arch.quantile_divisor)
-        arrays = {name: t.numpy() for name, t in tensors.items()}
-        nodes = np.zeros(len(arrays["threshold"]), NODE_DTYPE)
-        for name in self.NODE:
-            nodes[name] = arrays[name]
-        values = arrays["frequencies"][:, None]
-        self._trees = []
-        for start, end in pairwise(np.cumsum([0, *arrays["sizes"]])):
-            tree = Tree(nothing.shape[1], np.array([classes], np.intp), 1)
-            part = {"node_count": end - start, "nodes": nodes[start:end], "values": values[start:end]}
-            tree.__setstate__({"max_depth": 0, **part})  # answering does not ask for the depth
-            self._trees.append(tree)
+        self._state = tensors
+        self._trees = Trees(**{name: t.numpy() for name, t in tensors.items()})
 
 
 build, rebuild = QuantForest.build, QuantForest.rebuild
