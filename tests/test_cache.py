@@ -18,8 +18,9 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from tsexp.cache import Cache, CacheError, digests
+from tsexp.cache import Cache, CacheError
 from tsexp.config import ConfigError
+from tsexp.files import digests
 
 KEY = {"ratio": 0.5}
 

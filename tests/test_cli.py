@@ -468,7 +468,10 @@ def test_the_version_is_this_packages(command):
 
 @pytest.mark.parametrize("part", SUBCOMMANDS)
 def test_each_subcommand_has_a_help_that_names_how_it_was_called(part):
-    assert answers(str(COMMAND), part, "--help").startswith(f"usage: tsexp {part} ")
+    text = answers(str(COMMAND), part, "--help")
+    assert text.startswith(f"usage: tsexp {part} ")
+    options = set(re.findall(r"^  (--[\w-]+)", text, flags=re.M))
+    assert options == {word for word in SUBCOMMANDS[part][1] if word.startswith("--")}
     assert answers(sys.executable, "-m", f"tsexp.{part}", "--help").startswith(
         f"usage: python -m tsexp.{part} "
     )

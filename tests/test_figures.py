@@ -27,8 +27,8 @@ from tsexp.report.figures import (
     windows,
     words,
 )
-from tsexp.report.figures.study import CannotDraw, gather
-from tsexp.report.points import WAY, points
+from tsexp.report.figures.study import CannotDraw
+from tsexp.report.points import WAY, study
 from tsexp.report.style import COLOURS, STYLE, log_axis
 
 DRAW = (
@@ -39,10 +39,6 @@ DRAW = (
 
 def small(**changes):
     return frozen(**({"models": ("t1",), "series": 60} | changes))
-
-
-def study(results):
-    return gather(results, points(results))
 
 
 def changed(results, rows, **values):
@@ -289,7 +285,7 @@ def test_a_dense_model_that_was_measured_itself_is_no_second_point():
 def test_an_invalid_energy_changes_nothing_but_its_own_and_its_accuracy_counts():
     results = small()
     invalid = ~results.results["valid"]
-    without, points_of = points(only(results, ~invalid)), points(results)
+    without, points_of = study(only(results, ~invalid)), study(results)
     both = points_of.points.merge(without.points, on=WAY, suffixes=("", "_without"))
     assert (both["estimated_j"] == both["estimated_j_without"]).all()
     assert (both["speedup_hi"] == both["speedup_hi_without"]).all()
@@ -299,7 +295,7 @@ def test_an_invalid_energy_changes_nothing_but_its_own_and_its_accuracy_counts()
     assert (
         points_of.notes[0] == f"Records with invalid energy, which count for accuracy only: {invalid.sum()}."
     )
-    unscored = points(changed(results, invalid, scored=False))
+    unscored = study(changed(results, invalid, scored=False))
     pd.testing.assert_frame_equal(unscored.points, without.points)
     assert f"Invalid records left out: {invalid.sum()}." in unscored.notes
 
@@ -309,7 +305,7 @@ def test_a_point_has_the_mean_and_the_interval_of_the_tables():
 
     for seeds in ((0,), (0, 1), (0, 1, 2)):
         results = frozen(DATASETS[:1], ("t1",), seeds)
-        table = points(results).points.set_index(WAY)
+        table = study(results).points.set_index(WAY)
         rows = aggregate(results).set_index(WAY)
         for name, of in (
             ("speedup", "speedup"),
@@ -351,7 +347,7 @@ def test_the_wide_bars_of_two_seeds_do_not_hide_the_rest():
 def test_two_meters_share_no_panel_and_no_mean():
     results = small(datasets=("PLAID",), seeds=(0, 1, 2), measured=True)
     rare = results.results["seed"] == 2
-    chosen = points(
+    chosen = study(
         changed(results, rare, energy_source="mains:plug", measured_j=9.0, measured_reference_j=99.0)
     )
     assert set(chosen.runs["energy_source"]) == {"zeus:rapl"}
@@ -362,7 +358,7 @@ def test_two_meters_share_no_panel_and_no_mean():
 def test_the_commonest_setup_is_shown_and_the_others_are_counted():
     results = small(seeds=(0, 1, 2))
     rare = results.results["seed"] == 2
-    chosen = points(changed(results, rare, batch_size=32, speedup=1e6))
+    chosen = study(changed(results, rare, batch_size=32, speedup=1e6))
     assert set(chosen.runs["batch_size"]) == {1}
     assert chosen.points["speedup"].max() < 100
     assert f"That is the commonest of 2 setups; records of the others left out: {rare.sum()}." in chosen.notes
@@ -371,7 +367,7 @@ def test_the_commonest_setup_is_shown_and_the_others_are_counted():
 def test_records_of_another_recipe_are_not_averaged_in():
     results = small(seeds=(0, 1, 2))
     rare = results.results["seed"] == 2
-    chosen = points(changed(results, rare, recipe="other", accuracy=0.0))
+    chosen = study(changed(results, rare, recipe="other", accuracy=0.0))
     assert chosen.points["accuracy_pct"].min() > 10
     assert any("training recipes left out" in note for note in chosen.notes)
 

@@ -238,6 +238,24 @@ def test_runs_without_a_whole_record_are_left_out_with_a_reason(store, tmp_path)
     assert "test/control_accuracy" in left_out["stored by another version of tsexp, or damaged"][0]
 
 
+def test_a_password_in_what_a_server_answers_is_told_nowhere(store, tmp_path, monkeypatch):
+    """An artifact that is not there: the HTTP client's error has the whole address."""
+    store.run("good")
+    store.run("torn", seed=1)
+    real = frozen._read_run
+
+    def not_there(client, row):
+        if row.name == "torn":
+            raise OSError("404 Client Error for url: http://user:geheim@127.0.0.1:5000/kept.json")
+        return real(client, row)
+
+    monkeypatch.setattr(frozen, "_read_run", not_there)
+    made = freeze(store, tmp_path / "frozen")
+    (said,) = made.about["left_out"]["stored by another version of tsexp, or damaged"]
+    assert said.startswith("torn: 404 Client Error")
+    assert "geheim" not in said + (tmp_path / "frozen" / frozen.ABOUT).read_text()
+
+
 def test_of_repetitions_the_newest_valid_one_counts(store, tmp_path):
     store.run("first")
     second = store.run("second")

@@ -17,8 +17,9 @@ import pytest
 
 from tsexp import compare, models, runtimes, stored, training
 from tsexp import config as configs
-from tsexp.cache import Cache, Entry, sha256
+from tsexp.cache import Cache, Entry
 from tsexp.config import ConfigError, RuntimeConfig
+from tsexp.files import sha256
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +47,7 @@ IMPORTS = {
     ("tasks/table.py", "importlib.import_module"): "a table in the code",
     ("compress/fold.py", "importlib.import_module"): "a table in the code",
     ("models/counting.py", "importlib.import_module"): "a constant",
+    ("energy/subjects.py", "importlib.import_module"): "a table in the code",
     ("runtimes/artifact.py", "importlib.import_module"): "a table in the code; other names go to look_up",
 }
 
@@ -379,7 +381,7 @@ def test_a_name_that_leads_elsewhere_is_not_followed(artifact, monkeypatch, tmp_
     folder = artifact("eager")
     about = json.loads((folder / "manifest.json").read_text())
     read = []
-    monkeypatch.setattr("tsexp.cache.sha256", lambda path, real=sha256: [read.append(path), real(path)][1])
+    monkeypatch.setattr("tsexp.files.sha256", lambda path, real=sha256: [read.append(path), real(path)][1])
     for name in ("../secret", str(tmp_path / "secret"), "sub/../../secret"):
         files = about["files"] | {name: sha256(tmp_path / "secret")}
         (folder / "manifest.json").write_text(json.dumps(about | {"files": files}))

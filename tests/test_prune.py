@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from conftest import TINY, as_tensor, compose, compressed
 from tsexp import compress, models, training
-from tsexp.cache import Cache, sha256
+from tsexp.cache import Cache
 from tsexp.compress import prune as pruning
 from tsexp.compress.prune import Scores
 from tsexp.config import ConfigError
+from tsexp.files import sha256
 
 PRUNE = compose(*TINY).prune
 PROPERTY = settings(

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.tsexp_search import Search, opened
 from tsexp import alive, jobs
-from tsexp.cache import write_json
 from tsexp.config import ConfigError, conf_dir
+from tsexp.files import write_json
 
 SPACE = {"prune.ratio": "0,0.3,0.5,0.7", "prune.method": "l1,l2,taylor", "train.lr": "interval(0.1,1.0)"}
 

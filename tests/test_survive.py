@@ -423,6 +423,23 @@ def test_a_machine_that_started_anew_has_no_process_of_before(monkeypatch):
     assert not alive.surely_dead(me | {"machine": ""})
 
 
+def test_a_killed_job_ends_its_own_run_and_no_other_of_the_same_number(made, cfg):
+    """Numbers of processes are given again, after a start of the machine and in every container."""
+    store = tracking.store(cfg.tracking)
+    number = client.experiment_of(store, cfg.tracking)
+    me = alive.me()
+    before, beside = me | {"boot": "another start"}, me | {"started": "1"}
+    made = [
+        store.create_run(number, tags={f"tsexp.{k}": v for k, v in who.items()}).info.run_id
+        for who in (me, before, beside)
+    ]
+    store.set_terminated(made[1], "KILLED")
+    tracking.mark_killed(cfg.tracking, me, "killed by SIGKILL")
+    tracking.mark_killed(cfg.tracking, {}, "it did not even start")
+    assert [store.get_run(run).info.status for run in made] == ["FAILED", "KILLED", "RUNNING"]
+    assert store.get_run(made[0]).data.tags["tsexp.error"] == "killed by SIGKILL"
+
+
 def test_runs_and_folders_of_killed_processes_are_swept_up_and_no_others(made, cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(alive.tempfile, "gettempdir", lambda: str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", ""]) as other:
@@ -796,10 +813,8 @@ def test_a_measuring_process_that_cannot_write_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "write_json", no_room)
     monkeypatch.setattr(Path, "write_text", no_room)
     status = worker._answer(tmp_path, lambda *_: {})
-    asked = measuring._asked("measure", {}, {}, "cpu", compose().measure)
-    asked.folder = tmp_path
     with pytest.raises(measuring.MeasuringFailed, match=r"no result \(No space left on device\)"):
-        asked._read(status)
+        measuring._result(tmp_path, status, timeout_s=60)
 
 
 def test_scores_are_kept_where_the_temporary_folder_is_on_another_disk(made, cfg, monkeypatch):

@@ -73,7 +73,7 @@ def measurements(checked, monkeypatch):
     def count(*overrides):
         checked(*overrides)
         made = {}
-        for cfg in kept[-1][0]:
+        for cfg, _ in kept[-1]:
             with contextlib.suppress(Unsupported):
                 pipeline.check(cfg)
                 made[digest(identity(cfg))] = cfg.model.name

@@ -19,6 +19,8 @@ from pathlib import Path
 OWNER = ".owner"
 """In a temporary folder: whose it is."""
 PREFIX = "tsexp-"
+WHO = ("host", "machine", "boot", "pid", "started")
+"""What `me` tells; tags of the same names, after ``tsexp.``, say it of a run."""
 SHORT = "/tmp"
 """Instead of a folder for temporary files whose name is too long for what shall lie there."""
 

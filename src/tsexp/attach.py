@@ -47,8 +47,8 @@ either, but nothing measured them."""
 WITHOUT_WINDOWS = ("the artifact answers",)
 """Beginnings of warnings that do not come out of windows."""
 NOT_TAKEN = (
-    *("tsexp.error", "tsexp.pid", "tsexp.host", "mlflow.user", "mlflow.log-model.history"),
-    "tsexp.record",
+    *("tsexp.error", "tsexp.record", "mlflow.user", "mlflow.log-model.history"),
+    *(f"tsexp.{key}" for key in alive.WHO),
 )
 """Tags of the old run that are of its process, or its own number."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import math
@@ -27,6 +26,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from tsexp.config import ConfigError, digest
+from tsexp.files import different, digests
 from tsexp.locking import sharing_the_machine
 
 log = logging.getLogger(__name__)
@@ -350,63 +350,6 @@ def seal(folder: Path, about: dict[str, Any]) -> None:
     """Write ``entry.json``: what the folder is, and the SHA-256 of every file in it."""
     content = about | {"files": digests(folder, ENTRY)}
     (folder / ENTRY).write_text(json.dumps(content, indent=1, sort_keys=True))
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, then rename.
-
-    A reader sees the old file or the new one, never half of one.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False))
-    partial.replace(path)
-
-
-def digests(folder: Path, *without: str) -> dict[str, str]:
-    """Return name → SHA-256 of every file in a folder, those in folders inside it included.
-
-    Parameters
-    ----------
-    folder
-        Nothing outside of it is read, whatever it holds.
-    *without
-        Files, by name, that are left out.
-
-    Raises
-    ------
-    ValueError
-        If there is something that is neither a file nor a folder (a link, a pipe), or a file in the place of
-        the folder.
-    """
-    found = {}
-    if folder.is_symlink() or not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is neither a file nor a folder")
-        if path.is_file() and name not in without:
-            found[name] = sha256(path)
-    return found
-
-
-def different(expected: Any, found: dict[str, str]) -> list[str]:
-    """Return the names of files that are not there, are others, or are not listed.
-
-    Raises
-    ------
-    ValueError
-        If what is expected is no list of files at all.
-    """
-    if not isinstance(expected, dict):
-        raise ValueError("there is no list of its files")
-    return sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
 
 
 def _damage(folder: Path) -> str | None:

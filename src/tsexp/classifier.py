@@ -338,9 +338,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         return self.classes_[self._scores(X).argmax(1)]  # type: ignore[no-any-return]
 
     def _predict_proba(self, X: Any) -> FloatArray:
-        from tsexp.tasks.classification import softmax
+        from scipy.special import softmax
 
-        return softmax(self._scores(X).astype(np.float64))
+        return softmax(self._scores(X).astype(np.float64), axis=-1)  # type: ignore[no-any-return]
 
     def _scores(self, X: Any) -> FloatArray:
         """Class scores, float32 (series, classes), in the order of `classes_`."""

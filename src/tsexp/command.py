@@ -21,7 +21,7 @@ SUBCOMMANDS = {
     "plan": ("tsexp.plan:main", ()),
     "status": ("tsexp.status:main", ("--retry-failed",)),
     "sync": ("tsexp.sync:main", ("--all",)),
-    "merge": ("tsexp.merge:main", ("--into",)),
+    "merge": ("tsexp.merge:main", ("--into", "--experiment", "--artifacts")),
     "ui": ("tsexp.ui:main", ("--port",)),
 }
 """First word → what runs, with the other words as its argument; and the words that the shell may offer."""

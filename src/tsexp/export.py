@@ -42,9 +42,9 @@ EXACT = ("none", "weight_only")
 """Modes whose products are fp32, which every CPU computes alike but for the order of sums."""
 FOLDER = "artifact"
 PRIVATE = (
-    "tsexp.host", "tsexp.machine", "tsexp.boot", "tsexp.pid", "tsexp.started", "tsexp.merged_from",
-    "mlflow.user", "mlflow.parentRunId", "mlflow.source.", "mlflow.note.",
-)  # fmt: skip
+    *(f"tsexp.{key}" for key in alive.WHO),
+    *("tsexp.merged_from", "mlflow.user", "mlflow.parentRunId", "mlflow.source.", "mlflow.note."),
+)
 """Tags, by their beginnings, that say where and by whom a job ran, not what came out."""
 SCRIPT = '''\
 """Answers the series of example.npz and checks the answers; needs {needs}."""

@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from tsexp import alive, launchers, processes, signals
 from tsexp import config as configs
-from tsexp.cache import full, write_json
+from tsexp.cache import full
 from tsexp.config import Config, ConfigError, DataConfig, Unsupported
+from tsexp.files import write_json
 
 if TYPE_CHECKING:  # the command line imports this module before it knows that it has work
     from tsexp.data import Dataset
@@ -30,10 +31,8 @@ if TYPE_CHECKING:  # the command line imports this module before it knows that i
 log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
-PID = "pid"
-"""In a job's folder: the number of its process, which a killed one cannot tell any more."""
 RUNNING = "running.json"
-"""Likewise: the same, on which machine (`alive.me`)."""
+"""In a job's folder: its process (`alive.me`), which a killed one cannot tell any more."""
 SWEEP = "sweep.json"
 RETRY = "TSEXP_RETRY"
 """Environment variable: folder of the sweep of which only the jobs that failed are to run again."""
@@ -235,7 +234,7 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
         _note(folder, outcome)
         return outcome
     with launchers.told_to_end() as leave_if_told:
-        reason, pid = _run_apart(cfg, name, folder, parent)
+        reason, who = _run_apart(cfg, name, folder, parent)
         known = read_outcome(folder)
         if known is not None:
             return known
@@ -251,7 +250,7 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
     outcome = Outcome(name, "failed", error=reason)
     _note(folder, outcome)
     with contextlib.suppress(Exception):  # a store that is gone, too; the next command marks it
-        tracking.mark_killed(configs.parse(cfg).tracking, pid, reason)
+        tracking.mark_killed(configs.parse(cfg).tracking, who, reason)
     return outcome
 
 
@@ -290,11 +289,11 @@ def start_server() -> None:
     processes.start((*PRELOAD, *energy.PRELOAD))
 
 
-def _run_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> tuple[str, int]:
-    """Return how the job's process ended, and which it was (0 if it did not even start)."""
+def _run_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> tuple[str, dict[str, str]]:
+    """Return how the job's process ended, and which it was (empty if it did not even start)."""
     arguments = json.dumps(OmegaConf.to_container(cfg)), name, str(folder), parent or ""
     cuda = "cuda" in (cfg.train.device, cfg.runtime.device)  # it does not bear a fork
-    note = folder / PID
+    note = folder / RUNNING
     note.unlink(missing_ok=True)
     start_server()  # is there already, unless it died
     try:
@@ -304,15 +303,13 @@ def _run_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> 
         reason = f"the job's process {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     except processes.ServerGone as error:
         reason = str(error)
-    pid = int(note.read_text()) if note.exists() else 0
+    who = json.loads(note.read_text()) if note.exists() else {}
     note.unlink(missing_ok=True)
-    (folder / RUNNING).unlink(missing_ok=True)
-    return reason, pid
+    return reason, who
 
 
 def _apart(container: str, name: str, folder: str, parent: str) -> int:
     """In the job's process; its exit status counts only if it leaves no outcome."""
-    (Path(folder) / PID).write_text(str(os.getpid()))
     write_json(Path(folder) / RUNNING, alive.me())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     cfg = OmegaConf.merge(OmegaConf.structured(Config), json.loads(container))

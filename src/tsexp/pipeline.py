@@ -13,10 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tsexp import alive, compress, data, energy, processes, runtimes, tasks, tracking, training
-from tsexp.cache import Cache, clear, write_json
+from tsexp.cache import Cache, clear
 from tsexp.config import Config, ConfigError, RuntimeConfig, Unsupported, digest, identity, like, own_digests
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
+from tsexp.files import write_json
 from tsexp.locking import sharing_the_machine
 from tsexp.runtimes import Artifact
 from tsexp.training import Fitted

@@ -16,6 +16,7 @@ from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
+from tsexp.files import whole
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.data import FloatArray
@@ -98,14 +99,8 @@ def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str
         write(sys.stdout, scores, classes, labels)
         where = ""
     else:
-        whole = output.resolve()  # of a link, what it leads to
-        partial = whole.with_name(f".{whole.name}.{os.getpid()}")
-        try:
-            with partial.open("w", newline="") as to:
-                write(to, scores, classes, labels)
-            partial.replace(whole)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(output.resolve()) as partial, partial.open("w", newline="") as to:  # what a link leads to
+            write(to, scores, classes, labels)
         where = f" → {output}"
     said = [f"{len(scores):,} series, {stored.called(row)}{where}", *judged(scores, classes, labels)]
     longer = sum(one.shape[1] > length for one in series)
@@ -150,12 +145,14 @@ def check(
 
 def write(to: TextIO, scores: FloatArray, classes: Sequence[str], labels: Sequence[str]) -> None:
     """Write a line per series, under the names of ``predictions.csv``, the ``label`` only if there is any."""
-    from tsexp.tasks.classification import chosen, softmax
+    from scipy.special import softmax
+
+    from tsexp.tasks.classification import chosen
 
     known = any(labels)
     out: Any = csv.writer(to)
     out.writerow(["series", *(["label"] if known else []), "predicted", *(f"p_{c}" for c in classes)])
-    answers = zip(chosen(scores), softmax(scores.astype(np.float64)), strict=True)
+    answers = zip(chosen(scores), softmax(scores.astype(np.float64), axis=-1), strict=True)
     for i, (answer, p) in enumerate(answers):
         label = [labels[i]] if known else []
         out.writerow([i, *label, classes[answer], *map(repr, p.tolist())])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsexp import alive
+from tsexp import alive, jobs
 from tsexp.command import called
 from tsexp.config import ConfigError
 
@@ -53,7 +53,7 @@ def newest(root: Path) -> Path:
     ConfigError
         If there is none.
     """
-    found = sorted(root.glob("multirun/**/sweep.json"), key=lambda f: f.stat().st_mtime)
+    found = sorted(root.glob(f"multirun/**/{jobs.SWEEP}"), key=lambda f: f.stat().st_mtime)
     if not found:
         raise ConfigError(
             f"there is no sweep in {root / 'multirun'}; run one (python -m tsexp -m prune.ratio=0,0.5), or "
@@ -71,7 +71,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Job]]:
         If this is not the folder of a sweep.
     """
     try:
-        about = json.loads((folder / "sweep.json").read_text())
+        about = json.loads((folder / jobs.SWEEP).read_text())
         names = about["names"] or [f"job {n}" for n in sorted(_numbers(folder))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -92,7 +92,7 @@ def _alive(who: dict[str, str]) -> bool:
 
 
 def _job(folder: Path, number: int, name: str, on: bool) -> Job:
-    outcome, note = _json(folder / "outcome.json"), _json(folder / "running.json")
+    outcome, note = _json(folder / jobs.OUTCOME), _json(folder / jobs.RUNNING)
     if outcome:
         if outcome["status"] == "kept" and not Path(outcome["parcel"]).exists():
             return Job(number, name, "done", "delivered later")
@@ -130,17 +130,17 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         folder = Path(asked.folder) if asked.folder else newest(Path.cwd())
-        about, jobs = read(folder)
-        _show(folder, about, jobs)
+        about, found = read(folder)
+        _show(folder, about, found)
         if asked.retry_failed:
-            return _retry(Path(os.path.abspath(folder)), about, jobs)  # without .., as Hydra has it
+            return _retry(Path(os.path.abspath(folder)), about, found)  # without .., as Hydra has it
     except ConfigError as error:
         print(f"tsexp.status: error: {error}", file=sys.stderr)
         return 2
-    return 0 if all(job.state in DONE for job in jobs) else 1
+    return 0 if all(job.state in DONE for job in found) else 1
 
 
-def _show(folder: Path, about: dict[str, Any], jobs: list[Job]) -> None:
+def _show(folder: Path, about: dict[str, Any], found: list[Job]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -148,20 +148,20 @@ def _show(folder: Path, about: dict[str, Any], jobs: list[Job]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("#", "job", "", "why"):
         table.add_column(heading, overflow="fold")
-    for job in jobs:
+    for job in found:
         table.add_row(str(job.number), escape(job.name), job.state, escape(job.why))
     console = Console(soft_wrap=not sys.stdout.isatty())
     console.print(f"{folder}: {about.get('command', '')}", markup=False, highlight=False)
     console.print(table)
-    counts = Counter(job.state for job in jobs)
-    console.print(f"{len(jobs)} jobs: {', '.join(f'{n} {state}' for state, n in counts.items())}")
+    counts = Counter(job.state for job in found)
+    console.print(f"{len(found)} jobs: {', '.join(f'{n} {state}' for state, n in counts.items())}")
 
 
-def _retry(folder: Path, about: dict[str, Any], jobs: list[Job]) -> int:
+def _retry(folder: Path, about: dict[str, Any], found: list[Job]) -> int:
     """Become the command of this sweep, which leaves out what is done."""
-    if not any(job.state in UNFINISHED for job in jobs):
-        return 0 if all(job.state in DONE for job in jobs) else 1
-    if any(job.state in ("running", "waiting") for job in jobs):
+    if not any(job.state in UNFINISHED for job in found):
+        return 0 if all(job.state in DONE for job in found) else 1
+    if any(job.state in ("running", "waiting") for job in found):
         raise ConfigError("the sweep is still running; when it has ended, call this again")
     if about.get("search"):
         raise ConfigError(f"a search chooses its jobs itself; give its command again: {about['command']}")
@@ -172,8 +172,6 @@ def _retry(folder: Path, about: dict[str, Any], jobs: list[Job]) -> int:
     for name in re.findall(r"\$\{oc\.env:(\w+)\}", " ".join(about["overrides"])):
         if name not in os.environ:
             raise ConfigError(f"the store's address has a password, which is noted nowhere; set {name} to it")
-    from tsexp.jobs import RETRY
-
     try:
         os.chdir(about["folder"])
     except OSError as error:
@@ -181,7 +179,7 @@ def _retry(folder: Path, about: dict[str, Any], jobs: list[Job]) -> int:
             f"the sweep was started in {about['folder']}, which is not there any more ({error.strerror}); "
             f"give its command again: {about['command']}"
         ) from None
-    os.environ[RETRY] = str(folder)
+    os.environ[jobs.RETRY] = str(folder)
     words = [*about.get("options", ()), *about["overrides"], *about["hydra"]]
     words.append(f"hydra.sweep.dir={quoted(str(folder))}")
     sys.stdout.flush()

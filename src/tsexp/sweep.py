@@ -31,8 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tsexp import alive, compose, launchers, secret, signals
 from tsexp import config as configs
-from tsexp.cache import full, write_json
+from tsexp.cache import full
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
+from tsexp.files import write_json
 from tsexp.jobs import OUTCOME, SWEEP, Outcome, dataset_of, deliver, read_outcome, start_server, tidy, to_keep
 
 FEW = 30
@@ -410,20 +411,19 @@ def _check(config: DictConfig) -> _Checked:
     search = _is_search(config)
     if search:
         _check_search(config.hydra.sweeper)
-    given = list((config.hydra.sweeper.get("params") or {}).items())
-    every = [f"{k}={v}" for k, v in given] + secret.as_given(config.hydra.overrides.task)
+    given = config.hydra.sweeper.get("params") or {}
     loader = compose.loader()
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(every)
-    overrides = {o.get_key_element(): o for o in parsed}  # the last of a key counts
+    overrides = _overrides(config, secret.as_given(config.hydra.overrides.task), loader)
     fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
     for key in overrides:
-        if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in dict(given)):
+        if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in given):
             raise ConfigError(
                 f"{key}: a sweep has one store; give it as one value, and outside of hydra.sweeper.params\n"
                 "nothing was started"
             )
     jobs = _one_by_one(list(overrides.values())) if search else _every_job(list(overrides.values()))
-    checked, unsupported = _check_jobs(config, jobs, loader)
+    found = _check_jobs(config, jobs, loader)
+    checked, unsupported = [cfg for cfg, _ in found], [error for _, error in found if error]
     if search:
         if any(cfg.stop_after for cfg in checked):
             raise ConfigError(
@@ -445,8 +445,6 @@ def asked(overrides: Sequence[str]) -> list[Config | Unsupported]:
     ConfigError
         What the command itself would refuse; or if it is a search, which chooses its jobs on the way.
     """
-    from tsexp import pipeline
-
     configs.register()
     try:
         with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
@@ -457,23 +455,19 @@ def asked(overrides: Sequence[str]) -> list[Config | Unsupported]:
             )
             if _is_search(config):
                 raise ConfigError("a search chooses its jobs on the way; it has no plan")
-            given = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
             loader = compose.loader()
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *overrides])
-            jobs = _every_job(list({o.get_key_element(): o for o in parsed}.values()))
-            checked, unsupported = _check_jobs(config, jobs, loader)
+            jobs = _every_job(list(_overrides(config, overrides, loader).values()))
+            checked = _check_jobs(config, jobs, loader)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(configs.explain(error).split())) from None
-    if not unsupported:
-        return list(checked)
-    found: list[Config | Unsupported] = []
-    for cfg in checked:
-        try:
-            pipeline.able(cfg)
-            found.append(cfg)
-        except Unsupported as error:
-            found.append(error)
-    return found
+    return [unsupported or cfg for cfg, unsupported in checked]
+
+
+def _overrides(config: DictConfig, task: Sequence[str], loader: compose.Loader) -> dict[str, Override]:
+    """Return key → what a sweep's configuration and its command say of it: the last of a key counts."""
+    given = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *task])
+    return {o.get_key_element(): o for o in parsed}
 
 
 def _check_search(sweeper: Any) -> None:
@@ -499,20 +493,21 @@ def _check_search(sweeper: Any) -> None:
 
 def _check_jobs(
     config: DictConfig, jobs: list[list[str]], loader: compose.Loader
-) -> tuple[list[Config], list[Unsupported]]:
-    """Return the configuration of each job, and why those that nothing supports will be skipped."""
+) -> list[tuple[Config, Unsupported | None]]:
+    """Return the configuration of each job; beside one that nothing supports, and is skipped, why."""
     from tsexp import pipeline
     from tsexp.progress import bar
 
-    checked, unsupported = [], []
+    checked: list[tuple[Config, Unsupported | None]] = []
     with bar(f"check {len(jobs)} jobs", len(jobs), show=len(jobs) >= MANY) as progress:
         for job in jobs:
             try:
                 cfg = configs.parse(loader.values(config, list(job)))
+                unsupported = None
                 try:
                     pipeline.check(cfg, here=launchers.name(config) not in launchers.ELSEWHERE)
                 except Unsupported as error:  # skipped when its turn comes
-                    unsupported.append(error)
+                    unsupported = error
             except Exception as error:
                 if not (isinstance(error, ConfigError) or configs.is_known(error)):
                     raise
@@ -520,9 +515,9 @@ def _check_jobs(
                 raise ConfigError(
                     configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")
                 ) from None
-            checked.append(cfg)
+            checked.append((cfg, unsupported))
             progress.advance()
-    return checked, unsupported
+    return checked
 
 
 def _every_job(overrides: list[Override]) -> list[list[str]]:
@@ -584,7 +579,3 @@ def _one_by_one(overrides: list[Override]) -> list[list[str]]:
 
 def _is_search(config: DictConfig) -> bool:
     return not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]

@@ -111,9 +111,9 @@ class Sweep:
 
     def job(self) -> tuple[str, int] | None:
         """Name and process of the job that runs, if one does."""
-        for note in self.folder.glob(f"multirun/*/*/*/{jobs.PID}"):
+        for note in self.folder.glob(f"multirun/*/*/*/{jobs.RUNNING}"):
             with contextlib.suppress(OSError, ValueError, psutil.Error):  # it ends just now, or begins
-                job = psutil.Process(int(note.read_text()))
+                job = psutil.Process(int(json.loads(note.read_text())["pid"]))
                 if self.pid in (p.pid for p in job.parents()):
                     return note.parent.name, job.pid
         return None

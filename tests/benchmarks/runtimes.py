@@ -34,11 +34,12 @@ import plain_onnx
 
 from conftest import compose
 from tsexp import compress, data, energy, pipeline, processes, runtimes, training
-from tsexp.cache import Cache, write_json
+from tsexp.cache import Cache
 from tsexp.config import Config, MeasureConfig, RuntimeConfig, digest, trust
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware
 from tsexp.energy.meters import ESTIMATED
+from tsexp.files import write_json
 from tsexp.runtimes import Artifact, Predictor, onnxruntime
 from tsexp.runtimes.openvino import OpenvinoPredictor
 

@@ -78,12 +78,7 @@ def gpu_disturbances() -> dict[str, Any]:
 
 def cpu_model() -> str:
     """The CPU's name, e.g. ``AMD EPYC``; the architecture where the system does not tell."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> set[str]:
@@ -91,12 +86,14 @@ def cpu_flags() -> set[str]:
 
     Empty elsewhere.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return set(line.split(":", 1)[1].split())
-    return set()
+    return set(_cpuinfo("flags", "Features").split())
+
+
+def _cpuinfo(*keys: str) -> str:
+    """Return the first value of one of these keys that Linux tells of its CPUs; empty elsewhere."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(keys)), "")
 
 
 def throttle_count() -> int | None:

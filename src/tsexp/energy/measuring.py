@@ -7,13 +7,13 @@ is in `windows`, the meters are in `meters`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tsexp import alive, processes, secret, signals, tasks
-from tsexp.cache import FULL, Cache, write_json
+from tsexp.cache import FULL, Cache
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset, FloatArray
 from tsexp.energy import hardware, meters, worker
@@ -29,6 +29,7 @@ from tsexp.energy import record as records
 from tsexp.energy.record import Record
 from tsexp.energy.subjects import InMemory
 from tsexp.energy.windows import Plan
+from tsexp.files import write_json
 from tsexp.locking import owning_the_machine
 from tsexp.progress import bar
 from tsexp.runtimes import Artifact
@@ -409,83 +410,68 @@ def choose(
     return candidates[best], tried
 
 
-class _asked:
+@dataclass(frozen=True)
+class _Answer:
+    """What a measuring process left: its folder, as long as it is needed, and what it said."""
+
+    folder: Path
+    result: dict[str, Any]
+
+
+@contextlib.contextmanager
+def _asked(
+    function: str, request: dict[str, Any], arrays: Mapping[str, Any], device: str, config: MeasureConfig
+) -> Iterator[_Answer]:
     """Ask a function of `worker` in a process of its own.
 
-    Inside the ``with``, its `folder` is still there, and `result` is what it said. If something in the
-    request lies in memory, the process is a fork of this one.
+    If something in the request lies in memory, the process is a fork of this one.
     """
+    from safetensors.numpy import save_file
 
-    def __init__(
-        self,
-        function: str,
-        request: dict[str, Any],
-        arrays: Mapping[str, Any],
-        device: str,
-        config: MeasureConfig,
-    ) -> None:
-        self.function, self.arrays, self.device, self.config = function, arrays, device, config
-        self.held = {k: v for k, v in request.items() if isinstance(v, InMemory)}
-        said = {k: v for k, v in request.items() if k not in self.held}
-        self.request = {"threads": config.threads, "timeout_s": config.timeout_s} | said
-
-    def __enter__(self) -> _asked:
-        from safetensors.numpy import save_file
-
-        self._scratch = tempfile.TemporaryDirectory(prefix="tsexp-measure-")
-        self.folder = Path(self._scratch.name)
-        alive.own(self.folder)
-        try:
-            save_file(
-                {k: np.ascontiguousarray(v) for k, v in self.arrays.items()},
-                self.folder / "series.safetensors",
+    held = {k: v for k, v in request.items() if isinstance(v, InMemory)}
+    said = {k: v for k, v in request.items() if k not in held}
+    with alive.scratch("measure") as folder:
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / "series.safetensors")
+        limits = {"threads": config.threads, "timeout_s": config.timeout_s}
+        write_json(folder / "request.json", limits | said)
+        # Blocks without polling (a timeout here would poll; the process has a watchdog of its own): this
+        # process must not disturb the other. CUDA does not survive a fork.
+        if held:
+            work = getattr(worker, function)
+            code = processes.fork_here(lambda: work(str(folder), held))
+        else:
+            code = processes.run(
+                f"{WORKER}:{function}",
+                str(folder),
+                preload=PRELOAD,
+                fork=device == "cpu",
+                without=secret.CREDENTIALS,  # it loads what may come from elsewhere, and asks no store
+                temporary=str(folder),  # where a compiled model is unpacked, and stays if killed
             )
-            write_json(self.folder / "request.json", self.request)
-            # Blocks without polling (a timeout here would poll; the process has a watchdog of its own): this
-            # process must not disturb the other. CUDA does not survive a fork.
-            if self.held:
-                work = getattr(worker, self.function)
-                code = processes.fork_here(lambda: work(str(self.folder), self.held))
-            else:
-                code = processes.run(
-                    f"{WORKER}:{self.function}",
-                    str(self.folder),
-                    preload=PRELOAD,
-                    fork=self.device == "cpu",
-                    without=secret.CREDENTIALS,  # it loads what may come from elsewhere, and asks no store
-                    temporary=str(self.folder),  # where a compiled model is unpacked, and stays if killed
-                )
-            self.result = self._read(code)
-        except BaseException:
-            self._scratch.cleanup()
-            raise
-        return self
+        yield _Answer(folder, _result(folder, code, config.timeout_s))
 
-    def __exit__(self, *_: object) -> None:
-        self._scratch.cleanup()
 
-    def _read(self, code: int) -> dict[str, Any]:
-        result, error, watchdog = (
-            self.folder / name for name in ("result.json", "error.txt", "watchdog.txt")
+def _result(folder: Path, code: int, timeout_s: float) -> dict[str, Any]:
+    """Return what the process that ended so said in its folder."""
+    result, error, watchdog = (folder / name for name in ("result.json", "error.txt", "watchdog.txt"))
+    if code == 0 and result.exists():
+        return json.loads(result.read_text())  # type: ignore[no-any-return]
+    if watchdog.exists() and watchdog.read_text():
+        raise MeasuringFailed(
+            f"measuring took longer than measure.timeout_s={timeout_s:g} and was stopped",
+            watchdog.read_text(),
         )
-        if code == 0 and result.exists():
-            return json.loads(result.read_text())  # type: ignore[no-any-return]
-        if watchdog.exists() and watchdog.read_text():
-            raise MeasuringFailed(
-                f"measuring took longer than measure.timeout_s={self.config.timeout_s:g} and was stopped",
-                watchdog.read_text(),
-            )
-        details = error.read_text() if error.exists() else ""
-        if details:
-            raise MeasuringFailed(f"the measuring process failed: {details.splitlines()[0]}", details)
-        if code == signals.STATUS:
-            raise MeasuringFailed("the measuring process was terminated (SIGTERM)")
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = " (out of memory?)" if name == "SIGKILL" else ""
-            raise MeasuringFailed(f"the measuring process was killed by {name}{hint}")
-        hint = f" ({os.strerror(code)})" if code in FULL else ""
-        raise MeasuringFailed(f"the measuring process ended with status {code} and no result{hint}")
+    details = error.read_text() if error.exists() else ""
+    if details:
+        raise MeasuringFailed(f"the measuring process failed: {details.splitlines()[0]}", details)
+    if code == signals.STATUS:
+        raise MeasuringFailed("the measuring process was terminated (SIGTERM)")
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        raise MeasuringFailed(f"the measuring process was killed by {name}{hint}")
+    hint = f" ({os.strerror(code)})" if code in FULL else ""
+    raise MeasuringFailed(f"the measuring process ended with status {code} and no result{hint}")
 
 
 WORKER = "tsexp.energy.worker"

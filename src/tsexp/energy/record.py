@@ -203,9 +203,7 @@ def energy_interval_j(raw: dict[str, Any]) -> tuple[float, float]:
     each = _per_inference(raw, "artifact")
     with np.errstate(all="ignore"):
         logs = np.log(each["energy_j"])
-    _, low, high = _t_interval(
-        np.array([np.median(logs[each["process"] == p]) for p in np.unique(each["process"])])
-    )
+    _, low, high = _t_interval(_medians(logs, each["process"]))
     return float(np.exp(low)), float(np.exp(high))
 
 
@@ -235,7 +233,12 @@ def _middles(raw: dict[str, Any], key: str) -> FloatArray:
     art, ref = _per_inference(raw, "artifact"), _per_inference(raw, "reference")
     with np.errstate(all="ignore"):
         logs = np.log(ref[key]) - np.log(art[key])
-    return np.array([np.median(logs[art["process"] == p]) for p in np.unique(art["process"])])
+    return _medians(logs, art["process"])
+
+
+def _medians(values: FloatArray, processes: FloatArray) -> FloatArray:
+    """Of each process, the median of its windows' values."""
+    return np.array([np.median(values[processes == p]) for p in np.unique(processes)])
 
 
 def scatter_p(raws: Sequence[dict[str, Any]]) -> float:
@@ -376,7 +379,7 @@ def _wrong(raw: dict[str, Any], name: str) -> list[str]:
 def _unsteady(raw: dict[str, Any], name: str) -> list[str]:
     each, found = _per_inference(raw, name), []
     values = each["energy_j"]
-    middles = np.array([np.median(values[each["process"] == p]) for p in np.unique(each["process"])])
+    middles = _medians(values, each["process"])
     variation = 100 * float(middles.std(ddof=1) / middles.mean()) if len(middles) > 1 else 0.0
     if variation > VARIATION_PCT:
         found.append(f"energy of the {name} varies by {variation:.0f} % between processes")

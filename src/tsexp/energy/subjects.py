@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from tsexp.runtimes import read_manifest
 METHODS = ("predict_proba", "decision_function", "predict")
 """What an estimator is asked: the first of these that it has."""
 FILES = {".onnx": "ONNX", ".xml": "OpenVINO"}
+OPENED = {".onnx": ("onnxruntime", "OnnxFile"), ".xml": ("openvino", "OpenvinoFile")}
+"""Ending → the library that runs it, of which the extra and our module have the name, and our class."""
 KINDS = (
     "a path to an ONNX file (.onnx), an OpenVINO file (.xml) or an artifact folder, a fitted estimator of "
     "aeon or scikit-learn, a torch module, or a callable"
@@ -73,9 +76,14 @@ def load(path: str, threads: int) -> Any:
     file = Path(path)
     if file.is_dir():
         return load_artifact(file, threads=threads)
-    opened: type[Any] = {".onnx": _onnx_file, ".xml": _openvino_file}[file.suffix]()
+    module, opened = OPENED[file.suffix]
     try:
-        return opened(file, threads)
+        importlib.import_module(module)
+        made = getattr(importlib.import_module(f"tsexp.runtimes.{module}"), opened)
+    except ImportError as error:
+        raise ConfigError(f"{error}; pip install 'tsexp[{module}]' brings it") from None
+    try:
+        return made(file, threads)
     except ConfigError:
         raise
     except Exception as error:  # of the libraries
@@ -86,26 +94,6 @@ def load(path: str, threads: int) -> Any:
 
 def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _onnx_file() -> type[Any]:
-    try:
-        import onnxruntime  # noqa: F401
-
-        from tsexp.runtimes.onnxruntime import OnnxFile
-    except ImportError as error:
-        raise ConfigError(f"{error}; pip install 'tsexp[onnxruntime]' brings it") from None
-    return OnnxFile
-
-
-def _openvino_file() -> type[Any]:
-    try:
-        import openvino  # noqa: F401
-
-        from tsexp.runtimes.openvino import OpenvinoFile
-    except ImportError as error:
-        raise ConfigError(f"{error}; pip install 'tsexp[openvino]' brings it") from None
-    return OpenvinoFile
 
 
 def facts(path: str, predictor: Any) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tsexp import signals
-from tsexp.cache import write_json
 from tsexp.data import FloatArray
+from tsexp.files import write_json
 
 Held = Mapping[str, Any]
 """``artifact`` or ``reference`` → what lies in memory (`subjects.InMemory`)."""

@@ -31,7 +31,7 @@ def count_macs(model: Model) -> int | None:
     bias (`transformer.rewrite.FlatBlock`) more. Padding that a mask hides is computed, and counts. Not
     counted: what is no product (norms, activations, softmax, additions, scaling, resampling).
     """
-    return _flops(model).get("Global", 0) // 2 if isinstance(model, Network) else None
+    return _flops(model) // 2 if isinstance(model, Network) else None
 
 
 def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
@@ -64,7 +64,7 @@ def macs_of(module: nn.Module, batch: torch.Tensor) -> int | None:
     return counter.get_total_flops() // 2 or None
 
 
-def _flops(model: Network) -> dict[str, int]:
+def _flops(model: Network) -> int:
     importlib.import_module("torch.onnx.ops")  # registers its operators; takes .3 s
     pre = model.arch.preprocessing
     device = next(model.parameters()).device
@@ -79,5 +79,4 @@ def _flops(model: Network) -> dict[str, int]:
     ):
         model.eval()(series)
     model.train(training)
-    prefix = f"{type(model).__name__}."
-    return {str(k).removeprefix(prefix): sum(v.values()) for k, v in counter.get_flop_counts().items()}
+    return int(counter.get_total_flops())

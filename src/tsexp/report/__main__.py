@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -134,12 +133,14 @@ def _configure(settings: list[str]) -> Any:
 def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_store: bool) -> None:
     from tsexp.report import frozen as freezer
     from tsexp.report.statistics import aggregate, notes
+    from tsexp.report.store import connect
 
     folder = Path(config.paths.report)
     frozen_folder = Path(config.paths.frozen)
     written: dict[str, str] = {}
     if "freeze" in parts or not frozen_folder.exists():
-        frozen = _freeze(config, where or "", frozen_folder)
+        client = connect(config.tracking.uri)
+        frozen = freezer.freeze(client, config.tracking.experiment, frozen_folder, where or "")
         written[f"{frozen_folder}/"] = f"{len(frozen.results)} records"
     else:
         frozen = freezer.load(frozen_folder)
@@ -168,26 +169,6 @@ def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_s
         print("\n".join(["missing, left out or mixed:", *(f"- {note}" for note in said)]))
 
 
-def _freeze(config: Any, where: str, folder: Path) -> Any:
-    from tsexp.progress import bar
-    from tsexp.report import frozen as freezer
-    from tsexp.report.store import connect
-
-    client = connect(config.tracking.uri)
-    bars = []
-
-    def begin(total: int) -> Callable[[str], None]:
-        bars.append(bar("reading runs", total, show=total > 0))
-        bars[0].start()
-        return bars[0].advance
-
-    try:
-        return freezer.freeze(client, config.tracking.experiment, folder, where, begin)
-    finally:
-        for b in bars:
-            b.stop()
-
-
 def _check_same(frozen: Any, config: Any, where: str | None, folder: Path) -> None:
     """A store or a filter that is named means those runs, not others that were frozen before."""
     from tsexp.report.frozen import store_id
@@ -205,7 +186,7 @@ def _check_same(frozen: Any, config: Any, where: str | None, folder: Path) -> No
 
 
 def _end(status: int, message: str) -> NoReturn:
-    print(f"tsexp.report: error: {message}", file=sys.stderr)
+    print(f"tsexp.report: error: {redact(message)}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp import alive
 from tsexp.config import NOT_ASKED, digest, redact
+from tsexp.progress import bar
 from tsexp.report import comparisons
 from tsexp.report.store import ReportError, Row
 from tsexp.report.store import row as as_row
@@ -241,23 +243,11 @@ class Frozen:
     comparisons: pd.DataFrame = field(default_factory=comparisons.none)
 
 
-@dataclass
-class _LeftOut:
-    """Runs of the experiment without a row, by reason."""
-
-    reasons: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, name: str) -> None:
-        self.reasons.setdefault(reason, []).append(name)
+LeftOut = defaultdict[str, list[str]]
+"""Runs of the experiment without a row, by reason."""
 
 
-def freeze(
-    client: Any,
-    experiment: str,
-    folder: Path,
-    where: str = "",
-    begin: Callable[[int], Callable[[str], None]] = lambda total: lambda what: None,
-) -> Frozen:
+def freeze(client: Any, experiment: str, folder: Path, where: str = "") -> Frozen:
     """Export the finished jobs of an experiment and return what was written.
 
     Parameters
@@ -270,9 +260,6 @@ def freeze(
         Written as a whole or not at all; an older one is replaced.
     where
         Which runs, in MLflow's filter language; all by default.
-    begin
-        Called with the number of runs to be read; what it returns is called with the name of each that was
-        read.
 
     Raises
     ------
@@ -295,34 +282,32 @@ def freeze(
             f"the store has no experiment {experiment!r}; it has: "
             f"{', '.join(known) or 'none: nothing was run with it yet'}"
         )
-    left_out = _LeftOut()
+    left_out: LeftOut = defaultdict(list)
     rows: list[dict[str, Any]] = []
     tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in PARQUETS[1:]}
     repetitions = set()
     there = _search(client, found.experiment_id, where)
     chosen = _newest(there, left_out)
-    step = begin(len(chosen))
-    for row in chosen:
-        try:
-            result, *parts = _read_run(client, row)
-        except (KeyError, ValueError, OSError, MlflowException) as error:
-            left_out.add(OTHER_VERSION, f"{row.name}: {_reason(error)}")
-            continue
-        finally:
-            step(row.name)
-        repetition = tuple(result[k] for k in REPETITION)
-        if repetition in repetitions:  # by other code or other libraries: one of them is enough
-            left_out.add(AGAIN, row.name)
-            continue
-        repetitions.add(repetition)
-        rows.append(result)
-        for name, part in zip(tables, parts, strict=True):
-            tables[name][row.run_id] = part
+    with bar("reading runs", len(chosen), show=bool(chosen)) as read:
+        for row in chosen:
+            try:
+                result, *parts = _read_run(client, row)
+            except (KeyError, ValueError, OSError, MlflowException) as error:
+                left_out[OTHER_VERSION].append(f"{row.name}: {_reason(error)}")
+                continue
+            finally:
+                read.advance(row.name)
+            repetition = tuple(result[k] for k in REPETITION)
+            if repetition in repetitions:  # by other code or other libraries: one of them is enough
+                left_out[AGAIN].append(row.name)
+                continue
+            repetitions.add(repetition)
+            rows.append(result)
+            for name, part in zip(tables, parts, strict=True):
+                tables[name][row.run_id] = part
     results = _whole(pd.DataFrame(rows, columns=[c.name for c in COLUMNS]), left_out)
     if results.empty:
-        detail = "; ".join(
-            f"{len(names)} {reason} ({names[0]})" for reason, names in left_out.reasons.items()
-        )
+        detail = "; ".join(f"{len(names)} {reason} ({names[0]})" for reason, names in left_out.items())
         raise ReportError(
             f"no run of experiment {experiment!r}{f' where {where}' if where else ''} has a whole record: "
             f"{detail or 'there is none'}; "
@@ -336,7 +321,7 @@ def freeze(
         "experiment": experiment,
         "experiment_id": found.experiment_id,
         "where": where,
-        "left_out": {reason: sorted(names) for reason, names in sorted(left_out.reasons.items())},
+        "left_out": {reason: sorted(names) for reason, names in sorted(left_out.items())},
     }
     sorted_as_results = {
         name: pd.concat([parts[run_id] for run_id in results["run_id"]], ignore_index=True)
@@ -352,7 +337,7 @@ def store_id(uri: str) -> str:
     return digest(redact(uri))
 
 
-def _whole(results: pd.DataFrame, left_out: _LeftOut) -> pd.DataFrame:
+def _whole(results: pd.DataFrame, left_out: LeftOut) -> pd.DataFrame:
     """The rows that fit the schema; the others are left out, with what does not fit."""
     from pandera.errors import SchemaErrors
 
@@ -364,7 +349,7 @@ def _whole(results: pd.DataFrame, left_out: _LeftOut) -> pd.DataFrame:
             raise ReportError(f"the results do not fit their schema: {_reason(error)}") from None
     for index, of in cases.groupby("index"):
         what = ", ".join(sorted({f"{c.column} is {c.failure_case} ({c.check})" for c in of.itertuples()}))
-        left_out.add("outside the schema", f"{results.loc[index, 'run_name']}: {what}")
+        left_out["outside the schema"].append(f"{results.loc[index, 'run_name']}: {what}")
     return schema().validate(results.drop(index=cases["index"].unique()))
 
 
@@ -529,7 +514,7 @@ def _search(client: Any, experiment_id: str, where: str) -> list[Row]:
             return rows
 
 
-def _newest(rows: list[Row], left_out: _LeftOut) -> list[Row]:
+def _newest(rows: list[Row], left_out: LeftOut) -> list[Row]:
     """The newest valid run of each signature (an invalid one if there is no other) of this protocol."""
     jobs = []
     for row in rows:
@@ -538,26 +523,26 @@ def _newest(rows: list[Row], left_out: _LeftOut) -> list[Row]:
         if row.status == "FINISHED" and not (
             row.tags.get("tsexp.protocol") == PROTOCOL and row.tags.get("tsexp.config")
         ):
-            left_out.add(OLDER, row.name)
+            left_out[OLDER].append(row.name)
         else:
             jobs.append(row)
     done = {r.tags.get("tsexp.signature") for r in jobs if r.status == "FINISHED"}
     for row in jobs:
         if row.status != "FINISHED":
             again = row.tags.get("tsexp.signature", "") in done
-            left_out.add(AGAIN if again else f"not finished ({row.status})", row.name)
+            left_out[AGAIN if again else f"not finished ({row.status})"].append(row.name)
     best: dict[str, Row] = {}
     finished = [r for r in jobs if r.status == "FINISHED"]
     for row in sorted(finished, key=lambda r: not r.valid):  # stable: the newest first among the valid
         signature = row.tags.get("tsexp.signature", row.run_id)
         if signature in best:
-            left_out.add(AGAIN, row.name)
+            left_out[AGAIN].append(row.name)
         else:
             best[signature] = row
     return list(best.values())
 
 
-def _comparisons(client: Any, rows: list[Row], left_out: _LeftOut) -> pd.DataFrame:
+def _comparisons(client: Any, rows: list[Row], left_out: LeftOut) -> pd.DataFrame:
     """The newest valid comparison of each two runs."""
     from mlflow.exceptions import MlflowException
 
@@ -570,14 +555,14 @@ def _comparisons(client: Any, rows: list[Row], left_out: _LeftOut) -> pd.DataFra
         try:
             of = {s: known.get(i) or as_row(client.get_run(i)) for s, i in sides.items()}
         except MlflowException:
-            left_out.add(comparisons.GONE, row.name)
+            left_out[comparisons.GONE].append(row.name)
             continue
         try:
             with alive.scratch("freeze") as scratch:
                 file = _file(row, "hardware.json", scratch, str(client.tracking_uri))
                 made.append(comparisons.of_run(row, of, json.loads(file.read_text())))
         except (KeyError, ValueError, OSError, MlflowException) as error:
-            left_out.add(OTHER_VERSION, f"{row.name}: {_reason(error)}")
+            left_out[OTHER_VERSION].append(f"{row.name}: {_reason(error)}")
     return comparisons.table(comparisons.once(made))
 
 
@@ -716,11 +701,9 @@ def _channels(kept: list[dict[str, list[int]]], row: Row) -> list[tuple[int, str
 
 
 def _reason(error: Exception) -> str:
-    return (
-        f"it has no {error}"
-        if isinstance(error, KeyError)
-        else (str(error).splitlines() or [type(error).__name__])[0]
-    )
+    """In a line; an HTTP client's tells the whole address, of a store with a password, too."""
+    said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+    return redact((said.splitlines() or [type(error).__name__])[0])
 
 
 def _parquet(table: pd.DataFrame, file: Path) -> None:

@@ -11,6 +11,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsexp.files import whole
 from tsexp.report import company
 from tsexp.report.console import ESTIMATE, FRONT
 from tsexp.report.frozen import Frozen
@@ -97,9 +98,9 @@ def write(frozen: Frozen, path: Path, ui: str) -> Path:
     # One pass, so that nothing in the store can pose as a placeholder.
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return path
 
 
 def _data(frozen: Frozen, ui: str) -> dict[str, Any]:

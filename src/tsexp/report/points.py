@@ -37,7 +37,7 @@ CONTROL = ["dataset", "model", "tuning"]
 
 
 @dataclass(frozen=True)
-class Points:
+class Study:
     """What the figures of a study are made of.
 
     Attributes
@@ -55,12 +55,18 @@ class Points:
         measured_j, estimated_j (of the windows that it was the reference in), n.
     notes
         What was left out, and of which setup this is.
+    frozen
+        All of the results, with their raw tables.
+    colours
+        Of the models.
     """
 
     runs: pd.DataFrame
     points: pd.DataFrame
     controls: pd.DataFrame
     notes: tuple[str, ...]
+    frozen: Frozen
+    colours: dict[str, str]
 
 
 def colours(frozen: Frozen) -> dict[str, str]:
@@ -80,7 +86,7 @@ def invalid(frozen: Frozen) -> list[str]:
     return said + ([f"Invalid records left out: {n}."] if (n := (~results["scored"]).sum()) else [])
 
 
-def points(frozen: Frozen) -> Points:
+def study(frozen: Frozen) -> Study:
     """Choose what is comparable, and take the mean over seeds."""
     import pandas as pd
 
@@ -128,14 +134,15 @@ def points(frozen: Frozen) -> Points:
                 *(f"{v}{end}" for v in (*VALUES, *(f"{s}_relative" for s in SIDES)) for end in ENDS),
             ]
         )
-        return Points(runs, empty, pd.DataFrame(columns=CONTROL), tuple(notes))
+        controls = pd.DataFrame(columns=CONTROL)
+        return Study(runs, empty, controls, tuple(notes), frozen, colours(frozen))
     rows = rows.sort_values(WAY, kind="stable", ignore_index=True)
     table = rows[[*WAY, "n", "n_energy", "tuning", "macs"]].assign(
         warned=rows["warned"] > 0,
         **{f"{ours}{end}": rows[f"{theirs}{end}"] for ours, theirs in VALUES.items() for end in ENDS},
         **{f"{side}_relative{end}": of for side in SIDES for end, of in _relative(rows, side).items()},
     )
-    return Points(runs, table, _controls(rows), tuple(notes))
+    return Study(runs, table, _controls(rows), tuple(notes), frozen, colours(frozen))
 
 
 def _relative(rows: pd.DataFrame, side: str) -> dict[str, pd.Series]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsexp.files import whole
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -49,6 +51,5 @@ def relative(saving_pct: float) -> float:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a picture as a whole or not at all; the name decides the format."""
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=150, format=path.suffix.removeprefix("."))
-    partial.replace(path)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=150, format=path.suffix.removeprefix("."))

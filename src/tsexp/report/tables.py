@@ -7,12 +7,12 @@ number on its own, in all its digits.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tsexp.files import whole
 from tsexp.report import claims, company, comparisons, costs, machines
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
@@ -144,9 +144,8 @@ def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
     }
     files["notes.md"] = "".join(f"- {note}\n" for note in said) or "Nothing is missing or left out.\n"
     for name, text in files.items():
-        partial = folder / f".{name}.{os.getpid()}"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+        with whole(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     names = ("datasets", *KINDS, "company", "comparisons", *OF_ALL, "claims")
     for name in names:  # of an earlier report, without a row now
         for ending in ("tex", "md", "csv"):

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tsexp.cache import ENTRY, Cache, Entry, different, digests, write_json
+from tsexp.cache import ENTRY, Cache, Entry
 from tsexp.config import (
     ConfigError,
     QuantConfig,
@@ -53,6 +53,7 @@ from tsexp.config import (
     trust,
 )
 from tsexp.data import Dataset, FloatArray
+from tsexp.files import different, digests, write_json
 
 if TYPE_CHECKING:
     from tsexp.models import Model

@@ -86,22 +86,17 @@ def accuracy(scores: FloatArray, targets: IntArray) -> float:
 
 def quality(scores: FloatArray, targets: IntArray, prefix: str) -> dict[str, float]:
     """Accuracy, balanced accuracy, macro F1 and negative log-likelihood (nats)."""
+    from scipy.special import softmax
     from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
     scores = np.nan_to_num(scores)  # NaN makes the record invalid; its quality is that of guessing
-    probabilities = softmax(scores.astype(np.float64))
+    probabilities = softmax(scores.astype(np.float64), axis=-1)
     return {
         f"{prefix}/accuracy": accuracy(scores, targets),
         f"{prefix}/balanced_accuracy": float(balanced_accuracy_score(targets, scores.argmax(1))),
         f"{prefix}/macro_f1": float(f1_score(targets, scores.argmax(1), average="macro", zero_division=0)),
         f"{prefix}/nll": float(log_loss(targets, probabilities, labels=np.arange(scores.shape[1]))),
     }
-
-
-def softmax(scores: FloatArray) -> FloatArray:
-    """Class scores (batch, classes) → probabilities."""
-    e = np.exp(scores - scores.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def loss_pt(scores: FloatArray, targets: IntArray) -> FloatArray:
@@ -139,7 +134,9 @@ def predictions(
     scores: FloatArray, reference: FloatArray, targets: IntArray, dataset: Dataset
 ) -> tuple[list[str], Rows]:
     """Label, both predictions, and the probabilities of both, with all their digits."""
-    p, q = (softmax(s.astype(np.float64)) for s in (scores, reference))
+    from scipy.special import softmax
+
+    p, q = (softmax(s.astype(np.float64), axis=-1) for s in (scores, reference))
     classes = dataset.classes
     heading = ["label", "predicted", "dense_predicted"]
     heading += [f"p_{c}" for c in classes] + [f"dense_p_{c}" for c in classes]

@@ -1,7 +1,6 @@
 """MLflow: one run per experiment, a parent run per sweep, with all that it takes to recompute a number."""
 
 from tsexp.tracking.client import (
-    SQLITE,
     VIEW,
     asking,
     end_the_dead,
@@ -12,13 +11,11 @@ from tsexp.tracking.client import (
     view_url,
 )
 from tsexp.tracking.model import requirements
-from tsexp.tracking.origin import git_sha
 from tsexp.tracking.run import Tracked, as_shown, log_record, mark_killed, said_of, tracked
 from tsexp.tracking.spool import NotDelivered, NotKept, address, deliver, known, sync
 from tsexp.tracking.sweep import close_sweep, sweep_run
 
 __all__ = [
-    "SQLITE",
     "VIEW",
     "NotDelivered",
     "NotKept",
@@ -31,7 +28,6 @@ __all__ = [
     "end_the_dead",
     "experiment_of",
     "finished",
-    "git_sha",
     "known",
     "log_record",
     "mark_killed",

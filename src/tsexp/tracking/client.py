@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from tsexp import alive, locking, stores
 from tsexp.config import ConfigError, TrackingConfig, redact
-from tsexp.stores import SQLITE as SQLITE
+from tsexp.stores import SQLITE
 
 VIEW = "tsexp"
 VIEW_COLUMNS = (

@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import shutil
-import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -203,18 +202,12 @@ class Tracked:
     def _result_tags(cfg: Config, dataset: Dataset, artifact: Artifact, record: Record) -> dict[str, str]:
         asked = identity(cfg) | {"steps": compress.asked(cfg)}
         values = {as_shown(k, record.valid): v for k, v in record.metrics.items()}
-        tags = {
+        tags = said_of(record) | {
             "tsexp.stage": "done",
             "tsexp.data": cfg.data.name,
-            "tsexp.energy_source": record.energy_source,
-            "tsexp.valid": "true" if record.valid else "false",
-            "tsexp.invalid_reasons": "; ".join(record.invalid_reasons),
-            "tsexp.warnings": "; ".join(record.warnings),
             "tsexp.data_checksum": dataset.checksum,
-            "tsexp.protocol": str(PROTOCOL_VERSION),
             "tsexp.config": digest({k: v for k, v in asked.items() if k != "seed"}),
             "tsexp.steps": ",".join(asked["steps"]),
-            "tsexp.cpu": record.hardware["cpu"],
             "tsexp.artifact": artifact.signature,
             "tsexp.runtime": artifact.manifest["runtime"],
             "mlflow.note.content": _describe(values, record),
@@ -295,11 +288,13 @@ def tracked(
         raise
 
 
-def mark_killed(config: TrackingConfig, pid: int, reason: str) -> None:
-    """End as FAILED what a process that is gone left RUNNING."""
+def mark_killed(config: TrackingConfig, who: Mapping[str, str], reason: str) -> None:
+    """End as FAILED what a process that is gone, as `alive.me` told of it, left RUNNING."""
+    if not who:
+        return
     client = store(config)
-    mine = f"tags.`tsexp.pid` = '{pid}' and tags.`tsexp.host` = '{socket.gethostname()}'"
-    for run in client.search_runs([experiment_of(client, config)], mine):
+    its = " and ".join(f"tags.`tsexp.{key}` = '{value}'" for key, value in who.items() if value)
+    for run in client.search_runs([experiment_of(client, config)], its):
         found = run.info.status == "KILLED" and run.data.tags.get("tsexp.error", "").startswith(GONE)
         if run.info.status != "RUNNING" and not found:  # found to be dead by somebody who did not know why
             continue

@@ -67,15 +67,14 @@ class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-define
             of ``classes`` in the artifact's manifest.
         """
         import pandas as pd
-
-        from tsexp.tasks.classification import softmax
+        from scipy.special import softmax
 
         series = checked(model_input, self.channels, self.length, self.ragged)
         with self.alone:
             scores = self.predictor(series)
         if (params or {}).get("scores"):
             return scores
-        probabilities = softmax(scores.astype(np.float64))
+        probabilities = softmax(scores.astype(np.float64), axis=-1)
         columns = {f"p_{name}": column for name, column in zip(self.classes, probabilities.T, strict=True)}
         return pd.DataFrame({"class": [self.classes[i] for i in scores.argmax(1)], **columns})
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from tsexp import models
-from tsexp.cache import Cache, Entry, Unfinished, write_json
+from tsexp.cache import Cache, Entry, Unfinished
 from tsexp.config import ModelConfig, TrainConfig, family_module, like, own_digests
 from tsexp.data import Dataset
+from tsexp.files import write_json
 from tsexp.models import Model, Network
 
 STAGE_VERSION = 4

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tsexp.report.figures import layout, words
-from tsexp.report.figures.study import RUNTIMES, CannotDraw, Drawing, Study
+from tsexp.report.figures.study import RUNTIMES, CannotDraw, Drawing
 from tsexp.report.front import front
+from tsexp.report.points import Study
 from tsexp.report.style import MARKERS, log_axis
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.report.figures import layout
 from tsexp.report.figures.pruning import commonest_way
-from tsexp.report.figures.study import CannotDraw, Drawing, Study
+from tsexp.report.figures.study import CannotDraw, Drawing
+from tsexp.report.points import Study
 
 if TYPE_CHECKING:
     import pandas as pd

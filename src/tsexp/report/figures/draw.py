@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsexp.files import whole
 from tsexp.report.figures.accuracy_energy import accuracy_energy
 from tsexp.report.figures.channels import channels
 from tsexp.report.figures.confusion import confusion
@@ -14,10 +15,11 @@ from tsexp.report.figures.pruning import WAYS, pruning_ways, ratio
 from tsexp.report.figures.quant_runtime import quant_runtime
 from tsexp.report.figures.ranks import critical_difference
 from tsexp.report.figures.roofline import roofline
-from tsexp.report.figures.study import CannotDraw, Drawing, Study, gather
+from tsexp.report.figures.study import CannotDraw, Drawing
 from tsexp.report.figures.windows import windows
 from tsexp.report.frozen import Frozen
-from tsexp.report.points import points
+from tsexp.report.points import Study
+from tsexp.report.points import study as chosen_of
 from tsexp.report.style import STYLE
 
 if TYPE_CHECKING:
@@ -61,12 +63,11 @@ def draw(frozen: Frozen, folder: Path) -> list[Path]:
     import matplotlib.style
 
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = points(frozen)
-    study = gather(frozen, chosen)
-    files, lines = [], ["# Notes to the figures", "", *(f"- {note}" for note in chosen.notes), ""]
+    study = chosen_of(frozen)
+    files, lines = [], ["# Notes to the figures", "", *(f"- {note}" for note in study.notes), ""]
     for name, make in FIGURES.items():
         try:
-            if chosen.points.empty:
+            if study.points.empty:
                 raise CannotDraw("there is no record with finite scores")
             with matplotlib.style.context(STYLE, after_reset=True):
                 drawing = make(study)
@@ -77,9 +78,9 @@ def draw(frozen: Frozen, folder: Path) -> list[Path]:
             lines += [f"## {name}", "", f"Not drawn: {reason}.", ""]
             for kind in METADATA:
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
-    written = folder / f".{NOTES}"
-    written.write_text("\n".join(lines))
-    return [*files, written.replace(folder / NOTES)]
+    with whole(folder / NOTES) as partial:
+        partial.write_text("\n".join(lines))
+    return [*files, folder / NOTES]
 
 
 def _settle(figure: Figure) -> None:
@@ -93,11 +94,11 @@ def _settle(figure: Figure) -> None:
 
 def _save(figure: Figure, path: Path) -> Path:
     kind = path.suffix.removeprefix(".")
-    written = path.with_name(f".{path.name}")
-    figure.savefig(written, format=kind, metadata=METADATA[kind])
-    if kind == "png":
-        _palette(written)
-    return written.replace(path)
+    with whole(path) as partial:
+        figure.savefig(partial, format=kind, metadata=METADATA[kind])
+        if kind == "png":
+            _palette(partial)
+    return path
 
 
 def _palette(path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tsexp.report.figures import layout, words
 from tsexp.report.figures.pruning import commonest_way
-from tsexp.report.figures.study import MODES, RUNTIMES, CannotDraw, Drawing, Study
+from tsexp.report.figures.study import MODES, RUNTIMES, CannotDraw, Drawing
+from tsexp.report.points import Study
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,8 @@ import textwrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.report.figures import layout, words
-from tsexp.report.figures.study import CannotDraw, Drawing, Study
+from tsexp.report.figures.study import CannotDraw, Drawing
+from tsexp.report.points import Study
 from tsexp.report.style import COLOURS
 
 if TYPE_CHECKING:

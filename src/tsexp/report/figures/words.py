@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tsexp.report.console import ESTIMATE
 from tsexp.report.figures.layout import of_two_seeds
-from tsexp.report.figures.study import Study
+from tsexp.report.points import Study
 from tsexp.report.points import invalid as count_invalid
 from tsexp.report.statistics import way
 
