@@ -246,7 +246,7 @@ def test_unequal_lengths_channels_and_gaps(series):
 @pytest.mark.parametrize("overrides", [(), ("train.select=best", "train.patience=3")])
 def test_where_no_validation_series_can_be_spared_all_are_fitted_on(series, overrides):
     X, y = series[0][:3], series[1][:3]
-    with pytest.warns(UserWarning, match="fitted on all 3 series, without validation"):
+    with pytest.warns(UserWarning, match="no class has enough train series to withhold one"):
         classifier = tiny(overrides=overrides).fit(X, y)
     assert (classifier.report()["fit_series"], classifier.report()["val_series"]) == (3, 0)
     assert classifier.predict(X).shape == (3,)

@@ -131,6 +131,33 @@ def test_class_with_one_series_is_fitted_on(tmp_path):
     assert set(dataset.y_train[dataset.val]) == {0, 1}
 
 
+def test_a_small_class_is_fitted_on_whole(tmp_path):
+    """One of its series would be more than twice the share; of others, a share is withheld."""
+    rows = [
+        [f"{i},2,3,4", label] for label, n in (("a", 20), ("b", 20), ("c", 4), ("d", 5)) for i in range(n)
+    ]
+    dataset = own(tmp_path, rows, [["1,2,3,4", "a"]], val_fraction=0.1)
+    withheld = np.bincount(dataset.y_train[dataset.val], minlength=4)
+    assert (withheld[2], withheld.sum()) == (0, 4)
+    assert sorted([*dataset.fit, *dataset.val]) == list(range(49))
+
+
+def test_where_every_class_is_small_nothing_is_withheld_and_it_is_told(tmp_path, caplog):
+    rows = [[f"{i},{c},3,4", str(c)] for c in range(30) for i in range(2)]
+    dataset = own(tmp_path, rows, rows, val_fraction=0.1)
+    assert (len(dataset.fit), len(dataset.val)) == (60, 0)
+    assert "Mine: no class has enough train series to withhold one" in caplog.text
+    caplog.clear()
+    assert len(own(tmp_path, rows, rows, val_fraction=0.0).val) == 0
+    assert not caplog.text
+
+
+def test_a_folder_that_was_not_there_is_not_made_for_a_name_that_is_nowhere(tmp_path):
+    with pytest.raises(ConfigError, match=r"Looked in: .* TSEXP_DATA, not there\)"):
+        data.load(replace(compose().data, name="NoSuchSet"), tmp_path / "nowhere", 0)
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_fraction_that_empties_a_class_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="val_fraction"):
         own(tmp_path, val_fraction=0.8)

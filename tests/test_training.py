@@ -93,6 +93,16 @@ def test_saved_model_is_the_fitted_one(tiny_model, italy, tmp_path):
     assert evaluate(model, italy, italy.val) == evaluate(again, italy, italy.val)
 
 
+def test_without_validation_series_the_last_weights_are_taken(tiny_model, italy):
+    every = np.arange(len(italy.y_train))
+    whole = replace(italy, fit=every, val=every[:0])
+    recipe = replace(OURS, epochs=3, select="best", patience=1)
+    model, history = fitted(tiny_model, whole, recipe)
+    last, _ = fitted(tiny_model, whole, replace(recipe, select="last", patience=0))
+    assert same(model, last)
+    assert history[-1]["epoch"] == 2
+
+
 @pytest.mark.parametrize("model", ["t3", "t4", "fcn", "litetime"])
 def test_bf16_rounds_what_training_steps_compute_and_nothing_else(model, italy):
     cfg = compose(f"model={model}", "data=italy_power_demand", "train.progress=false", "train.ema=0")

@@ -279,6 +279,37 @@ def test_rewritten_it_describes_the_same_whatever_the_series(name, gone):
         torch.testing.assert_close(lean(x), model(x), atol=1e-4, rtol=1e-4)
 
 
+def levelled(x):
+    """Every second series flat, each at a level of its own."""
+    odd = x + 10.0
+    odd[::2] = np.random.default_rng(0).uniform(20, 80, (len(odd[::2]), 1, 1))
+    return odd
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(np.zeros_like, id="all zero"),
+        pytest.param(lambda x: x * (np.arange(len(x)) % 2)[:, None, None], id="some zero"),
+        pytest.param(levelled, id="some flat"),
+        pytest.param(lambda x: x * 0 + np.linspace(20, 80, len(x))[:, None, None], id="all flat"),
+        pytest.param(lambda x: x * 1e-12, id="tiny"),
+        pytest.param(lambda x: x + 1e4, id="on a high level"),
+    ],
+)
+def test_of_odd_series_no_runtime_sees_its_own_rounding(italy, odd, tmp_path):
+    """Flat ones were rounding noise around 0, magnified; zeros were 0 / 0 in ONNX Runtime."""
+    onnxruntime = pytest.importorskip("tsexp.runtimes.onnxruntime")
+    dataset = replace(italy, x_train=odd(italy.x_train).astype(np.float32))
+    model = model_of(dataset)
+    onnxruntime.to_onnx(onnxruntime.rewritten(model, "none"), tmp_path / "model.onnx")
+    found = onnxruntime.OnnxFile(tmp_path / "model.onnx", 1)(dataset.x_train[:32])
+    expected = model.scores(dataset.x_train[:32])
+    assert np.isfinite(expected).all()
+    noise = np.square(found - expected).mean() / np.square(expected).mean()
+    assert noise < 1e-8  # 80 dB
+
+
 def test_training_sees_some_tokens_and_never_the_same(italy):
     model = model_of(italy, "model.seen_tokens=5")
     x, _ = model.preprocess(torch.from_numpy(italy.x_test[:2]))

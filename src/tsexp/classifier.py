@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -159,8 +159,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
 
     Notes
     -----
-    Where a class has too few train series for the validation split (``data.val_fraction``), all are fitted on
-    and the last weights are taken; a `UserWarning` says so.
+    A class of so few train series that one were more than twice its share of the validation split
+    (``data.val_fraction``) keeps them all. Where all classes do, the last weights are taken; a `UserWarning`
+    says so.
 
     Examples
     --------
@@ -311,16 +312,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
             cfg = self._config()
             pipeline.able(cfg)
             labels = [str(label) for label in y]
-            try:
-                dataset = data.at_hand(cfg.data, X, labels, cfg.seed)
-            except data.TooFewSeries as error:
-                warnings.warn(f"{error}: fitted on all {len(X)} series, without validation", stacklevel=4)
-                cfg = replace(
-                    cfg,
-                    data=replace(cfg.data, val_fraction=0.0),
-                    train=replace(cfg.train, select="last", patience=0),
-                )
-                dataset = data.at_hand(cfg.data, X, labels, cfg.seed)
+            dataset = data.at_hand(cfg.data, X, labels, cfg.seed)
+            if cfg.data.val_fraction and not len(dataset.val):
+                warnings.warn(data.NONE_WITHHELD, stacklevel=4)
             scratch = None if self.cache is not None else tempfile.TemporaryDirectory(prefix="tsexp-fit-")
             root = Path(scratch.name if scratch else str(self.cache)).expanduser().absolute()
             cache = Cache(root, lambda: pipeline.counter(cfg))

@@ -6,8 +6,10 @@ deployed and measured. This module only computes the statistics they need, from 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -20,12 +22,18 @@ import numpy as np
 from tsexp import tasks, tsfile
 from tsexp.config import ConfigError, DataConfig, suggest
 
+log = logging.getLogger(__name__)
+
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
 LONGEST_NAME = 200
 """Bytes of a dataset's name: with what is added to it, a file's has 255 at most."""
+NONE_WITHHELD = (
+    "no class has enough train series to withhold one (data.val_fraction): all are fitted on, the last "
+    "weights are taken, and nothing can be chosen by validation"
+)
 SHOWN = 40
 """Characters of a wrong name that a message quotes."""
 
@@ -66,10 +74,6 @@ class Preprocessing:
     def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
         """Rebuild from the plain values of ``arch.json``."""
         return cls(**raw | {"mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
-
-
-class TooFewSeries(ConfigError):
-    """So few train series of some class that no validation split of the size asked for can be taken."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,10 @@ def load(config: DataConfig, data_dir: str | Path, seed: int) -> Dataset:
     train, test = (_read(file, config) for file in files)
     if _checksum(files) != checksum:
         raise ConfigError(f"{files[0]} or {files[1].name} changed while it was read; run it again")
-    return _made(config, train, test, files, seed, checksum)
+    made = _made(config, train, test, files, seed, checksum)
+    if config.val_fraction and not len(made.val):
+        log.warning("%s: %s", config.name, NONE_WITHHELD)
+    return made
 
 
 def at_hand(config: DataConfig, series: Sequence[Any], labels: Sequence[str], seed: int) -> Dataset:
@@ -198,7 +205,7 @@ def at_hand(config: DataConfig, series: Sequence[Any], labels: Sequence[str], se
     Raises
     ------
     ConfigError
-        As `load`; `TooFewSeries` if only the split fails.
+        As `load`.
     """
     files = (f"train series of {config.name}", f"test series of {config.name}")
     train = filled(series, config, files[0]), list(labels)
@@ -371,7 +378,7 @@ def _pair_in(folder: Path, name: str) -> tuple[Path, Path]:
 def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
     from aeon.datasets import load_classification
 
-    target = data_dir / config.name
+    target, made = data_dir / config.name, not data_dir.exists()
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{config.name}-", dir=data_dir) as scratch:
@@ -381,9 +388,12 @@ def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
             for file in files:
                 file.replace(target / file.name)
     except Exception as error:  # URL, zip, OS and value errors of aeon; all mean the same to the user
+        if made:
+            with contextlib.suppress(OSError):
+                data_dir.rmdir()
         raise ConfigError(
             f"dataset {config.name} is nowhere{suggest(config.name, _known(data_dir))}. "
-            f"Looked in: {target} (paths.data, environment variable TSEXP_DATA), "
+            f"Looked in: {target} (paths.data, environment variable TSEXP_DATA{', not there' * made}), "
             f"{_wheel_dir() / config.name} (aeon's wheel), aeon's download ({type(error).__name__}: "
             f"{str(error)[:100]}). Put {config.name}_TRAIN.ts and {config.name}_TEST.ts into {target}, or "
             "give data.path=FOLDER, or check the name against https://timeseriesclassification.com"
@@ -429,22 +439,23 @@ def _split(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]
     if fraction == 0:
         return every, every[:0]
     counts = np.bincount(y)
-    if counts.max() < 2:
-        raise TooFewSeries(f"data.val_fraction={fraction} needs a class with two train series; use 0")
-    lonely = counts[y] < 2  # a class with one series cannot be split: it stays where it is fitted on
-    rest = every[~lonely]
-    size = max(round(fraction * len(y)), int((counts > 1).sum()))
-    if size >= len(rest) - int((counts > 1).sum()) + 1:
-        raise TooFewSeries(
+    # A class of which one series were more than twice the share stays where it is fitted on.
+    small = counts < max(2, 1 / (2 * fraction))
+    rest, classes = every[~small[y]], int((counts[~small] > 0).sum())
+    if not classes:
+        return every, rest
+    size = max(round(fraction * len(rest)), classes)
+    if size > len(rest) - classes:
+        raise ConfigError(
             f"data.val_fraction={fraction} leaves no series of some class to fit on ({len(y)} train series); "
             "lower it or use 0"
         )
     fit, val = train_test_split(rest, test_size=size, stratify=y[rest], random_state=seed)
     if set(y[rest]) - set(y[fit]):
-        raise TooFewSeries(
+        raise ConfigError(
             f"data.val_fraction={fraction} leaves the smallest class no series to fit on; lower it or use 0"
         )
-    return np.sort(np.concatenate([fit, every[lonely]])), np.sort(val)
+    return np.sort(np.concatenate([fit, every[small[y]]])), np.sort(val)
 
 
 def _preprocessing(

@@ -544,13 +544,13 @@ def _check_validation(configurations: list[Config]) -> None:
 
     Refuse to search without one, say if it is tiny.
     """
-    for cfg in configurations:
-        if cfg.data.val_fraction == 0:
+    sizes = {(cfg.data.name, cfg.data.val_fraction, len(dataset_of(cfg).val)) for cfg in configurations}
+    for name, fraction, size in sorted(sizes):
+        if not size:
             raise ConfigError(
-                "a search chooses by accuracy on the validation split, and data.val_fraction=0 leaves none; "
-                "use a fraction > 0\nnothing was started"
+                f"a search chooses by accuracy on the validation split, and data.val_fraction={fraction:g} "
+                f"leaves none of {name}; use a larger one\nnothing was started"
             )
-    for name, size in sorted({(cfg.data.name, len(dataset_of(cfg).val)) for cfg in configurations}):
         if size < FEW:
             print(
                 f"tsexp: {name} has {size} validation series: the search sees accuracy in steps of "

@@ -19,6 +19,13 @@ def _spread(std: Tensor, largest: Tensor) -> Tensor:
     return torch.maximum(std, 1e-5 * largest).clamp_min(EPS)
 
 
+def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Over the values that there are, (batch, channels, 1)."""
+    if valid is None:
+        return x.mean(-1, keepdim=True)
+    return x.masked_fill(~valid, 0).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True)
+
+
 class Preprocess(nn.Module):
     """Scale, then crop, pad or resample; no parameters.
 
@@ -61,15 +68,10 @@ class Preprocess(nn.Module):
         if self.spec.scale == "standard":
             x = (x - self.mean) / self.std
         elif self.spec.scale == "znorm":
-            if valid is None:
-                largest = x.abs().amax(-1, keepdim=True)
-                x = (x - x.mean(-1, keepdim=True)) / _spread(x.std(-1, correction=0, keepdim=True), largest)
-            else:
-                n = valid.sum(-1, keepdim=True)
-                largest = x.masked_fill(~valid, 0).abs().amax(-1, keepdim=True)
-                x = x - x.masked_fill(~valid, 0).sum(-1, keepdim=True) / n
-                std = (x.masked_fill(~valid, 0).square().sum(-1, keepdim=True) / n).sqrt()
-                x = x / _spread(std, largest)
+            largest = (x if valid is None else x.masked_fill(~valid, 0)).abs().amax(-1, keepdim=True)
+            x = x - _mean(x, valid)
+            x = x - _mean(x, valid)  # of a flat series, the first leaves noise, in every runtime another
+            x = x / _spread(_mean(x.square(), valid).sqrt(), largest)
         elif self.spec.scale == "minmax":
             inf = float("inf")
             low = (x if valid is None else x.masked_fill(~valid, inf)).amin(-1, keepdim=True)

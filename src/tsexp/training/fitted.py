@@ -17,7 +17,7 @@ from tsexp.data import Dataset
 from tsexp.files import write_json
 from tsexp.models import Model, Network
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 KEPT_VERSION = 1
 """Raised whenever what an unfinished fit keeps is other than before."""
 

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def fit(
     unfinished: Unfinished | None = None,
 ) -> list[dict[str, float]]:
     """See `tsexp.training.fit`."""
+    if not len(dataset.val):  # nothing to choose by
+        config = replace(config, select="last", patience=0)
     with torch.random.fork_rng(), using_threads(config.threads), _quiet():
         torch.manual_seed(seed)
         epochs = epochs_of(config, len(dataset.fit))
@@ -74,7 +77,7 @@ def fit(
         if config.ema:
             # After Curves: while validating, the averaged weights are in place, and Curves must see those.
             callbacks.append(Averaging(config.ema, None if chosen else GLANCE))
-        if config.patience and len(dataset.val):
+        if config.patience:
             callbacks.append(EarlyStopping("val_loss", patience=config.patience))
         keeping = Keeping(unfinished) if unfinished is not None and config.devices == 1 else None
         if keeping is not None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp.models.preprocess import Preprocess, _spread
 from tsexp.models.transformer.classifier import Classifier, Positions
 from tsexp.models.transformer.encoder import Attention, Encoder, EncoderBlock
 from tsexp.models.transformer.tokenizers import ConvStemTokenizer, PatchTokenizer, _token_mask
@@ -195,17 +194,6 @@ class MaskWithClass(nn.Module):
         return tokens, None if mask is None else F.pad(mask, (1, 0), value=True)
 
 
-class LeanPreprocess(Preprocess):
-    """Takes the mean out once, not again for the standard deviation."""
-
-    def _scale(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        if self.spec.scale != "znorm" or valid is not None:
-            return super()._scale(x, valid)
-        largest = x.abs().amax(-1, keepdim=True)
-        x = x - x.mean(-1, keepdim=True)
-        return x / _spread(x.square().mean(-1, keepdim=True).sqrt(), largest)
-
-
 def deployed(
     model: Classifier, fused: bool = False, first_only: bool = True, products: bool = True, flat: bool = False
 ) -> Classifier:
@@ -226,7 +214,6 @@ def deployed(
     """
     new = copy.deepcopy(model).eval().requires_grad_(False)
     parts: Any = new  # the parts are replaced by others that are called alike
-    parts.preprocess = LeanPreprocess(new.arch.preprocessing)
     # Of somebody's own nothing is known, of a subclass as little.
     if products and type(parts.tokenizer) in (PatchTokenizer, ConvStemTokenizer):
         parts.tokenizer = ProductTokenizer(parts.tokenizer)

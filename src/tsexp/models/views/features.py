@@ -114,7 +114,7 @@ class Features(nn.Module):
             amplitudes = self.fourier(self.preprocess(some)[0]).flatten()
             few = amplitudes[torch.randint(len(amplitudes), (VALUES,), generator=draw)]
             # Below, it is rounding noise: without a floor, logarithms would show little else.
-            self.floor.copy_(torch.quantile(few, TAIL).clamp_min(1e-6 * few.amax() + 1e-12))
+            self.floor.copy_(torch.quantile(few, TAIL).clamp_min(1e-6 * few.amax().clamp_min(1)))
         signals = self._signals(some)
         for source in self.sources:
             source.adapt(*signals[source.signal], draw)  # type: ignore[operator,index]
@@ -310,12 +310,15 @@ class Scale(nn.Module):
         valid = ~x[:, :1].isnan() if self.ragged else torch.ones_like(x[:, :1], dtype=torch.bool)
         x = x.masked_fill(~valid, 0)
         count = valid.to(x.dtype).sum(-1)  # (batch, 1)
-        mean = x.sum(-1) / count
         largest = x.abs().amax(-1)
-        spread = ((x - mean[..., None]).square() * valid).sum(-1).div(count).sqrt()
-        spread = torch.maximum(spread, 1e-5 * largest) + 1e-12  # of a flat series, rounding noise is left
-        ratio = (mean / spread).clamp(-10, 10)
-        numbers = [spread.log(), (largest + 1e-12).log(), count.log().expand_as(mean), ratio]
+        mean = x.sum(-1) / count
+        x = (x - mean[..., None]) * valid
+        rest = x.sum(-1) / count  # what rounding left, in every runtime another
+        spread = ((x - rest[..., None]).square() * valid).sum(-1).div(count).sqrt()
+        # Clamped, not added to: the exporter to ONNX takes so small an addend for 0.
+        spread = torch.maximum(spread, 1e-5 * largest).clamp_min(1e-12)
+        ratio = ((mean + rest) / spread).clamp(-10, 10)
+        numbers = [spread.log(), largest.clamp_min(1e-12).log(), count.log().expand_as(mean), ratio]
         return torch.cat(numbers, 1)[:, None]
 
     def adapt(self, x: Tensor, mask: Tensor | None, draw: torch.Generator) -> None:

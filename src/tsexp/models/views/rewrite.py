@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp.models.transformer.rewrite import FlatEncoder, LeanPreprocess
+from tsexp.models.transformer.rewrite import FlatEncoder
 from tsexp.models.views.arch import REACH, step_of
 from tsexp.models.views.classifier import EACH, View, ViewClassifier
 from tsexp.models.views.features import Features, Fourier, Intervals, Kernels, Shares, mean_of
@@ -80,7 +80,6 @@ def _head(view: View) -> nn.Linear:
 def lean(features: Features) -> None:
     """Put leaner parts into the place of those that have one, in place."""
     parts: Any = features
-    parts.preprocess = LeanPreprocess(features.preprocess.spec)
     if features.fourier is not None:
         parts.fourier = LeanFourier(features.fourier)
     kinds: dict[type, type] = {Intervals: LeanIntervals, Kernels: LeanKernels}
