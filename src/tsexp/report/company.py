@@ -155,8 +155,12 @@ def advice(frozen: Frozen, company: pd.DataFrame) -> list[tuple[str, str]]:
 def _labels(groups: Sequence[pd.DataFrame]) -> list[str]:
     """Datasets; of several setups, with what they differ in."""
     firsts = [here.iloc[0] for here in groups]
-    vary = [k for k in TOGETHER[1:] if len({str(first[k]) for first in firsts}) > 1]
     names = [first["dataset"] for first in firsts]
+    vary = [
+        k
+        for k in TOGETHER[1:]
+        if len({(n, str(of[k])) for n, of in zip(names, firsts, strict=True)}) > len(set(names))
+    ]
     if len(set(names)) == len(names):
         return names
     return [

@@ -40,8 +40,10 @@ def roofline(study: Study) -> Drawing:
         handles.append(Line2D([], [], color="0.4", marker="o", mfc="white", ls="none", label="open: pruned"))
     notes = [
         *words.small_print(study),
-        "Peak: one large product in the same number format, seen on this machine.",
+        "Peak: one large product in the same number format, seen once on this machine.",
     ]
+    if above := (means["share_pct"] > 100).sum():
+        notes.append(f"Above 100 %: {above} of {len(means)}, whose hour was faster than the peak's.")
     uncounted = sorted(set(study.runs.loc[study.runs["macs"].isna(), "model"]))
     notes += [f"Multiply-accumulates not counted: {', '.join(uncounted)}."] if uncounted else []
     layout.finish(figure, notes, handles, "share of the peak reached (%)")
