@@ -339,10 +339,10 @@ def test_ctrl_c_and_sigterm_end_the_job_and_its_sweep_and_leave_no_process(
         while not notes and process.poll() is None:
             assert time.monotonic() < until
             time.sleep(0.2)
-            notes = list(tmp_path.glob("multirun/*/*/0/pid"))
+            notes = list(tmp_path.glob("multirun/*/*/0/running.json"))
         (note,) = notes
         time.sleep(2)
-        job, all_of_it = int(note.read_text()), everybody(process)
+        job, all_of_it = int(json.loads(note.read_text())["pid"]), everybody(process)
         assert job in all_of_it
         for pid in all_of_it if to == "everybody" else [process.pid]:
             os.kill(pid, sent)

@@ -711,7 +711,7 @@ def test_a_sweep_whose_server_dies_keeps_its_results_and_the_same_command_delive
 
         def die():
             end = time.monotonic() + 120
-            while not list(tmp_path.glob("multirun/*/*/0/pid")) and time.monotonic() < end:
+            while not list(tmp_path.glob("multirun/*/*/0/running.json")) and time.monotonic() < end:
                 time.sleep(0.2)
             time.sleep(3)
             server.kill()
