@@ -21,7 +21,7 @@ import pytest
 from conftest import TINY
 from power_logs import WATTS, Made, make, sample, write
 from report_data import Store
-from tsexp import attach, merge, tracking
+from tsexp import alive, attach, merge, tracking
 from tsexp.config import TrackingConfig
 from tsexp.energy.record import doubts, summarize
 from tsexp.report import frozen
@@ -149,9 +149,12 @@ def test_tables_show_both_in_columns_of_their_own_and_average_nothing(place: Pla
 @pytest.mark.parametrize("older", [False, True])
 def test_it_is_merged_beside_the_run_that_it_is_of(place: Place, capsys: Any, older: bool) -> None:
     place.store.client.set_tag(place.run, "tsexp.record", "a number")  # as all delivered runs have
+    for key, value in alive.me().items():
+        place.store.client.set_tag(place.run, f"tsexp.{key}", value)
     assert place.attach(place.run, place.log()) == 0
     (twin,) = place.runs("external:plug")
     assert "tsexp.record" not in twin.data.tags
+    assert not [key for key in alive.me() if f"tsexp.{key}" in twin.data.tags]  # of the process that measured
     if older:
         place.store.client.set_tag(twin.info.run_id, "tsexp.record", "a number")
     command = [place.store.uri, "--into", str(place.folder / "all.db")]
