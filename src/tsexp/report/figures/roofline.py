@@ -43,7 +43,10 @@ def roofline(study: Study) -> Drawing:
         "Peak: one large product in the same number format, seen once on this machine.",
     ]
     if above := (means["share_pct"] > 100).sum():
-        notes.append(f"Above 100 %: {above} of {len(means)}, whose hour was faster than the peak's.")
+        notes.append(
+            "Above 100 %, for the peak is of another hour or fewer products were done than counted: "
+            f"{above} of {len(means)}."
+        )
     uncounted = sorted(set(study.runs.loc[study.runs["macs"].isna(), "model"]))
     notes += [f"Multiply-accumulates not counted: {', '.join(uncounted)}."] if uncounted else []
     layout.finish(figure, notes, handles, "share of the peak reached (%)")
