@@ -465,6 +465,7 @@ def test_the_answer_in_short_is_what_was_measured(company):
         {"kept": 2, "undecided": 2},
         {"kept": 1, "undecided": 3},
     ]
+    assert (t4.loc["all"]["drop_pt_lo"] <= 0).all()  # no loss is seen
     assert "excluded on two datasets, open on two" in readme
     assert "three quarters (open on three)" in readme
     withheld = company.results[(company.results["model"] == "t4") & (company.results["batch_size"] == 1)]
@@ -561,6 +562,18 @@ def test_energies_of_t4_beside_estimators_are_as_told(company):
     assert f"with half of everything gone {told(half / forest)} times, with three quarters" in page
     assert f"with three quarters {told(quarter / forest)}." in page
     assert f"MiniROCKET needs {told(rocket / half)} times as much as T4" in page
+    more, local = half / forest, t4.loc[("local", 0.5), "estimated_j"] / forest
+    assert (more.loc[list(FOUR[:3])] > 1).all()
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "with half gone it needs more. On ElectricDevices" in readme
+    assert f"half of everything, {more[FOUR[0]]:.1f} times QUANT's energy†, on {FOUR[0]}" in page
+    assert f"half of heads and units, {local['PLAID']:.1f} times, on PLAID" in page
+    of = company.results[company.results["dataset"] == FOUR[3]]
+    of = of[(of["batch_size"] == 1) & (of["mode"] == "none")]
+    seen = 100 * of.groupby(["model", "scope", "ratio"])["val_accuracy"].mean()
+    ahead = [seen["t4", "all", ratio] - seen["quant_forest", "-", 0] for ratio in (0.5, 0.75)]
+    told = f"gone is {ahead[0]:.1f} points ahead of QUANT, with three quarters {-ahead[1]:.1f} behind."
+    assert told.replace(" 0.", " .") in page
 
 
 def test_what_is_deployed_and_what_stands_on_the_front_is_as_told(company):
