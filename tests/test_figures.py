@@ -27,8 +27,8 @@ from tsexp.report.figures import (
     windows,
     words,
 )
-from tsexp.report.figures.study import CannotDraw
-from tsexp.report.points import WAY, study
+from tsexp.report.figures.drawing import CannotDraw
+from tsexp.report.points import WAY, study_of
 from tsexp.report.style import COLOURS, STYLE, log_axis
 
 DRAW = (
@@ -75,7 +75,7 @@ def _style():
 @pytest.fixture(scope="module")
 def everything():
     """Every figure there is, in memory: name → drawing."""
-    of = study(half_measured(models=("t1", "t2")))
+    of = study_of(half_measured(models=("t1", "t2")))
     return {name: make(of) for name, make in figures.FIGURES.items()}
 
 
@@ -148,7 +148,7 @@ def test_many_models_on_four_datasets_stay_readable():
 
     models = ("dtw_1nn", "fcn", "minirocket", "multirocket_hydra", "quant_forest", "resnet", "t3", "t4")
     results = small(datasets=(*DATASETS, "ACSF1"), models=models, seeds=(0,), series=20)
-    figure = accuracy_energy.accuracy_energy(study(results), "estimated").figure
+    figure = accuracy_energy.accuracy_energy(study_of(results), "estimated").figure
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     (legend,) = figure.legends
@@ -172,7 +172,7 @@ def test_estimates_carry_a_dagger_and_measurements_share_no_figure_with_them(eve
 
 def test_savings_of_both_kinds_are_in_rows_of_their_own():
     results = half_measured()
-    figure = pruning.ratio(study(results)).figure
+    figure = pruning.ratio(study_of(results)).figure
     labelled = {a.get_ylabel().replace("\n", " "): a for a in figure.axes if a.get_ylabel()}
     assert list(labelled) == [
         "measured energy (control = 1)",
@@ -193,7 +193,7 @@ def test_energies_and_speedups_are_relative_to_the_control_on_logarithmic_axes()
     worst = (r["ratio"] == 0.5) & (r["method"] == "l1") & (r["runtime"] == "eager")
     of = dict(zip(("pct", "lo", "hi"), (-750.0, -800.0, -700.0), strict=True))
     results = changed(results, worst, **{f"estimated_saving_{end}": v for end, v in of.items()})
-    energy, speedup = pruning.ratio(study(results)).figure.axes
+    energy, speedup = pruning.ratio(study_of(results)).figure.axes
     assert (energy.get_yscale(), speedup.get_yscale()) == ("log", "log")
     (line,) = energy.containers
     assert line.lines[0].get_ydata()[-1] == pytest.approx(8.5)
@@ -203,7 +203,7 @@ def test_energies_and_speedups_are_relative_to_the_control_on_logarithmic_axes()
 
 
 def test_the_numbers_on_a_front_have_their_key_in_the_figure():
-    drawing = accuracy_energy.accuracy_energy(study(small()), "estimated")
+    drawing = accuracy_energy.accuracy_energy(study_of(small()), "estimated")
     foot = " ".join(" ".join(t.get_text().split()) for t in drawing.figure.texts)
     for axes in drawing.figure.axes:
         listed = [n for n in drawing.notes if n.startswith(f"{axes.get_title()}, front ")]
@@ -215,7 +215,7 @@ def test_the_numbers_on_a_front_have_their_key_in_the_figure():
 
 
 def test_bars_are_explained_by_what_they_are_of():
-    of = study(small())
+    of = study_of(small())
     of_accuracy, of_cost = (words.bars(of.points, v) for v in ("accuracy_pct", "speedup"))
     assert "two-way: over seeds and test series" in of_accuracy
     assert of_accuracy in pruning.pruning_ways(of).notes
@@ -225,7 +225,7 @@ def test_bars_are_explained_by_what_they_are_of():
 
 
 def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
-    drawing = pruning.pruning_ways(study(small(models=("t1", "t2"))))
+    drawing = pruning.pruning_ways(study_of(small(models=("t1", "t2"))))
     assert [a.get_title().split("\n")[0] for a in drawing.figure.axes] == [
         f"{d} · {m}" for m in ("t1", "t2") for d in DATASETS
     ]
@@ -238,7 +238,7 @@ def test_ways_of_pruning_are_lines_that_begin_at_the_dense_model():
 
 def test_the_levels_of_the_control_and_of_the_untuned_model_are_the_rows_own():
     results = small(datasets=("PLAID",))
-    drawing = pruning.pruning_ways(study(results))
+    drawing = pruning.pruning_ways(study_of(results))
     (axes,) = drawing.figure.axes
     pruned = results.results[results.results["ratio"] > 0]
     control, dense = (100 * pruned[f"{of}_accuracy"].mean() for of in ("control", "dense"))
@@ -260,7 +260,7 @@ def test_the_control_is_a_point_and_may_be_on_the_front():
     pruned = predictions["run_id"].isin(results.results.loc[results.results["ratio"] > 0, "run_id"])
     predictions.loc[pruned & (predictions["series"] < 6), "predicted"] = "something else"
     results = replace(results, predictions=predictions)
-    one = study(results)
+    one = study_of(results)
     control = one.controls[one.controls["tuning"] != "-"].iloc[0]
     pruned = results.results[results.results["ratio"] > 0]
     assert control["accuracy_pct"] == pytest.approx(100 * pruned["control_accuracy"].mean())
@@ -277,7 +277,7 @@ def test_the_control_is_a_point_and_may_be_on_the_front():
 def test_a_dense_model_that_was_measured_itself_is_no_second_point():
     dense = small(datasets=("PLAID",))
     dense = only(dense, dense.results["ratio"] == 0)
-    drawing = accuracy_energy.accuracy_energy(study(dense), "estimated")
+    drawing = accuracy_energy.accuracy_energy(study_of(dense), "estimated")
     assert not [line for line in drawing.figure.axes[0].lines if line.get_marker() == "*"]
 
 
@@ -285,7 +285,7 @@ def test_a_dense_model_that_was_measured_itself_is_no_second_point():
 def test_an_invalid_energy_changes_nothing_but_its_own_and_its_accuracy_counts():
     results = small()
     invalid = ~results.results["valid"]
-    without, points_of = study(only(results, ~invalid)), study(results)
+    without, points_of = study_of(only(results, ~invalid)), study_of(results)
     both = points_of.points.merge(without.points, on=WAY, suffixes=("", "_without"))
     assert (both["estimated_j"] == both["estimated_j_without"]).all()
     assert (both["speedup_hi"] == both["speedup_hi_without"]).all()
@@ -295,7 +295,7 @@ def test_an_invalid_energy_changes_nothing_but_its_own_and_its_accuracy_counts()
     assert (
         points_of.notes[0] == f"Records with invalid energy, which count for accuracy only: {invalid.sum()}."
     )
-    unscored = study(changed(results, invalid, scored=False))
+    unscored = study_of(changed(results, invalid, scored=False))
     pd.testing.assert_frame_equal(unscored.points, without.points)
     assert f"Invalid records left out: {invalid.sum()}." in unscored.notes
 
@@ -305,7 +305,7 @@ def test_a_point_has_the_mean_and_the_interval_of_the_tables():
 
     for seeds in ((0,), (0, 1), (0, 1, 2)):
         results = frozen(DATASETS[:1], ("t1",), seeds)
-        table = study(results).points.set_index(WAY)
+        table = study_of(results).points.set_index(WAY)
         rows = aggregate(results).set_index(WAY)
         for name, of in (
             ("speedup", "speedup"),
@@ -320,7 +320,7 @@ def test_a_point_has_the_mean_and_the_interval_of_the_tables():
 
 
 def test_the_wide_bars_of_two_seeds_do_not_hide_the_rest():
-    axes = pruning.pruning_ways(study(small(datasets=("PLAID",)))).figure.axes[0]
+    axes = pruning.pruning_ways(study_of(small(datasets=("PLAID",)))).figure.axes[0]
     low, high = axes.get_ylim()
     values = [y for c in axes.containers for y in c.lines[0].get_ydata()]
     ends = [
@@ -329,8 +329,8 @@ def test_the_wide_bars_of_two_seeds_do_not_hide_the_rest():
     assert low < min(values) < max(values) < high
     assert max(ends) - min(ends) > 2 * (high - low)  # of which some are cut, and the small print says so
     wide = "Those of two seeds are wide"
-    assert wide in words.bars(study(small(datasets=("PLAID",))).points, "accuracy_pct")
-    three = study(small(datasets=("PLAID",), seeds=(0, 1, 2)))
+    assert wide in words.bars(study_of(small(datasets=("PLAID",))).points, "accuracy_pct")
+    three = study_of(small(datasets=("PLAID",), seeds=(0, 1, 2)))
     assert wide not in words.bars(three.points, "accuracy_pct")
     assert wide in words.bars(three.points, "speedup")  # one of three records has invalid energy
     axes = pruning.pruning_ways(three).figure.axes[0]
@@ -347,7 +347,7 @@ def test_the_wide_bars_of_two_seeds_do_not_hide_the_rest():
 def test_two_meters_share_no_panel_and_no_mean():
     results = small(datasets=("PLAID",), seeds=(0, 1, 2), measured=True)
     rare = results.results["seed"] == 2
-    chosen = study(
+    chosen = study_of(
         changed(results, rare, energy_source="mains:plug", measured_j=9.0, measured_reference_j=99.0)
     )
     assert set(chosen.runs["energy_source"]) == {"zeus:rapl"}
@@ -358,7 +358,7 @@ def test_two_meters_share_no_panel_and_no_mean():
 def test_the_commonest_setup_is_shown_and_the_others_are_counted():
     results = small(seeds=(0, 1, 2))
     rare = results.results["seed"] == 2
-    chosen = study(changed(results, rare, batch_size=32, speedup=1e6))
+    chosen = study_of(changed(results, rare, batch_size=32, speedup=1e6))
     assert set(chosen.runs["batch_size"]) == {1}
     assert chosen.points["speedup"].max() < 100
     assert f"That is the commonest of 2 setups; records of the others left out: {rare.sum()}." in chosen.notes
@@ -367,7 +367,7 @@ def test_the_commonest_setup_is_shown_and_the_others_are_counted():
 def test_records_of_another_recipe_are_not_averaged_in():
     results = small(seeds=(0, 1, 2))
     rare = results.results["seed"] == 2
-    chosen = study(changed(results, rare, recipe="other", accuracy=0.0))
+    chosen = study_of(changed(results, rare, recipe="other", accuracy=0.0))
     assert chosen.points["accuracy_pct"].min() > 10
     assert any("training recipes left out" in note for note in chosen.notes)
 
@@ -381,7 +381,7 @@ def test_the_front_has_what_nothing_beats_in_both():
 
 def test_pairs_that_were_not_measured_are_hatched_and_not_zero():
     results = small()
-    figure = quant_runtime.quant_runtime(study(results)).figure
+    figure = quant_runtime.quant_runtime(study_of(results)).figure
     valid = results.results[results.results["valid"] & (results.results["ratio"] == 0)]
     for axes, dataset in zip(figure.axes, DATASETS, strict=False):
         there = valid[valid["dataset"] == dataset].drop_duplicates(["mode", "runtime"])
@@ -393,19 +393,19 @@ def test_pairs_that_were_not_measured_are_hatched_and_not_zero():
 
 def test_a_model_with_one_pair_has_no_heat_map():
     results = small(datasets=("PLAID",), models=("t1", "minirocket"))
-    titles = [axes.get_title() for axes in quant_runtime.quant_runtime(study(results)).figure.axes]
+    titles = [axes.get_title() for axes in quant_runtime.quant_runtime(study_of(results)).figure.axes]
     assert "PLAID · t1" in titles
     assert not [title for title in titles if "minirocket" in title]
     one = only(results, results.results["model"] == "minirocket")
     with pytest.raises(CannotDraw):
-        quant_runtime.quant_runtime(study(one))
+        quant_runtime.quant_runtime(study_of(one))
 
 
 def test_what_was_pruned_in_another_runtime_alone_is_drawn_there():
     results = small(datasets=("PLAID",), models=("t1",))
     r = results.results
     in_ort = only(results, (r["runtime"] == "onnxruntime") & ((r["method"] == "l1") | (r["ratio"] == 0)))
-    drawing = pruning.ratio(study(in_ort))
+    drawing = pruning.ratio(study_of(in_ort))
     assert drawing.notes[0].startswith("onnxruntime, fp32, pruned by l1 global")
     (line,) = [c.lines[0] for c in drawing.figure.axes[-1].containers]
     kept = in_ort.results[in_ort.results["mode"] == "none"]
@@ -423,13 +423,13 @@ def test_a_heat_map_without_dense_pairs_says_at_which_ratio_it_is():
     )
     assert any(
         note.startswith("At pruning ratio 0.3 (l1 global)")
-        for note in quant_runtime.quant_runtime(study(pruned)).notes
+        for note in quant_runtime.quant_runtime(study_of(pruned)).notes
     )
 
 
 def test_a_unit_has_the_colour_of_the_smallest_ratio_at_which_it_is_gone():
     results = small(datasets=("PLAID",), seeds=(0,))
-    drawing = channels.channels(study(results))
+    drawing = channels.channels(study_of(results))
     heads = drawing.figure.axes[0].images[0].get_array()
     r = results.results
     ids = {
@@ -462,7 +462,7 @@ def test_the_share_of_the_peak_is_what_it_says(threads, share_pct):
         peak_gmacs=40.0,
         threads=threads,
     )
-    axes = roofline.roofline(study(results)).figure.axes[0]
+    axes = roofline.roofline(study_of(results)).figure.axes[0]
     assert {round(float(x), 9) for line in axes.lines for x in line.get_xdata()} == {share_pct}
 
 
@@ -473,7 +473,7 @@ def test_the_widest_run_is_shown_with_its_outlier_ringed():
     table = results.windows.copy()
     planted = table[(table["run_id"] == run["run_id"]) & (table["subject"] == "artifact")].index[2]
     table.loc[planted, "energy_j"] *= 1.5
-    drawing = windows.windows(study(replace(results, windows=table)), "estimated")
+    drawing = windows.windows(study_of(replace(results, windows=table)), "estimated")
     assert any(
         note.startswith("PLAID, widest") and "openvino, bf16, not pruned, seed 1" in note
         for note in drawing.notes
@@ -490,7 +490,7 @@ def test_names_of_classes_are_no_formulas():
     results = small(datasets=("PLAID",))
     names = {label: "$" * i for i, label in enumerate(CLASSES, 1)}
     named = results.predictions.replace(dict.fromkeys(("label", "predicted", "dense_predicted"), names))
-    drawing = confusion.confusion(study(replace(results, predictions=named)))
+    drawing = confusion.confusion(study_of(replace(results, predictions=named)))
     drawing.figure.draw_without_rendering()
     assert [
         label.get_text().replace("\\", "") for label in drawing.figure.axes[0].get_yticklabels()
@@ -509,7 +509,7 @@ def test_the_confusion_is_of_the_smallest_artifact_that_loses_at_most_a_point_on
         mine, other = (of & (results.results["config"] == c) for c in (config, lucky))
         results = changed(results, mine, val_drop_pt=lost_pt, accuracy_drop_pt=1.4, bytes=20)
         results = changed(results, other, val_drop_pt=by_luck, bytes=15)
-    drawing = confusion.confusion(study(results))
+    drawing = confusion.confusion(study_of(results))
     run = results.results[results.results["config"] == config].sort_values("seed").iloc[0]
     assert any(
         f"{run['runtime']}" in n
@@ -538,7 +538,7 @@ def test_models_of_other_families_are_drawn_beside_the_transformer_and_alone(tmp
     notes = figures.draw(results, tmp_path)[-1].read_text()
     assert notes.count("Not drawn: ") == 2  # those of measured energy
     assert "Multiply-accumulates not counted: minirocket." in notes
-    shown = roofline.roofline(study(results)).figure.legends[0].get_texts()
+    shown = roofline.roofline(study_of(results)).figure.legends[0].get_texts()
     assert [t.get_text() for t in shown] == ["fcn", "t1", "open: pruned"]
     alone = figures.draw(small(models=("minirocket",)), tmp_path)[-1].read_text()
     assert "Not drawn: no model here has counted multiply-accumulates (size/macs)." in alone
@@ -592,7 +592,7 @@ def test_ranks_name_those_of_fewer_seeds(monkeypatch):
     results = half_measured(models=("t1", "t2"))
     fewer = results.results["model"].eq("t2") & results.results["seed"].ne(0)
     for some, few in ((results, set()), (only(results, ~fewer), {"t2"})):
-        texts = figures.FIGURES["critical_difference"](study(some)).figure.axes[0].texts
+        texts = figures.FIGURES["critical_difference"](study_of(some)).figure.axes[0].texts
         names = [t.get_text() for t in texts if t.get_text().startswith("t")]
         assert {name[:2] for name in names} == {"t1", "t2"}
         assert {name[:2] for name in names if name.endswith("(n = 1)")} == few

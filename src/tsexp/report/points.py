@@ -86,7 +86,7 @@ def invalid(frozen: Frozen) -> list[str]:
     return said + ([f"Invalid records left out: {n}."] if (n := (~results["scored"]).sum()) else [])
 
 
-def study(frozen: Frozen) -> Study:
+def study_of(frozen: Frozen) -> Study:
     """Choose what is comparable, and take the mean over seeds."""
     import pandas as pd
 

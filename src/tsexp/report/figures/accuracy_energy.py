@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tsexp.report.figures import layout, words
-from tsexp.report.figures.study import RUNTIMES, CannotDraw, Drawing
+from tsexp.report.figures.drawing import RUNTIMES, CannotDraw, Drawing
 from tsexp.report.front import front
 from tsexp.report.points import Study
 from tsexp.report.style import MARKERS, log_axis

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.report.figures import layout
+from tsexp.report.figures.drawing import CannotDraw, Drawing
 from tsexp.report.figures.pruning import commonest_way
-from tsexp.report.figures.study import CannotDraw, Drawing
 from tsexp.report.points import Study
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tsexp.report.figures import layout, words
-from tsexp.report.figures.study import CannotDraw, Drawing
+from tsexp.report.figures.drawing import CannotDraw, Drawing
 from tsexp.report.points import Study
 from tsexp.report.statistics import MARGIN_PT
 

@@ -11,15 +11,14 @@ from tsexp.files import whole
 from tsexp.report.figures.accuracy_energy import accuracy_energy
 from tsexp.report.figures.channels import channels
 from tsexp.report.figures.confusion import confusion
+from tsexp.report.figures.drawing import CannotDraw, Drawing
 from tsexp.report.figures.pruning import WAYS, pruning_ways, ratio
 from tsexp.report.figures.quant_runtime import quant_runtime
 from tsexp.report.figures.ranks import critical_difference
 from tsexp.report.figures.roofline import roofline
-from tsexp.report.figures.study import CannotDraw, Drawing
 from tsexp.report.figures.windows import windows
 from tsexp.report.frozen import Frozen
-from tsexp.report.points import Study
-from tsexp.report.points import study as chosen_of
+from tsexp.report.points import Study, study_of
 from tsexp.report.style import STYLE
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def draw(frozen: Frozen, folder: Path) -> list[Path]:
     import matplotlib.style
 
     folder.mkdir(parents=True, exist_ok=True)
-    study = chosen_of(frozen)
+    study = study_of(frozen)
     files, lines = [], ["# Notes to the figures", "", *(f"- {note}" for note in study.notes), ""]
     for name, make in FIGURES.items():
         try:

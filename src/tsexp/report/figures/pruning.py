@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tsexp.report.figures import layout, words
-from tsexp.report.figures.study import CannotDraw, Drawing
+from tsexp.report.figures.drawing import CannotDraw, Drawing
 from tsexp.report.points import Study
 from tsexp.report.style import COLOURS, MARKERS, log_axis
 

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tsexp.report.figures import layout, words
+from tsexp.report.figures.drawing import MODES, RUNTIMES, CannotDraw, Drawing
 from tsexp.report.figures.pruning import commonest_way
-from tsexp.report.figures.study import MODES, RUNTIMES, CannotDraw, Drawing
 from tsexp.report.points import Study
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tsexp.report.figures import layout, words
-from tsexp.report.figures.study import CannotDraw, Drawing
+from tsexp.report.figures.drawing import CannotDraw, Drawing
 from tsexp.report.points import Study
 
 if TYPE_CHECKING:
