@@ -242,6 +242,7 @@ def test_labels_unseen_in_train_are_refused(tmp_path):
         (lambda text: text.replace(":b", ":"), r"line \d+: no label; add it"),
         (lambda text: text.replace("2,3,4,5", "2,3,4,five"), r"line 10: 'five' is no number: 2,3,4,five:"),
         (lambda text: text.replace("2,3,4,5", "2,3,4,1e39"), "infinite values"),
+        (lambda text: text.replace("2,3,4,5", "2,3,4,-2e15"), "values beyond ±1e\\+15"),
     ],
 )
 def test_a_file_without_what_it_should_hold_is_refused_by_name(tmp_path, split, change, words):

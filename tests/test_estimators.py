@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from conftest import compose
-from tsexp import models
+from tsexp import models, runtimes, training
+from tsexp.cache import Cache
 from tsexp.config import ConfigError
+from tsexp.data import at_hand
 from tsexp.models.estimators.quantiles import Quantiles
 
 NAMES = ("minirocket", "quant_forest", "multirocket_hydra", "dtw_1nn")
@@ -201,3 +203,33 @@ def test_trees_that_ask_for_more_than_there_is_are_refused(italy):
     model.set_state(state)
     with pytest.raises(ValueError, match=r"ask for 1000001 features, there are \d+"):
         model.scores(italy.x_test[:1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [0.0, 1e-15, 1e12])
+def test_series_of_any_size_can_be_deployed(name, size, italy, tmp_path):
+    """The artifact is compared by scores, which have the size of the series; of zeros there is no signal."""
+    sized = replace(
+        italy,
+        x_train=italy.x_train * np.float32(size),
+        x_test=italy.x_test * np.float32(size),
+        preprocessing=replace(italy.preprocessing, scale="none"),
+    )
+    cfg, cache = compose(f"model={name}"), Cache(tmp_path)
+    trained = training.train(cfg.model, cfg.train, 0, sized, cache)
+    artifact = runtimes.deploy(trained, cfg.quant, cfg.runtime, sized, cache)
+    assert min(artifact.manifest["sqnr_db"].values()) > 80
+
+
+def test_features_that_hardly_vary_do_not_drown_minirockets_answer():
+    """One long series, one step of it changed: scaled features of tens of thousands, which cancel."""
+    rng = np.random.default_rng(0)
+    walk, y = rng.standard_normal((1, 3000)).cumsum(1), np.arange(60) % 2
+    series = [walk.copy() for _ in y]
+    for one, k in zip(series, y, strict=True):
+        one[0, rng.integers(100, 2900)] += 1 + k
+    data = at_hand(compose("model=minirocket").data, series, y.astype(str), 0)
+    model = fitted("minirocket", data)
+    together, x = model.scores(data.x_train), data.x_train
+    alone = np.concatenate([model.scores(x[i : i + 1]) for i in range(len(x))])
+    assert abs(alone - together).max() < 1e-6 * abs(together).max()

@@ -511,6 +511,13 @@ def test_scores_agree_with_sklearn_and_torchmetrics() -> None:
     assert m["test/nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(s.double(), y)), abs=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_test_split_of_one_class_is_judged_without_a_warning() -> None:
+    """As a split of a single series is; what is in nobody's test split has no recall."""
+    m = quality(np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32), np.array([1, 1]), "test")
+    assert m["test/balanced_accuracy"] == m["test/accuracy"] == 0.5
+
+
 def test_the_same_scores_have_no_drop_and_no_interval() -> None:
     scores, labels = predictions(0.7)
     m = drop(scores, scores.copy(), labels)

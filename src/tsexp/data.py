@@ -34,6 +34,8 @@ NONE_WITHHELD = (
     "no class has enough train series to withhold one (data.val_fraction): all are fitted on, the last "
     "weights are taken, and nothing can be chosen by validation"
 )
+LARGEST = 1e15
+"""Of values: sums of their squares have to be finite in float32."""
 SHOWN = 40
 """Characters of a wrong name that a message quotes."""
 
@@ -331,7 +333,8 @@ def filled(series: Iterable[Any], config: DataConfig, where: str) -> list[FloatA
     Raises
     ------
     ConfigError
-        If there are infinite values, a channel has no value, or any is missing and ``data.missing=error``.
+        If there are infinite values or some beyond `LARGEST`, a channel has no value, or any is missing and
+        ``data.missing=error``.
     """
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         return [
@@ -411,6 +414,10 @@ def _fill(series: FloatArray, config: DataConfig, where: str) -> FloatArray:
     """Interpolate missing values of one (channels, time) series linearly; the ends take the nearest value."""
     if np.isinf(series).any():
         raise ConfigError(f"{where}: infinite values; remove or replace them")
+    if (np.abs(series) > LARGEST).any():
+        raise ConfigError(
+            f"{where}: values beyond ±{LARGEST:g}, whose squares float32 does not hold; divide them"
+        )
     gaps = np.isnan(series)
     if not gaps.any():
         return series

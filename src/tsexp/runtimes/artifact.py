@@ -32,6 +32,7 @@ import contextlib
 import importlib
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -423,14 +424,25 @@ def _compare(
     alone = np.concatenate([predictor(np.ascontiguousarray(s)) for s in np.split(series, len(series))])
     found = {}
     for batch, scores in ((1, alone), (len(series), together)):
-        noise = max(float(((exact - scores) ** 2).sum()), 1e-30)
-        found[str(batch)] = db = round(10 * math.log10(float((exact**2).sum()) / noise), 1)
+        found[str(batch)] = db = _ratio_db(exact, scores)
         if not db >= least:
             raise RuntimeError(
                 f"{what} answers batches of {batch} with other scores than the model: {db} dB, at least "
                 f"{least:g} expected"
             )
     return found
+
+
+SAME_DB = 300.0
+
+
+def _ratio_db(exact: FloatArray, scores: FloatArray) -> float:
+    """Signal over noise, at most `SAME_DB`, of scores of any size: distances have that of the series."""
+    signal = float((exact.astype(np.float64) ** 2).sum())
+    noise = float(((exact.astype(np.float64) - scores) ** 2).sum())
+    if noise <= signal * 10 ** (-SAME_DB / 10):
+        return SAME_DB
+    return round(10 * math.log10(max(signal, sys.float_info.min) / noise), 1)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from tsexp.config import choice, number
@@ -66,7 +67,7 @@ class MiniRocket(Estimator):
     def answer(self, x: FloatArray) -> FloatArray:
         features = self._rocket._transform(x)
         features /= self._scale.astype(features.dtype)
-        decision = features @ self._coef.T + self._intercept
+        decision = features.astype(np.float64) @ self._columns + self._intercept
         return margins(decision.reshape(len(x)) if decision.size == len(x) else decision)
 
     def state(self) -> dict[str, Tensor]:
@@ -85,6 +86,8 @@ class MiniRocket(Estimator):
         self._rocket.is_fitted, self._rocket._n_jobs = True, self.threads
         self._scale, self._coef = arrays["scaler.scale"], arrays["ridge.coef"]
         self._intercept = arrays["ridge.intercept"]
+        # In double: features that hardly vary are scaled to tens of thousands, and cancel.
+        self._columns = self._coef.T.astype(np.float64)
 
     def use_threads(self, count: int) -> None:
         super().use_threads(count)
