@@ -1,6 +1,7 @@
 """Figures of the study: what they show, what they leave out, and that equal results give equal bytes."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -212,6 +213,24 @@ def test_the_numbers_on_a_front_have_their_key_in_the_figure():
         for number, note in enumerate(listed, 1):
             said = note.split(f"front {number}: ")[1].removesuffix(".")
             assert f"({number}) {said}" in foot
+
+
+def test_what_one_seed_tells_is_smaller_and_has_its_n():
+    """A mean of more is what it may be taken for, on the front above all."""
+    results = small(datasets=("PLAID",))
+    r = results.results
+    l1 = (r["ratio"] == 0.5) & (r["method"] == "l1") & (r["scope"] == "local")
+    alone = l1 & (r["runtime"] == "eager") & (r["seed"] > 0)
+    mixed = accuracy_energy.accuracy_energy(study_of(only(results, ~alone)), "estimated")
+    (axes,) = mixed.figure.axes
+    sizes = [c.lines[0].get_markersize() for c in axes.containers]
+    assert sizes.count(accuracy_energy.SMALL) == 1 < len(set(sizes))
+    assert "small: one seed" in [t.get_text() for t in mixed.figure.legends[0].get_texts()]
+    said = [n for n in mixed.notes if "front " in n and n.startswith("PLAID")]
+    assert said
+    assert all(re.search(r", n = [1-9]\.$", n) for n in said)
+    alike = accuracy_energy.accuracy_energy(study_of(results), "estimated")
+    assert not any("n = " in n for n in alike.notes)
 
 
 def test_bars_are_explained_by_what_they_are_of():

@@ -28,6 +28,8 @@ BESIDE = tuple(
 )
 """Where the middle of a number may be, in points from what it numbers: the first that is free."""
 RING: dict[str, Any] = {"marker": "o", "mfc": "none", "mec": "black", "mew": 0.6, "ls": "none"}
+SMALL = 2.8
+"""Points; the size of what one seed tells, where others have more."""
 STAR: dict[str, Any] = {"marker": "*", "ms": 7, "mec": "black", "mew": 0.5, "ls": "none"}
 
 
@@ -40,6 +42,8 @@ class _Look:
     unit: str
     colours: dict[str, str]
     shapes: dict[str, str]
+    uneven: bool
+    """Points are of different numbers of seeds."""
 
     def place(self, p: pd.Series) -> tuple[float, float]:
         return p[self.column] * self.factor, p["accuracy_pct"]
@@ -56,7 +60,8 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
     controls = tuned(study, side)
     factor, unit = layout.prefix(shown[f"{side}_j"].median())
     shapes = dict(zip(words.ordered(shown["runtime"], RUNTIMES), MARKERS, strict=False))
-    look = _Look(f"{side}_j", factor, unit + words.dagger(side), study.colours, shapes)
+    uneven = shown["n"].nunique() > 1
+    look = _Look(f"{side}_j", factor, unit + words.dagger(side), study.colours, shapes, uneven)
     figure, panels = layout.panels(shown["dataset"].unique(), height_in=2.3, legend_in=0.55)
     key, listed, fronts = [], [], []
     for dataset, axes in panels:
@@ -131,6 +136,7 @@ def _point(axes: Axes, p: pd.Series, look: _Look, bars: bool) -> None:
         mfc=colour if fp32 else "white",
         mew=1,
         elinewidth=0.5,
+        **({"ms": SMALL} if look.uneven and p["n"] == 1 else {}),
     )
     if p["warned"]:
         layout.warn(axes, x, y, "white" if fp32 else "black")
@@ -168,7 +174,8 @@ def _number(axes: Axes, spots: Sequence[tuple[float, float]], markers: Sequence[
 def _said(p: pd.Series, look: _Look) -> str:
     what = words.describe(p) if isinstance(p["runtime"], str) else f"{p['model']}, control"
     joules, accuracy = look.place(p)
-    return f"{what}, {accuracy:.1f} %, {joules:.3g} {look.unit}"
+    seeds = f", n = {p['n']}" if look.uneven else ""
+    return f"{what}, {accuracy:.1f} %, {joules:.3g} {look.unit}{seeds}"
 
 
 def _legend(shown: pd.DataFrame, controls: pd.DataFrame, look: _Look) -> list[Any]:
@@ -179,6 +186,8 @@ def _legend(shown: pd.DataFrame, controls: pd.DataFrame, look: _Look) -> list[An
     grey: dict[str, Any] = {"color": "0.4", "ls": "none"}
     handles: list[Any] = [Patch(fc=c, label=m) for m, c in look.colours.items() if m in models]
     handles += [Line2D([], [], marker=s, label=r, **grey) for r, s in look.shapes.items()]
+    if look.uneven and (shown["n"] == 1).any():
+        handles.append(Line2D([], [], marker="s", ms=SMALL, label="small: one seed", **grey))
     if (shown["mode"] != "none").any():
         handles.append(Line2D([], [], marker="o", mfc="white", label="open: not fp32", **grey))
     handles.append(Line2D([], [], ms=8, label="as trained", **RING))
