@@ -606,6 +606,33 @@ def test_ranks_say_what_so_few_datasets_can_tell(everything):
     )
 
 
+def test_ranks_leave_room_for_every_model():
+    """As trained, and in its best other way."""
+    drawing = ranks.critical_difference(study_of(half_measured(models=("t1", "t2", "t3"))))
+    names = [t.get_text() for t in drawing.figure.axes[0].texts if t.get_text().startswith("t")]
+    assert sorted(name[:2] for name in names) == ["t1", "t1", "t2", "t2", "t3", "t3"]
+    assert sum(name.endswith("fp32, not pruned") for name in names) == 3
+    assert any("each as trained and in its best other way only" in note for note in drawing.notes)
+
+
+def test_names_of_ranks_are_in_the_picture():
+    long = "inceptiontime"
+    made = half_measured(models=("t1", "t2", "t3"))
+    named = replace(made, results=made.results.replace({"model": {"t1": long}}))
+    fewer = named.results["model"].eq(long) & named.results["seed"].ne(0)
+    figure = ranks.critical_difference(study_of(only(named, ~fewer))).figure
+    figure.draw_without_rendering()
+    texts = [t for t in figure.axes[0].texts if t.get_text().startswith(long)]
+    assert any("(n = 1)" in t.get_text() and "pruned" in t.get_text() for t in texts)
+    edges = [t.get_window_extent() for t in texts]
+    assert all(figure.bbox.x0 <= e.x0 and e.x1 <= figure.bbox.x1 for e in edges)
+
+
+def test_ranks_of_one_model_have_room_for_its_best_ways():
+    alone = ranks.critical_difference(study_of(half_measured(models=("t1",))))
+    assert sum(t.get_text().startswith("t1") for t in alone.figure.axes[0].texts) == ranks.MOST
+
+
 def test_ranks_name_those_of_fewer_seeds(monkeypatch):
     monkeypatch.setattr(ranks, "MOST", 1000)
     results = half_measured(models=("t1", "t2"))

@@ -136,7 +136,7 @@ def _point(axes: Axes, p: pd.Series, look: _Look, bars: bool) -> None:
         mfc=colour if fp32 else "white",
         mew=1,
         elinewidth=0.5,
-        **({"ms": SMALL} if look.uneven and p["n"] == 1 else {}),
+        ms=SMALL if look.uneven and p["n"] == 1 else None,
     )
     if p["warned"]:
         layout.warn(axes, x, y, "white" if fp32 else "black")

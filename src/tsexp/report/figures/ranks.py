@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MOST = 10
 LEAST = 3
 """Datasets, and configurations, of which ranks say anything."""
+CHARACTERS = 36
+"""Of a name, for which there is room; longer ones are written smaller."""
 ALPHA = 0.05
 
 
@@ -35,8 +37,9 @@ def critical_difference(study: Study) -> Drawing:
     )
     plt.close(figure)
     # Drawn for a poster: to the sizes of the other figures, and ranks with as many digits as they deserve.
+    size = 7.5 * min(1, CHARACTERS / max(map(len, scores.columns)))
     for text in axes.texts:
-        text.set_fontsize(7.5)
+        text.set_fontsize(size)
         if "." in text.get_text() and text.get_text().replace(".", "").isdigit():
             text.set_text(f"{float(text.get_text()):.2f}")
     for line in axes.lines:
@@ -55,7 +58,8 @@ def critical_difference(study: Study) -> Drawing:
         )
     if total > MOST:
         notes.append(
-            f"The {MOST} best mean ranks of {total} configurations, chosen by the scores that are compared."
+            f"Of {total} configurations {len(scores.columns)}, chosen by the scores that are compared: the "
+            "best mean ranks, and of several models each as trained and in its best other way only."
         )
     figure.set_layout_engine("none")
     foot = layout.wrapped(notes, layout.PAGE_IN)
@@ -87,16 +91,26 @@ def _scores(study: Study) -> tuple[pd.DataFrame, int]:
     scores = named.pivot_table(index="dataset", columns="name", values="accuracy_pct", aggfunc="mean")
     scores = scores.dropna(axis=1)
     total = scores.shape[1]
-    seeds = named.groupby("name")["n"].min()
-    few = seeds[seeds < seeds.max()]
-    scores = scores.rename(columns={name: f"{name} (n = {n})" for name, n in few.items()})
     if total < LEAST:
         raise CannotDraw(
             f"only {total} configurations were measured on all {len(scores)} datasets: ranks need at least "
             f"{LEAST}"
         )
     ranks = scores.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
-    scores = scores[ranks.index[:MOST]]
+    scores = scores[_chosen(ranks, named)]
     if not np.isfinite(friedmanchisquare(*scores.to_numpy().T).pvalue):
         raise CannotDraw("all configurations are equally accurate on all datasets")
-    return scores, total
+    seeds = named.groupby("name")["n"].min()
+    few = seeds[seeds < seeds.max()]
+    return scores.rename(columns={name: f"{name} (n = {n})" for name, n in few.items()}), total
+
+
+def _chosen(ranks: pd.Series, named: pd.DataFrame) -> list[str]:
+    """At most `MOST` names, the best first: the ways of one model would leave no room for the others."""
+    names = list(ranks.index)
+    of = named.drop_duplicates("name").set_index("name").loc[names]
+    if len(names) > MOST and of["model"].nunique() > 1:
+        other = (of["ratio"] > 0) | (of["mode"] != "none")
+        best = of[other].drop_duplicates("model").index
+        names = [name for name in names if not other[name] or name in best]
+    return names[:MOST]
