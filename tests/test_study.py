@@ -562,6 +562,16 @@ def test_energies_of_t4_beside_estimators_are_as_told(company):
     assert f"with half of everything gone {told(half / forest)} times, with three quarters" in page
     assert f"with three quarters {told(quarter / forest)}." in page
     assert f"MiniROCKET needs {told(rocket / half)} times as much as T4" in page
+    batches = aggregate(company)
+    batches = batches[(batches["batch_size"] == 32) & (batches["runtime"] != "openvino")]
+    batches = batches[batches["mode"] == "none"].set_index(["model", "scope", "ratio", "dataset"]).sort_index()
+    beside = batches["estimated_j"]["t4"] / batches["estimated_j"]["quant_forest"]["-", 0.0]
+    long = list(FOUR[:3])
+    told = f"needs {spread((plain / forest)[long])} times as much for single series, "
+    assert f"{told}{spread(beside['-', 0.0][long])} times in batches of 32 (T4 of one seed)" in page
+    assert (batches.loc[("t4", "-", 0.0), "n"] == 1).all()
+    assert max((quarter / forest)[long].max(), beside["all", 0.75][long].max()) < 1
+    assert (beside["all", 0.5][long] < 1).to_dict() == {d: d == "ACSF1" for d in long}
     more, local = half / forest, t4.loc[("local", 0.5), "estimated_j"] / forest
     assert (more.loc[list(FOUR[:3])] > 1).all()
     readme = " ".join((ROOT / "README.md").read_text().split())
