@@ -226,6 +226,11 @@ def test_what_one_seed_tells_is_smaller_and_has_its_n():
     sizes = [c.lines[0].get_markersize() for c in axes.containers]
     assert sizes.count(accuracy_energy.SMALL) == 1 < len(set(sizes))
     assert "small: one seed" in [t.get_text() for t in mixed.figure.legends[0].get_texts()]
+    uneven = study_of(only(results, ~alone))
+    (ways,) = pruning.pruning_ways(uneven).figure.axes
+    assert ways.get_title().endswith(" %, n = 1 to 2")
+    formats, *_ = quant_runtime.quant_runtime(uneven).figure.axes
+    assert formats.get_title() == "PLAID · t1, n = 2"
     said = [n for n in mixed.notes if "front " in n and n.startswith("PLAID")]
     assert said
     assert all(re.search(r", n = [1-9]\.$", n) for n in said)

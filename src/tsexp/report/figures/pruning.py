@@ -112,7 +112,7 @@ def pruning_ways(study: Study) -> Drawing:
         control = _only_control(study, here[here["ratio"] > 0])
         tuned, untuned = control["accuracy_pct"], control["dense_accuracy_pct"]
         _lost(axes, here, styles, tuned - untuned)
-        axes.set_title(f"{title}\ncontrol {tuned:.1f} %")
+        axes.set_title(f"{title}\ncontrol {tuned:.1f} %{words.seeds(here, study)}")
         _ratio_ticks(axes, shown)
         levels.append(f"{title}: control {tuned:.1f} %, dense before tuning {untuned:.1f} %.")
     handles = [Line2D([], [], label=" ".join(w), **style) for w, style in styles.items()]

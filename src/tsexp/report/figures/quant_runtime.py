@@ -38,7 +38,7 @@ def quant_runtime(study: Study) -> Drawing:
     for axes, (dataset, model) in zip(grid.flat, of, strict=False):
         here = shown[(shown["dataset"] == dataset) & (shown["model"] == model)]
         image = _heat_map(axes, here, modes, runtimes, norm)
-        axes.set_title(f"{dataset}{between}{model}")
+        axes.set_title(f"{dataset}{between}{model}{words.seeds(here, study)}")
     for x in range(across):  # panels that end a column need their labels
         [a for a in grid[:, x] if a.get_visible()][-1].tick_params(labelbottom=True)
     bar = figure.colorbar(image, ax=list(grid.flat), shrink=0.8, aspect=25, pad=0.02)

@@ -55,6 +55,14 @@ def small_print(study: Study, *sides: str, warned: bool = False) -> list[str]:
     ]
 
 
+def seeds(here: pd.DataFrame, study: Study) -> str:
+    """How many seeds these points are of, where not all of the study's are of as many."""
+    if study.points["n"].nunique() == 1:
+        return ""
+    fewest, most = here["n"].min(), here["n"].max()
+    return f", n = {fewest}" if fewest == most else f", n = {fewest} to {most}"
+
+
 def bars(shown: pd.DataFrame, value: str) -> str:
     """What the bars of these points are."""
     of = (
