@@ -39,6 +39,12 @@ def company():
     return frozen.load(COMPANY / "frozen")
 
 
+@pytest.fixture(scope="module")
+def averaged(company):
+    """Results of the company, averaged; it takes seconds."""
+    return aggregate(company)
+
+
 @pytest.mark.parametrize("part", ["study", "company"])
 def test_the_tables_are_those_of_the_frozen_results_byte_for_byte(part, tmp_path, request):
     files, _ = tables.write(request.getfixturevalue(part), tmp_path)
@@ -216,8 +222,8 @@ SOME = {
 
 
 @pytest.mark.parametrize(("name", "ways"), [("docs/t4.md", WAYS), ("README.md", SOME)])
-def test_what_is_told_of_the_company_is_what_was_measured(company, name, ways):
-    rows = aggregate(company)
+def test_what_is_told_of_the_company_is_what_was_measured(averaged, name, ways):
+    rows = averaged
     rows = rows[rows["batch_size"] == 1].set_index(["dataset", "model", "runtime", "scope", "ratio", "mode"])
     assert rows.index.is_unique
     lines = (ROOT / name).read_text().split("| test accuracy %, energy† a series |")[1].splitlines()
@@ -242,8 +248,8 @@ def test_what_is_told_of_the_company_is_what_was_measured(company, name, ways):
     assert seen == ways.keys()
 
 
-def test_what_points_are_lost_against_is_as_told(company):
-    rows = aggregate(company)
+def test_what_points_are_lost_against_is_as_told(averaged):
+    rows = averaged
     rows = rows[(rows["batch_size"] == 1) & (rows["model"] == "t4") & (rows["scope"] == "all")]
     control = rows[rows["ratio"] == 0.5].set_index("dataset")["control_accuracy_pct"]
     told = [f"{control[dataset]:.1f}" for dataset in FOUR]
@@ -264,9 +270,9 @@ def test_how_far_controls_were_from_each_other_is_as_told(company):
     assert told in (ROOT / "docs" / "t4.md").read_text()
 
 
-def test_the_fastest_within_a_point_is_as_told(company):
+def test_the_fastest_within_a_point_is_as_told(averaged):
     """Of T4, single series: the datasets and the number of times, in the words of both pages."""
-    rows = aggregate(company)
+    rows = averaged
     rows = rows[(rows["batch_size"] == 1) & (rows["model"] == "t4") & (rows["drop_pt"] <= 1)]
     fastest = {dataset: of.loc[of["speedup"].idxmax()] for dataset, of in rows.groupby("dataset")}
     assert all(row["n"] == 5 for row in fastest.values())
@@ -295,8 +301,8 @@ def spread(values, digits=1):
     return f"{values.min():.{digits}f} to {values.max():.{digits}f}".replace(" 0.", " .").removeprefix("0")
 
 
-def test_what_is_told_of_convolutional_nets_is_what_was_measured(company):
-    rows = aggregate(company)
+def test_what_is_told_of_convolutional_nets_is_what_was_measured(averaged):
+    rows = averaged
     rows = rows[rows["batch_size"] == 1]
     rows = rows.set_index(["model", "dataset", "runtime", "scope", "ratio", "mode"]).sort_index()
     t4 = rows.xs(
@@ -382,8 +388,8 @@ def test_what_is_told_of_convolutional_nets_is_what_was_measured(company):
     assert f"all else is open, from {open_.min():.1f} to {open_.max():.1f} points" in page
 
 
-def test_what_is_told_of_t3_and_t2_is_what_was_measured(company):
-    rows = aggregate(company)
+def test_what_is_told_of_t3_and_t2_is_what_was_measured(averaged):
+    rows = averaged
     rows = rows[(rows["batch_size"] == 1) & (rows["mode"] == "none") & (rows["runtime"] == "onnxruntime")]
     rows = rows.set_index(["model", "scope", "ratio", "dataset"]).sort_index()
     t3, t4 = rows.loc[("t3", "-", 0)], rows.loc[("t4", "all", 0.75)]
@@ -398,8 +404,8 @@ def test_what_is_told_of_t3_and_t2_is_what_was_measured(company):
     assert {three["degradation"], two["degradation"]} == {"undecided"}
 
 
-def test_speedups_of_batches_are_as_told(company):
-    rows = aggregate(company)
+def test_speedups_of_batches_are_as_told(averaged):
+    rows = averaged
     rows = rows[(rows["batch_size"] == 32) & (rows["model"] == "t4")]
     rows = rows.set_index(["dataset", "scope", "ratio"])["speedup"]
     datasets = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
@@ -418,9 +424,9 @@ def test_speedups_of_batches_are_as_told(company):
 ESTIMATORS = {"QUANT": "quant_forest", "MiniROCKET": "minirocket"}
 
 
-def test_what_batches_cost_is_as_told(company):
+def test_what_batches_cost_is_as_told(averaged):
     """T4's in its records, estimators' as they are; the same seeds of both."""
-    rows = aggregate(company)
+    rows = averaged
     rows = rows[(rows["batch_size"] == 32) & (rows["mode"] == "none")]
     rows = rows.set_index(["model", "scope", "ratio", "dataset"]).sort_index()
     ways = {f"{name}": (model, "-", 0.0) for name, model in ESTIMATORS.items()} | {
@@ -444,8 +450,8 @@ def test_what_batches_cost_is_as_told(company):
     assert f"({electric[0]} and {electric[1]} on ElectricDevices)" in readme
 
 
-def test_the_answer_in_short_is_what_was_measured(company):
-    rows = aggregate(company)
+def test_the_answer_in_short_is_what_was_measured(company, averaged):
+    rows = averaged
     rows = rows[(rows["batch_size"] == 1) & (rows["mode"] == "none") & (rows["runtime"] == "onnxruntime")]
     t4 = rows[rows["model"] == "t4"].set_index(["scope", "ratio", "dataset"]).sort_index()
     readme = " ".join((ROOT / "README.md").read_text().split())
@@ -506,8 +512,8 @@ def test_how_many_records_bear_a_warning_is_as_told(company):
     assert f"{beside.sum()} of the {len(beside)} bear a warning" in page
 
 
-def test_what_is_told_of_dynamic_int8_is_what_was_measured(company):
-    rows = aggregate(company)
+def test_what_is_told_of_dynamic_int8_is_what_was_measured(averaged):
+    rows = averaged
     rows = rows[(rows["batch_size"] == 1) & (rows["model"] == "t4")].set_index(["dataset", "mode"])
     datasets = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
     told, rounded = [], []
@@ -543,8 +549,8 @@ def test_accuracies_and_their_spread_are_as_told(company, label, scope, ratio):
     assert f"| {label} | {' | '.join(told)} |" in (ROOT / "docs" / "t4.md").read_text()
 
 
-def test_energies_of_t4_beside_estimators_are_as_told(company):
-    rows = aggregate(company)
+def test_energies_of_t4_beside_estimators_are_as_told(company, averaged):
+    rows = averaged
     rows = rows[(rows["batch_size"] == 1) & (rows["mode"] == "none") & (rows["runtime"] != "openvino")]
     estimators = rows[rows["model"].isin(["quant_forest", "minirocket"])].set_index(["model", "dataset"])
     t4 = rows[(rows["model"] == "t4") & (rows["runtime"] == "onnxruntime")]
@@ -563,7 +569,7 @@ def test_energies_of_t4_beside_estimators_are_as_told(company):
     assert f"with half of everything gone {told(half / forest)} times, with three quarters" in page
     assert f"with three quarters {told(quarter / forest)}." in page
     assert f"MiniROCKET needs {told(rocket / half)} times as much as T4" in page
-    batches = aggregate(company)
+    batches = averaged
     batches = batches[(batches["batch_size"] == 32) & (batches["mode"] == "none")]
     batches = batches.set_index(["model", "scope", "ratio", "dataset"]).sort_index()
     beside = batches["estimated_j"]["t4"] / batches["estimated_j"]["quant_forest"]["-", 0.0]
@@ -587,8 +593,8 @@ def test_energies_of_t4_beside_estimators_are_as_told(company):
     assert told.replace(" 0.", " .") in page
 
 
-def test_what_is_deployed_and_what_stands_on_the_front_is_as_told(company):
-    rows = aggregate(company)
+def test_what_is_deployed_and_what_stands_on_the_front_is_as_told(company, averaged):
+    rows = averaged
     rows = rows[rows["batch_size"] == 1].sort_values("estimated_j")
     less = []
     for dataset in FOUR:
@@ -603,7 +609,7 @@ def test_what_is_deployed_and_what_stands_on_the_front_is_as_told(company):
         less += list(t4["accuracy_pct"] - cheaper["accuracy_pct"])
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"ElectricDevices, which need less for {min(less):.0f} to {max(less):.0f} points less" in readme
-    advice = dict(deploying.advice(company, deploying.compared(aggregate(company))))
+    advice = dict(deploying.advice(company, deploying.compared(averaged)))
     chosen = {
         batch: {d: re.match(r"deploy (\w+)", advice[f"{d} (batch_size {batch})"])[1] for d in FOUR}
         for batch in (1, 32)
@@ -617,8 +623,8 @@ def test_what_is_deployed_and_what_stands_on_the_front_is_as_told(company):
     assert f"on the others by {spread(ahead)}, which may be chance" in page
 
 
-def test_what_keeps_its_accuracy_is_as_told(company):
-    rows = aggregate(company)
+def test_what_keeps_its_accuracy_is_as_told(company, averaged):
+    rows = averaged
     rows = rows[(rows["model"] == "t4") & (rows["batch_size"] == 1) & (rows["ratio"] > 0)]
     names = {
         ("features", 0.5): "half of kernels and tokens",
