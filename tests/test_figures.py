@@ -221,12 +221,12 @@ def test_what_one_seed_tells_is_smaller_and_has_its_n():
     r = results.results
     l1 = (r["ratio"] == 0.5) & (r["method"] == "l1") & (r["scope"] == "local")
     alone = l1 & (r["runtime"] == "eager") & (r["seed"] > 0)
-    mixed = accuracy_energy.accuracy_energy(study_of(only(results, ~alone)), "estimated")
+    uneven = study_of(only(results, ~alone))
+    mixed = accuracy_energy.accuracy_energy(uneven, "estimated")
     (axes,) = mixed.figure.axes
     sizes = [c.lines[0].get_markersize() for c in axes.containers]
     assert sizes.count(accuracy_energy.SMALL) == 1 < len(set(sizes))
     assert "small: one seed" in [t.get_text() for t in mixed.figure.legends[0].get_texts()]
-    uneven = study_of(only(results, ~alone))
     (ways,) = pruning.pruning_ways(uneven).figure.axes
     assert ways.get_title().endswith(" %, n = 1 to 2")
     formats, *_ = quant_runtime.quant_runtime(uneven).figure.axes

@@ -60,7 +60,7 @@ def accuracy_energy(study: Study, side: str) -> Drawing:
     controls = tuned(study, side)
     factor, unit = layout.prefix(shown[f"{side}_j"].median())
     shapes = dict(zip(words.ordered(shown["runtime"], RUNTIMES), MARKERS, strict=False))
-    uneven = shown["n"].nunique() > 1
+    uneven = words.uneven(study)
     look = _Look(f"{side}_j", factor, unit + words.dagger(side), study.colours, shapes, uneven)
     figure, panels = layout.panels(shown["dataset"].unique(), height_in=2.3, legend_in=0.55)
     key, listed, fronts = [], [], []

@@ -55,9 +55,14 @@ def small_print(study: Study, *sides: str, warned: bool = False) -> list[str]:
     ]
 
 
+def uneven(study: Study) -> bool:
+    """Whether some points are of fewer seeds than others, so that a figure has to say of how many."""
+    return bool(study.points["n"].nunique() > 1)
+
+
 def seeds(here: pd.DataFrame, study: Study) -> str:
-    """How many seeds these points are of, where not all of the study's are of as many."""
-    if study.points["n"].nunique() == 1:
+    """How many seeds these points are of, where the study is `uneven`."""
+    if not uneven(study):
         return ""
     fewest, most = here["n"].min(), here["n"].max()
     return f", n = {fewest}" if fewest == most else f", n = {fewest} to {most}"
