@@ -416,7 +416,8 @@ def _fill(series: FloatArray, config: DataConfig, where: str) -> FloatArray:
         raise ConfigError(f"{where}: infinite values; remove or replace them")
     if (np.abs(series) > LARGEST).any():
         raise ConfigError(
-            f"{where}: values beyond ±{LARGEST:g}, whose squares float32 does not hold; divide them"
+            f"{where}: values beyond ±{LARGEST:g}, sums of whose squares float32 may not hold; divide all "
+            "series by the same number"
         )
     gaps = np.isnan(series)
     if not gaps.any():

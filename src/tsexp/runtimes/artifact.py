@@ -434,6 +434,7 @@ def _compare(
 
 
 SAME_DB = 300.0
+"""What equal scores have, which are without noise."""
 
 
 def _ratio_db(exact: FloatArray, scores: FloatArray) -> float:

@@ -93,7 +93,7 @@ def quality(scores: FloatArray, targets: IntArray, prefix: str) -> dict[str, flo
     probabilities = softmax(scores.astype(np.float64), axis=-1)
     return {
         f"{prefix}/accuracy": accuracy(scores, targets),
-        # the mean of recalls; what is named so there warns of a test split with a single class
+        # balanced_accuracy_score is this, and warns of a test split with a single class
         f"{prefix}/balanced_accuracy": float(
             recall_score(
                 targets, scores.argmax(1), labels=np.unique(targets), average="macro", zero_division=0
