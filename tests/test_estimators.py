@@ -233,3 +233,16 @@ def test_features_that_hardly_vary_do_not_drown_minirockets_answer():
     together, x = model.scores(data.x_train), data.x_train
     alone = np.concatenate([model.scores(x[i : i + 1]) for i in range(len(x))])
     assert abs(alone - together).max() < 1e-6 * abs(together).max()
+
+
+def test_differences_that_trees_do_not_see_are_seen_where_series_are_scaled(italy):
+    """As docs/usage.md tells of QUANT, and as aeon's own does; 1e-7 is scikit-learn's."""
+    small = replace(italy, x_train=italy.x_train * np.float32(1e-10), x_test=italy.x_test * np.float32(1e-10))
+    right = {}
+    for scale in ("none", "znorm"):
+        seen = replace(small.preprocessing, scale=scale)
+        model = fitted("quant_forest", replace(small, preprocessing=seen))
+        answers = model.scores(small.x_test).argmax(1)
+        right[scale] = len(set(answers)), (answers == small.y_test).mean()
+    assert right["none"][0] == 1
+    assert right["znorm"][1] > 0.9
