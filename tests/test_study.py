@@ -164,6 +164,7 @@ WAYS = {  # model, runtime, scope, ratio, and the number format if it is not fp3
     "half of its layers (`depth`)": ("t4", "onnxruntime", "depth", 0.5),
     "half of its kernels and tokens (`features`)": ("t4", "onnxruntime", "features", 0.5),
     "three quarters of them": ("t4", "onnxruntime", "features", 0.75),
+    "85 percent of them": ("t4", "onnxruntime", "features", 0.85),
     "half of kernels, tokens, heads and units (`all`)": ("t4", "onnxruntime", "all", 0.5),
     "three quarters of all that": ("t4", "onnxruntime", "all", 0.75),
     "T4, OpenVINO": ("t4", "openvino", "-", 0),
@@ -628,6 +629,7 @@ def test_what_keeps_its_accuracy_is_as_told(company, averaged):
     names = {
         ("features", 0.5): "half of kernels and tokens",
         ("features", 0.75): "three quarters of kernels and tokens",
+        ("features", 0.85): "85 percent of kernels and tokens",
         ("all", 0.5): "half of everything",
         ("all", 0.75): "three quarters of everything",
         ("local", 0.5): "half of heads and units",

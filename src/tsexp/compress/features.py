@@ -1,9 +1,10 @@
 """Structured pruning of what a transformer on features sees: kernels and tokens go, with all that makes them.
 
-Scores: of a kernel, the weights that project its features; of a token, the weights that read it alone: mean
-absolute value (``l1``) or mean square (``l2``); a seeded draw (``random``); or how much the loss changes, to
-first order, if the features are what they are on average (``taylor``: Molchanov et al. 2019, arXiv
-1906.10771; standardised, that is zero) on series of the train split.
+Scores: of a kernel, the weights that project its features; of a token, the weights that read it alone, times
+what that counts for in its view's answer, which is less among many tokens: mean absolute value (``l1``) or
+mean square (``l2``); a seeded draw (``random``); or how much the loss changes, to first order, if the
+features are what they are on average (``taylor``: Molchanov et al. 2019, arXiv 1906.10771; standardised, that
+is zero) on series of the train split.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from tsexp import tasks
 from tsexp.compress import choose
 from tsexp.config import PruneConfig
 from tsexp.data import Dataset
-from tsexp.models.views import Source, ViewClassifier
+from tsexp.models.views import EACH, Source, ViewClassifier
 
 SCOPES = ("features", "all")
-RULE = 3
-"""Version of `select`: before, tokens of all views were ranked together, and of intervals, which are many, next to
-none was left where few were to stay (docs/log.md)."""
+RANKINGS = {"l1": 2, "l2": 2}
+"""Methods that did not always rank as they do, and their version: before, tokens of all views were ranked by
+their weights as they are, and those of small views went first, which count most (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,38 @@ def prune(
 def select(
     scores: list[Importance], views: tuple[tuple[Source, ...], ...], ratio: float
 ) -> tuple[tuple[Source, ...], ...]:
-    """Choose what stays: of every source the same share of tokens, and of kernels; one at least."""
-    left = iter(scores)
-    return tuple(tuple(_less(source, next(left), ratio) for source in view) for view in views)
+    """Choose what stays.
 
-
-def _less(source: Source, score: Importance, ratio: float) -> Source:
-    tokens, kernels = (
-        tuple(there[i] for i in choose.best(worth, *choose.local([worth], ratio))) if there else ()
-        for there, worth in ((source.tokens, score.tokens), (source.kernels, score.kernels))
+    The same share of the kernels of every source goes, and that share of all tokens, the lowest of all views
+    together; a source without tokens goes, a view keeps one at least.
+    """
+    sources = [source for view in views for source in view]
+    of_view = [v for v, view in enumerate(views) for _ in view]
+    pool = sorted(
+        (float(score), i, j) for i, s in enumerate(scores) for j, score in enumerate(s.tokens.tolist())
     )
-    return replace(source, tokens=tokens, kernels=kernels)
+    left = [sum(len(s.tokens) for s in view) for view in views]
+    stay = [set(range(len(s.tokens))) for s in sources]
+    to_go = round(ratio * len(pool))
+    for _, i, j in pool:
+        if to_go and left[of_view[i]] > 1:
+            stay[i].remove(j)
+            left[of_view[i]] -= 1
+            to_go -= 1
+    kept: list[list[Source]] = [[] for _ in views]
+    for i, (source, score) in enumerate(zip(sources, scores, strict=True)):
+        kernels = source.kernels
+        if kernels:
+            (count,) = choose.local([score.kernels], ratio)
+            kernels = tuple(kernels[k] for k in choose.best(score.kernels, count))
+        if stay[i]:
+            tokens = tuple(source.tokens[j] for j in sorted(stay[i]))
+            kept[of_view[i]].append(replace(source, tokens=tokens, kernels=kernels))
+    return tuple(map(tuple, kept))
 
 
 def shrink(model: ViewClassifier, views: tuple[tuple[Source, ...], ...]) -> ViewClassifier:
-    """Return the model with these sources, each of them part of the one that it has there.
+    """Return the model with these sources, each of them part of one that it has.
 
     Its outputs are those of `model` if the tokens that go were never there, and the features that go are what
     they are on average.
@@ -86,22 +104,31 @@ def shrink(model: ViewClassifier, views: tuple[tuple[Source, ...], ...]) -> View
     place = start = 0
     for v, (old, new) in enumerate(zip(model.arch.views, views, strict=True)):
         rows, count = [], 0
-        for s, (source, of) in enumerate(zip(old, new, strict=True)):
+        for s, source in enumerate(old):
             tokens, width = len(source.tokens), model.arch.numbers(source)
-            stay = torch.tensor([source.tokens.index(t) for t in of.tokens])
-            columns = torch.arange(width)
-            if source.kernels:
-                stay_kernels = torch.tensor([source.kernels.index(k) for k in of.kernels])
-                bins = torch.arange(model.arch.kernel_bins)
-                columns = (stay_kernels[:, None] * model.arch.kernel_bins + bins).flatten()
-                shares = f"preprocess.sources.{place + s}.shares"
-                for i, t in enumerate(stay.tolist()):
+            index = [i for i, n in enumerate(new) if n.name == source.name]
+            if index:
+                of = new[index[0]]
+                stay = torch.tensor([source.tokens.index(t) for t in of.tokens])
+                columns = torch.arange(width)
+                if source.kernels:
+                    stay_kernels = torch.tensor([source.kernels.index(k) for k in of.kernels])
+                    bins = torch.arange(model.arch.kernel_bins)
+                    columns = (stay_kernels[:, None] * model.arch.kernel_bins + bins).flatten()
+                    for i, t in enumerate(stay.tolist()):
+                        for name in ("low", "inverse"):
+                            held = before[f"preprocess.sources.{place + s}.shares.{t}.{name}"]
+                            target = f"preprocess.sources.{len(numbers)}.shares.{i}.{name}"
+                            state[target] = held[stay_kernels]
+                elif source.kind == "intervals":
                     for name in ("low", "inverse"):
-                        state[f"{shares}.{i}.{name}"] = before[f"{shares}.{t}.{name}"][stay_kernels]
-            weight = f"views.{v}.project.{s}.weight"
-            state[weight] = before[weight][:, columns]
-            rows.append(count + stay)
-            numbers.append((start + stay[:, None] * width + columns).flatten())
+                        target = f"preprocess.sources.{len(numbers)}.shares.{name}"
+                        state[target] = before[f"preprocess.sources.{place + s}.shares.{name}"]
+                project = f"views.{v}.project.{index[0]}"
+                state[f"{project}.weight"] = before[f"views.{v}.project.{s}.weight"][:, columns]
+                state[f"{project}.bias"] = before[f"views.{v}.project.{s}.bias"]
+                rows.append(count + stay)
+                numbers.append((start + stay[:, None] * width + columns).flatten())
             count += tokens
             start += tokens * width
         for name in ("positions", "each"):
@@ -119,7 +146,7 @@ def _magnitude(power: int) -> Callable[..., list[Importance]]:
         for view, module in zip(model.arch.views, model.views, strict=True):
             each: Any = module.each
             project: Any = module.project
-            weights = each.detach().abs().pow(power)
+            weights = (each.detach() * EACH / module.tokens).abs().pow(power)
             reads = weights.flatten(1).mean(1).split([len(s.tokens) for s in view])
             for source, read, layer in zip(view, reads, project, strict=True):
                 weight = layer.weight.detach().abs().pow(power)

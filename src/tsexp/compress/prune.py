@@ -57,13 +57,13 @@ class Scores:
 
 
 def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
-    """Method, scope and ratio; with what a method of somebody's own says, and by which rule features go."""
+    """Method, scope and ratio; with what a method of somebody's own says, and how features are ranked."""
     tuning = ("finetune_epochs", "finetune_lr", "distill", "temperature")
     found = {k: v for k, v in cfg.prune.asked().items() if k not in tuning}
     if not found:
         return {}
-    if cfg.prune.scope in features.SCOPES:
-        found["rule"] = features.RULE
+    if cfg.prune.scope in features.SCOPES and cfg.prune.method in features.RANKINGS:
+        found["ranking"] = features.RANKINGS[cfg.prune.method]
     return found | own_digests(cfg.prune.method)
 
 
