@@ -3,6 +3,6 @@
 from tsexp.models.views.arch import Arch, Config, Source
 from tsexp.models.views.classifier import EACH, ViewClassifier, build, rebuild
 
-VERSION = 5
+VERSION = 4
 
 __all__ = ["EACH", "Arch", "Config", "Source", "ViewClassifier", "build", "rebuild"]

@@ -51,6 +51,7 @@ class Config(ModelConfig):
     heads: int = number(ge=1)
     ffn: int = number(ge=1)
     dropout: float = number(ge=0, lt=1)
+    seen_tokens: int = number(ge=1)
 
     def problems(self) -> list[str]:
         """Views of known features, heads that share the width evenly."""
@@ -114,6 +115,8 @@ class Arch(BaseArch):
         Into how many, of about equal size, the values of a signal and the responses to a kernel fall.
     d_model, head_dim, blocks, dropout
         Of the encoder, as in `transformer.Arch`.
+    seen_tokens
+        Tokens of a view that a training step sees: at most so many, at most half of them, at least four.
     """
 
     views: tuple[tuple[Source, ...], ...]
@@ -123,6 +126,7 @@ class Arch(BaseArch):
     head_dim: int
     blocks: tuple[Block, ...]
     dropout: float
+    seen_tokens: int
     norm: str = "pre"
     activation: str = "gelu"
 
@@ -228,4 +232,5 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
         head_dim=config.d_model // config.heads,
         blocks=(Block(config.heads, config.ffn),) * config.layers,
         dropout=config.dropout,
+        seen_tokens=config.seen_tokens,
     )

@@ -90,8 +90,8 @@ class View(nn.Module):
         super().__init__()
         self.shapes = [(len(s.tokens), arch.numbers(s)) for s in sources]
         self.tokens = sum(count for count, _ in self.shapes)
-        # By a training step: half of them, at least four.
-        self.seen = min(self.tokens, max(4, -(-self.tokens // 2)))
+        # At most half of them, and at least four.
+        self.seen = min(self.tokens, max(4, min(arch.seen_tokens, -(-self.tokens // 2))))
         self.project = nn.ModuleList(nn.Linear(numbers, arch.d_model) for _, numbers in self.shapes)
         self.positions = nn.Parameter(torch.empty(self.tokens, arch.d_model).normal_(std=0.02))
         classes = len(arch.classes)
