@@ -317,8 +317,7 @@ def test_what_is_told_of_convolutional_nets_is_what_was_measured(averaged):
     int8, both = of("-", 0, "static"), of("local", 0.5, "static")
     page, readme = ((ROOT / name).read_text() for name in ("docs/t4.md", "README.md"))
     readme = " ".join(readme.split())
-    five = [("resnet", d) for d in FOUR if d != "PLAID"]
-    five += [("fcn", d) for d in FOUR if d != "PLAID"] + [("litetime", "ACSF1")]
+    five = [(net, d) for net in ("resnet", "fcn") for d in FOUR if d != "PLAID"] + [("litetime", "ACSF1")]
     for ways in (dense, plain, half):
         assert {place: n for place, n in ways["n"].items() if n > 1} == dict.fromkeys(five, 5)
     assert {place for place, n in int8["n"].items() if n == 5} == set(five)
