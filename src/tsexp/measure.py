@@ -20,7 +20,7 @@ import numpy as np
 from tsexp import config as configs
 from tsexp import secret, stored
 from tsexp.command import called
-from tsexp.config import Config, ConfigError, TrackingConfig
+from tsexp.config import Config, ConfigError, MeasureConfig, TrackingConfig
 from tsexp.energy.record import Record
 
 if TYPE_CHECKING:
@@ -315,33 +315,18 @@ def _measure(
     progress: bool,
 ) -> Measured:
     """Check, ask, score, measure, judge."""
-    from tsexp import energy, locking, processes
-    from tsexp.energy import hardware, measuring, meters, subjects
+    from tsexp import locking
+    from tsexp.energy import hardware, measuring
     from tsexp.energy.record import combined, doubts, summarize
 
     given = [subject] if reference is None else [subject, reference]
-    found = [subjects.named(one) for one in given]
-    held = [one for one in found if isinstance(one, subjects.InMemory)]
-    if held and not processes.FORKS:
-        raise ConfigError(
-            f"objects in memory are measured in forks, which is safe on Linux only, not on {sys.platform}; "
-            "give files (ONNX, OpenVINO, artifact folders)"
-        )
-    devices = {one: _device(one) for one in found if isinstance(one, str)}
-    device = next(iter(devices.values()), "cpu")
-    if len({*devices.values(), *(["cpu"] if held else [])}) > 1:
-        raise ConfigError("one of the two runs on cpu and the other on cuda: they cannot be compared")
+    found, device = _placed(given, cfg.measure)
+    held = [one for one in found if not isinstance(one, str)]
     config = cfg.measure
-    if config.require == "measured" or device == "cuda":
-        meters.choose(device, config.require, config.watts_per_core, config.meter)
-    if len(held) < len(found):
-        processes.start(energy.PRELOAD)
     # Whole batches: some graphs take no others.
     whole = np.resize(np.arange(len(series)), -(-len(series) // config.batch_size) * config.batch_size)
-    names = [
-        name or _name(given[0], found[0]),
-        *(_name(g, f) for g, f in zip(given[1:], found[1:], strict=True)),
-    ]
+    names = [_name(g, f) for g, f in zip(given, found, strict=True)]
+    names[0] = name or names[0]
     with locking.sharing_the_machine():
         sides = [
             _asked(n, one, series[whole[: config.batch_size]], device, held, cfg)
@@ -354,12 +339,7 @@ def _measure(
         ]
     scores = [answers[: len(series)] for answers in answered]
     for side, answers in zip(sides, scores, strict=True):
-        wrong = ~np.isfinite(answers).all(1)
-        if wrong.any():
-            raise ConfigError(
-                f"{side.name} answers {int(wrong.sum())} of {len(answers)} series with NaN or infinite "
-                f"values, first series {int(wrong.argmax())}; nothing was measured"
-            )
+        _finite(side.name, answers)
     scores = [scores[0], scores[-1]]
     sides = [sides[0], sides[-1]]
     targets, judged = _judged(sides, scores, labels)
@@ -405,6 +385,37 @@ def _measure(
             "checksum": hashlib.sha256(np.ascontiguousarray(series).tobytes()).hexdigest(),
         },
     )
+
+
+def _placed(given: Sequence[Any], config: MeasureConfig) -> tuple[list[str | InMemory], str]:
+    """Return the subjects as they are measured and their device, with all ready to measure them there."""
+    from tsexp import energy, processes
+    from tsexp.energy import meters, subjects
+
+    found = [subjects.named(one) for one in given]
+    in_memory = [one for one in found if not isinstance(one, str)]
+    if in_memory and not processes.FORKS:
+        raise ConfigError(
+            f"objects in memory are measured in forks, which is safe on Linux only, not on {sys.platform}; "
+            "give files (ONNX, OpenVINO, artifact folders)"
+        )
+    devices = [_device(one) if isinstance(one, str) else "cpu" for one in found]
+    if len(set(devices)) > 1:
+        raise ConfigError("one of the two runs on cpu and the other on cuda: they cannot be compared")
+    if config.require == "measured" or devices[0] == "cuda":
+        meters.choose(devices[0], config.require, config.watts_per_core, config.meter)
+    if len(in_memory) < len(found):
+        processes.start(energy.PRELOAD)
+    return found, devices[0]
+
+
+def _finite(name: str, answers: FloatArray) -> None:
+    wrong = ~np.isfinite(answers).all(1)
+    if wrong.any():
+        raise ConfigError(
+            f"{name} answers {int(wrong.sum())} of {len(answers)} series with NaN or infinite values, "
+            f"first series {int(wrong.argmax())}; nothing was measured"
+        )
 
 
 def _name(given: Any, found: str | InMemory) -> str:

@@ -12,7 +12,7 @@ import math
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,76 +100,108 @@ def run(
         processes, over all pairs), ``window_s`` (the length asked for, or more where the meter is slow),
         ``pairs`` (then fewer), ``source``, ``scope``.
     """
-    order = random.Random(f"{plan.seed} {plan.process}")
-    draw = np.random.default_rng([plan.seed, plan.process])
-    window_s = max(plan.window_s, RESOLUTIONS * meter.resolution_s)
-    idle_s = max(plan.idle_s, RESOLUTIONS * meter.resolution_s)
-    reads = None if isinstance(meter, LateMeter) else meter
-    pairs = max(min(LEAST_PAIRS, plan.pairs), round(plan.pairs * plan.window_s / window_s))
-    windows: list[dict[str, Any]] = []
-
-    def shuffled() -> list[str]:
-        return order.sample(sorted(load), len(load))
-
-    def batches() -> list[FloatArray]:
-        count = DISTINCT_BATCHES * plan.batch_size
-        index = np.resize(draw.permutation(len(series)), count)
-        return [np.ascontiguousarray(series[i]) for i in np.split(index, DISTINCT_BATCHES)]
-
-    def window(name: str, pair: int, feed: list[FloatArray], at_least_s: float = window_s) -> dict[str, Any]:
-        calls = 0
-
-        def work() -> None:
-            nonlocal calls
-            calls = _work(
-                subjects[name], feed, at_least_s, stride[name], plan.planted if name == "artifact" else 0.0
-            )
-
-        return {
-            "subject": name,
-            "pair": pair,
-            **_read(reads, work),
-            "inferences": calls * plan.batch_size,
-            **look(),
-        }
-
-    _scatter(draw)
+    bench = _Bench(load, series, meter, plan, look)
+    _scatter(bench.draw)
     with _quiet():
-        # Somebody has to come first, to fill the holes of the heap and to set libraries up at their first
-        # use; the one that does is slower ever after.
-        decoy = load[shuffled()[0]]()
-        for batch in batches()[:DECOY_CALLS]:
+        bench.break_in()
+        orders = {"load": bench.shuffled(), "use": bench.shuffled()}
+        started = bench.start(orders)
+        before = check(bench.subjects)
+        bench.warm_up(orders["use"])
+        overhead = [_read(bench.meter, lambda: None) for _ in range(EMPTY_WINDOWS)]
+        windows = bench.idle() if plan.process < IDLE_PROCESSES else []
+        children_s = _children_s()  # Zeus' helpers are among them
+        windows += bench.in_turns()
+        children_s = _children_s() - children_s
+        latencies = _latencies(bench.subjects["artifact"], bench.batches(), plan.latency_calls)
+        after = check(bench.subjects)
+    return {
+        "windows": [{"process": plan.process, **w} for w in windows],
+        "latencies_ms": latencies,
+        "started": started,
+        "orders": orders,
+        "meter_overhead_s": [w["wall_s"] for w in overhead],
+        "children_cpu_s": children_s,
+        "window_s": bench.window_s,
+        "pairs": bench.pairs,
+        "source": meter.source,
+        "scope": meter.scope,
+        "before": before,
+        "after": after,
+    }
+
+
+class _Bench:
+    """What the windows of a process share: the subjects, what they are fed, what reads them, and luck."""
+
+    def __init__(
+        self,
+        load: Mapping[str, Callable[[], Subject]],
+        series: FloatArray,
+        meter: Meter,
+        plan: Plan,
+        look: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.load, self.series, self.plan, self.look = load, series, plan, look
+        self.order = random.Random(f"{plan.seed} {plan.process}")
+        self.draw = np.random.default_rng([plan.seed, plan.process])
+        self.window_s = max(plan.window_s, RESOLUTIONS * meter.resolution_s)
+        self.idle_s = max(plan.idle_s, RESOLUTIONS * meter.resolution_s)
+        self.pairs = max(min(LEAST_PAIRS, plan.pairs), round(plan.pairs * plan.window_s / self.window_s))
+        self.meter = None if isinstance(meter, LateMeter) else meter
+        self.subjects: dict[str, Subject] = {}
+        self.stride = dict.fromkeys(load, 1)
+
+    def shuffled(self) -> list[str]:
+        return self.order.sample(sorted(self.load), len(self.load))
+
+    def batches(self) -> list[FloatArray]:
+        index = np.resize(self.draw.permutation(len(self.series)), DISTINCT_BATCHES * self.plan.batch_size)
+        return [np.ascontiguousarray(self.series[i]) for i in np.split(index, DISTINCT_BATCHES)]
+
+    def break_in(self) -> None:
+        """Let somebody else come first.
+
+        To fill the holes of the heap and to set libraries up at their first use makes slower ever after.
+        """
+        decoy = self.load[self.shuffled()[0]]()
+        for batch in self.batches()[:DECOY_CALLS]:
             decoy(batch)
         # Zeus starts its helper processes inside the first window: thrown away.
-        _read(reads, lambda: time.sleep(0.01))
-        orders = {"load": shuffled(), "use": shuffled()}
+        _read(self.meter, lambda: time.sleep(0.01))
+
+    def start(self, orders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float | None]]:
+        """Load each subject and call it once; return what both took."""
         started: dict[str, dict[str, float | None]] = {}
-        subjects: dict[str, Subject] = {}
         for name in orders["load"]:
-            seen = _read(reads, lambda name=name: subjects.update({name: load[name]()}))  # type: ignore[misc]
+            seen = _read(self.meter, lambda name=name: self.subjects.update({name: self.load[name]()}))  # type: ignore[misc]
             started[name] = {"load_s": seen["wall_s"], "load_j": _known_j(seen)}
-        feed = batches()
+        feed = self.batches()
         for name in orders["use"]:
-            seen = _read(reads, lambda name=name: subjects[name](feed[0]))  # type: ignore[misc]
+            seen = _read(self.meter, lambda name=name: self.subjects[name](feed[0]))  # type: ignore[misc]
             started[name] |= {"first_call_s": seen["wall_s"], "first_call_j": _known_j(seen)}
-        before = check(subjects)
-        stride = dict.fromkeys(subjects, 1)
-        for name in orders["use"]:
-            for share in WARM_UP:  # the first tells how often to look at the clock
-                seen = window(name, -1, feed, share * window_s)
-                stride[name] = max(
-                    1, round(seen["inferences"] / plan.batch_size * window_s / seen["wall_s"] / LOOKS)
-                )
-        overhead = [_read(reads, lambda: None) for _ in range(EMPTY_WINDOWS)]
-        if plan.process < IDLE_PROCESSES:
-            windows.append(
-                {"subject": "idle", "pair": -1, **_read(reads, lambda: time.sleep(idle_s)), "inferences": 0}
-            )
-        children_s = _children_s()  # Zeus' helpers are among them
+        return started
+
+    def warm_up(self, names: Sequence[str]) -> None:
+        """Windows that do not count; the first tells how often to look at the clock."""
+        feed = self.batches()
+        for name in names:
+            for share in WARM_UP:
+                seen = self.window(name, -1, feed, share * self.window_s)
+                calls = seen["inferences"] / self.plan.batch_size
+                self.stride[name] = max(1, round(calls * self.window_s / seen["wall_s"] / LOOKS))
+
+    def idle(self) -> list[dict[str, Any]]:
+        seen = _read(self.meter, lambda: time.sleep(self.idle_s))
+        return [{"subject": "idle", "pair": -1, **seen, "inferences": 0}]
+
+    def in_turns(self) -> list[dict[str, Any]]:
+        """All pairs; where a counter began anew in one, both windows are discarded, and it is tried again."""
+        windows: list[dict[str, Any]] = []
         done = attempts = 0
-        while done < pairs and attempts < 2 * pairs:
-            feed = batches()
-            both = [window(name, done, feed) for name in shuffled()]
+        while done < self.pairs and attempts < 2 * self.pairs:
+            feed = self.batches()
+            both = [self.window(name, done, feed, self.window_s) for name in self.shuffled()]
             windows += both
             attempts += 1
             if any(w["discarded"] for w in both):
@@ -178,24 +210,19 @@ def run(
                 time.sleep(1.2)  # Zeus' wrap tracker looks once a second
                 continue
             done += 1
-        children_s = _children_s() - children_s
-        feed = batches()
-        latencies = _latencies(subjects["artifact"], feed, plan.latency_calls)
-        after = check(subjects)
-    return {
-        "windows": [{"process": plan.process, **w} for w in windows],
-        "latencies_ms": latencies,
-        "started": started,
-        "orders": orders,
-        "meter_overhead_s": [w["wall_s"] for w in overhead],
-        "children_cpu_s": children_s,
-        "window_s": window_s,
-        "pairs": pairs,
-        "source": meter.source,
-        "scope": meter.scope,
-        "before": before,
-        "after": after,
-    }
+        return windows
+
+    def window(self, name: str, pair: int, feed: list[FloatArray], at_least_s: float) -> dict[str, Any]:
+        calls = 0
+        planted = self.plan.planted if name == "artifact" else 0.0
+
+        def work() -> None:
+            nonlocal calls
+            calls = _work(self.subjects[name], feed, at_least_s, self.stride[name], planted)
+
+        seen = _read(self.meter, work)
+        own = {"subject": name, "pair": pair, **seen, "inferences": calls * self.plan.batch_size}
+        return own | self.look()
 
 
 def _work(subject: Subject, feed: list[FloatArray], at_least_s: float, stride: int, planted: float) -> int:

@@ -84,23 +84,8 @@ def fit(
             callbacks.append(keeping)
         how: dict[str, Any] = {"plugins": [InPlace()]}
         if config.devices > 1:
-            if 0 < len(dataset.val) < config.devices:
-                raise ConfigError(
-                    f"train.devices={config.devices} cannot share {len(dataset.val)} validation series; use "
-                    "fewer devices or a larger data.val_fraction"
-                )
+            how = _several(config.devices, len(dataset.val))
             callbacks.append(OneOfSeveral(config.threads, seed))  # after Averaging, which renews statistics
-            how = {
-                # Of Lightning's ways, `popen` (plain "ddp") would run this process' command line again, which
-                # Hydra has taken apart and which may be that of a server; `fork` does not bear CUDA, nor the
-                # pools of threads that this process may have. `spawn` needs neither, and is the same on CPU
-                # and GPU: what tests try without a GPU is what runs with several.
-                # Buffers are constants but for the statistics of batch norms: see `OneOfSeveral`.
-                "strategy": OneMachine(start_method="spawn", broadcast_buffers=False),
-                # In a job of SLURM, Lightning would take SLURM's tasks for the processes.
-                "plugins": [LightningEnvironment()],
-                "use_distributed_sampler": False,  # `Batches` has its own, which counts no series twice
-            }
         trainer = L.Trainer(
             accelerator="gpu" if config.device == "cuda" else "cpu",
             devices=config.devices,
@@ -135,6 +120,26 @@ def fit(
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise RuntimeError(f"{title}: the weights are not finite any more; lower train.lr or set train.clip")
     return fitting.history
+
+
+def _several(devices: int, val: int) -> dict[str, Any]:
+    """How Lightning trains on several devices of this machine."""
+    if 0 < val < devices:
+        raise ConfigError(
+            f"train.devices={devices} cannot share {val} validation series; use fewer devices or a larger "
+            "data.val_fraction"
+        )
+    return {
+        # Of Lightning's ways, `popen` (plain "ddp") would run this process' command line again, which Hydra
+        # has taken apart and which may be that of a server; `fork` does not bear CUDA, nor the pools of
+        # threads that this process may have. `spawn` needs neither, and is the same on CPU and GPU: what
+        # tests try without a GPU is what runs with several.
+        # Buffers are constants but for the statistics of batch norms: see `OneOfSeveral`.
+        "strategy": OneMachine(start_method="spawn", broadcast_buffers=False),
+        # In a job of SLURM, Lightning would take SLURM's tasks for the processes.
+        "plugins": [LightningEnvironment()],
+        "use_distributed_sampler": False,  # `Batches` has its own, which counts no series twice
+    }
 
 
 def _interrupted(error: BaseException | None) -> bool:
