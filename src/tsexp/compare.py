@@ -73,12 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     asked, unknown = parser.parse_known_args(arguments)
 
     def work() -> None:
-        if unknown:
-            raise ConfigError(f"{unknown[0]} is not an option; see --help")
         runs, settings = _sort(asked.words)
         _compare(runs, configs.parse(configs.composed(*settings)))
 
-    return stored.carried_out("compare", work, "nothing was stored")
+    return stored.carried_out("compare", work, "nothing was stored", unknown)
 
 
 def _sort(words: Sequence[str]) -> tuple[tuple[str, str], list[str]]:

@@ -77,8 +77,6 @@ def main(arguments: list[str] | None = None) -> int:
     asked, unknown = parser.parse_known_args(arguments)
 
     def work() -> None:
-        if unknown:
-            raise ConfigError(f"{unknown[0]} is not an option; see --help")
         words, settings = stored.sort(asked.words, stored.PLACES)
         if len(words) != 2:
             raise ConfigError(f"give a run and a folder, RUN DIR, not {len(words)} words")
@@ -87,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         name = _export(words[0], folder, configs.parse(configs.composed(*settings)))
         print(f"{name} → {words[1]}; try it: python {Path(words[1]) / 'run.py'}")
 
-    return stored.carried_out("export", work, "nothing was written")
+    return stored.carried_out("export", work, "nothing was written", unknown)
 
 
 def _check_folder(folder: Path) -> None:

@@ -626,13 +626,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked, unknown = parser.parse_known_intermixed_args(arguments)
-
-    def work() -> None:
-        if unknown:
-            raise ConfigError(f"{unknown[0]} is not an option; see --help")
-        _run(asked)
-
-    return stored.carried_out("measure", work, "nothing was stored")
+    return stored.carried_out("measure", lambda: _run(asked), "nothing was stored", unknown)
 
 
 def _run(asked: argparse.Namespace) -> None:

@@ -51,8 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
     asked, unknown = parser.parse_known_intermixed_args(arguments)
 
     def work() -> None:
-        if unknown:
-            raise ConfigError(f"{unknown[0]} is not an option; see --help")
         words, settings = stored.sort(asked.words, stored.PLACES)
         if len(words) != 2:
             raise ConfigError(f"give a run and a file, RUN FILE.ts, not {len(words)} words")
@@ -61,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         said = _predict(words[0], file, output, configs.parse(configs.composed(*settings)))
         print("\n".join(said), file=sys.stdout if output else sys.stderr)
 
-    return stored.carried_out("predict", work, "nothing was written")
+    return stored.carried_out("predict", work, "nothing was written", unknown)
 
 
 def _check_files(file: Path, output: Path | None) -> None:

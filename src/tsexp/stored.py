@@ -34,7 +34,7 @@ PLACES = {"tracking.…": "tracking.", "paths.…": "paths.", "data.path": "data
 """What every command that reads a run lets one set → how it begins: where things are."""
 
 
-def carried_out(part: str, work: Callable[[], int | None], left: str) -> int:
+def carried_out(part: str, work: Callable[[], int | None], left: str, unknown: Sequence[str] = ()) -> int:
     """Do the work of a subcommand and return its exit status: 2 for bad input, 1 if something failed.
 
     Parameters
@@ -45,10 +45,14 @@ def carried_out(part: str, work: Callable[[], int | None], left: str) -> int:
         What it does; it may return an exit status.
     left
         What it leaves behind if it is interrupted, in words.
+    unknown
+        What begins as an option does and is none; there is to be nothing of it.
     """
     from tsexp.report.store import ReportError
 
     try:
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is not an option; see --help")
         return work() or 0
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
