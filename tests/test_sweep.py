@@ -146,11 +146,11 @@ def text_of(experiment):
 
 def test_the_study_has_as_many_measurements_as_its_file_says(measurements):
     found = measurements("experiment=paper", "seed=0", "data=plaid")
-    assert found == {"t1": 13, "t2": 13, "t3": 13, "t4": 15}
+    assert found == {"t1": 13, "t2": 13, "t3": 13, "t4": 17}
     text, params, combinations = text_of("paper")
-    assert combinations == 540
-    assert found.total() * len(params.seed.split(",")) * len(params.data.split(",")) == 486
-    assert all(f" {n} " in text for n in (540, 486))
+    assert combinations == 612
+    assert found.total() * len(params.seed.split(",")) * len(params.data.split(",")) == 504
+    assert all(f" {n} " in text for n in (612, 504))
     company, _, combinations = text_of("paper_company")
     assert combinations == 27
     assert "= 27 measurements" in company
@@ -158,7 +158,7 @@ def test_the_study_has_as_many_measurements_as_its_file_says(measurements):
     more = text_of("company")[1].variant.split(",")
     assert set(named) == {*params.variant.split(","), *more}
     described = text.split("defaults:")[0].split("prune:")[0]
-    assert all(re.search(rf"\b{name}\b", described) for name in named if not name.startswith("all_"))
+    assert all(re.search(rf"\b{name}\b", described) for name in named)
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_a_bad_value_anywhere_in_a_study_is_refused(checked):
 @pytest.mark.slow
 def test_the_whole_study_is_checked_in_seconds(checked):
     start = time.process_time()
-    assert len(checked("experiment=paper").names) == 540
+    assert len(checked("experiment=paper").names) == 612
     assert (
         time.process_time() - start < 30
     )  # 10 on the machine that this was written on; every job composed by itself, 240
