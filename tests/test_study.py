@@ -134,7 +134,10 @@ def test_how_far_the_speedups_of_another_training_are_is_as_told(hours):
     assert f"Within a runtime: {told} in nine of ten of {len(apart[0])} ways" in page
     control = [(part["latency_p50_ms"] * part["speedup"]) for part in (study, *others)]
     assert f"{nine_of_ten(control[1] / control[0])} times as long for seed 1 as for seed 0" in page
-    assert f"1.9 and {(control[2] / control[0]).median():.2f} times as long, in the median" in page
+    assert (
+        f"1.9 (T4 among them) and {(control[2] / control[0]).median():.2f} times as long, in the median"
+        in page
+    )
     assert f"a warning in {(others[1]['warnings'].fillna('') != '').sum()}. It is what counts here" in page
 
 
@@ -148,6 +151,15 @@ def test_how_much_is_open_is_as_told(rows):
     assert set(rounded.index) == {"kept", "undecided"}
     assert rounded["undecided"] == 4
     assert f"Of {rounded.sum()} unpruned models in int8, {rounded['kept']} keep" in page
+
+
+def test_what_would_look_like_a_gain_is_as_told(rows):
+    pruned = rows[(rows["ratio"] > 0) & (rows["mode"] == "none")].groupby("model")
+    gains = {m: (of["accuracy_pct"] > of["dense_accuracy_pct"]).sum() for m, of in pruned}
+    ways = {len(of) for m, of in pruned if m in ("t1", "t2")}
+    assert ways == {gains["t2"]} == {15}
+    told = f"T2 would look like a gain in all {gains['t2']} ways, T1 in {gains['t1']} of 15."
+    assert told in (ROOT / "docs" / "results.md").read_text()
 
 
 def test_energies_beside_the_forest_are_as_told(rows):
