@@ -160,9 +160,9 @@ class _Bench:
         return [np.ascontiguousarray(self.series[i]) for i in np.split(index, DISTINCT_BATCHES)]
 
     def break_in(self) -> None:
-        """Let somebody else come first.
+        """Let somebody else fill the holes of the heap and set libraries up at their first use.
 
-        To fill the holes of the heap and to set libraries up at their first use makes slower ever after.
+        Whoever does is slower ever after.
         """
         decoy = self.load[self.shuffled()[0]]()
         for batch in self.batches()[:DECOY_CALLS]:
