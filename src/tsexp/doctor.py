@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tsexp import alive, stored
 from tsexp import config as configs
@@ -36,6 +37,11 @@ interval of half of what is planted."""
 LEAST_P = 0.01
 """Of a meter that is right, 1 in 100 self-tests fails for this; of one whose 95 % intervals hold the truth in
 75 %, about 5 in 6 do."""
+FAILED = "self-test FAILED: do not trust numbers from this machine"
+TOO_WIDE = (
+    f"self-test FAILED: the intervals are right, but too wide to see {PLANTED:.0%}: quiet the machine, or "
+    "raise measure.processes"
+)
 INSTRUCTIONS = {
     "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"),
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
@@ -195,36 +201,37 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
         while len(more) < rounds and high - low > 100 * PLANTED and all(r.valid for r in [*nulls, *more]):
             more.append(measured(f"{PLANTED:.0%} more work", rounds + len(more), PLANTED))
             if more[-1].valid:
-                saving, low, high = records.pooled_saving([r.raw for r in more])
+                _, low, high = records.pooled_saving([r.raw for r in more])
     console.print(out)
-
-    failed = "self-test FAILED: do not trust numbers from this machine"
-    if any(not r.valid for r in [*nulls, *more]):
-        said, ok = "a record is invalid", False
-    else:
-        p = records.scatter_p([r.raw for r in nulls])
-        right = p >= LEAST_P and low - 1 <= -100 * PLANTED <= high + 1
-        found = high < 0
-        ok = right and found
-        if right and not found:
-            failed = (
-                f"self-test FAILED: the intervals are right, but too wide to see {PLANTED:.0%}: quiet the "
-                "machine, or raise measure.processes"
-            )
-        reach = max(records.reach_pct(r.raw) for r in nulls)
-        said = (
-            f"{sum(_holds(r, 0) for r in nulls)} of {rounds} intervals hold 0; the rounds scatter "
-            f"{'no ' if p >= LEAST_P else ''}more than their "
-            f"intervals say (χ² test, p = {p:.3f}; at least {LEAST_P:g} asked)\n"
-            f"{PLANTED:.0%} of planted work {'was' if found else 'was NOT'} found: saving {saving:.2f} "
-            f"[{low:.2f}, {high:.2f}] % over {len(more)} round{'s' * (len(more) > 1)} "
-            f"(true: {-100 * PLANTED:g} %)\n"
-            f"measure=quick resolves savings above about {reach:.1f} % here (the widest interval of the "
-            "artifact against itself)"
-        )
+    said, passed = _judged(nulls, more)
     console.print(said)
-    console.print("self-test passed" if ok else failed, style="green" if ok else "bold red")
-    return ok
+    return passed
+
+
+def _judged(nulls: list[Record], more: list[Record]) -> tuple[Text, bool]:
+    """What rounds of the artifact against itself, and against one with planted work, say of the meter."""
+    from tsexp.energy import record as records
+
+    if any(not r.valid for r in [*nulls, *more]):
+        return Text("a record is invalid\n").append(FAILED, style="bold red"), False
+    saving, low, high = records.pooled_saving([r.raw for r in more])
+    p = records.scatter_p([r.raw for r in nulls])
+    right = p >= LEAST_P and low - 1 <= -100 * PLANTED <= high + 1
+    found = high < 0
+    reach = max(records.reach_pct(r.raw) for r in nulls)
+    said = Text(
+        f"{sum(_holds(r, 0) for r in nulls)} of {len(nulls)} intervals hold 0; the rounds scatter "
+        f"{'no ' if p >= LEAST_P else ''}more than their "
+        f"intervals say (χ² test, p = {p:.3f}; at least {LEAST_P:g} asked)\n"
+        f"{PLANTED:.0%} of planted work {'was' if found else 'was NOT'} found: saving {saving:.2f} "
+        f"[{low:.2f}, {high:.2f}] % over {len(more)} round{'s' * (len(more) > 1)} "
+        f"(true: {-100 * PLANTED:g} %)\n"
+        f"measure=quick resolves savings above about {reach:.1f} % here (the widest interval of the "
+        "artifact against itself)\n"
+    )
+    if right and found:
+        return said.append("self-test passed", style="green"), True
+    return said.append(TOO_WIDE if right else FAILED, style="bold red"), False
 
 
 def _holds(record: Record, truth: float) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -187,30 +187,33 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     mine = here[claim.among(here)]
     if mine.empty:
         return None
-    if claim.kind == "accuracy":
-        choice = _chosen(mine, list(mine["val_drop_pt"]))
-        row, how = choice.row, choice.said
-        change = _negative(row["drop_pt"], row["drop_pt_lo"], row["drop_pt_hi"])
-        why = [how] + (["it costs less than claimed"] if change.low > LEAST_LOSS_PT else [])
-        verdict = _verdict(claim, row, change)
-        why += ["the interval holds the claimed value"] if verdict == "undecided" else []
-        return Answer(claim, verdict, "; ".join(why), dataset, model, change, False, row)
+    how = _of_accuracy(claim, mine) if claim.kind == "accuracy" else _of_cost(claim, mine, here)
+    return replace(how, dataset=dataset, model=model)
+
+
+def _of_accuracy(claim: Claim, mine: pd.DataFrame) -> Answer:
+    """What the row that loses the least on validation series loses on test series."""
+    choice = _chosen(mine, list(mine["val_drop_pt"]))
+    row = choice.row
+    change = _negative(row["drop_pt"], row["drop_pt_lo"], row["drop_pt_hi"])
+    why = [choice.said] + (["it costs less than claimed"] if change.low > LEAST_LOSS_PT else [])
+    verdict = _verdict(claim, row, change)
+    why += ["the interval holds the claimed value"] if verdict == "undecided" else []
+    return Answer(claim, verdict, "; ".join(why), change=change, row=row)
+
+
+def _of_cost(claim: Claim, mine: pd.DataFrame, here: pd.DataFrame) -> Answer:
+    """What the row gains within its runtime that gains the most of those that keep accuracy."""
     mine = mine[mine["n_energy"] > 0]
     if mine.empty:
-        return Answer(claim, "not measured", "every record has invalid energy", dataset, model)
+        return Answer(claim, "not measured", "every record has invalid energy")
     changes = {
         place: found
         for place, row in mine.iterrows()
         if (found := change_in_runtime(claim.kind, row, here)) is not None
     }
     if not changes:
-        return Answer(
-            claim,
-            "not measured",
-            "no fp32 row at ratio 0 in the same runtime to compare with",
-            dataset,
-            model,
-        )
+        return Answer(claim, "not measured", "no fp32 row at ratio 0 in the same runtime to compare with")
     pool = mine.loc[list(changes)]
     if claim.kind == "energy" and (pool["energy"] == "measured").any():
         pool = pool[pool["energy"] == "measured"]
@@ -218,15 +221,11 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
     pool = pool[pool["energy_source"] == pool["energy_source"].mode()[0]]
     sign = -1 if claim.kind == "energy" else 1
     choice = best(pool, [sign * changes[place].value for place in pool.index])
-    row, how = choice.row, choice.said
+    row = choice.row
     effect = changes[row.name]
     state = _reached(claim, effect)
-    total = (
-        f"{row['speedup']:.2f}x" if claim.kind == "speed" else f"{-row[row['energy'] + '_saving_pct']:+.1f} %"
-    )
-    why = [how, f"on test series accuracy {row['degradation']}"]
-    why[-1] += f", drop {_with_sign(row['drop_pt'])} [{row['drop_pt_lo']:+.1f}, {row['drop_pt_hi']:+.1f}]"
-    why += [f"{total} against the control in eager"] if row["runtime"] != "eager" else []
+    why = [choice.said, _lost(row)]
+    why += [f"{_total(claim, row)} against the control in eager"] if row["runtime"] != "eager" else []
     if claim.kind == "energy" and row["energy"] == "estimated":
         direction = {
             "yes": "reaches it",
@@ -235,14 +234,27 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
         }[state]
         direction = "points the other way" if effect.value >= 0 else direction
         why = [f"energy is estimated from CPU time; the estimate {direction}", *why]
-        return Answer(claim, "not measurable here", "; ".join(why), dataset, model, effect, True, row)
+        verdict = "not measurable here"
+        return Answer(claim, verdict, "; ".join(why), change=effect, estimated=True, row=row)
     verdict = _verdict(claim, row, effect)
     if verdict == "undecided":
-        why = [
-            "the interval holds the claimed value" if state == "unclear" else "accuracy may be kept or not",
-            *why,
-        ]
-    return Answer(claim, verdict, "; ".join(why), dataset, model, effect, False, row)
+        open_ = (
+            "the interval holds the claimed value" if state == "unclear" else "accuracy may be kept or not"
+        )
+        why = [open_, *why]
+    return Answer(claim, verdict, "; ".join(why), change=effect, row=row)
+
+
+def _lost(row: Any) -> str:
+    drop = f"{_with_sign(row['drop_pt'])} [{row['drop_pt_lo']:+.1f}, {row['drop_pt_hi']:+.1f}]"
+    return f"on test series accuracy {row['degradation']}, drop {drop}"
+
+
+def _total(claim: Claim, row: Any) -> str:
+    """Of runtime and compression together."""
+    if claim.kind == "speed":
+        return f"{row['speedup']:.2f}x"
+    return f"{-row[row['energy'] + '_saving_pct']:+.1f} %"
 
 
 def best(rows: pd.DataFrame, gains: Sequence[float]) -> Choice:

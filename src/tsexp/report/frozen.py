@@ -268,43 +268,16 @@ def freeze(client: Any, experiment: str, folder: Path, where: str = "") -> Froze
         `folder`.
     """
     import pandas as pd
-    from mlflow.exceptions import MlflowException
 
     if folder.exists() and not (folder / ABOUT).exists():
         raise ReportError(
             f"{folder} is there and holds no frozen results, so it is not replaced; move it away or choose "
             "another paths.frozen"
         )
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        known = sorted(e.name for e in client.search_experiments() if e.name != "Default")
-        raise ReportError(
-            f"the store has no experiment {experiment!r}; it has: "
-            f"{', '.join(known) or 'none: nothing was run with it yet'}"
-        )
+    experiment_id = _experiment_id(client, experiment)
     left_out: LeftOut = defaultdict(list)
-    rows: list[dict[str, Any]] = []
-    tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in PARQUETS[1:]}
-    repetitions = set()
-    there = _search(client, found.experiment_id, where)
-    chosen = _newest(there, left_out)
-    with bar("reading runs", len(chosen), show=bool(chosen)) as read:
-        for row in chosen:
-            try:
-                result, *parts = _read_run(client, row)
-            except (KeyError, ValueError, OSError, MlflowException) as error:
-                left_out[OTHER_VERSION].append(f"{row.name}: {_reason(error)}")
-                continue
-            finally:
-                read.advance(row.name)
-            repetition = tuple(result[k] for k in REPETITION)
-            if repetition in repetitions:  # by other code or other libraries: one of them is enough
-                left_out[AGAIN].append(row.name)
-                continue
-            repetitions.add(repetition)
-            rows.append(result)
-            for name, part in zip(tables, parts, strict=True):
-                tables[name][row.run_id] = part
+    there = _search(client, experiment_id, where)
+    rows, tables = _read(client, _newest(there, left_out), left_out)
     results = _whole(pd.DataFrame(rows, columns=[c.name for c in COLUMNS]), left_out)
     if results.empty:
         detail = "; ".join(f"{len(names)} {reason} ({names[0]})" for reason, names in left_out.items())
@@ -314,22 +287,62 @@ def freeze(client: Any, experiment: str, folder: Path, where: str = "") -> Froze
             "fill the store first, e.g. python -m tsexp -m experiment=quick"
         )
     results = results.sort_values(list(ORDER), kind="stable").reset_index(drop=True)
+    sorted_as_results = {
+        name: pd.concat([parts[run_id] for run_id in results["run_id"]], ignore_index=True)
+        for name, parts in tables.items()
+    }
     beside = _comparisons(client, there, left_out)
     about = {
         "schema": SCHEMA_VERSION,
         "store": store_id(str(client.tracking_uri)),
         "experiment": experiment,
-        "experiment_id": found.experiment_id,
+        "experiment_id": experiment_id,
         "where": where,
         "left_out": {reason: sorted(names) for reason, names in sorted(left_out.items())},
-    }
-    sorted_as_results = {
-        name: pd.concat([parts[run_id] for run_id in results["run_id"]], ignore_index=True)
-        for name, parts in tables.items()
     }
     frozen = Frozen(results, **sorted_as_results, about=about, comparisons=beside)
     _write(frozen, folder)
     return frozen
+
+
+def _experiment_id(client: Any, experiment: str) -> str:
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        known = sorted(e.name for e in client.search_experiments() if e.name != "Default")
+        raise ReportError(
+            f"the store has no experiment {experiment!r}; it has: "
+            f"{', '.join(known) or 'none: nothing was run with it yet'}"
+        )
+    return str(found.experiment_id)
+
+
+def _read(
+    client: Any, runs: list[Row], left_out: LeftOut
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, pd.DataFrame]]]:
+    """Return a row per run, and, by the name of each other table and the run, its part of it."""
+    from mlflow.exceptions import MlflowException
+
+    rows: list[dict[str, Any]] = []
+    tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in PARQUETS[1:]}
+    repetitions = set()
+    with bar("reading runs", len(runs), show=bool(runs)) as progress:
+        for run in runs:
+            try:
+                result, *parts = _read_run(client, run)
+            except (KeyError, ValueError, OSError, MlflowException) as error:
+                left_out[OTHER_VERSION].append(f"{run.name}: {_reason(error)}")
+                continue
+            finally:
+                progress.advance(run.name)
+            repetition = tuple(result[k] for k in REPETITION)
+            if repetition in repetitions:  # by other code or other libraries: one of them is enough
+                left_out[AGAIN].append(run.name)
+                continue
+            repetitions.add(repetition)
+            rows.append(result)
+            for name, part in zip(tables, parts, strict=True):
+                tables[name][run.run_id] = part
+    return rows, tables
 
 
 def store_id(uri: str) -> str:
