@@ -217,6 +217,14 @@ def test_min_steps_asks_for_more_epochs(epochs, min_steps, max_steps, expected):
     assert loop.epochs_of(config, 60) == expected  # four steps an epoch
 
 
+def test_in_a_job_of_slurm_its_tasks_are_no_processes_of_a_fit(tiny_model, italy, monkeypatch):
+    handler = signal.getsignal(signal.SIGUSR1)
+    for tasks in ("1", "4"):
+        monkeypatch.setenv("SLURM_NTASKS", tasks)
+        fitted(tiny_model, italy, replace(OURS, epochs=1, max_steps=1))
+        assert signal.getsignal(signal.SIGUSR1) is handler
+
+
 def test_history_has_a_line_per_epoch(tiny_model, italy):
     _, history = fitted(
         tiny_model, italy, replace(OURS, epochs=4, max_steps=0, schedule="cosine", warmup=0.25)

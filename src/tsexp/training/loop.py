@@ -82,9 +82,10 @@ def fit(
         keeping = Keeping(unfinished) if unfinished is not None and config.devices == 1 else None
         if keeping is not None:
             callbacks.append(keeping)
-        how: dict[str, Any] = {"plugins": [InPlace()]}
+        # In a job of SLURM, Lightning would take SLURM's tasks for the processes.
+        how: dict[str, Any] = {"plugins": [LightningEnvironment(), InPlace()]}
         if config.devices > 1:
-            how = _several(config.devices, len(dataset.val))
+            how |= _several(config.devices, len(dataset.val))
             callbacks.append(OneOfSeveral(config.threads, seed))  # after Averaging, which renews statistics
         trainer = L.Trainer(
             accelerator="gpu" if config.device == "cuda" else "cpu",
@@ -136,8 +137,6 @@ def _several(devices: int, val: int) -> dict[str, Any]:
         # tests try without a GPU is what runs with several.
         # Buffers are constants but for the statistics of batch norms: see `OneOfSeveral`.
         "strategy": OneMachine(start_method="spawn", broadcast_buffers=False),
-        # In a job of SLURM, Lightning would take SLURM's tasks for the processes.
-        "plugins": [LightningEnvironment()],
         "use_distributed_sampler": False,  # `Batches` has its own, which counts no series twice
     }
 
