@@ -7,7 +7,7 @@ import pytest
 
 from conftest import TINY
 from test_cli import runs, tsexp
-from tsexp import command, plan, sweep
+from tsexp import command, locking, plan, sweep
 from tsexp.config import Config, ConfigError, Unsupported
 
 ITALY = [*TINY, "data=italy_power_demand"]
@@ -62,6 +62,15 @@ def test_times_follow_from_the_configuration(here):
     assert not list(here.iterdir())
 
 
+def test_steps_are_tried_while_nobody_measures(here, monkeypatch):
+    held = []
+    monkeypatch.setattr(
+        plan, "_try", lambda *_: held.append(locking._held.how) or plan._Tried(1.0, 0.0, 0.0)
+    )
+    plan.of(ITALY, progress=False)
+    assert held == [locking.SHARED]
+
+
 def test_tuning_a_smaller_model_is_shorter_and_its_control_is_not_smaller(here, monkeypatch):
     monkeypatch.setattr(plan, "_try", lambda cfg, dataset: plan._Tried(1.0, 0.0, 0.0))
     dense = plan.of([*ITALY, "prune.ratio=0"], progress=False).parts["dense"].seconds
@@ -88,6 +97,12 @@ def test_what_is_measured_is_counted_once_and_not_at_all_without_measuring(here,
 def test_all_cores_make_what_one_then_measures(here):
     found = plan.Plan(1, 0, 0, {"dense": plan.Part(0, 1, 60.0), "measure": plan.Part(0, 1, 10.0)})
     assert (found.seconds, found.seconds_on(1), found.seconds_on(4)) == (70, 70, 25)
+
+
+def test_the_cores_are_those_that_this_process_may_use(capsys, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    plan.show(plan.Plan(1, 0, 0, {"dense": plan.Part(0, 1, 60.0), "measure": plan.Part(0, 1, 10.0)}))
+    assert "if all 3 cores make" in capsys.readouterr().out
 
 
 def test_models_that_fit_themselves_take_an_unknown_time(here, capsys):

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import made_runs
-from tsexp import predict
+from tsexp import locking, predict, runtimes
 
 HEADER = "@problemName new\n@timeStamps false\n@univariate {}\n@equalLength {}\n@classLabel {}\n@data\n"
 SERIES = ",".join(map(str, np.sin(np.arange(24.0))))
@@ -52,6 +53,22 @@ def test_the_answers_to_its_own_test_split_are_those_of_the_run(place, tmp_path,
     assert [r["series"] for r in found] == [str(i) for i in range(len(found))]
     right = int((run.scores.argmax(1) == run.dataset.y_test).sum())
     assert f"accuracy {100 * run.accuracy:.1f} % ({right} of {len(found)})" in capsys.readouterr().out
+
+
+def test_it_answers_while_nobody_measures_and_leaves_threads_as_they_were(place, tmp_path, monkeypatch):
+    held, load = [], runtimes.load
+
+    def loaded(*of, **how):
+        held.append((locking._held.how, torch.get_num_threads()))
+        return load(*of, **how)
+
+    monkeypatch.setattr(runtimes, "load", loaded)
+    torch.set_num_threads(2)
+    try:
+        answer(place.italy, ts(tmp_path / "new.ts", f"{SERIES}:1"), tmp_path / "out.csv")
+        assert (held, torch.get_num_threads()) == ([(locking.SHARED, 1)], 2)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_without_labels_there_is_no_accuracy(place, tmp_path, capsys):

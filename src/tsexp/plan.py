@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections import defaultdict
@@ -21,10 +20,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tsexp import alive, secret, stored
+from tsexp import alive, locking, secret, stored
 from tsexp.cache import ENTRY, Cache, Entry, Unfinished
 from tsexp.command import called
-from tsexp.config import Config, ConfigError, digest
+from tsexp.config import Config, ConfigError, at_once, digest
 from tsexp.data import Dataset
 
 PARTS = {
@@ -261,7 +260,8 @@ class _Speeds:
         about = digest({"model": asdict(cfg.model), "train": cfg.train.asked(), "data": dataset.checksum})
         key = f"{about} {cfg.measure.batch_size}"
         if key not in self._tried:
-            self._tried[key] = _try(cfg, dataset)
+            with locking.sharing_the_machine():
+                self._tried[key] = _try(cfg, dataset)
         return self._tried[key]
 
 
@@ -353,7 +353,7 @@ def show(plan: Plan) -> None:
     console.print(table)
     counts = f"{plan.jobs} jobs"
     counts += f", {plan.unsupported} that nothing supports" if plan.unsupported else ""
-    cores = os.cpu_count() or 1
+    cores = at_once(1)
     console.print(
         f"{counts}, {plan.measured} measured; about {_told(plan.seconds)}, one after the other, here"
         + (

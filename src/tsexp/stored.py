@@ -271,13 +271,13 @@ def answers(folder: Path, series: FloatArray, row: Row) -> FloatArray:
 
     At the batch size that was measured, on as many threads: some formats' answers depend on the batch.
     """
-    import torch
-
     from tsexp import runtimes
     from tsexp.energy.worker import batches
+    from tsexp.locking import sharing_the_machine
+    from tsexp.models import using_threads
 
     threads = int(row.params["measure.threads"])
-    torch.set_num_threads(threads)
-    predictor = runtimes.load(folder, threads=threads)
-    parts = [predictor(part) for part in batches(series, int(row.params["measure.batch_size"]))]
+    with sharing_the_machine(), using_threads(threads):
+        predictor = runtimes.load(folder, threads=threads)
+        parts = [predictor(part) for part in batches(series, int(row.params["measure.batch_size"]))]
     return np.concatenate(parts).astype(np.float32)
