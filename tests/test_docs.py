@@ -250,6 +250,14 @@ def test_estimators_are_measured_as_the_page_shows(measurer):
 
 
 @pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path):
+    ((_, code),) = (b for b in BLOCK.findall((ROOT / "README.md").read_text()) if b[0] == "python")
+    said = python("-c", code, folder=tmp_path)
+    assert "A against B" in said
+    assert "energy per series" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(c for c in commands() if c.split()[0] == "tsexp.measure"))
 def test_commands_that_measure_run_to_their_end(measurer, command):
     words = command.split() if len(command.split()) > 1 else [command, "--help"]

@@ -1,0 +1,316 @@
+"""Tables of README.md and docs/t4.md, made of the frozen results in docs/company (`make published`).
+
+Each stands in its page between two comments, of which the first says what makes it: cog (cogapp) calls that.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tsexp.report import company as deploying
+from tsexp.report import frozen
+from tsexp.report.statistics import aggregate
+
+COMPANY = Path(__file__).parent / "company"
+DATASETS = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
+WAY = ["model", "runtime", "scope", "ratio", "mode"]
+ORT = "onnxruntime"
+ACCURACY_AND_ENERGY = "test accuracy %, energy† in mJ a series"
+
+T4 = {
+    "T4, eager PyTorch": ("t4", "eager", "-", 0, "none"),
+    "T4, ONNX Runtime": ("t4", ORT, "-", 0, "none"),
+    "T4, half of heads and units (`local`)": ("t4", ORT, "local", 0.5, "none"),
+    "T4, half of its layers (`depth`)": ("t4", ORT, "depth", 0.5, "none"),
+    "T4, half of kernels and tokens (`features`)": ("t4", ORT, "features", 0.5, "none"),
+    "T4, three quarters of kernels and tokens": ("t4", ORT, "features", 0.75, "none"),
+    "T4, 85 % of kernels and tokens": ("t4", ORT, "features", 0.85, "none"),
+    "**T4-50**": ("t4", ORT, "all", 0.5, "none"),
+    "**T4-75**": ("t4", ORT, "all", 0.75, "none"),
+    "T4, dynamic int8": ("t4", ORT, "-", 0, "dynamic"),
+    "T4, OpenVINO": ("t4", "openvino", "-", 0, "none"),
+}
+"""What a row is called → the way to deploy that it is about (`WAY`)."""
+ESTIMATORS = {
+    "QUANT": ("quant_forest", "eager", "-", 0, "none"),
+    "MiniROCKET": ("minirocket", "eager", "-", 0, "none"),
+    "MultiROCKET-Hydra": ("multirocket_hydra", "eager", "-", 0, "none"),
+    "1-NN DTW": ("dtw_1nn", "eager", "-", 0, "none"),
+}
+TRANSFORMERS = {
+    "T3, eager PyTorch": ("t3", "eager", "-", 0, "none"),
+    "T3, ONNX Runtime": ("t3", ORT, "-", 0, "none"),
+    "T3, half of its layers": ("t3", ORT, "depth", 0.5, "none"),
+    "T1, converged, ONNX Runtime": ("t1", ORT, "-", 0, "none"),
+    "T1, one of eight layers left": ("t1", ORT, "depth", 0.875, "none"),
+    "T2, converged, ONNX Runtime": ("t2", ORT, "-", 0, "none"),
+    "T2, three of twelve layers left": ("t2", ORT, "depth", 0.75, "none"),
+    "T2, two left, a quarter of their heads and units gone": ("t2", ORT, "depth", 0.875, "none"),
+}
+NETS = {"FCN": "fcn", "ResNet": "resnet", "LITETime": "litetime", "InceptionTime": "inceptiontime"}
+OF_A_NET = {
+    "eager PyTorch": ("eager", "-", 0, "none"),
+    "ONNX Runtime": (ORT, "-", 0, "none"),
+    "static int8": (ORT, "-", 0, "static"),
+    "half of its channels": (ORT, "local", 0.5, "none"),
+    "half of its channels, static int8": (ORT, "local", 0.5, "static"),
+}
+CONVOLUTIONAL = {
+    f"{net}, {how}": (model, *way) for net, model in NETS.items() for how, way in OF_A_NET.items()
+}
+
+
+@functools.cache
+def company() -> frozen.Frozen:
+    """All records, and all comparisons."""
+    return frozen.load(COMPANY / "frozen")
+
+
+@functools.cache
+def averaged(batch_size: int = 1) -> pd.DataFrame:
+    """One row for each way and dataset, means over seeds."""
+    rows = _aggregated()
+    rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"]).sort_index()
+    assert rows.index.is_unique
+    return rows
+
+
+@functools.cache
+def _aggregated() -> pd.DataFrame:
+    return aggregate(company())
+
+
+def table(head: str, rows: Iterable[tuple[str, Iterable[str]]], columns: Iterable[str] = DATASETS) -> None:
+    """Print a Markdown table, with the blank lines that it needs."""
+    columns = list(columns)
+    print(f"\n| {head} | {' | '.join(columns)} |")
+    print("| --- " * (1 + len(columns)) + "|")
+    for label, cells in rows:
+        print(f"| {label} | {' | '.join(cells)} |")
+    print()
+
+
+def by_dataset(
+    head: str,
+    ways: dict[str, tuple[Any, ...]],
+    cell: Callable[[Any], str],
+    batch_size: int = 1,
+    first: Iterable[tuple[str, list[str]]] = (),
+) -> None:
+    """Print a table of ways by datasets; – where nothing was measured."""
+    rows = averaged(batch_size)
+    made = [
+        (label, [cell(rows.loc[(*way, d)]) if (*way, d) in rows.index else "–" for d in DATASETS])
+        for label, way in ways.items()
+    ]
+    table(head, [*first, *made])
+
+
+def mj(row: Any) -> str:
+    """Energy of a series, three digits."""
+    energy_mj = 1000 * row["estimated_j"]
+    return f"{energy_mj:,.0f}" if energy_mj >= 100 else f"{energy_mj:#.3g}"
+
+
+def accuracy_and_energy(row: Any) -> str:
+    """With n where it is not five."""
+    n = "" if row["n"] == 5 else f" (n = {row['n']})"
+    return f"{row['accuracy_pct']:.1f}, {mj(row)}{n}"
+
+
+def interval(row: Any, name: str, form: str) -> str:
+    """A value with its 95 % interval."""
+    return "{} [{}, {}]".format(*(form.format(row[f"{name}{end}"]) for end in ("", "_lo", "_hi")))
+
+
+def in_short() -> None:
+    """The first table of the README."""
+    some = {k.strip("*"): T4[k] for k in ("T4, eager PyTorch", "T4, ONNX Runtime", "**T4-50**", "**T4-75**")}
+    some |= {"QUANT, a forest on quantiles": ESTIMATORS["QUANT"], "MiniROCKET": ESTIMATORS["MiniROCKET"]}
+    some |= {
+        f"{net}, half of its channels, static int8": CONVOLUTIONAL[
+            f"{net}, half of its channels, static int8"
+        ]
+        for net in ("FCN", "ResNet")
+    }
+    by_dataset(ACCURACY_AND_ENERGY, some, accuracy_and_energy, first=[("test series; classes", _sizes())])
+
+
+def _sizes() -> list[str]:
+    of = company().results.set_index("run_id")["dataset"]
+    seen = company().predictions.drop_duplicates(["series", "label", "run_id"])
+    seen = seen.assign(dataset=seen["run_id"].map(of))
+    sizes = seen.groupby("dataset").agg({"series": "nunique", "label": "nunique"})
+    return [f"{sizes.loc[d, 'series']:,}; {sizes.loc[d, 'label']}" for d in DATASETS]
+
+
+def all_models() -> None:
+    """Everything that was measured on single series."""
+    ways = T4 | ESTIMATORS | TRANSFORMERS | CONVOLUTIONAL
+    by_dataset(ACCURACY_AND_ENERGY, ways, accuracy_and_energy)
+
+
+PRUNED = {k: way for k, way in T4.items() if way[3] or k in ("T4, ONNX Runtime", "T4, dynamic int8")}
+
+
+def speed() -> None:
+    """Times as fast as dense eager PyTorch."""
+    by_dataset("times as fast", PRUNED, lambda row: interval(row, "speedup", "{:.2f}"))
+
+
+def lost() -> None:
+    """Points lost on test series, and what five seeds say of a loss of more than one."""
+    words = {"kept": "**kept**", "undecided": "open", "lost": "lost", "reference": "–"}
+    ways = {k: way for k, way in PRUNED.items() if way[3]}
+    by_dataset(
+        "points lost", ways, lambda row: f"{interval(row, 'drop_pt', '{:+.1f}')} {words[row['degradation']]}"
+    )
+
+
+def lost_on_validation() -> None:
+    """Points lost on the series that were withheld from the train split."""
+    ways = {
+        k: T4[k]
+        for k in ("T4, half of kernels and tokens (`features`)", "T4, three quarters of kernels and tokens")
+    }
+    ways |= {k: T4[k] for k in ("**T4-50**", "**T4-75**")}
+    rows = averaged()
+    seen = [f"{d} ({rows.loc[(*T4['**T4-50**'], d), 'val_series']:.0f} series)" for d in DATASETS]
+    table(
+        "points lost on validation series",
+        ((k, [f"{rows.loc[(*way, d), 'val_drop_pt']:+.1f}" for d in DATASETS]) for k, way in ways.items()),
+        seen,
+    )
+
+
+def batches() -> None:
+    """Energy in batches of 32."""
+    ways = {k: ESTIMATORS[k] for k in ("QUANT", "MiniROCKET")} | {
+        k: T4[k] for k in ("T4, ONNX Runtime", "**T4-50**", "**T4-75**")
+    }
+    by_dataset(
+        "energy† in mJ a series, batches of 32",
+        ways,
+        lambda row: mj(row) + ("" if row["n"] == 3 else f" (n = {row['n']})"),
+        32,
+    )
+
+
+def faster_in_batches() -> None:
+    """Times as fast as dense eager PyTorch in batches of 32."""
+    ways = {
+        k: T4[k]
+        for k in ("T4, ONNX Runtime", "T4, three quarters of kernels and tokens", "**T4-50**", "**T4-75**")
+    }
+    by_dataset(
+        "times as fast, batches of 32",
+        ways,
+        lambda row: f"{row['speedup']:.1f}" + ("" if row["n"] == 3 else f" (n = {row['n']})"),
+        32,
+    )
+
+
+def beside_quant() -> None:
+    """Energy as multiples of QUANT's, single series and batches."""
+    ways = {k: T4[k] for k in ("T4, ONNX Runtime", "**T4-50**", "**T4-75**")}
+    ways["MiniROCKET"] = ESTIMATORS["MiniROCKET"]
+    made = []
+    for batch_size, how in ((1, "single series"), (32, "batches of 32")):
+        rows = averaged(batch_size)["estimated_j"]
+        for label, way in ways.items():
+            shares = (rows[(*way, d)] / rows[(*ESTIMATORS["QUANT"], d)] for d in DATASETS)
+            made.append((f"{label}, {how}", [f"{s:.2f}" for s in shares]))
+    table("energy†, times QUANT's", made)
+
+
+def deployed() -> None:
+    """What the report's rule deploys."""
+    advice = dict(deploying.advice(company(), deploying.compared(_aggregated())))
+    names = {f"t4 in {ORT}, fp32, pruned 0.5 (taylor all)": "T4-50", "quant_forest as trained": "QUANT"}
+    names |= {f"t4 in {ORT}, fp32, pruned 0.75 (taylor all)": "T4-75"}
+
+    def said(dataset: str, batch_size: int) -> str:
+        words = advice[f"{dataset} (batch_size {batch_size})"]
+        what, accuracy, joules = re.match(r"deploy (.*?): ([\d.]+) %, ([\d.]+ mJ)† a series", words).groups()
+        return f"{names[what]}: {accuracy} %, {joules}"
+
+    kinds = {1: "single series", 32: "batches of 32"}
+    table("deploy", ((how, [said(d, batch) for d in DATASETS]) for batch, how in kinds.items()))
+
+
+def convolutional() -> None:
+    """How much faster runtimes, pruning and int8 make them, and where that leaves them beside T4-75."""
+    rows = averaged()
+    ways = {how: way for how, way in OF_A_NET.items() if way[0] == ORT}
+
+    def spread(values: list[float], digits: int) -> str:
+        low, high = (f"{v:,.{digits}f}" for v in (min(values), max(values)))
+        return f"{low} to {high}" if low != high else low
+
+    def cells(model: str, way: tuple[Any, ...]) -> list[str]:
+        there = [d for d in DATASETS if (model, *way, d) in rows.index]
+        of = [rows.loc[(model, *way, d)] for d in there]
+        joules = [
+            r["estimated_j"] / rows.loc[(*T4["**T4-75**"], d), "estimated_j"]
+            for r, d in zip(of, there, strict=True)
+        ]
+        lost = [r["drop_pt"] for r in of]
+        return [
+            str(len(there)),
+            spread([r["speedup"] for r in of], 1),
+            spread(lost, 1) if way[1] != "-" or way[3] != "none" else "–",
+            spread(joules, 1),
+        ]
+
+    table(
+        "net",
+        ((f"{net}, {how}", cells(model, way)) for net, model in NETS.items() for how, way in ways.items()),
+        ("datasets", "times as fast as dense eager PyTorch", "points lost", "energy†, times T4-75's"),
+    )
+
+
+def head_to_head() -> None:
+    """Every comparison of two artifacts in alternation."""
+    names = {"quant_forest": "QUANT", "minirocket": "MiniROCKET"}
+    rows = company().comparisons
+    rows = rows.assign(
+        place=rows["dataset"].map(DATASETS.index), t4=rows["ratio_a"].map({0.5: "T4-50", 0.75: "T4-75"})
+    )
+    assert set(rows["model_a"] + rows["scope_a"]) == {"t4all"}
+    made = []
+    for _, row in rows.sort_values(
+        ["model_b", "place", "t4", "seed_a"], ascending=[False, True, True, True]
+    ).iterrows():
+        p = row["mcnemar_p"]
+        made.append(
+            (
+                f"{row['dataset']}, {row['t4']} against {names[row['model_b']]}",
+                [
+                    str(row["seed_a"]),
+                    f"{100 * row['accuracy_a']:.1f}, {100 * row['accuracy_b']:.1f}",
+                    interval(row, "difference_pt", "{:+.1f}"),
+                    "< 0.001" if p < 0.001 else f"{p:.2g}",
+                    interval(row, "estimated_saving_pct", "{:.1f}"),
+                ],
+            )
+        )
+    columns = ("seed", "accuracy %", "difference, points [95 %]", "McNemar p", "less energy†, % [95 %]")
+    table("compressed T4 against", made, columns)
+
+
+def spread_over_seeds() -> None:
+    """Accuracy as deployed, mean and standard deviation over five seeds."""
+    results = company().results
+    results = results[results["batch_size"] == 1]
+    made = []
+    for label in ("T4, ONNX Runtime", "**T4-50**", "**T4-75**"):
+        rows = results[(results[WAY] == list(T4[label])).all(axis=1)]
+        of = 100 * rows.groupby("dataset")["accuracy"].agg(["mean", "std"])
+        made.append((label, [f"{of.loc[d, 'mean']:.1f} ± {of.loc[d, 'std']:.1f}" for d in DATASETS]))
+    table("test accuracy %", made)
