@@ -536,7 +536,7 @@ def test_what_was_to_be_deployed_is_all_that_was_asked_for(tmp_path, monkeypatch
     assert jobs.to_keep(folder / "0", "seed=0")
 
 
-def test_what_is_kept_is_done_when_it_was_delivered(tmp_path, monkeypatch):
+def test_what_was_kept_is_done_when_the_store_says_that_it_has_it(tmp_path, monkeypatch):
     folder, parcel = sweep_folder(tmp_path), tmp_path / "parcel"
     parcel.mkdir()
     outcome = {"name": "seed=3", "status": "kept", "run_id": None, "error": "gone", "parcel": str(parcel)}
@@ -545,7 +545,7 @@ def test_what_is_kept_is_done_when_it_was_delivered(tmp_path, monkeypatch):
     monkeypatch.setenv(jobs.RETRY, str(folder))
     assert not jobs.to_keep(folder / "3", "seed=3")
     parcel.rmdir()
-    assert status.read(folder)[1][3].state == "done"
+    assert status.read(folder)[1][3] == status.Job(3, "seed=3", "kept", status.GONE)  # nobody asked the store
     assert jobs.to_keep(folder / "3", "seed=3")
     asked = composed("data=italy_power_demand", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(jobs, "_at_once", lambda cfg, name: jobs.Outcome(name, "found", "measured"))

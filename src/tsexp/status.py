@@ -19,6 +19,7 @@ from tsexp.config import ConfigError
 DONE = ("done", "skipped", "deployed")
 UNFINISHED = ("failed", "kept", "missing")
 """What `--retry-failed` runs again."""
+GONE = "its parcel is gone: delivered, or lost; --retry-failed asks the store"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _job(folder: Path, number: int, name: str, on: bool) -> Job:
     outcome, note = _json(folder / jobs.OUTCOME), _json(folder / jobs.RUNNING)
     if outcome:
         if outcome["status"] == "kept" and not Path(outcome["parcel"]).exists():
-            return Job(number, name, "done", "delivered later")
+            return Job(number, name, "kept", GONE)
         states = {"finished": "done", "found": "done", "refused": "failed"}
         why = " ".join(str(outcome.get("error") or "").split())
         return Job(number, name, states.get(outcome["status"], outcome["status"]), why)
