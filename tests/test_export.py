@@ -226,6 +226,13 @@ def test_measured_energy_has_no_mark(place, italy, tmp_path):
     assert "| energy per series | 2.5 mJ [" in text
 
 
+def test_a_run_whose_logged_model_was_deleted_is_called_as_its_run(place, italy, tmp_path):
+    run = made_runs.make(place.folder, italy, "runtime=onnxruntime", "data=italy_power_demand")
+    run.client.delete_logged_model(run.client.get_run(run.run_id).outputs.model_outputs[0].model_id)
+    assert export.main([run.run_id, f"{tmp_path}/out", *run.settings]) == 0
+    assert "# a job\n" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+
+
 def test_intervals_by_hand():
     # Wilson, 8 of 10; t of two logarithms, 12.706 · |difference| / 2 to either side.
     row = SimpleNamespace(scored=True, metrics={"test/accuracy": 0.8}, valid=False)

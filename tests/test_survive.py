@@ -633,6 +633,17 @@ def test_stores_are_merged_each_result_once_and_nothing_twice(made, tmp_path, em
     assert sweep.data.tags["tsexp.sweep"] == "of the command"
 
 
+def test_a_run_whose_model_was_deleted_is_merged_with_its_files(made, tmp_path, empty_store, capsys):
+    one, both = (at(tmp_path / name, empty_store) for name in ("one", "both"))
+    from_store = tracking.store(one.tracking)
+    run = from_store.get_run(measure(made, one, "a"))
+    from_store.delete_logged_model(run.outputs.model_outputs[0].model_id)
+    assert merge.main([one.tracking.uri, "--into", both.tracking.uri]) == 0
+    (brought,) = runs(both)
+    files = {f.path for f in tracking.store(both.tracking).list_artifacts(brought.info.run_id)}
+    assert {"model", "windows.json"} <= files
+
+
 def test_files_of_a_store_that_was_copied_are_beside_it_or_missed(made, tmp_path, empty_store, capsys):
     from mlflow.utils.file_utils import local_file_uri_to_path
 

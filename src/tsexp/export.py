@@ -121,7 +121,7 @@ def _export(run: str, folder: Path, cfg: Config) -> str:
 
 def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int], scratch: Path) -> card.Facts:
     run = client.get_run(row.run_id)
-    models = run.outputs.model_outputs if run.outputs else ()
+    model = stored.logged_model(client, run)
     parts = [key.removesuffix("/train_loss") for key in row.metrics if key.endswith("/train_loss")]
 
     def read(name: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int], s
 
     return card.Facts(
         row=row,
-        name=client.get_logged_model(models[0].model_id).name if models else row.name,
+        name=model.name if model else row.name,
         manifest=artifact.manifest,
         hardware=read("hardware.json"),
         raw=read("windows.json"),

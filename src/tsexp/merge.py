@@ -175,11 +175,10 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> bool:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not _fetch(client, run, folder / "artifacts", uri):
         return False
-    logged = list(run.outputs.model_outputs) if run.outputs else []
+    one = stored.logged_model(client, run)
     about: dict[str, Any] | None = None
-    if logged and (folder / "artifacts" / "model").is_dir():
+    if one is not None and (folder / "artifacts" / "model").is_dir():
         shutil.move(folder / "artifacts" / "model", folder / "model")
-        one = client.get_logged_model(logged[0].model_id)
         note = one.tags.get("mlflow.note.content", "").replace(run.info.run_id, "RUN_ID")
         about = {"name": one.name, "note": note, "params": dict(one.params), "type": one.model_type}
     tags = {k: v for k, v in run.data.tags.items() if k not in OF_THE_STORE}

@@ -175,6 +175,22 @@ def dataset(rows: Sequence[Row], cfg: Config) -> Dataset:
     return found
 
 
+def logged_model(client: Any, run: Any) -> Any:
+    """Return the logged model of an `mlflow.entities.Run`; None if there is none.
+
+    A run still names one that was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    for model in run.outputs.model_outputs if run.outputs else ():
+        try:
+            return client.get_logged_model(model.model_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    return None
+
+
 def artifact(client: Any, row: Row, cache: Path, scratch: Path) -> Artifact:
     """Return a run's artifact, from the cache or, where it is gone from there, from the model in the store.
 
