@@ -114,11 +114,11 @@ figures: freeze ## the figures of the study, from the store, in report/figures
 report: freeze ## tables, figures and the interactive page, from the store, in report/
 	$(BIN)/python -m tsexp.report tables figures page $(ARGS)
 
-published: .venv/.dev ## tables, figures and pages of docs/study and docs/company again, and tables in README.md and docs/t4.md, from the frozen results in this repository
+published: .venv/.dev ## tables, figures and pages of docs/study and docs/company again, and tables on pages, from the frozen results in this repository
 	for part in study company; do \
 		$(BIN)/python -m tsexp.report tables figures page paths.frozen=docs/$$part/frozen paths.report=docs/$$part $(ARGS) || exit; \
 	done
-	$(BIN)/python -m cogapp -r -P -I docs -p 'import pages' README.md docs/t4.md
+	$(BIN)/python -m cogapp -r -P -I docs -p 'import pages' README.md docs/t4.md docs/results.md
 
 ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's, another port: STORE=path/mlflow.db PORT=5001
 	@$(BIN)/python -m tsexp.ui '$(STORE)' --port '$(PORT)'

@@ -1,4 +1,4 @@
-"""Tables of README.md and docs/t4.md, made of the frozen results in docs/company (`make published`).
+"""Tables of README.md, docs/t4.md and docs/results.md, made of frozen results (`make published`).
 
 Each stands in its page between two comments, of which the first says what makes it: cog (cogapp) calls that.
 """
@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
+from tsexp.report import claims, frozen
 from tsexp.report import company as deploying
-from tsexp.report import frozen
 from tsexp.report.statistics import aggregate
 
-COMPANY = Path(__file__).parent / "company"
+COMPANY, STUDY = (Path(__file__).parent / part for part in ("company", "study"))
 DATASETS = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
 WAY = ["model", "runtime", "scope", "ratio", "mode"]
 ORT = "onnxruntime"
@@ -126,7 +126,8 @@ def accuracy_and_energy(row: Any) -> str:
 
 def interval(row: Any, name: str, form: str) -> str:
     """A value with its 95 % interval."""
-    return "{} [{}, {}]".format(*(form.format(row[f"{name}{end}"]) for end in ("", "_lo", "_hi")))
+    numbers = [form.format(row[f"{name}{end}"]) for end in ("", "_lo", "_hi")]
+    return "{} [{}, {}]".format(*(n if float(n) else form.format(0.0) for n in numbers))  # not -0.0
 
 
 def in_short() -> None:
@@ -314,3 +315,174 @@ def spread_over_seeds() -> None:
         of = 100 * rows.groupby("dataset")["accuracy"].agg(["mean", "std"])
         made.append((label, [f"{of.loc[d, 'mean']:.1f} ± {of.loc[d, 'std']:.1f}" for d in DATASETS]))
     table("test accuracy %", made)
+
+
+# ── the study: docs/results.md ──────────────────────────────────────────────────────────────────────────────
+
+STUDIED = ("RefrigerationDevices", "PLAID", "ElectricDevices")
+KINDS = ("t1", "t2", "t3", "t4")
+GONE = {
+    "half of heads and units": ("local", 0.5),
+    "half of its layers": ("depth", 0.5),
+    "three quarters of its layers": ("depth", 0.75),
+    "half of its kernels and tokens": ("features", 0.5),
+    "T4-50": ("all", 0.5),
+    "T4-75": ("all", 0.75),
+}
+
+
+@functools.cache
+def study() -> pd.DataFrame:
+    """All records of the study."""
+    return frozen.load(STUDY / "frozen").results
+
+
+@functools.cache
+def studied() -> pd.DataFrame:
+    """One row for each way and dataset, means over seeds."""
+    return aggregate(frozen.load(STUDY / "frozen")).set_index([*WAY, "dataset"], drop=False).sort_index()
+
+
+def in_runtime(row: Any) -> str:
+    """Times as fast as dense fp32 in the same runtime, with its interval."""
+    change = claims.change_in_runtime("speed", row, studied()[studied()["dataset"] == row["dataset"]])
+    assert change is not None
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*change)
+
+
+def study_runtimes() -> None:
+    """What a runtime alone brings."""
+    ways = {f"{kind.upper()} in ONNX Runtime": (kind, ORT, "-", 0, "none") for kind in KINDS}
+    ways |= {f"{kind.upper()} in OpenVINO": (kind, "openvino", "-", 0, "none") for kind in KINDS}
+    rows = studied()
+    table(
+        "times as fast as dense eager PyTorch",
+        (
+            (k, [interval(rows.loc[(*way, d)], "speedup", "{:.2f}") for d in STUDIED])
+            for k, way in ways.items()
+        ),
+        STUDIED,
+    )
+
+
+def study_int8() -> None:
+    """Int8 beside fp32, both in ONNX Runtime."""
+    rows = studied()
+    made = [
+        (f"{kind.upper()}, {mode}", [in_runtime(rows.loc[(kind, ORT, "-", 0, mode, d)]) for d in STUDIED])
+        for mode in ("static", "dynamic")
+        for kind in KINDS
+    ]
+    table("int8, times as fast as fp32", made, STUDIED)
+
+
+def study_pruned() -> None:
+    """Pruning, fine-tuned, in ONNX Runtime and fp32."""
+    rows = studied()
+    states = {"kept": " **kept**", "undecided": "", "lost": " lost"}
+    made = []
+    for kind in KINDS:
+        for label, (scope, ratio) in GONE.items():
+            way = (kind, ORT, scope, ratio, "none")
+            if (*way, STUDIED[0]) in rows.index:
+                of = [rows.loc[(*way, d)] for d in STUDIED]
+                name = label if label.startswith("T4") else f"{kind.upper()}, {label}"
+                made.append(
+                    (
+                        name,
+                        [
+                            f"{in_runtime(r)}; {interval(r, 'drop_pt', '{:+.1f}')}{states[r['degradation']]}"
+                            for r in of
+                        ],
+                    )
+                )
+    table("times as fast in its runtime; points lost", made, STUDIED)
+
+
+def study_together() -> None:
+    """T4-50 and T4-75 against dense eager PyTorch."""
+    rows = studied()
+    made = []
+    for label, ratio in (("T4-50", 0.5), ("T4-75", 0.75)):
+        of = [rows.loc[("t4", ORT, "all", ratio, "none", d)] for d in STUDIED]
+        made.append((f"{label}, times as fast", [interval(r, "speedup", "{:.2f}") for r in of]))
+        less = [interval(r, "estimated_saving_pct", "{:.1f}") for r in of]
+        made.append((f"{label}, less energy†, %", less))
+    table("against dense eager PyTorch", made, STUDIED)
+
+
+def study_tuned() -> None:
+    """What tuning alone brings: nothing removed."""
+    rows = studied()
+    made = []
+    for kind in KINDS:
+        of = [rows.loc[(kind, ORT, "local", 0.5, "none", d)] for d in STUDIED]
+        cells = [f"{r['dense_accuracy_pct']:.1f} → {r['control_accuracy_pct']:.1f}" for r in of]
+        made.append((kind.upper(), cells))
+    table("accuracy % as trained → tuned", made, STUDIED)
+
+
+def study_by_seed() -> None:
+    """Points lost against the control, each training."""
+    of = study()[(study()["runtime"] == ORT) & (study()["mode"] == "none") & (study()["ratio"] > 0)]
+    of = of.set_index(["model", "scope", "ratio", "dataset", "seed"])["accuracy_drop_pt"].sort_index() + 0.0
+    ways = [("t1", "local", 0.3), ("t1", "local", 0.5), ("t1", "local", 0.7), ("t1", "depth", 0.75)]
+    ways += [("t2", "local", 0.5), ("t2", "depth", 0.5), ("t2", "depth", 0.75)]
+    ways += [("t3", "local", 0.5), ("t3", "depth", 0.75)]
+    ways += [("t4", scope, ratio) for scope, ratio in GONE.values() if (scope, ratio) != ("depth", 0.75)]
+    made = [
+        (
+            f"{model.upper()}, `{scope}` {ratio}",
+            [", ".join(f"{v:+.1f}" for v in of.loc[model, scope, ratio, d]) for d in STUDIED],
+        )
+        for model, scope, ratio in ways
+    ]
+    table("points lost: seed 0, seed 1, seed 2", made, STUDIED)
+
+
+def study_hours() -> None:
+    """How far other seeds, and their hours, are from seed 0: T1 to T3."""
+    of = study()[study()["model"].isin(KINDS[:3])]
+    parts = {seed: part.set_index("config") for seed, part in of.groupby("seed")}
+    itself = parts[0][["ratio", "mode", "runtime"]].eq([0, "none", "eager"]).all(axis=1)
+
+    def nine_of_ten(times: pd.Series) -> str:
+        low, middle, high = times.dropna().quantile([0.05, 0.5, 0.95])
+        return f"{low:.2f} to {high:.2f}; {middle:.2f}"
+
+    made = []
+    for seed in (1, 2):
+        here, first = parts[seed], parts[0]
+        control = (here["latency_p50_ms"] * here["speedup"]) / (first["latency_p50_ms"] * first["speedup"])
+        over_eager = (here["speedup"] / first["speedup"])[~itself]
+        within = _within_a_runtime(here) / _within_a_runtime(first)
+        cells = [nine_of_ten(times) for times in (control, over_eager, within)]
+        made.append((f"seed {seed}", cells))
+    columns = ("time of the control", "speedup over eager PyTorch", "speedup within a runtime")
+    table("as multiples of seed 0's, in nine of ten ways; in the median", made, columns)
+
+
+def _within_a_runtime(results: pd.DataFrame) -> pd.Series:
+    """Speedup over the dense model in fp32 in the same runtime, by config."""
+    where = ["dataset", "model", "runtime"]
+    plain = results[["ratio", "mode"]].eq([0, "none"]).all(axis=1)
+    dense = results[plain].set_index(where)["speedup"]
+    others = results[~plain & (results["runtime"] != "eager")]
+    others = others.set_index([*where, others.index])["speedup"]
+    return (others / dense).dropna().droplevel(where)
+
+
+def study_company() -> None:
+    """QUANT and MiniROCKET beside T4."""
+    rows = studied()
+    ways = {k: ESTIMATORS[k] for k in ("QUANT", "MiniROCKET", "MultiROCKET-Hydra")}
+    ways |= {k.strip("*"): T4[k] for k in ("T4, ONNX Runtime", "**T4-50**", "**T4-75**")}
+    ways["T3, three quarters of its layers"] = ("t3", ORT, "depth", 0.75, "none")
+    made = []
+    for label, way in ways.items():
+        of = [rows.loc[(*way, d)] for d in STUDIED]
+        quant = [rows.loc[(*ESTIMATORS["QUANT"], d)] for d in STUDIED]
+        times = [r["estimated_j"] / q["estimated_j"] for r, q in zip(of, quant, strict=True)]
+        cells = [f"{r['accuracy_pct']:.1f}, {mj(r)}, {t:.2f}" for r, t in zip(of, times, strict=True)]
+        made.append((label, cells))
+    table("accuracy %, energy† in mJ a series, times QUANT's", made, STUDIED)
