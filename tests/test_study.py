@@ -273,6 +273,11 @@ def test_what_is_told_of_the_study_in_short_is_what_it_measured(rows):
     gains = [float(r["speedup in its runtime"].split()[0]) for r in half]
     assert len(gains) == 6
     assert f"gone another {spread(gains, 2)} times" in words("README.md")
+    text = (ROOT / "docs" / "results.md").read_text()
+    dynamic = re.findall(r"^\| T[123], dynamic \|(.*)$", text, re.M)
+    times = [float(cell.split()[0]) for line in dynamic for cell in line.strip("| ").split(" | ")]
+    assert len(times) == 9
+    assert f"T1 to T3 (below) at {spread(times, 2)} times" in words("README.md")
 
 
 def test_what_stands_on_the_front_is_as_told(company, averaged):
