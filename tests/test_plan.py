@@ -5,7 +5,7 @@ from collections import Counter
 import mlflow
 import pytest
 
-from conftest import TINY
+from conftest import TINY, compose
 from test_cli import runs, tsexp
 from tsexp import command, locking, plan, sweep
 from tsexp.config import Config, ConfigError, Unsupported
@@ -54,6 +54,15 @@ def test_no_experiment_is_made_to_plan(here, empty_store):
     assert "try" not in {e.name for e in client.search_experiments()}
 
 
+def test_a_store_is_looked_for_whatever_else_its_address_says(here, empty_store):
+    (here / "mlflow.db").write_bytes(empty_store.read_bytes())
+    cfg = compose(*ITALY, "tracking.uri='sqlite:///mlflow.db?timeout=5'", "tracking.experiment=Default")
+    assert plan._store_is_there(cfg)
+    cfg.tracking.uri = f"sqlite:///{here}/none.db?timeout=5"
+    assert not plan._store_is_there(cfg)
+    assert [f.name for f in here.iterdir()] == ["mlflow.db"]
+
+
 def test_times_follow_from_the_configuration(here):
     one = plan.of([*ITALY, "prune.ratio=0.5"], progress=False)
     assert set(one.parts) == {"dense", "prune", "finetune", "artifact", "scores", "measure"}
@@ -64,9 +73,7 @@ def test_times_follow_from_the_configuration(here):
 
 def test_steps_are_tried_while_nobody_measures(here, monkeypatch):
     held = []
-    monkeypatch.setattr(
-        plan, "_try", lambda *_: held.append(locking._held.how) or plan._Tried(1.0, 0.0, 0.0)
-    )
+    monkeypatch.setattr(plan, "_try", lambda *_: held.append(locking._held.how) or plan._Tried(1.0, 0.0, 0.0))
     plan.of(ITALY, progress=False)
     assert held == [locking.SHARED]
 

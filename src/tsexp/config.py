@@ -42,6 +42,7 @@ PLUGINS = {
 NO_OPTION = "Config group override must be a string or a list"
 """What Hydra says, as a mere ValueError, if a group is given as ``null``."""
 
+SQLITE = "sqlite:///"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 SECRETS = ("password", "passwd", "pwd", "token", "secret", "api_?key", "odbc_connect")
@@ -553,8 +554,7 @@ def _no_store(uri: str) -> list[str]:
 
 def absolute_uri(uri: str) -> str:
     """A sqlite file is named from the working folder."""
-    prefix = "sqlite:///"
-    return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
 
 
 def absolute_place(place: str | None) -> str | None:

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tsexp import alive, secret, stored
+from tsexp import alive, secret, stored, stores
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
-from tsexp.stores import SQLITE
 
 FROM_STORE = "tsexp.merged_from"
 FROM_RUN = "tsexp.merged_run"
@@ -51,12 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def _merge_all(stores: Sequence[str], store: str, experiment: str, artifacts: str | None) -> None:
+def _merge_all(given: Sequence[str], store: str, experiment: str, artifacts: str | None) -> None:
     from tsexp import tracking
-    from tsexp.stores import uri_of
 
-    into = TrackingConfig(uri_of(secret.given(store)), experiment, configs.absolute_place(artifacts))
-    sources = [uri_of(secret.given(one)) for one in stores]
+    into = TrackingConfig(stores.uri_of(secret.given(store)), experiment, configs.absolute_place(artifacts))
+    sources = [stores.uri_of(secret.given(one)) for one in given]
     if into.uri in sources:
         raise ConfigError(f"{configs.redact(into.uri)} is both read and written; name each store once")
     opened = [_open(uri, experiment) for uri in sources]
@@ -113,11 +111,10 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
             progress.advance()
     if bare:
         which = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
-        copied = uri.startswith(SQLITE)
-        hint = "; if it was copied, copy its folder mlartifacts along, beside it" if copied else ""
+        copied = "; if it was copied, copy its folder mlartifacts along, beside it"
         raise ConfigError(
             f"{configs.redact(uri)}: {brought} brought, {there} there already, {len(bare)} not, for their "
-            f"files are not where the store says: {which}" + hint
+            f"files are not where the store says: {which}" + (copied if stores.file_of(uri) else "")
         )
     return brought, there
 
@@ -214,9 +211,9 @@ def _fetch(client: Any, run: Any, into: Path, uri: str) -> bool:
     place = run.info.artifact_uri
     if is_local_uri(place):
         places = [Path(local_file_uri_to_path(place))]
-        if uri.startswith(SQLITE):  # MLART/RUN/artifacts, and a server's MLART/EXPERIMENT/RUN/artifacts
-            beside = Path(uri.removeprefix(SQLITE)).parent
-            places += [beside.joinpath(*places[0].parts[-parts:]) for parts in (3, 4)]
+        database = stores.file_of(uri)
+        if database is not None:  # MLART/RUN/artifacts, and a server's MLART/EXPERIMENT/RUN/artifacts
+            places += [database.parent.joinpath(*places[0].parts[-parts:]) for parts in (3, 4)]
         there = next((folder for folder in places if folder.is_dir()), None)
         if there is not None:
             shutil.copytree(there, into, dirs_exist_ok=True)

@@ -195,7 +195,8 @@ def _store_is_there(cfg: Config) -> bool:
     from tsexp import stores, tracking
 
     uri = cfg.tracking.uri
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    file = stores.file_of(uri)
+    if file is not None and not file.exists():
         return False
     with tracking.asking(cfg.tracking):
         return stores.client(uri).get_experiment_by_name(cfg.tracking.experiment) is not None

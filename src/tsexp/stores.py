@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tsexp.config import SCHEMES, ConfigError, absolute_uri, redact
+from tsexp.config import SCHEMES, SQLITE, ConfigError, absolute_uri, redact
 
-SQLITE = "sqlite:///"
 SECONDS = 5
 """What the first answer of a server may take.
 
@@ -43,6 +42,16 @@ def uri_of(store: str) -> str:
         return absolute_uri(store)
     path = Path(store).expanduser().absolute()
     return f"{SQLITE}{path / 'mlflow.db' if path.is_dir() else path}"
+
+
+def file_of(uri: str) -> Path | None:
+    """Return the file of a sqlite store; None of another one."""
+    if not re.match(r"sqlite(\+\w+)?:///", uri):
+        return None
+    from sqlalchemy import make_url
+
+    file = make_url(uri).database
+    return Path(file) if file else None
 
 
 def client(uri: str) -> Any:

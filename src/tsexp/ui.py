@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import sys
-from pathlib import Path
 
 from tsexp import config as configs
 from tsexp import secret, stores
@@ -27,8 +26,8 @@ def addresses(uri: str, port: int) -> dict[str, str]:
     """
     from tsexp import tracking
 
-    file = Path(uri.removeprefix(stores.SQLITE).split("?")[0])
-    if uri.startswith(stores.SQLITE) and not file.is_file():
+    file = stores.file_of(uri)
+    if file is not None and not file.is_file():
         raise configs.ConfigError(
             f"{file} is not there; run something first (tsexp, or python -m tsexp), or give another store: "
             f"{called('ui')} PATH/mlflow.db"

@@ -14,7 +14,6 @@ from typing import Any
 from tsexp import stores
 from tsexp.config import ConfigError, redact
 
-SQLITE = "sqlite:///"
 NOT_FINITE = "scores that are not finite"
 """The one reason to be invalid that spares not even the accuracy, in the words of the record."""
 UNSAID = {"train.precision": "fp32"}
@@ -69,8 +68,9 @@ def connect(uri: str) -> Any:
         If it is not there, is none, is one of another version of MLflow, or does not answer.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own default waits for minutes
-    if uri.startswith(SQLITE):
-        _check_sqlite(Path(uri.removeprefix(SQLITE).split("?")[0]))
+    file = stores.file_of(uri)
+    if file is not None:
+        _check_sqlite(file)
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

@@ -18,7 +18,6 @@ from filelock import FileLock
 
 from tsexp import alive, locking, stores
 from tsexp.config import ConfigError, TrackingConfig, redact
-from tsexp.stores import SQLITE
 
 VIEW = "tsexp"
 VIEW_COLUMNS = (
@@ -110,7 +109,7 @@ def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> An
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # A database that fails is an exception, and told in a line; here MLflow also logs its frames and values.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    file = stores.file_of(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     lock: Any = (
