@@ -12,10 +12,11 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hydra_plugins.tsexp_search import Search, opened
+from hydra_plugins.tsexp_search import Search
 from tsexp import alive, jobs
 from tsexp.config import ConfigError, conf_dir
 from tsexp.files import write_json
+from tsexp.stores import of_studies
 
 SPACE = {"prune.ratio": "0,0.3,0.5,0.7", "prune.method": "l1,l2,taylor", "train.lr": "interval(0.1,1.0)"}
 
@@ -80,8 +81,8 @@ def search(tmp_path):
             it.sweep(["data=acsf1", *arguments])
         except KeyboardInterrupt:
             it.interrupted = True
-        names = [s.study_name for s in opened(where).get_all_studies()]
-        study = optuna.load_study(study_name=names[0], storage=opened(where)) if len(names) == 1 else None
+        names = [s.study_name for s in of_studies(where).get_all_studies()]
+        study = optuna.load_study(study_name=names[0], storage=of_studies(where)) if len(names) == 1 else None
         return it.launcher.seen, study, folder
 
     return do
@@ -223,7 +224,7 @@ print(len(it.launcher.seen))
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     shown = [int(p.communicate()[0].split()[-1]) for p in running]
     assert [p.returncode for p in running] == [0, 0]
-    storage = opened(str(tmp_path / "optuna.log"))
+    storage = of_studies(str(tmp_path / "optuna.log"))
     (summary,) = storage.get_all_studies()
     trials = optuna.load_study(study_name=summary.study_name, storage=storage).trials
     assert 10 <= len(trials) <= 11  # both may take the last
@@ -237,7 +238,7 @@ def test_another_question_is_another_study(search, tmp_path):
     more = [(["seed=1"], {}), (["prune.ratio=0,0.1"], {}), ([], {"seed": 1}), (["train.progress=false"], {})]
     for number, (arguments, changes) in enumerate([*more, ([], {"data": "other series"})]):
         search(f"more{number}", *arguments, n_trials=1, **changes)
-    names = {s.study_name for s in opened(str(tmp_path / "studies/optuna.log")).get_all_studies()}
+    names = {s.study_name for s in of_studies(str(tmp_path / "studies/optuna.log")).get_all_studies()}
     assert len(names) == 5  # where a job shows its progress is no part of the question
 
 
@@ -260,7 +261,7 @@ def test_measuring_again_begins_anew_and_leaves_the_study_alone(search):
 )
 def test_a_storage_that_cannot_be_opened_is_told_in_a_line(storage, told):
     with pytest.raises(ConfigError, match=told) as error:
-        opened(storage)
+        of_studies(storage)
     assert "hunter2" not in str(error.value)
     assert "\n" not in str(error.value)
 

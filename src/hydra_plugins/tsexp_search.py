@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
@@ -33,42 +32,6 @@ PROCESS = "process"
 """User attribute of a trial: who runs it (`tsexp.alive`)."""
 AGAIN = ("failed", "kept")
 """How a job may end that the next command tries again."""
-
-
-def opened(storage: str) -> BaseStorage:
-    """Open the storage of studies.
-
-    Parameters
-    ----------
-    storage
-        A file, of Optuna's journal, or the URL of a database.
-
-    Raises
-    ------
-    ConfigError
-        If there is a password in it, or it cannot be opened.
-    """
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    from tsexp.config import ConfigError, redact
-
-    if redact(storage) != storage:
-        raise ConfigError(
-            "hydra.sweeper.storage has a password in it, and would be written into files; leave it out, and "
-            "give it as PGPASSWORD or in a password file (docs/security.md)"
-        )
-    try:
-        if "://" in storage:
-            return RDBStorage(storage, skip_table_creation=False)
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(storage))
-    except Exception as error:  # of Optuna, of SQLAlchemy, of the driver, of the file system
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ConfigError(
-            f"hydra.sweeper.storage={storage} cannot be opened ({redact(line)}); give a file or the URL of a "
-            "database (sqlite:///studies.db, postgresql://USER@HOST/DATABASE)"
-        ) from None
 
 
 class Search(Sweeper):
@@ -88,7 +51,7 @@ class Search(Sweeper):
     n_jobs
         Trials at a time, of this command.
     storage
-        For `opened`.
+        For `tsexp.stores.of_studies`.
     study_name
         None: named by what is searched.
     constraints
@@ -149,8 +112,10 @@ class Search(Sweeper):
     def _study(self) -> Study:
         import optuna
 
+        from tsexp import stores
+
         return optuna.create_study(
-            storage=None if self.again else opened(self.storage),
+            storage=None if self.again else stores.of_studies(self.storage),
             study_name=self.study_name or self._name(),
             directions=["maximize", "minimize"],
             load_if_exists=True,

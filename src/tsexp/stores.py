@@ -1,4 +1,4 @@
-"""Reaching an MLflow store: named as a user names it, and asked once whether it answers.
+"""Reaching a store, named as a user names it: MLflow's, which is asked once whether it answers, and Optuna's.
 
 MLflow itself retries a dead server for minutes, and a dead database for as long.
 """
@@ -11,9 +11,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsexp.config import SCHEMES, SQLITE, ConfigError, absolute_uri, redact
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 SECONDS = 5
 """What the first answer of a server may take.
@@ -138,3 +141,37 @@ def silent(uri: str, error: Exception) -> str:
         why = (cause[1] or cause[2]).strip() if cause else " ".join(text.split())[:200]
         said = f"does not answer ({why}); is it running, and is the address right?"
     return redact(f"the store {uri} {said}")
+
+
+def of_studies(storage: str) -> BaseStorage:
+    """Open the storage of a search's studies.
+
+    Parameters
+    ----------
+    storage
+        A file, of Optuna's journal, or the URL of a database.
+
+    Raises
+    ------
+    ConfigError
+        If there is a password in it, or it cannot be opened.
+    """
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if redact(storage) != storage:
+        raise ConfigError(
+            "hydra.sweeper.storage has a password in it, and would be written into files; leave it out, and "
+            "give it as PGPASSWORD or in a password file (docs/security.md)"
+        )
+    try:
+        if "://" in storage:
+            return RDBStorage(storage, skip_table_creation=False)
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(storage))
+    except Exception as error:  # of Optuna, of SQLAlchemy, of the driver, of the file system
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConfigError(
+            f"hydra.sweeper.storage={storage} cannot be opened ({redact(line)}); give a file or the URL of a "
+            "database (sqlite:///studies.db, postgresql://USER@HOST/DATABASE)"
+        ) from None

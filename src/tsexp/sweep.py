@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tsexp import alive, compose, launchers, secret, signals
+from tsexp import alive, compose, launchers, secret, signals, stores
 from tsexp import config as configs
 from tsexp.cache import full
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
@@ -475,7 +475,6 @@ def _check_search(sweeper: Any) -> None:
     if importlib.util.find_spec("optuna") is None:
         what, extra = configs.PLUGINS["hydra/sweeper/optuna"]
         raise ConfigError(f"{what} is not installed; install it: pip install 'tsexp[{extra}]'")
-    from hydra_plugins.tsexp_search import opened
     from tsexp.report import constraints
 
     for key in ("n_trials", "n_jobs"):
@@ -486,7 +485,7 @@ def _check_search(sweeper: Any) -> None:
             )
     try:
         constraints.parse(list(sweeper.constraints))
-        opened(str(sweeper.storage))
+        stores.of_studies(str(sweeper.storage))
     except ConfigError as error:
         raise ConfigError(f"{error}\nnothing was started") from None
 
