@@ -22,6 +22,7 @@ from conftest import TINY, compose
 from test_cli import runs, tsexp
 from tsexp import data, jobs, pipeline, sweep, tracking
 from tsexp.config import Config, ConfigError, Unsupported, conf_dir, digest, identity
+from tsexp.progress import bar
 
 
 @pytest.fixture
@@ -193,6 +194,15 @@ def test_the_whole_study_is_checked_in_seconds(checked):
     assert (
         time.process_time() - start < 30
     )  # 10 on the machine that this was written on; every job composed by itself, 240
+
+
+def test_brackets_in_the_name_of_what_is_done_stay():
+    shown = bar("job prune=[l1]", 1, show=False)
+    shown.start()
+    shown.advance("of [l1]")
+    (task,) = shown._progress.tasks
+    columns = shown._progress.columns
+    assert [str(columns[i](task)) for i in (0, 3)] == ["job prune=[l1]", "of [l1]"]
 
 
 def test_a_group_given_as_null_in_a_sweep_is_refused_in_a_line(checked):

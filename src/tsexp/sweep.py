@@ -212,7 +212,7 @@ class Sweep(Callback):
         ]
         pictures = [p for p in drawn if p is not None]
         for picture in pictures:
-            console.print(f"picture: {picture.absolute()}", soft_wrap=True)
+            console.print(f"picture: {picture.absolute()}", soft_wrap=True, markup=False)
         console.print(ui_line(store), soft_wrap=True, markup=False)
         number = client.get_experiment_by_name(store.experiment).experiment_id
         note = _note(about["command"], outcomes, number)
