@@ -22,7 +22,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from conftest import compose
-from tsexp import CompressedTransformerClassifier, runtimes
+from tsexp import CompressedTransformerClassifier, alive, runtimes
 from tsexp import config as configs
 from tsexp.config import ConfigError, Unsupported
 
@@ -279,7 +279,9 @@ def test_a_cache_is_kept_and_a_temporary_one_goes_with_the_classifier(series, tm
     (tmp_path / "temporary").mkdir()
     classifier = tiny().fit(*series[:2])
     classifier.predict(series[2])
-    assert len(list((tmp_path / "temporary").iterdir())) == 2  # its cache, and the artifact that answers
+    left = list((tmp_path / "temporary").iterdir())
+    assert len(left) == 2  # its cache, and the artifact that answers
+    assert all((folder / alive.OWNER).is_file() for folder in left)  # a command finds them if this is killed
     del classifier
     gc.collect()
     assert not list((tmp_path / "temporary").iterdir())

@@ -21,6 +21,7 @@ from aeon.classification.base import BaseClassifier
 from aeon.utils.validation import check_n_jobs
 from sklearn.utils import check_random_state
 
+from tsexp import alive
 from tsexp import config as configs
 from tsexp.config import Config, ConfigError
 
@@ -316,6 +317,8 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
             if cfg.data.val_fraction and not len(dataset.val):
                 warnings.warn(data.NONE_WITHHELD, stacklevel=4)
             scratch = None if self.cache is not None else tempfile.TemporaryDirectory(prefix="tsexp-fit-")
+            if scratch:
+                alive.own(Path(scratch.name))
             root = Path(scratch.name if scratch else str(self.cache)).expanduser().absolute()
             cache = Cache(root, lambda: pipeline.counter(cfg))
             made = pipeline.make(cfg, dataset, cache)
@@ -430,6 +433,9 @@ def _predictor(artifact: Shipped, threads: int) -> Callable[[FloatArray], FloatA
     with _loading:
         if artifact not in _loaded:
             scratch = tempfile.TemporaryDirectory(prefix="tsexp-artifact-")
-            artifact.write(Path(scratch.name))
-            _loaded[artifact] = _one_at_a_time(runtimes.load(Path(scratch.name), threads=threads)), scratch
+            alive.own(Path(scratch.name))
+            folder = Path(scratch.name) / "artifact"  # in which there may be nothing else
+            folder.mkdir()
+            artifact.write(folder)
+            _loaded[artifact] = _one_at_a_time(runtimes.load(folder, threads=threads)), scratch
         return _loaded[artifact][0]
