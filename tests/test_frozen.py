@@ -392,7 +392,8 @@ def test_a_part_that_does_not_tell_its_settings_takes_those_that_are_known(tmp_p
     assert set(of.loc[of["ratio"] > 0, "setting"]) == {""}
 
 
-def test_what_is_frozen_stays_where_it_cannot_be_replaced(store, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["new", "frozen"])
+def test_what_is_frozen_stays_where_it_cannot_be_replaced(store, tmp_path, monkeypatch, at):
     store.run()
     freeze(store, tmp_path / "frozen")
     before, rename = bytes_of(tmp_path / "frozen"), Path.rename
@@ -400,7 +401,10 @@ def test_what_is_frozen_stays_where_it_cannot_be_replaced(store, tmp_path, monke
     def interrupted(self, target):
         if self.name == "new":
             raise KeyboardInterrupt
-        return rename(self, target)
+        renamed = rename(self, target)
+        if self.name == at:
+            raise KeyboardInterrupt
+        return renamed
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):

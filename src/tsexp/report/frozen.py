@@ -748,9 +748,9 @@ def _write(frozen: Frozen, folder: Path) -> None:
         frozen.results.to_csv(partial / "results.csv", index=False, lineterminator="\n")
         (partial / ABOUT).write_text(json.dumps(frozen.about, indent=1, ensure_ascii=False) + "\n")
         old = Path(scratch) / "old"
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             partial.rename(folder)
         except BaseException:
             if old.exists() and not folder.exists():
