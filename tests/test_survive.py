@@ -462,6 +462,25 @@ def test_runs_and_folders_of_killed_processes_are_swept_up_and_no_others(made, c
     assert len(list(tmp_path.glob("tsexp-measure-*"))) == 3
 
 
+def test_what_is_no_job_says_whose_it_is_while_it_is_written(made, cfg):
+    store = tracking.store(cfg.tracking)
+    number = client.experiment_of(store, cfg.tracking)
+    seen = []
+    tracking.log_record(
+        store,
+        number,
+        "A and B",
+        {},
+        {},
+        {"tsexp.stage": "compare"},
+        record_of(made),
+        lambda _: seen.extend(runs(cfg, "RUNNING")),
+    )
+    expected = {f"tsexp.{k}": v for k, v in alive.me().items() if v} | {"tsexp.stage": "compare"}
+    assert expected.items() <= seen[0].data.tags.items()
+    assert [r.info.run_name for r in runs(cfg)] == ["A and B"]
+
+
 def test_one_that_waits_for_the_same_job_says_for_whom_and_another_store_does_not_wait(
     cfg, monkeypatch, capsys
 ):

@@ -175,8 +175,9 @@ def metrics(old: Row, raw: dict[str, Any], valid: bool) -> dict[str, float]:
 
 def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, folder: Path) -> str:
     """Log the run beside the old one; an interrupted one leaves none."""
-    from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
+    from mlflow.entities import LoggedModelOutput, Metric, Param
 
+    from tsexp import tracking
     from tsexp.energy.record import doubts
 
     invalid, warnings = doubts(raw)
@@ -200,8 +201,7 @@ def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, fo
         "mlflow.note.content": _note(old, raw, invalid, warnings),
     }
     source = client.get_run(old.run_id)
-    run_id = str(client.create_run(source.info.experiment_id, tags=tags).info.run_id)
-    try:
+    with tracking.being_written(client, source.info.experiment_id, tags) as run_id:
         if source.inputs and source.inputs.dataset_inputs:
             client.log_inputs(run_id, source.inputs.dataset_inputs)
         if source.outputs and source.outputs.model_outputs:
@@ -211,7 +211,6 @@ def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, fo
             run_id,
             [Metric(k, v, now, 0) for k, v in values.items()],
             [Param(k, v) for k, v in old.params.items()],
-            [RunTag("tsexp.stage", "done")],
         )
         files = folder / "files"  # beside what `alive` notes of the folder
         files.mkdir()
@@ -219,10 +218,6 @@ def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, fo
         (files / "windows.json").write_text(json.dumps(raw, indent=1))
         (files / LOG).write_text(part)
         client.log_artifacts(run_id, str(files))
-        client.set_terminated(run_id, "FINISHED")
-    except BaseException:
-        client.delete_run(run_id)
-        raise
     return run_id
 
 

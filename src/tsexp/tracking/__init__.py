@@ -11,7 +11,7 @@ from tsexp.tracking.client import (
     view_url,
 )
 from tsexp.tracking.model import requirements
-from tsexp.tracking.run import Tracked, as_shown, log_record, mark_killed, said_of, tracked
+from tsexp.tracking.run import Tracked, as_shown, being_written, log_record, mark_killed, said_of, tracked
 from tsexp.tracking.spool import NotDelivered, NotKept, address, deliver, known, sync
 from tsexp.tracking.sweep import close_sweep, sweep_run
 
@@ -23,6 +23,7 @@ __all__ = [
     "address",
     "as_shown",
     "asking",
+    "being_written",
     "close_sweep",
     "deliver",
     "end_the_dead",

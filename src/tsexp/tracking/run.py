@@ -363,6 +363,22 @@ def said_of(record: Record, put: Callable[[str], str] = str) -> dict[str, str]:
     }
 
 
+@contextmanager
+def being_written(client: Any, experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """Make a run that ends FINISHED and hand out its id; an interrupted one is deleted.
+
+    Of a killed process, the next command ends it: tags say whose it is.
+    """
+    whose = {f"tsexp.{key}": value for key, value in alive.me().items() if value}
+    run_id = str(client.create_run(experiment, tags={**tags, **whose}).info.run_id)
+    try:
+        yield run_id
+        client.set_terminated(run_id, "FINISHED")
+    except BaseException:
+        client.delete_run(run_id)
+        raise
+
+
 def log_record(
     client: Any,
     experiment: str,
@@ -393,28 +409,22 @@ def log_record(
     str
         The run's id.
     """
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param
 
     now = int(1000 * time.time())
-    run_id = str(client.create_run(experiment, run_name=redact(name)[:250]).info.run_id)
-    try:
+    said = {k: redact(v)[:4900] for k, v in tags.items()} | {"mlflow.runName": redact(name)[:250]}
+    with being_written(client, experiment, said) as run_id, alive.scratch("track") as scratch:
         client.log_batch(
             run_id,
             [Metric(k, v, now, 0) for k, v in metrics.items()],
             [Param(k, redact(str(v))[:6000]) for k, v in params.items()],
-            [RunTag(k, redact(v)[:4900]) for k, v in tags.items()],
         )
-        with alive.scratch("track") as scratch:
-            folder = scratch / "files"
-            folder.mkdir()
-            (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
-            (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
-            more(folder)
-            client.log_artifacts(run_id, str(folder))
-        client.set_terminated(run_id, "FINISHED")
-    except BaseException:
-        client.delete_run(run_id)
-        raise
+        folder = scratch / "files"
+        folder.mkdir()
+        (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
+        (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
+        more(folder)
+        client.log_artifacts(run_id, str(folder))
     return run_id
 
 
