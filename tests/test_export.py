@@ -17,8 +17,8 @@ import pytest
 import made_runs
 from tsexp import alive, card, export, merge, runtimes, stored
 from tsexp.cache import _damage
-from tsexp.energy import PROTOCOL_VERSION
 from tsexp.energy.record import energy_interval_j
+from tsexp.marks import PROTOCOL_VERSION
 
 WARNING = "foreign load of 1.0 cores; look twice"
 BLOCKED = (

@@ -22,8 +22,9 @@ from power_logs import START, WATTS, Made, make, sample, write
 from tsexp import pipeline
 from tsexp.cache import Cache
 from tsexp.config import ConfigError
-from tsexp.energy import external, measuring, meters, record, windows
+from tsexp.energy import external, meters, record, windows
 from tsexp.energy.powerlog import PowerLog, read
+from tsexp.marks import PROTOCOL_VERSION
 
 TRUE_J = WATTS["artifact"] / 1250
 """Per series of `power_logs.make`: 1000 per second, 1250 of the artifact."""
@@ -461,7 +462,7 @@ def test_an_experiment_runs_with_a_log_that_is_being_written(tmp_path: Path) -> 
         assert w["energy_j"] == pytest.approx(truth_j, rel=0.01)
     assert 15 < run.data.metrics["power/mean_w"] < 25
     assert run.data.metrics["cost/train_j"] == pytest.approx(20 * run.data.metrics["cost/train_s"], rel=0.25)
-    assert int(run.data.tags["tsexp.protocol"]) == measuring.PROTOCOL_VERSION
+    assert int(run.data.tags["tsexp.protocol"]) == PROTOCOL_VERSION
 
 
 @pytest.mark.slow

@@ -527,9 +527,8 @@ def test_words_that_measuring_and_reports_share_are_the_same():
     from test_record import make
     from tsexp import energy
     from tsexp.energy.record import assemble
-    from tsexp.report import frozen, store
+    from tsexp.marks import NOT_FINITE
 
-    assert str(energy.PROTOCOL_VERSION) == frozen.PROTOCOL
     scores = energy.Scores(np.full((4, 2), np.nan, np.float32), np.zeros((0, 2), np.float32))
     manifest = {"parameters": 1, "macs": 1, "bytes": 1, "channels": 1, "device": "cpu"}
     dataset = SimpleNamespace(
@@ -538,4 +537,17 @@ def test_words_that_measuring_and_reports_share_are_the_same():
     reasons = assemble(
         make() | {"source": "mains:plug"}, scores, scores, manifest, manifest, dataset, 0
     ).invalid_reasons
-    assert any(store.NOT_FINITE in reason for reason in reasons)
+    assert any(NOT_FINITE in reason for reason in reasons)
+
+
+def test_a_job_that_fails_as_it_is_measured_is_told_from_what_is_no_job(monkeypatch):
+    from tsexp import pipeline
+    from tsexp.marks import OTHERS
+
+    entered = []
+    monkeypatch.setattr(pipeline, "reference", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_measure", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.judge(None, None, None, None, None, entered.append)
+    assert entered
+    assert not OTHERS.keys() & set(entered)

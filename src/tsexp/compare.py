@@ -19,6 +19,7 @@ from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
+from tsexp.marks import COMPARISON, ESTIMATED
 
 if TYPE_CHECKING:  # --help need not wait for them
     from rich.table import Table
@@ -93,7 +94,6 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
     """Find, check, measure, print, store: a store that fails in the end loses nothing that was measured."""
     from tsexp import energy, processes, tasks
     from tsexp.cache import Cache
-    from tsexp.energy import meters
     from tsexp.report.console import ESTIMATE, terminal
     from tsexp.report.store import connect
 
@@ -121,7 +121,7 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
             title,
             cfg.train.progress,
         )
-    mark = ESTIMATE if record.energy_source.startswith(meters.ESTIMATED) else ""
+    mark = ESTIMATE if record.energy_source.startswith(ESTIMATED) else ""
     answers, windows = numbers(record, a, b, tasks.of(dataset))
     found = (answers, windows, record.valid, mark)
     console = terminal()
@@ -356,7 +356,7 @@ def _store(
     named |= {f"{'' if record.valid else 'invalid/'}compare/{k}": v for k, v in windows.items()}
     settings = {k: v for k, v in configs.flat(cfg).items() if k.startswith("measure.") or k == "seed"}
     tags = {
-        "tsexp.stage": stored.COMPARISON,
+        "tsexp.stage": COMPARISON,
         "tsexp.compare_a": a.row.run_id,
         "tsexp.compare_b": b.row.run_id,
         **said_of(record, as_here),

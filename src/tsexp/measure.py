@@ -22,6 +22,7 @@ from tsexp import secret, stored
 from tsexp.command import called
 from tsexp.config import Config, ConfigError, MeasureConfig, TrackingConfig
 from tsexp.energy.record import Record
+from tsexp.marks import ESTIMATED, MEASUREMENT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from tsexp.data import FloatArray, IntArray
     from tsexp.energy.subjects import InMemory
 
-STAGE = "measure"
 ITSELF = "the same, a second time"
 NULL = "null/"
 """Instead of ``vs_dense/``, of a subject against itself: what such metrics say is noise."""
@@ -159,10 +159,9 @@ class Measured(Record):
         return self.name, self.reference_name or ITSELF
 
     def _mark(self) -> str:
-        from tsexp.energy import meters
         from tsexp.report.console import ESTIMATE
 
-        return ESTIMATE if self.energy_source.startswith(meters.ESTIMATED) else ""
+        return ESTIMATE if self.energy_source.startswith(ESTIMATED) else ""
 
     def _numbers(self) -> tuple[dict[str, float], dict[str, float]]:
         """What compare's table shows: of answers and sizes, and of windows."""
@@ -567,7 +566,7 @@ def _store(record: Measured, config: TrackingConfig, name: str | None = None) ->
 
     client = tracking.opened(config)
     tags = {
-        "tsexp.stage": STAGE,
+        "tsexp.stage": MEASUREMENT,
         "tsexp.subject": record.name,
         **({"tsexp.reference": record.reference_name} if record.reference_name is not None else {}),
         **tracking.said_of(record, _as_here),

@@ -19,6 +19,7 @@ from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.files import write_json
 from tsexp.locking import sharing_the_machine
+from tsexp.marks import PROTOCOL_VERSION
 from tsexp.runtimes import Artifact
 from tsexp.training import Fitted
 
@@ -180,7 +181,7 @@ def judge(
 ) -> Record:
     """Measure what was made against the control, on the test split."""
     control = reference(made, cfg, dataset, cache, enter)
-    enter("measure")
+    enter("measuring")
     record = _measure(artifact, control, cfg, dataset, cache)
     record = record.with_costs(made.train_cost(), made.costs(), cfg.measure.watts_per_core)
     record.metrics.update(_untuned(made.dense, cfg, dataset, cache))
@@ -342,7 +343,7 @@ def versions(device: str = "cpu") -> list[Any]:
         training.STAGE_VERSION,
         compress.versions(),
         runtimes.STAGE_VERSIONS[device],
-        energy.PROTOCOL_VERSION,
+        PROTOCOL_VERSION,
     ]
 
 

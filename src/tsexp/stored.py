@@ -19,16 +19,13 @@ import numpy as np
 
 from tsexp import config as configs
 from tsexp.config import Config, ConfigError, DataConfig
+from tsexp.marks import OTHERS, PROTOCOL_VERSION
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.data import Dataset, FloatArray
     from tsexp.report.store import Row
     from tsexp.runtimes import Artifact
 
-COMPARISON = "compare"
-"""The stage (tag ``tsexp.stage``) of a run that is a comparison of two."""
-OTHERS = {"sweep": "a sweep", COMPARISON: "a comparison", "measure": "a measurement of something else"}
-"""Stages of runs that are no experiment → what they are."""
 SHORTEST_ID = 6
 PLACES = {"tracking.…": "tracking.", "paths.…": "paths.", "data.path": "data.path"}
 """What every command that reads a run lets one set → how it begins: where things are."""
@@ -132,8 +129,6 @@ def find(client: Any, experiment: str, run: str) -> Row:
 
 def check_protocol(row: Row) -> None:
     """Refuse a run whose numbers mean something else than they do now."""
-    from tsexp.energy import PROTOCOL_VERSION
-
     if row.tags.get("tsexp.protocol") != str(PROTOCOL_VERSION):
         raise ConfigError(f"{called(row)} was measured by an older protocol: run it again")
 

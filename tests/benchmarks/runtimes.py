@@ -38,8 +38,8 @@ from tsexp.cache import Cache
 from tsexp.config import Config, MeasureConfig, RuntimeConfig, digest, trust
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware
-from tsexp.energy.meters import ESTIMATED
 from tsexp.files import write_json
+from tsexp.marks import ESTIMATED, PROTOCOL_VERSION
 from tsexp.runtimes import Artifact, Predictor, onnxruntime
 from tsexp.runtimes.openvino import OpenvinoPredictor
 
@@ -209,7 +209,7 @@ def cell(bench: Bench, grid: Grid, peak: dict[str, float]) -> dict[str, object]:
             profiles.append(f"- {', '.join(head)}, batch {batch}: {told}: {spent}")
     return {
         "of": " ".join(head),
-        "made_by": [runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION],
+        "made_by": [runtimes.STAGE_VERSION, PROTOCOL_VERSION],
         "machine": machine(peak),
         "minutes": (time.monotonic() - start) / 60,
         "estimated": all(c.seen[1].energy_source.startswith(ESTIMATED) for c in found),
@@ -400,7 +400,7 @@ def machines(cells: list[dict]) -> list[str]:
 
 def write(path: Path, cells: list[dict], measure: MeasureConfig) -> None:
     """Write the tables as Markdown."""
-    now = [runtimes.STAGE_VERSION, energy.PROTOCOL_VERSION]
+    now = [runtimes.STAGE_VERSION, PROTOCOL_VERSION]
     stale = [c["of"] for c in cells if c["made_by"] != now]
     mark = "†" if any(c["estimated"] for c in cells) else ""
     absent = _absent(cells)

@@ -3,7 +3,6 @@
 from tsexp.energy.measuring import (
     LEAST_PROCESSES,
     PRELOAD,
-    PROTOCOL_VERSION,
     MeasuringFailed,
     Scores,
     choose,
@@ -16,7 +15,6 @@ from tsexp.energy.record import Record, costs_of, sizes_of
 __all__ = [
     "LEAST_PROCESSES",
     "PRELOAD",
-    "PROTOCOL_VERSION",
     "MeasuringFailed",
     "Record",
     "Scores",

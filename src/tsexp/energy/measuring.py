@@ -34,7 +34,6 @@ from tsexp.locking import owning_the_machine
 from tsexp.progress import bar
 from tsexp.runtimes import Artifact
 
-PROTOCOL_VERSION = 2
 SCORES_VERSION = 1
 PEAKS_VERSION = 1
 

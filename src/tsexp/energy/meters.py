@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tsexp.config import ConfigError, look_up
 from tsexp.energy import hardware
+from tsexp.marks import ESTIMATED
 from tsexp.quiet import quiet
 
 # No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus'
@@ -23,7 +24,6 @@ from tsexp.quiet import quiet
 IMPOSSIBLE_W = 2000.0
 
 AUTO = "auto"
-ESTIMATED = "estimated:"
 
 
 class Meter(Protocol):

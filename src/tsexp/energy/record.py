@@ -12,6 +12,7 @@ from tsexp import tasks
 from tsexp.data import Dataset, FloatArray, IntArray
 from tsexp.energy import hardware
 from tsexp.energy.meters import CpuTimeMeter
+from tsexp.marks import NOT_FINITE
 
 if TYPE_CHECKING:
     from tsexp.energy.measuring import Scores
@@ -270,7 +271,7 @@ def assemble(
     invalid, warnings = doubts(raw)
     for name, values in (("artifact", scores), ("reference", reference_scores)):
         if not (np.isfinite(values.test).all() and np.isfinite(values.val).all()):
-            invalid += (f"the {name} answers series with scores that are not finite",)
+            invalid += (f"the {name} answers series with {NOT_FINITE}",)
     pointless = task.pointless(scores.test, dataset.y_test)
     if pointless:
         warnings += (f"the artifact answers {pointless}",)

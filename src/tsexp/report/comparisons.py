@@ -12,8 +12,6 @@ from tsexp.report.store import Row
 if TYPE_CHECKING:
     import pandas as pd
 
-STAGE = "compare"
-"""Tag of such a run in the store."""
 SIDES = ("a", "b")
 _INTERVALS = ("difference_pt", "measured_saving_pct", "estimated_saving_pct", "speedup", "cpu_speedup")
 KINDS: dict[str, str] = {

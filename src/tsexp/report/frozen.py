@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp import alive
 from tsexp.config import NOT_ASKED, digest, redact
+from tsexp.marks import COMPARISON, OTHERS, PROTOCOL_VERSION
 from tsexp.progress import bar
 from tsexp.report import comparisons
 from tsexp.report.store import ReportError, Row
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 ABOUT = "about.json"
-PROTOCOL = "2"
-"""Runs of another one are left out: their drop was against a reference that was trained for a shorter time.
-"""
 OLDER = "measured by an older protocol"
 
 
@@ -531,10 +529,10 @@ def _newest(rows: list[Row], left_out: LeftOut) -> list[Row]:
     """The newest valid run of each signature (an invalid one if there is no other) of this protocol."""
     jobs = []
     for row in rows:
-        if row.tags.get("tsexp.stage") in ("sweep", comparisons.STAGE, "measure"):
+        if row.tags.get("tsexp.stage") in OTHERS:
             continue
         if row.status == "FINISHED" and not (
-            row.tags.get("tsexp.protocol") == PROTOCOL and row.tags.get("tsexp.config")
+            row.tags.get("tsexp.protocol") == str(PROTOCOL_VERSION) and row.tags.get("tsexp.config")
         ):
             left_out[OLDER].append(row.name)
         else:
@@ -562,7 +560,7 @@ def _comparisons(client: Any, rows: list[Row], left_out: LeftOut) -> pd.DataFram
     known = {row.run_id: row for row in rows}
     made = []
     for row in rows:
-        if row.tags.get("tsexp.stage") != comparisons.STAGE or row.status != "FINISHED":
+        if row.tags.get("tsexp.stage") != COMPARISON or row.status != "FINISHED":
             continue
         sides = {s: row.tags.get(f"tsexp.compare_{s}", "") for s in comparisons.SIDES}
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tsexp.marks import ESTIMATED
 from tsexp.report.frozen import Frozen
 from tsexp.report.statistics import aggregate
 from tsexp.report.style import COLOURS, LEAST
@@ -106,7 +107,7 @@ def study_of(frozen: Frozen) -> Study:
         )
     if others:
         notes.append(f"That is the commonest of {setups} setups; records of the others left out: {others}.")
-    runs = runs.assign(estimated=runs["energy_source"].str.startswith("estimated:"))
+    runs = runs.assign(estimated=runs["energy_source"].str.startswith(ESTIMATED))
     for by, columns, what in (
         (["estimated"], ["energy_source"], "sources of energy"),
         (["dataset"], ["energy_source"], "sources of energy in their dataset"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tsexp.marks import ESTIMATED
 from tsexp.report.console import FEW
 from tsexp.report.frozen import Frozen
 
@@ -199,7 +200,7 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
     """
     import pandas as pd
 
-    estimated = frozen.results["energy_source"].str.startswith("estimated:")
+    estimated = frozen.results["energy_source"].str.startswith(ESTIMATED)
     rows = frozen.results.assign(energy=estimated.map({True: "estimated", False: "measured"}))
     predictions = frozen.predictions
     right = (predictions["predicted"] == predictions["label"]).to_numpy()

@@ -13,9 +13,8 @@ from typing import Any
 
 from tsexp import stores
 from tsexp.config import ConfigError, redact
+from tsexp.marks import ESTIMATED, NOT_FINITE
 
-NOT_FINITE = "scores that are not finite"
-"""The one reason to be invalid that spares not even the accuracy, in the words of the record."""
 UNSAID = {"train.precision": "fp32"}
 """What runs of before there was a choice do not say; a row does not, either, whoever made its run."""
 AT_ONCE = 100
@@ -44,7 +43,7 @@ class Row:
     @property
     def measured(self) -> bool:
         """Its energy comes from a counter, not from an estimate."""
-        return not self.tags.get("tsexp.energy_source", "estimated:").startswith("estimated:")
+        return not self.tags.get("tsexp.energy_source", ESTIMATED).startswith(ESTIMATED)
 
     @property
     def valid(self) -> bool:

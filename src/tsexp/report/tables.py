@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.files import whole
+from tsexp.marks import ESTIMATED
 from tsexp.report import claims, company, comparisons, costs, machines
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
@@ -336,7 +337,7 @@ def _comparisons(rows: pd.DataFrame) -> Table:
     there = [c for c in VERSUS if rows[list(c.numbers)].notna().any(axis=None)]
     columns = [DATASET, *varied, *there]
     seen = rows.assign(
-        energy=["estimated" if s.startswith("estimated") else "measured" for s in rows["energy_source"]],
+        energy=["estimated" if s.startswith(ESTIMATED) else "measured" for s in rows["energy_source"]],
         n_energy=rows["valid"].astype(int),
     )
     text = pd.DataFrame({c.head: [c.text(row) for _, row in seen.iterrows()] for c in columns})

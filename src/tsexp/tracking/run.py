@@ -18,8 +18,8 @@ import numpy as np
 
 from tsexp import __version__, alive, compress, signals, tasks
 from tsexp.config import Config, ConfigError, TrackingConfig, digest, flat, identity, redact
-from tsexp.energy import PROTOCOL_VERSION, MeasuringFailed
-from tsexp.energy.meters import ESTIMATED
+from tsexp.energy import MeasuringFailed
+from tsexp.marks import ESTIMATED, PROTOCOL_VERSION
 from tsexp.tracking import model, origin, pictures, spool
 from tsexp.tracking.client import GONE, experiment_of, said, store
 

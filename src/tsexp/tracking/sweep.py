@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tsexp.config import TrackingConfig, redact
+from tsexp.marks import SWEEP
 from tsexp.tracking import origin
 from tsexp.tracking.client import experiment_of, store
 
@@ -23,7 +24,7 @@ def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
         return run_id
     tags = {
         "tsexp.sweep": signature,
-        "tsexp.stage": "sweep",
+        "tsexp.stage": SWEEP,
         "mlflow.runName": redact(name)[:250],
         **origin.tags(),
     }

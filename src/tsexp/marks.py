@@ -1,0 +1,12 @@
+"""What runs say of themselves, for those who write it and those who look for it."""
+
+PROTOCOL_VERSION = 2
+"""Of measuring. Runs of an older one are not read: their drop was against a reference that was trained for a
+shorter time."""
+ESTIMATED = "estimated:"
+"""How a source of energy begins that no counter measures."""
+NOT_FINITE = "scores that are not finite"
+"""In the one reason to be invalid that spares not even the accuracy."""
+SWEEP, COMPARISON, MEASUREMENT = "sweep", "compare", "measure"
+OTHERS = {SWEEP: "a sweep", COMPARISON: "a comparison", MEASUREMENT: "a measurement of something else"}
+"""Stages (tag ``tsexp.stage``) of runs that are no experiment → what they are."""
