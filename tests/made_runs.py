@@ -120,8 +120,7 @@ def make(folder, dataset, *overrides, invalid=(), warnings=(), source="estimated
     )
     job = tracking.tracked(cfg, "", "a job", uuid.uuid4().hex, None)  # each is a measurement of its own
     with contextlib.redirect_stdout(io.StringIO()), job as run:
-        run.log(cfg, dataset, {"dense": fitted}, [], artifact, record)
-        run.enter("done")
+        run.log(dataset, {"dense": fitted}, [], artifact, record)
     return Made(run.run_id, folder, artifact, dataset, scores)
 
 

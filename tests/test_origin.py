@@ -103,6 +103,7 @@ def test_bytes_that_are_no_text_do_no_harm(checkout):
 
 def test_a_run_of_a_dirty_checkout_keeps_the_diff(checkout, tiny, empty_store, tmp_path_factory):
     import shutil
+    from contextlib import suppress
     from dataclasses import replace
 
     from tsexp.tracking.client import store
@@ -115,10 +116,12 @@ def test_a_run_of_a_dirty_checkout_keeps_the_diff(checkout, tiny, empty_store, t
         if change:
             (checkout / "src" / "file.txt").write_text(change)
             forget()
-        with run.tracked(cfg, "a: 1", "a run", "signature", None) as open_run:
+        with suppress(KeyError), run.tracked(cfg, "a: 1", "a run", "signature", None) as open_run:
             kept[change] = open_run.run_id
+            raise KeyError
     client = store(cfg.tracking)
     names = {change: {a.path for a in client.list_artifacts(run_id)} for change, run_id in kept.items()}
-    assert names == {"": {"config.yaml"}, "after\n": {"config.yaml", "dirty.diff"}}
+    files = {"config.yaml", "traceback.txt"}
+    assert names == {"": files, "after\n": files | {"dirty.diff"}}
     with open(client.download_artifacts(kept["after\n"], "dirty.diff")) as file:
         assert "+after" in file.read()

@@ -63,7 +63,7 @@ def record_of(made):
 def measure(made, cfg, signature="a signature", parent=None):
     """Run a job whose work is made up; return its run."""
     with tracking.tracked(cfg, "a: 1\n", f"job {signature}", signature, parent) as run:
-        run.log(cfg, made.dataset, {"dense": made.dense}, [], made.artifact, record_of(made))
+        run.log(made.dataset, {"dense": made.dense}, [], made.artifact, record_of(made))
     return run.run_id
 
 

@@ -90,7 +90,7 @@ def _run(cfg, dataset, fits, files, artifact, metrics, name="a job"):
         hardware={"cpu": "a CPU"},
     )
     with tracking.tracked(cfg, "", name, f"signature of {name}, {len(fits)}", None) as run:
-        run.log(cfg, dataset, fits, files, artifact, record)
+        run.log(dataset, fits, files, artifact, record)
     return run.run_id
 
 

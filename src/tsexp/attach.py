@@ -93,6 +93,7 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
     from tsexp.energy import external, powerlog
     from tsexp.report.console import terminal
     from tsexp.report.store import connect, row
+    from tsexp.tracking import experiment_of
 
     (run, file), tracking = _sort(words)
     name = external.named(Path(file).stem if name is None else name)
@@ -115,7 +116,7 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
         part = _part(log, filled["windows"])
         about = configs.digest([old.run_id, filled["source"], offset_s, part])
         known = client.search_runs(
-            [client.get_experiment_by_name(tracking.experiment).experiment_id],
+            [experiment_of(client, tracking)],
             f"tags.`tsexp.attachment` = '{about}' and attributes.status = 'FINISHED'",
         )
         run_id = known[0].info.run_id if known else _store(client, old, filled, part, about, folder)

@@ -349,7 +349,8 @@ def _store(
     said: str,
 ) -> str:
     """Log a finished comparison as a run; an interrupted one leaves none."""
-    from tsexp.tracking.run import log_record, said_of, write_predictions
+    from tsexp.tracking import experiment_of, log_record, said_of
+    from tsexp.tracking.run import write_predictions
 
     a, b = sides
     named = {f"compare/{k}": v for k, v in answers.items()}
@@ -366,11 +367,10 @@ def _store(
             [*(f"{k}: {s.row.run_id}, {s.row.name}" for k, s in zip("AB", sides, strict=True)), said]
         ),
     }
-    experiment = client.get_experiment_by_name(cfg.tracking.experiment).experiment_id
     title = f"compare {a.row.name} {b.row.name}"
     return log_record(
         client,
-        experiment,
+        experiment_of(client, cfg.tracking),
         title,
         named,
         settings,

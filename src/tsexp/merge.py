@@ -140,7 +140,7 @@ def _brought(into: TrackingConfig, run_id: str) -> bool:
     from tsexp import tracking
 
     client = tracking.store(into)
-    number = client.get_experiment_by_name(into.experiment).experiment_id
+    number = tracking.experiment_of(client, into)
     asked = f"tags.`{FROM_RUN}` = '{run_id}' and attributes.status = 'FINISHED'"
     return bool(client.search_runs([number], asked, max_results=1))
 
@@ -151,7 +151,7 @@ def _parent(run: Any, into: TrackingConfig) -> str:
 
     client = tracking.store(into)
     tags = run.data.tags
-    number = client.get_experiment_by_name(into.experiment).experiment_id
+    number = tracking.experiment_of(client, into)
     signature = tags.get("tsexp.sweep", run.info.run_id)
     found = client.search_runs([number], f"tags.`tsexp.sweep` = '{signature}'", max_results=1)
     if found:

@@ -72,7 +72,7 @@ def run(
             run.enter("track")
             notes = [note for step in made.steps.values() for note in step.notes()]
             with sharing_the_machine():
-                run.log(cfg, dataset, {"dense": made.dense, **made.steps}, notes, artifact, record)
+                run.log(dataset, {"dense": made.dense, **made.steps}, notes, artifact, record)
         assert run.run_id is not None
         return run.run_id, False
 

@@ -214,7 +214,7 @@ class Sweep(Callback):
         for picture in pictures:
             console.print(f"picture: {picture.absolute()}", soft_wrap=True, markup=False)
         console.print(ui_line(store), soft_wrap=True, markup=False)
-        number = client.get_experiment_by_name(store.experiment).experiment_id
+        number = tracking.experiment_of(client, store)
         note = _note(about["command"], outcomes, number)
         unsupported = sum(o.status == "skipped" for o in outcomes)
         deployed = sum(o.status == "deployed" for o in outcomes)
@@ -303,7 +303,7 @@ def ui_line(store: TrackingConfig) -> str:
     """Say how to open the MLflow UI on this store, at the runs of its experiment."""
     from tsexp import tracking
 
-    number = tracking.store(store).get_experiment_by_name(store.experiment).experiment_id
+    number = tracking.experiment_of(tracking.store(store), store)
     if store.uri.startswith("http"):
         return f"compare: {tracking.view_url(number, configs.redact(store.uri).rstrip('/'))}"
     uri = shlex.quote(configs.redact(store.uri))

@@ -94,7 +94,7 @@ def job(logged: Logged, name: str, about: str) -> None:
     with tracking.tracked(cfg, "stub: true\n", name, about, None) as run:
         for stage in ("train", "compress", "deploy", "measure", "track"):
             run.enter(stage)
-        run.log(cfg, *record)
+        run.log(*record)
 
 
 def at_once(work: Callable[[int], None], count: int, processes: int) -> float:

@@ -65,12 +65,32 @@ def save(folder: Path, name: str, cfg: Config, dataset: Dataset, artifact: Artif
     cfg, dataset, artifact
         Of the run.
     """
-    from mlflow.models import Model
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    _save(folder, Model(), cfg, dataset, artifact)
+    own = own_code(*(v for v in flat(cfg.model).values() if isinstance(v, str)), cfg.runtime.name)
+    code = {_top_level(name, file) for name, file in own.items()}
+    answers: list[Any] = [ColSpec("string", "class")]
+    answers += [ColSpec("double", f"p_{name}") for name in artifact.manifest["classes"]]
+    # No schema of the input: MLflow would refuse float64 and lists; `served` checks, and says what it takes.
+    signature = ModelSignature(None, Schema(answers), ParamSchema([ParamSpec("scores", "boolean", False)]))
+    with warnings.catch_warnings():
+        # An example would be predicted, and written, once more for every job.
+        warnings.filterwarnings("ignore", message=".*(type hint|input example)", category=UserWarning)
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={"artifact": str(artifact.folder)},
+            model_config={"ragged": dataset.preprocessing.ragged, "code": [*own, _module_name(artifact)]},
+            metadata={"input": _takes(dataset, artifact)},
+            signature=signature,
+            code_paths=[str(Path(__file__).parents[1]), *map(str, code)],
+            pip_requirements=requirements(artifact.manifest["versions"]),
+        )
     return {
         "name": name,
-        "note": _describe(RUN_ID, dataset, artifact),
+        "note": _describe(dataset, artifact),
         "params": {k: redact(str(v))[:6000] for k, v in flat(cfg).items()},
         "type": "classifier",
     }
@@ -114,33 +134,6 @@ def log(client: Any, run: Any, folder: Path, about: Mapping[str, Any]) -> str:
     return str(model.model_id)
 
 
-def _save(folder: Path, about: Any, cfg: Config, dataset: Dataset, artifact: Artifact) -> None:
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-
-    own = own_code(*(v for v in flat(cfg.model).values() if isinstance(v, str)), cfg.runtime.name)
-    code = {_top_level(name, file) for name, file in own.items()}
-    answers: list[Any] = [ColSpec("string", "class")]
-    answers += [ColSpec("double", f"p_{name}") for name in artifact.manifest["classes"]]
-    # No schema of the input: MLflow would refuse float64 and lists; `served` checks, and says what it takes.
-    signature = ModelSignature(None, Schema(answers), ParamSchema([ParamSpec("scores", "boolean", False)]))
-    with warnings.catch_warnings():
-        # An example would be predicted, and written, once more for every job.
-        warnings.filterwarnings("ignore", message=".*(type hint|input example)", category=UserWarning)
-        mlflow.pyfunc.save_model(
-            str(folder),
-            mlflow_model=about,
-            python_model=str(Path(__file__).with_name("served.py")),
-            artifacts={"artifact": str(artifact.folder)},
-            model_config={"ragged": dataset.preprocessing.ragged, "code": [*own, _module_name(artifact)]},
-            metadata={"input": _takes(dataset, artifact)},
-            signature=signature,
-            code_paths=[str(Path(__file__).parents[1]), *map(str, code)],
-            pip_requirements=requirements(artifact.manifest["versions"]),
-        )
-
-
 def _also_in_the_run(client: Any, run: Any, model: Any, folder: Path) -> None:
     """Put the same files where ``runs:/RUN_ID/model`` finds them: hard links, where the store is a folder."""
     from mlflow.utils.file_utils import local_file_uri_to_path
@@ -167,8 +160,8 @@ def _takes(dataset: Dataset, artifact: Artifact) -> str:
     return served.takes(channels, length, dataset.preprocessing.ragged)
 
 
-def _describe(run_id: str, dataset: Dataset, artifact: Artifact) -> str:
-    return f"""`mlflow.pyfunc.load_model("runs:/{run_id}/{FOLDER}").predict(series)`
+def _describe(dataset: Dataset, artifact: Artifact) -> str:
+    return f"""`mlflow.pyfunc.load_model("runs:/{RUN_ID}/{FOLDER}").predict(series)`
 
 Takes {_takes(dataset, artifact)}. Answers a table: `class`, and the probability of each class, `p_…`;
 with `params={{"scores": True}}` the raw scores as an array (batch, classes)."""

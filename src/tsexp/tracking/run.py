@@ -104,7 +104,6 @@ class Tracked:
 
     def log(
         self,
-        cfg: Config,
         dataset: Dataset,
         fits: Mapping[str, Fitted],
         files: Iterable[Path],
@@ -115,8 +114,6 @@ class Tracked:
 
         Parameters
         ----------
-        cfg
-            What was asked for.
         dataset
             What the model was fitted and scored on.
         fits
@@ -136,23 +133,23 @@ class Tracked:
         histories = {prefix: fitted.history() for prefix, fitted in fits.items()}
 
         def fill(folder: Path) -> dict[str, Any]:
-            name = model.name_of(cfg, artifact.manifest["runtime"], fits)
-            saved = model.save(folder / model.FOLDER, name, cfg, dataset, artifact)
+            name = model.name_of(self.cfg, artifact.manifest["runtime"], fits)
+            saved = model.save(folder / model.FOLDER, name, self.cfg, dataset, artifact)
             self._write_files(folder / "artifacts", dataset, histories, files, record)
             return {
-                "store": spool.address(cfg.tracking),
+                "store": spool.address(self.cfg.tracking),
                 "run_id": self.run_id,
-                "again": cfg.rerun,
+                "again": self.cfg.rerun,
                 "start_ms": self.start_ms,
                 "end_ms": int(1000 * time.time()),
                 "params": self._params(),
-                "tags": self.tags | self._result_tags(cfg, dataset, artifact, record),
-                "metrics": self._metrics(cfg, dataset, histories, record),
+                "tags": self.tags | self._result_tags(dataset, artifact, record),
+                "metrics": self._metrics(dataset, histories, record),
                 "inputs": [spool.input_of(entity) for entity in inputs(dataset)],
                 "model": saved,
             }
 
-        with spool.parcel(cfg.paths, fill) as folder:
+        with spool.parcel(self.cfg.paths, fill) as folder:
             self.parcel = folder
 
     def _write_files(
@@ -179,14 +176,13 @@ class Tracked:
         answers = {"dense": record.reference_scores.argmax(1), "artifact": record.scores.argmax(1)}
         pictures.confusion(folder / "confusion.png", record.labels, answers, dataset.classes)
 
-    @staticmethod
     def _metrics(
-        cfg: Config, dataset: Dataset, histories: Mapping[str, list[dict[str, float]]], record: Record
+        self, dataset: Dataset, histories: Mapping[str, list[dict[str, float]]], record: Record
     ) -> list[dict[str, Any]]:
         now = int(1000 * time.time())
         # The UI compares runs by the first, accuracy, by default.
         values = {as_shown(k, record.valid): v for k, v in record.metrics.items()}
-        values["prune/requested_ratio"] = cfg.prune.ratio
+        values["prune/requested_ratio"] = self.cfg.prune.ratio
         on_test = _split_name(dataset, "test"), dataset.checksum[:DIGEST]
         metrics = [
             spool.metric(k, v, now, of_model=True, dataset=on_test if k.startswith("test/") else None)
@@ -198,13 +194,12 @@ class Tracked:
                 metrics += [spool.metric(f"{prefix}/{k}", line[k], now, int(line["epoch"])) for k in names]
         return metrics
 
-    @staticmethod
-    def _result_tags(cfg: Config, dataset: Dataset, artifact: Artifact, record: Record) -> dict[str, str]:
-        asked = identity(cfg) | {"steps": compress.asked(cfg)}
+    def _result_tags(self, dataset: Dataset, artifact: Artifact, record: Record) -> dict[str, str]:
+        asked = identity(self.cfg) | {"steps": compress.asked(self.cfg)}
         values = {as_shown(k, record.valid): v for k, v in record.metrics.items()}
         tags = said_of(record) | {
             "tsexp.stage": "done",
-            "tsexp.data": cfg.data.name,
+            "tsexp.data": self.cfg.data.name,
             "tsexp.data_checksum": dataset.checksum,
             "tsexp.config": digest({k: v for k, v in asked.items() if k != "seed"}),
             "tsexp.steps": ",".join(asked["steps"]),
@@ -276,10 +271,7 @@ def tracked(
     except BaseException as error:
         run._fail(error)
         raise
-    if run.parcel is None:
-        run.enter("done")
-        run._tell(lambda: run.client.set_terminated(run.run_id))
-        return
+    assert run.parcel is not None
     try:
         run.run_id = spool.deliver(run.parcel, cfg.tracking)
     except (KeyboardInterrupt, signals.Terminated):
