@@ -319,7 +319,7 @@ def test_the_ui_on_a_store_that_does_not_answer_says_so_without_the_password(tmp
     done = subprocess.run(
         [sys.executable, "-m", "tsexp.ui", NOBODY], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "me:***@127.0.0.1:1/db " in done.stderr
     assert "Traceback" not in done.stderr
     assert not leaks(tmp_path, done)

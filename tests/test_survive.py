@@ -603,7 +603,7 @@ def test_only_what_is_done_is_left_out_of_a_retry(tmp_path, monkeypatch):
 
 
 def test_a_retry_is_the_command_as_it_was_given(tmp_path, monkeypatch):
-    class Became(Exception): ...
+    class Became(BaseException): ...
 
     def become(_, words):
         raise Became(words[4:])

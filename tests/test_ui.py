@@ -47,7 +47,7 @@ def test_a_port_that_is_taken_is_an_error_and_no_address_is_printed(tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         done = tsexp_ui(tmp_path, "--port", other.getsockname()[1])
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "cannot be had (Address already in use)" in done.stderr
     assert done.stdout == ""
     assert "--port=99999 is no port; allowed: 1 to 65535" in tsexp_ui(tmp_path, "--port", 99999).stderr

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsexp import alive, jobs
+from tsexp import alive, jobs, stored
 from tsexp.command import called
 from tsexp.config import ConfigError
 
@@ -129,16 +129,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--retry-failed", action="store_true", help="run again what failed or is missing, in the same folder"
     )
     asked = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         folder = Path(asked.folder) if asked.folder else newest(Path.cwd())
         about, found = read(folder)
         _show(folder, about, found)
         if asked.retry_failed:
             return _retry(Path(os.path.abspath(folder)), about, found)  # without .., as Hydra has it
-    except ConfigError as error:
-        print(f"tsexp.status: error: {error}", file=sys.stderr)
-        return 2
-    return 0 if all(job.state in DONE for job in found) else 1
+        return 0 if all(job.state in DONE for job in found) else 1
+
+    return stored.carried_out("status", work, "nothing was changed")
 
 
 def _show(folder: Path, about: dict[str, Any], found: list[Job]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import socket
 import sys
 
 from tsexp import config as configs
-from tsexp import secret, stores
+from tsexp import secret, stored, stores
 from tsexp.command import called
 
 HOST = "127.0.0.1"
@@ -21,10 +20,11 @@ def addresses(uri: str, port: int) -> dict[str, str]:
 
     Raises
     ------
-    ConfigError
+    ConfigError, ReportError
         If the store is not there, does not answer, or nothing in it comes from tsexp.
     """
     from tsexp import tracking
+    from tsexp.report.store import connect
 
     file = stores.file_of(uri)
     if file is not None and not file.is_file():
@@ -32,9 +32,8 @@ def addresses(uri: str, port: int) -> dict[str, str]:
             f"{file} is not there; run something first (tsexp, or python -m tsexp), or give another store: "
             f"{called('ui')} PATH/mlflow.db"
         )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    client = stores.client(uri)
-    ours = [e for e in client.search_experiments() if f"mlflow.sharedViewState.{tracking.VIEW}" in e.tags]
+    mark = f"mlflow.sharedViewState.{tracking.VIEW}"
+    ours = [e for e in connect(uri).search_experiments() if mark in e.tags]
     if not ours:
         raise configs.ConfigError(
             f"{configs.redact(uri)} has no experiment of tsexp; run something first: python -m tsexp"
@@ -44,7 +43,7 @@ def addresses(uri: str, port: int) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print where the runs are, and serve the UI until it is interrupted.
+    """Print where the runs are, and serve the UI until it is interrupted; return 2 for bad input.
 
     The UI of a server is there already.
     """
@@ -59,26 +58,22 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
-    store = secret.given(asked.store)
-    uri = configs.redact(store)
-    try:
-        uri = stores.uri_of(store)
-        if not uri.startswith("http"):
-            _check_free(asked.port)
-        for name, address in addresses(uri, asked.port).items():
-            print(f"{name}: {address}", flush=True)
-    except configs.ConfigError as error:
-        sys.exit(f"tsexp: error: {error}")
-    except Exception as error:  # whatever MLflow and its drivers raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        sys.exit(configs.redact(f"tsexp: error: {uri} cannot be read ({text})"))
+    return stored.carried_out(
+        "ui", lambda: _serve(secret.given(asked.store), asked.port), "nothing is served"
+    )
+
+
+def _serve(store: str, port: int) -> None:
+    uri = stores.uri_of(store)
+    if not uri.startswith("http"):
+        _check_free(port)
+    for name, address in addresses(uri, port).items():
+        print(f"{name}: {address}", flush=True)
     if uri.startswith("http"):
-        return 0
+        return
     # Not among the arguments, which everybody sees of a process: there may be a password in it.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
-    os.execv(
-        sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(asked.port)]
-    )
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)])
 
 
 def _check_free(port: int) -> None:
