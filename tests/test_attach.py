@@ -220,7 +220,7 @@ def test_what_was_found_of_the_artifact_stays_a_warning(empty_store: Path, tmp_p
     [
         ((), "give a run and a log, RUN power.csv, not nothing"),
         (("RUN",), "give a run and a log"),
-        (("RUN", "LOG", "seed=1"), "beside them only tracking.uri=… and tracking.experiment=… can be set"),
+        (("RUN", "LOG", "seed=1"), "seed=1 is not known here; allowed: tracking.…"),
         (
             ("RUN", "LOG", "tracking.url=x"),
             "tracking.url is not a key; allowed in tracking: artifacts, experiment, uri",

@@ -132,13 +132,9 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
 
 def _sort(words: Sequence[str]) -> tuple[tuple[str, str], TrackingConfig]:
     """Words into run, log and store."""
-    settings = [w for w in words if w.startswith("tracking.")]
-    rest = [w for w in words if w not in settings]
+    rest, settings = stored.sort(words, {"tracking.…": "tracking."})
     if len(rest) != 2:
-        raise ConfigError(
-            f"give a run and a log, RUN power.csv, not {' '.join(rest) or 'nothing'}; beside them only "
-            "tracking.uri=… and tracking.experiment=… can be set"
-        )
+        raise ConfigError(f"give a run and a log, RUN power.csv, not {' '.join(rest) or 'nothing'}")
     tracking: TrackingConfig = configs.places(configs.composed(*settings))["tracking"]
     return (rest[0], rest[1]), tracking
 

@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:
     from tsexp.tracking import spool
+    from tsexp.tracking.client import BOUND_S
 
     others: dict[str, int] = {}
     delivered, left = 0, 0
@@ -52,7 +53,7 @@ def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:
                 name = f"tracking.uri={store['uri']} tracking.experiment={store['experiment']}"
                 others[name] = others.get(name, 0) + 1
                 continue
-            spool.deliver(folder, replace(config, experiment=store["experiment"]), 0 if left else 15)
+            spool.deliver(folder, replace(config, experiment=store["experiment"]), 0 if left else BOUND_S)
             delivered += 1
         except ConfigError as error:
             left += 1
