@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsexp import __version__
 from tsexp import config as configs
+from tsexp.marks import ENDS
 
 if TYPE_CHECKING:
     from tsexp.report.store import Row
@@ -121,9 +122,6 @@ def metadata(facts: Facts) -> dict[str, str]:
         "tsexp_version": row.tags.get("tsexp.version", __version__),
         "run_id": row.run_id,
     }
-
-
-ENDS = ("", "_lo", "_hi")
 
 
 def card(facts: Facts, files: Mapping[str, str], needs: str) -> str:
@@ -255,13 +253,15 @@ def _accuracy(facts: Facts) -> str:
     m, found = facts.row.metrics, facts.accuracy()
     if found is None:
         return "None: its scores are not finite."
+    from tsexp.report.console import between
+
     share, low, high = (100 * v for v in found)
     rows = [
         ("accuracy, test split", f"{share:.1f} % [{low:.1f}, {high:.1f}]"),
         ("of the control", f"{100 * m['test/control_accuracy']:.1f} %"),
         (
             "lost against the control (negative: gained)",
-            _interval(m, "vs_dense/accuracy_drop", "_pt", "{:+.1f}") + " points",
+            between(m, "vs_dense/accuracy_drop", "{:+.1f}", "_pt") + " points",
         ),
     ]
     for name, what in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro F1")):
@@ -283,7 +283,7 @@ def _energy(facts: Facts) -> str:
     row, found = facts.row, facts.energy_j()
     if found is None:
         return "The record is invalid: no energy, no latency and no speedup are told."
-    from tsexp.report.console import si
+    from tsexp.report.console import between, si
 
     m, p, mark = row.metrics, row.params, _mark(row)
     value, low, high = found
@@ -292,10 +292,10 @@ def _energy(facts: Facts) -> str:
         (f"energy per series{mark}", f"{si(value, 'J')}{within}, gross"),
         (
             f"saving against the control{mark}",
-            _interval(m, "vs_dense/energy_saving", "_pct", "{:.1f}") + " %",
+            between(m, "vs_dense/energy_saving", "{:.1f}", "_pct") + " %",
         ),
-        ("times as fast as the control", _interval(m, "vs_dense/speedup", "", "{:.2f}")),
-        ("the same, of CPU time", _interval(m, "vs_dense/cpu_speedup", "", "{:.2f}")),
+        ("times as fast as the control", between(m, "vs_dense/speedup", "{:.2f}")),
+        ("the same, of CPU time", between(m, "vs_dense/cpu_speedup", "{:.2f}")),
         ("latency of a call", ", ".join(f"p{n} {m[f'latency/p{n}_ms']:.3f} ms" for n in (50, 90, 99))),
         ("loading", _both(m["cost/load_ms"] / 1e3, m.get("cost/load_j"), mark)),
         ("source of the energy", f"`{row.tags['tsexp.energy_source']}`: {facts.raw['scope']}"),
@@ -341,14 +341,6 @@ def _both(seconds: float, joules: float | None, mark: str) -> str:
     from tsexp.report.console import si
 
     return si(seconds, "s") + ("" if joules is None else f", {si(joules, 'J')}{mark}")
-
-
-def _interval(metrics: Mapping[str, float], key: str, first: str, form: str) -> str:
-    value, *ends = (metrics.get(f"{key}{end}") for end in (first, "_lo", "_hi"))
-    if value is None:
-        return NONE
-    known = [form.format(end) for end in ends if end is not None]
-    return form.format(value) + (f" [{', '.join(known)}]" if len(known) == 2 else "")
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

@@ -19,7 +19,7 @@ from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
-from tsexp.marks import COMPARISON, ESTIMATED
+from tsexp.marks import COMPARISON, ENDS, ESTIMATED
 
 if TYPE_CHECKING:  # --help need not wait for them
     from rich.table import Table
@@ -178,7 +178,6 @@ def _check(a: Side, b: Side, cfg: Config) -> None:
 
 
 SUBJECTS = {"a": "artifact", "b": "reference"}
-ENDS = ("", "_lo", "_hi")
 FROM_WINDOWS = {
     "energy_a_j": "energy/per_inference_j",
     "energy_b_j": "energy/reference_per_inference_j",
@@ -279,7 +278,7 @@ def table(answers: dict[str, float], windows: dict[str, float], valid: bool, mar
     from rich import box
     from rich.table import Table
 
-    from tsexp.report.console import si
+    from tsexp.report.console import between, si
 
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     out.add_column("")
@@ -288,14 +287,11 @@ def table(answers: dict[str, float], windows: dict[str, float], valid: bool, mar
     out.add_column("A against B [95 %]", no_wrap=True)
     n = answers | windows
 
-    def interval(key: str, form: str, first: str = "") -> str:
-        return "{} [{}, {}]".format(*(form.format(n[f"{key}{end}"]) for end in (first, "_lo", "_hi")))
-
     if "mcnemar_p" in answers:
         out.add_row(
             "accuracy, test split",
             *(f"{100 * n[f'accuracy_{end}']:.1f} %" for end in SUBJECTS),
-            f"{interval('accuracy_difference', '{:+.1f}', '_pt')} points",
+            f"{between(n, 'accuracy_difference', '{:+.1f}', '_pt')} points",
         )
         flips = f"{n['only_a_right']:.0f} : {n['only_b_right']:.0f}"
         out.add_row("only this one right", *flips.split(" : "), f"exact McNemar p {_p(n['mcnemar_p'])}")
@@ -303,14 +299,14 @@ def table(answers: dict[str, float], windows: dict[str, float], valid: bool, mar
         out.add_row(
             f"energy per series{mark}",
             *(si(n[f"energy_{end}_j"], "J") for end in SUBJECTS),
-            f"saving {interval('energy_saving', '{:.1f}', '_pct')} %",
+            f"saving {between(n, 'energy_saving', '{:.1f}', '_pct')} %",
         )
         out.add_row(
             "time per call",
             *(si(n[f"call_ms_{end}"] / 1e3, "s") for end in SUBJECTS),
-            f"speedup {interval('speedup', '{:.2f}')}",
+            f"speedup {between(n, 'speedup', '{:.2f}')}",
         )
-        out.add_row("", "", "", f"of CPU time {interval('cpu_speedup', '{:.2f}')}")
+        out.add_row("", "", "", f"of CPU time {between(n, 'cpu_speedup', '{:.2f}')}")
     else:
         out.add_row("energy, time", "invalid", "invalid", "")
     for key, name in SIZES.items():

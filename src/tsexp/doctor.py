@@ -164,6 +164,7 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
     from tsexp.cache import Cache
     from tsexp.config import QuantConfig, RuntimeConfig
     from tsexp.energy import record as records
+    from tsexp.report.console import between
 
     processes.start(energy.PRELOAD)
     cfg = configs.parse(configs.composed("measure=quick", f"measure.meter={meter}"))
@@ -186,9 +187,9 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
             )
             out.add_row(
                 what, str(seed),
-                _interval(record.metrics, "energy_saving_pct", "energy_saving", "{:.2f}"),
-                _interval(record.metrics, "speedup", "speedup", "{:.3f}"),
-                _interval(record.metrics, "cpu_speedup", "cpu_speedup", "{:.3f}"),
+                between(record.metrics, "vs_dense/energy_saving", "{:.2f}", "_pct"),
+                between(record.metrics, "vs_dense/speedup", "{:.3f}"),
+                between(record.metrics, "vs_dense/cpu_speedup", "{:.3f}"),
                 "yes" if _holds(record, -100 * planted) else "no",
                 "; ".join(record.invalid_reasons + record.warnings),
             )  # fmt: skip
@@ -253,13 +254,6 @@ def untrained(cfg: Config, dataset: Dataset, cache: Cache) -> Fitted:
             training.save(models.build(cfg.model, dataset), [], target)
 
     return Fitted(cache.stage("untrained", 1, {"model": asdict(cfg.model), "data": dataset.checksum}, build))
-
-
-def _interval(metrics: dict[str, float], key: str, bounds: str, form: str) -> str:
-    value, low, high = (
-        form.format(metrics.get(f"vs_dense/{k}", math.nan)) for k in (key, f"{bounds}_lo", f"{bounds}_hi")
-    )
-    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

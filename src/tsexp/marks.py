@@ -10,3 +10,5 @@ NOT_FINITE = "scores that are not finite"
 SWEEP, COMPARISON, MEASUREMENT = "sweep", "compare", "measure"
 OTHERS = {SWEEP: "a sweep", COMPARISON: "a comparison", MEASUREMENT: "a measurement of something else"}
 """Stages (tag ``tsexp.stage``) of runs that are no experiment → what they are."""
+ENDS = ("", "_lo", "_hi")
+"""Of a name: the value itself, and the ends of its interval."""

@@ -12,7 +12,7 @@ from tsexp import tasks
 from tsexp.data import Dataset, FloatArray, IntArray
 from tsexp.energy import hardware
 from tsexp.energy.meters import CpuTimeMeter
-from tsexp.marks import NOT_FINITE
+from tsexp.marks import ENDS, NOT_FINITE
 
 if TYPE_CHECKING:
     from tsexp.energy.measuring import Scores
@@ -159,9 +159,6 @@ def summarize(raw: dict[str, Any]) -> dict[str, float]:
             for end, v in zip(ENDS, less_energy, strict=True)
         },
     }
-
-
-ENDS = ("", "_lo", "_hi")
 
 
 def _starting(raw: dict[str, Any]) -> dict[str, float]:

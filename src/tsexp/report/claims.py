@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tsexp.marks import ENDS
 from tsexp.report.console import ESTIMATE
 from tsexp.report.statistics import MARGIN_PT, Interval, describe, difference, first_machine, over_seeds
 
@@ -329,7 +330,7 @@ def with_speedup_in_runtime(rows: pd.DataFrame) -> pd.DataFrame:
     against its own control; NaN for that model itself, in eager PyTorch (it is the speedup there), and where
     it was not measured.
     """
-    names = [f"runtime_speedup{end}" for end in ("", "_lo", "_hi")]
+    names = [f"runtime_speedup{end}" for end in ENDS]
     itself = (rows["ratio"] == 0) & (rows["mode"] == "none") | (rows["runtime"] == "eager")
     found = [
         None if alone else change_in_runtime("speed", row, rows)

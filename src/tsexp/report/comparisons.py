@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tsexp.config import digest
+from tsexp.marks import ENDS
 from tsexp.report.store import Row
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ KINDS: dict[str, str] = {
         )
         for side in SIDES
     },
-    **{f"{name}{end}": "float" for name in _INTERVALS for end in ("", "_lo", "_hi")},
+    **{f"{name}{end}": "float" for name in _INTERVALS for end in ENDS},
     "mcnemar_p": "float",
     **dict.fromkeys(("batch_size", "threads", "repeats", "processes"), "int"),
     "window_s": "float",
@@ -101,7 +102,7 @@ def of_run(row: Row, sides: Mapping[str, Row], hardware: Mapping[str, Any]) -> d
         "cpu_speedup": ("cpu_speedup", ""),
     }
     for name, (stored, first) in intervals.items():
-        for end in ("", "_lo", "_hi"):
+        for end in ENDS:
             out[f"{name}{end}"] = found.get(f"{stored}{end or first}", math.nan)
     return out
 

@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 
 from rich.box import SIMPLE_HEAD
@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tsexp.marks import ENDS
 from tsexp.report.store import Row
 
 ESTIMATE = "†"
@@ -66,7 +67,7 @@ def table(row: Row) -> RenderableType:
         out.add_row(f"energy per series{mark}", _energy(row), f"saving {_saving(row)} %")
         out.add_row("latency of a call, p50", f"{_number(m, 'latency/p50_ms', '.3f')} ms", "")
         for what, key in (("time", "speedup"), ("CPU time", "cpu_speedup")):
-            out.add_row(f"speedup, {what}", "", _between(m, key, f"{key}_lo", f"{key}_hi", "{:.2f}"))
+            out.add_row(f"speedup, {what}", "", between(m, f"vs_dense/{key}", "{:.2f}"))
     else:
         out.add_row("energy, latency, speedup", "invalid", "")
     removed = f"{m['prune/achieved_ratio']:.0%}" if "prune/achieved_ratio" in m else NONE
@@ -322,17 +323,18 @@ def _side(metrics: dict[str, float], key: str) -> int:
 
 
 def _drop(row: Row) -> str:
-    return _between(row.metrics, "accuracy_drop_pt", "accuracy_drop_lo", "accuracy_drop_hi", "{:+.1f}")
+    return between(row.metrics, "vs_dense/accuracy_drop", "{:+.1f}", "_pt")
 
 
 def _saving(row: Row) -> str:
-    return _between(row.metrics, "energy_saving_pct", "energy_saving_lo", "energy_saving_hi", "{:.1f}")
+    return between(row.metrics, "vs_dense/energy_saving", "{:.1f}", "_pct")
 
 
-def _between(metrics: dict[str, float], value: str, low: str, high: str, form: str) -> str:
-    if f"vs_dense/{value}" not in metrics:
+def between(metrics: Mapping[str, float], key: str, form: str, first: str = "") -> str:
+    """Return ``value [low, high]`` of what is called `key`, its value with `first` at the end."""
+    if f"{key}{first}" not in metrics:
         return NONE
-    middle, *ends = (form.format(metrics.get(f"vs_dense/{k}", math.nan)) for k in (value, low, high))
+    middle, *ends = (form.format(metrics.get(f"{key}{end}", math.nan)) for end in (first, *ENDS[1:]))
     return f"{middle} [{', '.join(ends)}]"
 
 

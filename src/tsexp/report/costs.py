@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tsexp.marks import ENDS
 from tsexp.report.points import SIDES
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def of(rows: pd.DataFrame) -> pd.DataFrame:
 def _costs(row: Any) -> dict[str, Any]:
     side = row["energy"]
     dense_j = row[f"{side}_reference_j"]
-    saved = {end: dense_j * row[f"{side}_saving_pct{end}"] / 100 for end in ("", "_lo", "_hi")}
+    saved = {end: dense_j * row[f"{side}_saving_pct{end}"] / 100 for end in ENDS}
     after = {
         end: row["cost_compress_j"] / j if j > 0 else math.nan if math.isnan(j) else math.inf
         for end, j in saved.items()

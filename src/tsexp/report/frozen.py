@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp import alive
 from tsexp.config import NOT_ASKED, digest, redact
-from tsexp.marks import COMPARISON, OTHERS, PROTOCOL_VERSION
+from tsexp.marks import COMPARISON, ENDS, OTHERS, PROTOCOL_VERSION
 from tsexp.progress import bar
 from tsexp.report import comparisons
 from tsexp.report.store import ReportError, Row
@@ -695,7 +695,7 @@ FROM_WINDOWS = (
     *(f"{side}_{name}" for side in ("measured", "estimated") for name in ENERGY),
     *("latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "series_per_s", "peak_mb"),
     *("cost_load_ms", "cost_load_j", "cost_first_call_ms", "cost_first_call_j", "cost_break_even_inferences"),
-    *(f"{kind}speedup{end}" for kind in ("", "cpu_") for end in ("", "_lo", "_hi")),
+    *(f"{kind}speedup{end}" for kind in ("", "cpu_") for end in ENDS),
 )
 """Columns that an invalid record does not have."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tsexp.marks import ENDS
 from tsexp.report import claims
 from tsexp.report.frozen import Frozen
 from tsexp.report.statistics import Interval, aggregate, difference, first_machine
@@ -15,7 +16,6 @@ from tsexp.report.statistics import Interval, aggregate, difference, first_machi
 if TYPE_CHECKING:
     import pandas as pd
 
-ENDS = ("", "_lo", "_hi")
 ON_EACH = ("speedup", "accuracy_pct")
 """Shown of both machines."""
 ALIKE = ["config", "data_checksum", "runtime", "device"]

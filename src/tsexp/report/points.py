@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tsexp.marks import ESTIMATED
+from tsexp.marks import ENDS, ESTIMATED
 from tsexp.report.frozen import Frozen
 from tsexp.report.statistics import aggregate
 from tsexp.report.style import COLOURS, LEAST
@@ -32,7 +32,6 @@ VALUES = {
 }
 """What a point has, and its column in the tables."""
 SIDES = ("measured", "estimated")
-ENDS = ("", "_lo", "_hi")
 CONTROL = ["dataset", "model", "tuning"]
 """Names a control."""
 
@@ -159,7 +158,7 @@ def _controls(rows: pd.DataFrame) -> pd.DataFrame:
     """
     energies = {side: f"{side}_reference_j" for side in SIDES}
     most = rows.sort_values("n", ascending=False, kind="stable").drop_duplicates(CONTROL)
-    of = {f"accuracy_pct{end}": most[f"control_accuracy_pct{end}"] for end in ("", "_lo", "_hi")}
+    of = {f"accuracy_pct{end}": most[f"control_accuracy_pct{end}"] for end in ENDS}
     table = most[[*CONTROL, "n", "dense_accuracy_pct"]].assign(**of)
     joules = (
         rows.groupby(CONTROL)[list(energies.values())]

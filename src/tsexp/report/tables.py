@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.files import whole
-from tsexp.marks import ESTIMATED
+from tsexp.marks import ENDS, ESTIMATED
 from tsexp.report import claims, company, comparisons, costs, machines
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
@@ -39,7 +39,6 @@ LATEX = {
 }
 
 SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
-ENDS = ("", "_lo", "_hi")
 OURS = {"ours": "ours", "estimate": f"ours, estimated{ESTIMATE}"}
 CLAIM_STYLE = {"energy": (1, "+", " %"), "speed": (2, "", "x"), "accuracy": (1, "+", " points")}
 """Digits, sign and unit of a change, by kind of claim."""
@@ -443,7 +442,7 @@ def _with_interval(
 
 def _interval(head: str, name: str, digits: int, sign: str = "", mark: str = "", scale: float = 1) -> Show:
     def text(row: Any) -> str:
-        value, low, high = (scale * row[f"{name}{end}"] for end in ("", "_lo", "_hi"))
+        value, low, high = (scale * row[f"{name}{end}"] for end in ENDS)
         return _with_interval(value, low, high, digits, sign, "", mark) or _nothing(row, name)
 
     return Show(head, text, (name, f"{name}_lo", f"{name}_hi"))
