@@ -20,7 +20,6 @@ FROM_STORE = "tsexp.merged_from"
 FROM_RUN = "tsexp.merged_run"
 """Tags of a run that was brought: the store and the run that it was copied from. ``tsexp.host`` says which
 machine measured it."""
-PAGE = 200
 OF_THE_STORE = ("mlflow.artifactLocation", "mlflow.parentRunId", "mlflow.user")
 """Tags that mean something in their own store alone."""
 
@@ -121,19 +120,11 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
 
 def _results(client: Any, number: str) -> list[Any]:
     """All finished jobs, oldest first."""
-    found, token = [], None
-    while True:
-        page = client.search_runs(
-            [number],
-            "attributes.status = 'FINISHED' and tags.`tsexp.stage` = 'done'",
-            max_results=PAGE,
-            page_token=token,
-            order_by=["attributes.start_time ASC"],
-        )
-        found += [run for run in page if "tsexp.signature" in run.data.tags]
-        token = page.token
-        if not token:
-            return found
+    from tsexp.report.store import every
+
+    done = "attributes.status = 'FINISHED' and tags.`tsexp.stage` = 'done'"
+    found = every(client, number, done, "attributes.start_time ASC")
+    return [run for run in found if "tsexp.signature" in run.data.tags]
 
 
 def _brought(into: TrackingConfig, run_id: str) -> bool:

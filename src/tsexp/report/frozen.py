@@ -22,7 +22,7 @@ from tsexp.config import NOT_ASKED, digest, redact
 from tsexp.marks import COMPARISON, ENDS, OTHERS, PROTOCOL_VERSION
 from tsexp.progress import bar
 from tsexp.report import comparisons
-from tsexp.report.store import ReportError, Row
+from tsexp.report.store import ReportError, Row, every
 from tsexp.report.store import row as as_row
 
 if TYPE_CHECKING:
@@ -506,23 +506,15 @@ def _search(client: Any, experiment_id: str, where: str) -> list[Row]:
     """All runs, the newest first."""
     from mlflow.exceptions import MlflowException
 
-    rows, token = [], None
-    while True:
-        try:
-            page = client.search_runs(
-                [experiment_id], where, order_by=["attributes.start_time DESC"], page_token=token
-            )
-        except MlflowException as error:
-            raise ReportError(
-                f"the store does not take where={where!r}: {_reason(error)}; an example that it takes: "
-                "where=\"params.`data.name` = 'ACSF1'\""
-                if where
-                else f"the store does not answer: {_reason(error)}"
-            ) from None
-        rows += [as_row(run) for run in page]
-        token = page.token
-        if not token:
-            return rows
+    try:
+        return [as_row(run) for run in every(client, experiment_id, where, "attributes.start_time DESC")]
+    except MlflowException as error:
+        raise ReportError(
+            f"the store does not take where={where!r}: {_reason(error)}; an example that it takes: "
+            "where=\"params.`data.name` = 'ACSF1'\""
+            if where
+            else f"the store does not answer: {_reason(error)}"
+        ) from None
 
 
 def _newest(rows: list[Row], left_out: LeftOut) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,17 @@ def read(client: Any, run_ids: Sequence[str]) -> list[Row]:
             some = client.search_runs([place], f"attributes.run_id IN ({names})", max_results=AT_ONCE)
             found |= {run.info.run_id: row(run) for run in some}
     return [found[i] if i in found else row(client.get_run(i)) for i in run_ids]
+
+
+def every(client: Any, experiment_id: str, where: str, order: str) -> Iterator[Any]:
+    """Yield all runs of an experiment that a filter takes, page by page: `mlflow.entities.Run`."""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], where, order_by=[order], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def row(run: Any) -> Row:
