@@ -32,7 +32,7 @@ TRUE_SAVING_PCT = 100 * (1 - WATTS["artifact"] / WATTS["reference"] / 1.25)
 
 
 def log_of(samples: np.ndarray, offset_s: float = 0.0) -> PowerLog:
-    return PowerLog("log", samples[:, 0] - offset_s, samples[:, 1], np.arange(len(samples)) + 2, offset_s)
+    return PowerLog(samples[:, 0] - offset_s, samples[:, 1], np.arange(len(samples)) + 2, offset_s)
 
 
 def filled(made: Made, samples: np.ndarray, offset_s: float = 0.0) -> dict[str, Any]:

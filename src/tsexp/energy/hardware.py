@@ -134,14 +134,12 @@ def peaks(threads: int) -> dict[str, float]:
     """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    from tsexp.models import using_threads
+
+    with using_threads(threads):
         a, b = torch.randn(2, PEAK_SIZE, PEAK_SIZE)
         a16, b16 = a.bfloat16(), b.bfloat16()
         found = {"fp32": _gmacs(lambda: a @ b), "bf16": _gmacs(lambda: a16 @ b16)}
-    finally:
-        torch.set_num_threads(before)
     with contextlib.suppress(ImportError):
         found["int8"] = _gmacs(_int8_product(threads))
     return found

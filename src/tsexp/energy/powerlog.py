@@ -47,8 +47,6 @@ class PowerLog:
 
     Attributes
     ----------
-    name
-        Of the file, for messages.
     unix_s
         When, by this machine's clock: float64 (samples,).
     watts
@@ -59,7 +57,6 @@ class PowerLog:
         What the log's own clock was taken to be ahead of this machine's, and was taken off ``unix_s``.
     """
 
-    name: str
     unix_s: Floats
     watts: Floats
     line: IntArray
@@ -118,12 +115,10 @@ class PowerLog:
 
     @cached_property
     def _cumulated(self) -> tuple[Floats, Floats]:
+        from scipy.integrate import cumulative_trapezoid
+
         times, watts, _ = self._sorted
-
-        def cumulated(values: Floats) -> Floats:
-            return np.concatenate([[0.0], np.cumsum(np.diff(times) * (values[1:] + values[:-1]) / 2)])
-
-        return cumulated(watts), cumulated(watts**2)
+        return tuple(cumulative_trapezoid(watts**power, times, initial=0) for power in (1, 2))
 
     def samples(self, start_unix_s: float, end_unix_s: float) -> int:
         """How many lie within."""
@@ -199,9 +194,7 @@ def read(path: Path, offset_s: float = 0.0) -> PowerLog:
         raise ConfigError(
             f"the power log {path} has {len(set(unix_s))} samples so far; at least {LEAST_LINES} are needed"
         )
-    return PowerLog(
-        path.name, np.array(unix_s) - offset_s, np.array(watts), np.array(numbers, np.int64), offset_s
-    )
+    return PowerLog(np.array(unix_s) - offset_s, np.array(watts), np.array(numbers, np.int64), offset_s)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:

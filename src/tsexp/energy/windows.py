@@ -39,6 +39,7 @@ IDLE_PROCESSES = 2
 """Only so many processes have an idle window: the idle power is that of the machine."""
 EMPTY_WINDOWS = 20
 """From which the meter's own overhead is taken."""
+QUICK_S, QUICK_ROUNDS = 0.2, 5
 JUNK, JUNK_BYTES = 2000, 1 << 16
 DECOY_CALLS = 3
 
@@ -298,22 +299,16 @@ def _children_s() -> float:
     return float(seconds)
 
 
-def quick_ms(
-    subject: Subject,
-    feed: list[FloatArray],
-    clock: Callable[[], float],
-    window_s: float = 0.2,
-    rounds: int = 5,
-) -> float:
+def quick_ms(subject: Subject, feed: list[FloatArray], clock: Callable[[], float]) -> float:
     """Milliseconds per series by a clock, the best of several short stretches.
 
     Enough to choose by, no measurement.
     """
-    stride = _work(subject, feed, window_s / 4, 1, 0.0)
+    stride = _work(subject, feed, QUICK_S / 4, 1, 0.0)
     best = float("inf")
-    for _ in range(rounds):
+    for _ in range(QUICK_ROUNDS):
         start = clock()
-        calls = _work(subject, feed, window_s, max(1, stride // 8), 0.0)
+        calls = _work(subject, feed, QUICK_S, max(1, stride // 8), 0.0)
         best = min(best, (clock() - start) / calls)
     return 1e3 * best / len(feed[0])
 

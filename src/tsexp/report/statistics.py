@@ -179,9 +179,9 @@ def difference(one: Interval, other: Interval) -> Interval:
     )
 
 
-def degradation(low_pt: float, high_pt: float, margin_pt: float = MARGIN_PT) -> str:
+def degradation(low_pt: float, high_pt: float) -> str:
     """What an interval of the drop means: ``kept`` (within the margin), ``lost`` (beyond), ``undecided``."""
-    return "kept" if high_pt <= margin_pt else "lost" if low_pt > margin_pt else "undecided"
+    return "kept" if high_pt <= MARGIN_PT else "lost" if low_pt > MARGIN_PT else "undecided"
 
 
 def aggregate(frozen: Frozen) -> pd.DataFrame:
