@@ -25,8 +25,8 @@ setup: .venv/.dev ## make .venv with everything but what clusters and a team's s
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs,notebooks]'
 	@touch $@
 
-run: .venv/.done ## the main job: train, prune at three ratios, measure; a table and a picture at the end
-	$(BIN)/python -m tsexp -m prune.ratio=0,0.3,0.5 $(ARGS)
+run: .venv/.done ## the main job: train T4, deploy it, prune it twice, measure; a table and a picture at the end
+	$(BIN)/python -m tsexp -m model=t4 variant=dense,onnxruntime,all_50,all_75 $(ARGS)
 
 study: .venv/.done ## the whole study, hours: python -m tsexp plan experiment=paper says how many; the same command goes on where it stopped
 	@failed=0; for part in paper paper_company; do \

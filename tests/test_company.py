@@ -241,6 +241,6 @@ def test_the_words_stand_below_the_table_and_in_the_page(tmp_path):
 def test_an_estimator_is_not_called_fp32_or_eager():
     rows = aggregate(study(run("quant_forest", 93, 368, estimator=True), run("t4", 92, 16)))
     assert [words.describe(row) for _, row in rows.iterrows()] == [
-        "quant_forest, as it is",
+        "quant_forest, as trained",
         "t4, eager, fp32, not pruned",
     ]

@@ -334,10 +334,10 @@ def describe(row: Any) -> str:
 def way(row: Any, runtime: bool = True) -> str:
     """How a model is deployed, in words: ``onnxruntime, static, pruned 0.5 (l1 global)``.
 
-    Of a model whose products are not counted, which is no network: ``as it is``.
+    Of a model whose products are not counted, which is no network: ``as trained``.
     """
     if math.isnan(row["macs"]):
-        return "as it is"
+        return "as trained"
     pruned = f"pruned {row['ratio']:.3g} ({row['method']} {row['scope']})" if row["ratio"] else "not pruned"
     number_format = "fp32" if row["mode"] == "none" else row["mode"]
     return ", ".join([*([row["runtime"]] if runtime else []), number_format, pruned])

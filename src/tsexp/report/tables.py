@@ -590,7 +590,7 @@ COMPANY = (
     *(_word("chosen", "chosen"), N),
 )
 COMPANY_SAID = (
-    "As trained: dense, fp32, runtime eager; an estimator in its own library. Best compression: the least "
+    "As trained: dense, fp32, runtime eager; an estimator without a runtime. Best compression: the least "
     f"energy of all that lose at most {MARGIN_PT:g} point on validation series against their control, or, if "
     "none does, the least loss there. mJ/correct: energy per correct answer, mJ/series over accuracy. "
     "Training: with pruning, tuning and conversion."
