@@ -15,6 +15,7 @@ import pandas as pd
 
 from tsexp.report import claims, frozen
 from tsexp.report import company as deploying
+from tsexp.report.console import between
 from tsexp.report.statistics import aggregate
 
 COMPANY, STUDY = (Path(__file__).parent / part for part in ("company", "study"))
@@ -124,12 +125,6 @@ def accuracy_and_energy(row: Any) -> str:
     return f"{row['accuracy_pct']:.1f}, {mj(row)}{n}"
 
 
-def interval(row: Any, name: str, form: str) -> str:
-    """A value with its 95 % interval."""
-    numbers = [form.format(row[f"{name}{end}"]) for end in ("", "_lo", "_hi")]
-    return "{} [{}, {}]".format(*(n if float(n) else form.format(0.0) for n in numbers))  # not -0.0
-
-
 def in_short() -> None:
     """The first table of the README."""
     some = {k.strip("*"): T4[k] for k in ("T4, eager PyTorch", "T4, ONNX Runtime", "**T4-50**", "**T4-75**")}
@@ -162,7 +157,7 @@ PRUNED = {k: way for k, way in T4.items() if way[3] or k in ("T4, ONNX Runtime",
 
 def speed() -> None:
     """Times as fast as dense eager PyTorch."""
-    by_dataset("times as fast", PRUNED, lambda row: interval(row, "speedup", "{:.2f}"))
+    by_dataset("times as fast", PRUNED, lambda row: between(row, "speedup", "{:.2f}"))
 
 
 def lost() -> None:
@@ -170,7 +165,7 @@ def lost() -> None:
     words = {"kept": "**kept**", "undecided": "open", "lost": "lost", "reference": "–"}
     ways = {k: way for k, way in PRUNED.items() if way[3]}
     by_dataset(
-        "points lost", ways, lambda row: f"{interval(row, 'drop_pt', '{:+.1f}')} {words[row['degradation']]}"
+        "points lost", ways, lambda row: f"{between(row, 'drop_pt', '{:+z.1f}')} {words[row['degradation']]}"
     )
 
 
@@ -295,9 +290,9 @@ def head_to_head() -> None:
                 [
                     str(row["seed_a"]),
                     f"{100 * row['accuracy_a']:.1f}, {100 * row['accuracy_b']:.1f}",
-                    interval(row, "difference_pt", "{:+.1f}"),
+                    between(row, "difference_pt", "{:+z.1f}"),
                     "< 0.001" if p < 0.001 else f"{p:.2g}",
-                    interval(row, "estimated_saving_pct", "{:.1f}"),
+                    between(row, "estimated_saving_pct", "{:.1f}"),
                 ],
             )
         )
@@ -358,7 +353,7 @@ def study_runtimes() -> None:
     table(
         "times as fast as dense eager PyTorch",
         (
-            (k, [interval(rows.loc[(*way, d)], "speedup", "{:.2f}") for d in STUDIED])
+            (k, [between(rows.loc[(*way, d)], "speedup", "{:.2f}") for d in STUDIED])
             for k, way in ways.items()
         ),
         STUDIED,
@@ -391,7 +386,7 @@ def study_pruned() -> None:
                     (
                         name,
                         [
-                            f"{in_runtime(r)}; {interval(r, 'drop_pt', '{:+.1f}')}{states[r['degradation']]}"
+                            f"{in_runtime(r)}; {between(r, 'drop_pt', '{:+z.1f}')}{states[r['degradation']]}"
                             for r in of
                         ],
                     )
@@ -405,8 +400,8 @@ def study_together() -> None:
     made = []
     for label, ratio in (("T4-50", 0.5), ("T4-75", 0.75)):
         of = [rows.loc[("t4", ORT, "all", ratio, "none", d)] for d in STUDIED]
-        made.append((f"{label}, times as fast", [interval(r, "speedup", "{:.2f}") for r in of]))
-        less = [interval(r, "estimated_saving_pct", "{:.1f}") for r in of]
+        made.append((f"{label}, times as fast", [between(r, "speedup", "{:.2f}") for r in of]))
+        less = [between(r, "estimated_saving_pct", "{:.1f}") for r in of]
         made.append((f"{label}, less energy†, %", less))
     table("against dense eager PyTorch", made, STUDIED)
 
