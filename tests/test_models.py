@@ -91,7 +91,7 @@ def test_saved_model_comes_back_bit_equal(tiny_model, load_data, tmp_path, name,
     np.testing.assert_array_equal(scores(again, dataset.x_test[:8]), scores(model, dataset.x_test[:8]))
 
 
-@pytest.mark.parametrize("scale", ["none", "znorm", "minmax", "standard"])
+@pytest.mark.parametrize("scale", ["none", "znorm", "minmax", "standard", "znorm_raw"])
 def test_arch_survives_json(load_data, scale):
     dataset = load_data("BasicMotions", scale=scale)
     arch = replace(
@@ -110,7 +110,7 @@ def test_a_description_by_another_version_is_refused(load_data):
 
 @pytest.mark.parametrize("tokenizer", ["patch", "conv_stem"])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("scale", ["znorm", "standard"])
+@pytest.mark.parametrize("scale", ["znorm", "standard", "znorm_raw"])
 def test_padding_does_not_change_scores(tiny_model, load_data, tokenizer, pooling, scale):
     dataset = load_data("PickupGestureWiimoteZ", scale=scale)
     model = tiny_model(dataset, f"model.tokenizer={tokenizer}", f"model.pooling={pooling}")
@@ -170,11 +170,14 @@ def test_score_does_not_depend_on_the_rest_of_the_batch(tiny_model, request, dat
     np.testing.assert_allclose(scores(model, x[::-1])[::-1], every, atol=1e-5)
 
 
-def scaled(series, scale, mean, std):
+def scaled(series, scale, mean=None, std=None, unit=None):
     """One (channels, time) series in float64."""
     s = series.astype(np.float64)
     if scale == "znorm":
         return (s - s.mean(1, keepdims=True)) / s.std(1, keepdims=True)
+    if scale == "znorm_raw":
+        raw = (np.arcsinh(s / np.array(unit)[:, None]) - np.array(mean)[:, None]) / np.array(std)[:, None]
+        return np.concatenate([scaled(s, "znorm"), raw])
     if scale == "minmax":
         return (s - s.min(1, keepdims=True)) / np.ptp(s, axis=1, keepdims=True)
     if scale == "standard":
@@ -182,16 +185,14 @@ def scaled(series, scale, mean, std):
     return s
 
 
-@pytest.mark.parametrize("scale", ["none", "znorm", "minmax", "standard"])
+@pytest.mark.parametrize("scale", ["none", "znorm", "minmax", "standard", "znorm_raw"])
 @pytest.mark.parametrize("lengths", [(20, 20, 20), (20, 7, 13)], ids=["equal", "unequal"])
 def test_scaling_is_numpys(scale, lengths):
-    statistics = {"mean": (1.0, 2.0), "std": (0.5, 3.0)}
+    statistics = {"mean": (1.0, 2.0), "std": (0.5, 3.0)} if scale in ("standard", "znorm_raw") else {}
+    if scale == "znorm_raw":
+        statistics["unit"] = (0.1, 10.0)
     unequal = len(set(lengths)) > 1
-    preprocess = Preprocess(
-        Preprocessing(
-            scale, 20, resample=False, masked=unequal, **(statistics if scale == "standard" else {})
-        )
-    )
+    preprocess = Preprocess(Preprocessing(scale, 20, resample=False, masked=unequal, **statistics))
     x = ragged(lengths)
     out, mask = preprocess(as_tensor(x))
     if unequal:
@@ -219,8 +220,7 @@ def test_resampling_is_numpys(length, scale):
     assert mask is None
     for row, series, n in zip(out.numpy(), x, lengths, strict=True):
         expected = [
-            np.interp(np.linspace(0, n - 1, length), np.arange(n), c)
-            for c in scaled(series[:, :n], scale, None, None)
+            np.interp(np.linspace(0, n - 1, length), np.arange(n), c) for c in scaled(series[:, :n], scale)
         ]
         np.testing.assert_allclose(row, expected, atol=1e-4)
 

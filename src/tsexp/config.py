@@ -117,7 +117,7 @@ class DataConfig:
 
     name: str = MISSING
     path: str | None = MISSING
-    scale: str = choice("auto", "none", "znorm", "minmax", "standard")
+    scale: str = choice("auto", "none", "znorm", "minmax", "standard", "znorm_raw")
     unequal: str = choice("pad", "resample")
     length: int | None = number(ge=8)
     missing: str = choice("interpolate", "error")
@@ -133,6 +133,8 @@ class ModelConfig:
 
     gradient: ClassVar[bool] = True
     """Fitted by gradient descent: the ``train`` group matters."""
+    raw: ClassVar[bool] = False
+    """Takes the raw series as channels of their own, ``data.scale=znorm_raw`` (`BaseArch.inputs`)."""
 
     def problems(self) -> list[str]:
         """Return what is wrong with keys that are right by themselves; one line each."""
@@ -390,6 +392,11 @@ def parse(cfg: DictConfig) -> Config:
             f"measure.repeats={config.measure.repeats} pairs of windows of "
             f"measure.window_s={config.measure.window_s:g} take {at_least_s:.4g} s and more, longer than "
             f"measure.timeout_s={config.measure.timeout_s:g}; use fewer pairs, shorter windows, or more time"
+        )
+    if config.data.scale == "znorm_raw" and not config.model.raw:
+        problems.append(
+            f"data.scale=znorm_raw is not for model={config.model.name}, which takes series as they are or sees "
+            "their levels by itself; use data.scale=auto"
         )
     if problems:
         raise ConfigError("\n".join(problems))

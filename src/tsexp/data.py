@@ -36,6 +36,8 @@ NONE_WITHHELD = (
 )
 LARGEST = 1e15
 """Of values: sums of their squares have to be finite in float32."""
+SMALL = 0.1
+"""Share of the raw values, without their signs, that is small: what `asinh` takes nearly as it is."""
 SHOWN = 40
 """Characters of a wrong name that a message quotes."""
 
@@ -48,7 +50,8 @@ class Preprocessing:
     ----------
     scale
         ``none``; ``znorm`` and ``minmax`` per series and channel; ``standard`` with `mean` and `std` of the
-        train split.
+        train split; ``znorm_raw``: ``znorm``, and behind these channels as many of asinh(series / `unit`) (large
+        values by their logarithm, in effect), scaled with `mean` and `std` of what they are on the train split.
     length
         Time steps the network sees. Longer series are cropped, shorter ones padded, or all are resampled to
         it.
@@ -57,7 +60,9 @@ class Preprocessing:
     masked
         The data has unequal lengths and is padded: attention and pooling must ignore the padding.
     mean, std
-        Per channel, for ``standard``; empty otherwise.
+        Per channel, for ``standard`` and ``znorm_raw``; empty otherwise.
+    unit
+        Per channel, for ``znorm_raw``: what is small there; empty otherwise.
     """
 
     scale: str
@@ -66,6 +71,12 @@ class Preprocessing:
     masked: bool
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    unit: tuple[float, ...] = ()
+
+    @property
+    def signals(self) -> int:
+        """How many channels the model sees of one of a series."""
+        return 2 if self.scale == "znorm_raw" else 1
 
     @property
     def ragged(self) -> bool:
@@ -75,7 +86,7 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
         """Rebuild from the plain values of ``arch.json``."""
-        return cls(**raw | {"mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
 
 
 @dataclass(frozen=True)
@@ -473,8 +484,12 @@ def _preprocessing(
     resample = config.length is not None or (config.unequal == "resample" and len(lengths) > 1)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    if config.scale == "standard":
+    unit: tuple[float, ...] = ()
+    if config.scale in ("standard", "znorm_raw"):
         values = np.concatenate([train[i] for i in fit], axis=1).astype(np.float64)
+        if config.scale == "znorm_raw":
+            unit = tuple(map(small_of, np.abs(values)))
+            values = np.arcsinh(values / np.array(unit)[:, None])
         mean = tuple(map(float, values.mean(1)))
         rounding = np.minimum(1e-8, 1e-6 * np.abs(values).max(1))  # of a constant, in whatever unit
         std = tuple(float(v) if v > r else 1.0 for v, r in zip(values.std(1), rounding, strict=True))
@@ -485,4 +500,12 @@ def _preprocessing(
         masked=not resample and len(lengths) > 1,
         mean=mean,
         std=std,
+        unit=unit,
     )
+
+
+def small_of(sizes: FloatArray) -> float:
+    """What is a small one of these absolute values; 1 where all are zero."""
+    sizes = sizes[sizes > 0]  # nor where there are none
+    # So large a range that the ratio were infinite is left.
+    return max(float(np.quantile(sizes, SMALL)), 1e-30 * float(sizes.max())) if len(sizes) else 1.0

@@ -27,6 +27,11 @@ class BaseArch:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
 
+    @property
+    def inputs(self) -> int:
+        """Channels behind the preprocessing."""
+        return self.channels * self.preprocessing.signals
+
     @classmethod
     def of(cls, dataset: Dataset, **own: Any) -> Self:
         """Describe a model for a dataset; `own` are the family's fields."""

@@ -26,16 +26,24 @@ def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
     return x.masked_fill(~valid, 0).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True)
 
 
+def _znormed(x: Tensor, valid: Tensor | None) -> Tensor:
+    largest = (x if valid is None else x.masked_fill(~valid, 0)).abs().amax(-1, keepdim=True)
+    x = x - _mean(x, valid)
+    x = x - _mean(x, valid)  # of a flat series, the first leaves noise, in every runtime another
+    return x / _spread(_mean(x.square(), valid).sqrt(), largest)
+
+
 class Preprocess(nn.Module):
     """Scale, then crop, pad or resample; no parameters.
 
     Input: float (batch, channels, time), NaN after the end of a shorter series (only if ``spec.masked`` or
-    ``spec.resample``). Output: float (batch, channels, ``spec.length``) with zeros as padding, and a bool
-    mask (batch, ``spec.length``), True where there is data, or None if ``spec.masked`` is false.
+    ``spec.resample``). Output: float (batch, channels × ``spec.signals``, ``spec.length``) with zeros as padding,
+    and a bool mask (batch, ``spec.length``), True where there is data, or None if ``spec.masked`` is false.
     """
 
     mean: Tensor
     std: Tensor
+    unit: Tensor
 
     def __init__(self, spec: Preprocessing) -> None:
         super().__init__()
@@ -43,6 +51,7 @@ class Preprocess(nn.Module):
         # (channels, 1); not persistent: arch.json holds them.
         self.register_buffer("mean", torch.tensor(spec.mean)[:, None], persistent=False)
         self.register_buffer("std", torch.tensor(spec.std)[:, None], persistent=False)
+        self.register_buffer("unit", torch.tensor(spec.unit)[:, None], persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         spec = self.spec
@@ -68,10 +77,10 @@ class Preprocess(nn.Module):
         if self.spec.scale == "standard":
             x = (x - self.mean) / self.std
         elif self.spec.scale == "znorm":
-            largest = (x if valid is None else x.masked_fill(~valid, 0)).abs().amax(-1, keepdim=True)
-            x = x - _mean(x, valid)
-            x = x - _mean(x, valid)  # of a flat series, the first leaves noise, in every runtime another
-            x = x / _spread(_mean(x.square(), valid).sqrt(), largest)
+            x = _znormed(x, valid)
+        elif self.spec.scale == "znorm_raw":
+            raw = (torch.asinh(x / self.unit) - self.mean) / self.std
+            x = torch.cat([_znormed(x, valid), raw], 1)
         elif self.spec.scale == "minmax":
             inf = float("inf")
             low = (x if valid is None else x.masked_fill(~valid, inf)).amin(-1, keepdim=True)

@@ -85,6 +85,8 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         torch.manual_seed(seed)
         fresh = models.build(model, dataset)
     arch = json.loads(json.dumps(asdict(fresh.arch)))
+    if not arch["preprocessing"]["unit"]:  # there was no such key: what was trained then is not trained again
+        del arch["preprocessing"]["unit"]
     key = {
         "data": dataset.checksum,
         "fit": dataset.fit.tolist(),

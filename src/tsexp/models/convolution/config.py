@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -28,6 +28,8 @@ def _above(least: int) -> Any:
 @dataclass
 class Config(ModelConfig):
     """Keys of all networks; what each of them means to a network, its file in ``conf/model`` says."""
+
+    raw: ClassVar[bool] = True
 
     net: str = field(default="fcn", metadata={"allowed": tuple(TAKES)})
     filters: list[int] = field(default=MISSING)

@@ -54,7 +54,7 @@ class Convolutions(Convolutional):
         super().__init__()
         self.arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
-        inputs = (arch.channels, *arch.filters[:-1])
+        inputs = (arch.inputs, *arch.filters[:-1])
         self.blocks = nn.ModuleList(map(Block, inputs, arch.filters, arch.kernels))
         self.head = nn.Linear(arch.filters[-1], len(arch.classes))
 
@@ -69,7 +69,7 @@ class Convolutions(Convolutional):
 
     def wires(self) -> dict[str, Wires]:
         found: dict[str, Wires] = {}
-        before: Channels = (self.arch.channels,)
+        before: Channels = (self.arch.inputs,)
         for name in self.layers():
             found[f"{name}.conv"] = Wires((name,), before)
             found[f"{name}.norm"] = Wires((name,))

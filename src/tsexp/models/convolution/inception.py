@@ -61,7 +61,8 @@ class InceptionArch(BaseArch):
         assert config.members is not None
         modules = tuple(
             Module(
-                config.bottleneck if i or dataset.channels > 1 else 0, (width,) * (1 + len(config.kernels))
+                config.bottleneck if i or dataset.channels * dataset.preprocessing.signals > 1 else 0,
+                (width,) * (1 + len(config.kernels)),
             )
             for i, width in enumerate(config.filters)
         )
@@ -147,7 +148,7 @@ class Member(nn.Module):
 
     def __init__(self, arch: InceptionArch, modules: tuple[Module, ...]) -> None:
         super().__init__()
-        widths = (arch.channels, *(sum(m.filters) for m in modules))
+        widths = (arch.inputs, *(sum(m.filters) for m in modules))
         self.inceptions = nn.ModuleList(
             Inception(inputs, module, arch.kernels, first=not i)
             for i, (inputs, module) in enumerate(zip(widths, modules, strict=False))
@@ -208,7 +209,7 @@ class InceptionTime(Ensemble):
     def wires(self) -> dict[str, Wires]:
         found: dict[str, Wires] = {}
         for m, modules in enumerate(self.arch.members):
-            before: Channels = (self.arch.channels,)
+            before: Channels = (self.arch.inputs,)
             around = before
             for i, module in enumerate(modules):
                 name, seen = f"nets.{m}.inceptions.{i}", before

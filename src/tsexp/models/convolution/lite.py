@@ -167,7 +167,7 @@ class Member(nn.Module):
 
     def __init__(self, arch: LiteArch, widths: Widths, fixed: int) -> None:
         super().__init__()
-        self.first = First(arch.channels, widths.first, arch.kernels, fixed)
+        self.first = First(arch.inputs, widths.first, arch.kernels, fixed)
         inputs = (sum(widths.first) + fixed, *widths.separable)
         self.separables = nn.ModuleList(
             map(Separable, inputs, widths.separable, arch.separable, arch.dilations)
@@ -224,7 +224,7 @@ class LiteTime(Ensemble):
         for m, widths in enumerate(self.arch.members):
             first = f"nets.{m}.first"
             branches = tuple(f"{first}.branches.{b}" for b in range(len(widths.first)))
-            found |= {f"{name}.conv": Wires((name,), (self.arch.channels,)) for name in branches}
+            found |= {f"{name}.conv": Wires((name,), (self.arch.inputs,)) for name in branches}
             before: Channels = (*branches, len(self.fixed.weight))
             found[f"{first}.norm"] = Wires(before)
             for s in range(len(widths.separable)):

@@ -45,7 +45,7 @@ class ResNetArch(BaseArch):
     @classmethod
     def build(cls, config: Config, dataset: Dataset) -> ResNetArch:
         """Describe the one that is asked for: a sum of as many channels as before needs no projection."""
-        widths = (dataset.channels, *config.filters)
+        widths = (dataset.channels * dataset.preprocessing.signals, *config.filters)
         return cls.of(
             dataset,
             net=config.net,
@@ -105,7 +105,7 @@ class ResNet(Convolutional):
         super().__init__()
         self.arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
-        widths = (arch.channels, *(filters[-1] for filters in arch.filters))
+        widths = (arch.inputs, *(filters[-1] for filters in arch.filters))
         self.residuals = nn.ModuleList(
             Residual(inputs, filters, arch.kernels, projected)
             for inputs, filters, projected in zip(widths, arch.filters, arch.projected, strict=False)
@@ -141,9 +141,9 @@ class ResNet(Convolutional):
 
     def wires(self) -> dict[str, Wires]:
         found: dict[str, Wires] = {}
-        before: Channels = (self.arch.channels,)
+        before: Channels = (self.arch.inputs,)
         for r, owner in enumerate(self._owners()):
-            block, total = f"residuals.{r}", (owner or self.arch.channels,)
+            block, total = f"residuals.{r}", (owner or self.arch.inputs,)
             inside: Channels = before
             last = len(self.arch.kernels) - 1
             for c in range(last + 1):
@@ -163,5 +163,5 @@ class ResNet(Convolutional):
         filters = []
         for r, owner in enumerate(self._owners()):
             inner = [sizes[f"residuals.{r}.blocks.{c}"] for c in range(len(self.arch.kernels) - 1)]
-            filters.append((*inner, sizes[owner] if owner else self.arch.channels))
+            filters.append((*inner, sizes[owner] if owner else self.arch.inputs))
         return replace(self.arch, filters=tuple(filters))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tsexp.config import ModelConfig, choice, number
 from tsexp.data import Dataset
@@ -13,6 +13,8 @@ from tsexp.models.arch import BaseArch
 @dataclass
 class Config(ModelConfig):
     """The ``model`` group of a transformer; `architecture` makes an `Arch` of it for a dataset."""
+
+    raw: ClassVar[bool] = True
 
     tokenizer: str = choice("patch", "conv_stem", own=True)
     patch: int = number(ge=1)

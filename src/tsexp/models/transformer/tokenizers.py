@@ -26,7 +26,7 @@ class PatchTokenizer(nn.Module):
         self.patch = min(arch.patch, arch.preprocessing.length)
         self.tokens = -(-arch.preprocessing.length // self.patch)
         self.pad = self.tokens * self.patch - arch.preprocessing.length
-        self.embed = nn.Conv1d(arch.channels, arch.d_model, self.patch, self.patch)
+        self.embed = nn.Conv1d(arch.inputs, arch.d_model, self.patch, self.patch)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         tokens = self.embed(F.pad(x, (0, self.pad))).transpose(1, 2)
@@ -48,7 +48,7 @@ class ConvStemTokenizer(nn.Module):
         self.patch = patch
         self.tokens = -(-arch.preprocessing.length // patch)
         self.pad = self.tokens * patch - arch.preprocessing.length
-        self.conv1 = nn.Conv1d(arch.channels, arch.d_model, 2 * first + 1, first, padding=first)
+        self.conv1 = nn.Conv1d(arch.inputs, arch.d_model, 2 * first + 1, first, padding=first)
         self.conv2 = nn.Conv1d(arch.d_model, arch.d_model, 2 * second + 1, second, padding=second)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

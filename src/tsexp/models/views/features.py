@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsexp.data import SMALL
 from tsexp.models.preprocess import Preprocess
 from tsexp.models.views.arch import (
     KERNELS,
@@ -34,8 +35,6 @@ LOOKED_AT = 256
 """Series that thresholds are taken from, and"""
 VALUES = 20_000
 """responses of each kernel."""
-UNIT = 0.1
-"""Share of the raw values, without their signs, that is small: taken as it is."""
 NARROW = 1e-3
 """Narrowest bin, in widths of all bins together."""
 LARGEST = 4.0
@@ -108,7 +107,7 @@ class Features(nn.Module):
                 if len(values):
                     few = values[torch.randint(len(values), (VALUES,), generator=draw)]
                     # So large a range that the ratio were infinite is left.
-                    unit.copy_(torch.quantile(few, UNIT).clamp_min(1e-30 * values.amax()))
+                    unit.copy_(torch.quantile(few, SMALL).clamp_min(1e-30 * values.amax()))
         if self.fourier is not None:
             self.floor.zero_()
             amplitudes = self.fourier(self.preprocess(some)[0]).flatten()
