@@ -39,6 +39,17 @@ def test_networks_scale_series_and_estimators_take_them_as_they_are(overrides, s
     assert compose(*overrides).data.scale == scale
 
 
+@pytest.mark.parametrize("model", ["t3", "fcn", "resnet", "litetime", "inceptiontime"])
+def test_networks_see_the_raw_series_too_if_they_are_asked_to(model):
+    assert compose(f"model={model}", "data.scale=znorm_raw").data.scale == "znorm_raw"
+
+
+@pytest.mark.parametrize("model", ["t4", "minirocket", "quant_forest", "dtw_1nn"])
+def test_models_that_see_levels_by_themselves_see_no_raw_channels(model):
+    with pytest.raises(ConfigError, match=f"znorm_raw is not for model={model}.*use data.scale=auto"):
+        compose(f"model={model}", "data.scale=znorm_raw")
+
+
 @pytest.mark.parametrize("model", ["t1", "t2", "t3"])
 @pytest.mark.parametrize("data", ["italy_power_demand", "pickup_gesture", "basic_motions"])
 def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load_data):

@@ -77,11 +77,19 @@ def awake(model):
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=[*SMALL, "resnet masked", "inceptiontime masked", "litetime masked"])
-def problem(request, italy, pickup):
+MASKED = ("resnet masked", "inceptiontime masked", "litetime masked")
+RAW = tuple(f"{name} raw" for name in SMALL)
+
+
+@pytest.fixture(scope="module", params=[*SMALL, *MASKED, *RAW])
+def problem(request, italy, pickup, load_data):
     """A small model and its dataset."""
-    name, *masked = request.param.split()
-    dataset = pickup if masked else italy
+    name, *kind = request.param.split()
+    dataset = italy
+    if kind == ["masked"]:
+        dataset = pickup
+    elif kind == ["raw"]:
+        dataset = load_data("PickupGestureWiimoteZ", scale="znorm_raw")
     torch.manual_seed(0)
     return awake(models.build(config(name).model, dataset)), dataset
 
@@ -487,6 +495,27 @@ def test_onnx_runtime_convolves_images_in_blocks_of_channels(italy, tmp_path, mo
     blocked = [n for n in nodes if n.op_type == "Conv" and n.domain == "com.microsoft.nchwc"]
     assert len(blocked) == (2 if images else 0)
     assert artifact.manifest["matmuls"].get("float32", 0) >= 1
+
+
+@pytest.mark.parametrize(
+    ("runtime", "mode"),
+    [
+        ("onnxruntime", "none"),
+        ("onnxruntime", "static"),
+        ("openvino", "none"),
+        ("openvino", "static"),
+        pytest.param("inductor", "none", marks=pytest.mark.slow),
+    ],
+)
+def test_raw_values_are_seen_in_every_runtime(load_data, tmp_path, runtime, mode):
+    """Of series that are scaled alike, the raw ones tell which is which; `deploy` compares the scores."""
+    pickup = load_data("PickupGestureWiimoteZ", scale="znorm_raw")
+    cfg = config("fcn", f"quant.mode={mode}", "train.epochs=2")
+    dense = training.train(cfg.model, cfg.train, 0, pickup, Cache(tmp_path))
+    artifact = runtimes.deploy(dense, cfg.quant, RuntimeConfig(runtime, "cpu"), pickup, Cache(tmp_path))
+    predictor = runtimes.load(artifact.folder)
+    x = pickup.x_test[:1]
+    assert np.abs(predictor(x * 10) - predictor(x)).max() > 1e-3
 
 
 def test_layers_and_networks_of_somebody_else_see_no_images(italy):

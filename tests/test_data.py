@@ -598,9 +598,31 @@ def test_standard_scaling_of_unequal_lengths_leaves_padding_out(load_data):
     np.testing.assert_allclose(dataset.preprocessing.std, [np.nanstd(values)])
 
 
-def test_constant_channel_is_not_divided_by_zero(tmp_path):
+def test_raw_values_are_scaled_by_what_is_small_among_those_that_are_fitted(load_data):
+    """A tenth of the values, without their signs and without zeros, is smaller than the unit."""
+    dataset = load_data("PickupGestureWiimoteZ", scale="znorm_raw", val_fraction=0.5)
+    values = dataset.x_train[dataset.fit].astype(np.float64)
+    values = values[~np.isnan(values)]
+    (unit,), found = dataset.preprocessing.unit, dataset.preprocessing
+    sizes = np.abs(values[values != 0])
+    assert np.mean(sizes < unit) <= 0.1 <= np.mean(sizes <= unit)  # many are equal
+    raw = np.arcsinh(values / unit)
+    np.testing.assert_allclose((found.mean[0], found.std[0]), (raw.mean(), raw.std()))
+    whole = load_data("PickupGestureWiimoteZ", scale="znorm_raw").preprocessing
+    assert (whole.unit, whole.mean) != (found.unit, found.mean)
+
+
+@pytest.mark.parametrize("scale", ["standard", "znorm_raw"])
+def test_constant_channel_is_not_divided_by_zero(tmp_path, scale):
     rows = [["1,2:7,7", "a"], ["3,4:7,7", "b"]]
-    assert own(tmp_path, rows, rows, scale="standard").preprocessing.std[1] == 1.0
+    assert own(tmp_path, rows, rows, scale=scale).preprocessing.std[1] == 1.0
+
+
+def test_a_channel_of_zeros_and_one_of_huge_range_have_a_unit(tmp_path):
+    rows = [["0,0:1e-30,1e14", "a"], ["0,0:1e-30,2e14", "b"]]
+    found = own(tmp_path, rows, rows, scale="znorm_raw").preprocessing
+    assert found.unit[0] == 1.0
+    assert np.isfinite(np.float32(2e14) / np.float32(found.unit[1]))
 
 
 def test_a_small_unit_is_no_constant(tmp_path):

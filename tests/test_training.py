@@ -1,5 +1,6 @@
 """Fitting: reproducible, selected as asked, and it learns."""
 
+import json
 import random
 import signal
 from dataclasses import replace
@@ -74,6 +75,16 @@ def test_second_train_is_reused_and_equal(tiny, italy, monkeypatch):
     assert (first.entry.reused, second.entry.reused) == (False, True)
     assert first.history() == second.history()
     assert evaluate(first.load(), italy, italy.fit) == evaluate(second.load(), italy, italy.fit)
+
+
+def test_what_was_trained_before_there_were_raw_channels_is_not_trained_again(tiny, load_data, tmp_path):
+    asked = {}
+    for scale in ("znorm", "znorm_raw"):
+        dataset = load_data("ItalyPowerDemand", scale=scale)
+        fitted = training.train(tiny.model, tiny.train, 0, dataset, Cache(tmp_path))
+        asked[scale] = json.loads((fitted.entry.folder / "entry.json").read_text())["key"]["arch"]
+    assert asked["znorm"]["preprocessing"].keys() == {"scale", "length", "resample", "masked", "mean", "std"}
+    assert asked["znorm_raw"]["preprocessing"].keys() - asked["znorm"]["preprocessing"].keys() == {"unit"}
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.5}, {"epochs": 3}, {"ema": 0.1}, {"clip": 2.0}])

@@ -31,7 +31,7 @@ SCALES = {
     "znorm": "z-normalization per series and channel",
     "minmax": "to 0 to 1 per series and channel",
     "standard": "with mean and standard deviation of the train split, per channel",
-    "znorm_raw": "z-normalization per series and channel; beside it the inverse hyperbolic sine of the raw series",
+    "znorm_raw": "z-normalization per series and channel, and asinh of the raw series beside it",
 }
 
 

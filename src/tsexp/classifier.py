@@ -134,7 +134,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         None: the recipe of the model. Its bounds on optimizer steps hold, too.
     scale
         Of raw series: ``none``; ``znorm``, ``minmax`` per series and channel; ``standard`` per channel, by
-        the train series; ``auto``: ``znorm`` for networks, ``none`` for estimators, as they were published.
+        the train series; ``znorm_raw``: ``znorm`` and, beside it, the raw series (plain transformers,
+        convolutional nets); ``auto``: ``znorm`` for networks, ``none`` for estimators, as they were
+        published.
     batch_size
         Series per call of the artifact, in prediction as in measurement. With 1, what one series is answered
         does not depend on others, in any number format.

@@ -395,8 +395,8 @@ def parse(cfg: DictConfig) -> Config:
         )
     if config.data.scale == "znorm_raw" and not config.model.raw:
         problems.append(
-            f"data.scale=znorm_raw is not for model={config.model.name}, which takes series as they are or sees "
-            "their levels by itself; use data.scale=auto"
+            f"data.scale=znorm_raw is not for model={config.model.name}, which takes series as they are or "
+            "sees their levels by itself; use data.scale=auto"
         )
     if problems:
         raise ConfigError("\n".join(problems))

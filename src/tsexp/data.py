@@ -50,8 +50,8 @@ class Preprocessing:
     ----------
     scale
         ``none``; ``znorm`` and ``minmax`` per series and channel; ``standard`` with `mean` and `std` of the
-        train split; ``znorm_raw``: ``znorm``, and behind these channels as many of asinh(series / `unit`) (large
-        values by their logarithm, in effect), scaled with `mean` and `std` of what they are on the train split.
+        train split; ``znorm_raw``: ``znorm``, and behind these channels as many of asinh(series / `unit`)
+        (large values by their logarithm, in effect), with `mean` and `std` of that on the train split.
     length
         Time steps the network sees. Longer series are cropped, shorter ones padded, or all are resampled to
         it.
@@ -86,7 +86,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Preprocessing:
         """Rebuild from the plain values of ``arch.json``."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

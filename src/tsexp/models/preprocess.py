@@ -37,8 +37,9 @@ class Preprocess(nn.Module):
     """Scale, then crop, pad or resample; no parameters.
 
     Input: float (batch, channels, time), NaN after the end of a shorter series (only if ``spec.masked`` or
-    ``spec.resample``). Output: float (batch, channels × ``spec.signals``, ``spec.length``) with zeros as padding,
-    and a bool mask (batch, ``spec.length``), True where there is data, or None if ``spec.masked`` is false.
+    ``spec.resample``). Output: float (batch, channels × ``spec.signals``, ``spec.length``) with zeros as
+    padding, and a bool mask (batch, ``spec.length``), True where there is data, or None if ``spec.masked`` is
+    false.
     """
 
     mean: Tensor
