@@ -392,6 +392,7 @@ def _run(
         "version": "0.1.0",
         "cpu": "A CPU",
         "machine": "aaaaaaaaaaaaaaaa",
+        "libraries": "torch 2.13.0",
         "dataset": dataset,
         "data_checksum": digest(dataset) * 4,
         "model": model,

@@ -123,6 +123,8 @@ def test_defaults_are_the_configurations():
         ({"overrides": ("variant=pruned_50",)}, "the classifier does not read variant"),
         ({"overrides": ("data.path=x",)}, "the classifier does not read data.path"),
         ({"overrides": "train.lr=1"}, "a tuple of strings is needed"),
+        ({"overrides": None}, "a tuple of strings is needed"),
+        ({"cache": __file__}, "cannot be written into (Not a directory); give another folder"),
         ({"overrides": ("data.missing=error",)}, "3 missing values; data.missing=interpolate fills them"),
     ],
 )

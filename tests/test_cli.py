@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from conftest import TINY
 from tsexp import __version__, jobs, processes, tracking
-from tsexp.command import SUBCOMMANDS, called
+from tsexp.command import SUBCOMMANDS, called, offered
 from tsexp.config import Config
 
 ITALY = [*TINY, "data=italy_power_demand"]
@@ -507,6 +507,10 @@ COMPLETED = {
 }
 
 
+def test_the_command_alone_offers_its_subcommands():
+    assert offered("tsexp") == offered("tsexp ") == (tuple(SUBCOMMANDS), True)
+
+
 @pytest.mark.slow
 def test_bash_completes_groups_options_keys_and_subcommands(tmp_path):
     script = 'eval "$(tsexp -sc install=bash)"\ncomplete -p tsexp\n'
@@ -522,9 +526,9 @@ def test_bash_completes_groups_options_keys_and_subcommands(tmp_path):
         text=True,
         env=environment() | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}"},
     )
-    registered, *offered = done.stdout.splitlines()
+    registered, *words = done.stdout.splitlines()
     assert registered.endswith("-F hydra_bash_completion tsexp")
-    assert [line.split() for line in offered] == list(COMPLETED.values())
+    assert [line.split() for line in words] == list(COMPLETED.values())
     assert done.stderr == ""
 
 

@@ -11,7 +11,7 @@ from conftest import TINY, compose
 from tsexp import config as configs
 from tsexp import models, pipeline, runtimes
 from tsexp.compress import prune
-from tsexp.config import ConfigError, conf_dir, digest, flat, parse
+from tsexp.config import ConfigError, Unsupported, conf_dir, digest, flat, parse
 from tsexp.models import transformer
 from tsexp.models.transformer.encoder import ACTIVATIONS
 from tsexp.models.transformer.tokenizers import TOKENIZERS
@@ -39,6 +39,11 @@ def test_networks_scale_series_and_estimators_take_them_as_they_are(overrides, s
     assert compose(*overrides).data.scale == scale
 
 
+def test_a_name_of_a_model_is_no_code():
+    with pytest.raises(ConfigError, match=r"model.name=t3:small has a colon.*named by model.family"):
+        compose("model.name=t3:small")
+
+
 @pytest.mark.parametrize("model", ["t3", "fcn", "resnet", "litetime", "inceptiontime"])
 def test_networks_see_the_raw_series_too_if_they_are_asked_to(model):
     assert compose(f"model={model}", "data.scale=znorm_raw").data.scale == "znorm_raw"
@@ -46,8 +51,9 @@ def test_networks_see_the_raw_series_too_if_they_are_asked_to(model):
 
 @pytest.mark.parametrize("model", ["t4", "minirocket", "quant_forest", "dtw_1nn"])
 def test_models_that_see_levels_by_themselves_see_no_raw_channels(model):
-    with pytest.raises(ConfigError, match=f"znorm_raw is not for model={model}.*use data.scale=auto"):
-        compose(f"model={model}", "data.scale=znorm_raw")
+    """A sweep skips them."""
+    with pytest.raises(Unsupported, match=f"znorm_raw is not for model={model}.*use data.scale=auto"):
+        pipeline.able(compose(f"model={model}", "data.scale=znorm_raw"))
 
 
 @pytest.mark.parametrize("model", ["t1", "t2", "t3"])

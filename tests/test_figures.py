@@ -510,6 +510,12 @@ def test_the_widest_run_is_shown_with_its_outlier_ringed():
     assert table.loc[planted, "order"] in [x for line in rings for x in line.get_xdata()]
 
 
+def test_classes_are_in_the_order_of_their_numbers():
+    labels = ["10", "-1", "1e1", "b", "2", "nan", "1"]
+    some = pd.DataFrame(dict.fromkeys(("label", "predicted", "dense_predicted"), labels))
+    assert confusion.classes(some) == ["-1", "1", "2", "10", "1e1", "b", "nan"]
+
+
 def test_names_of_classes_are_no_formulas():
     results = small(datasets=("PLAID",))
     names = {label: "$" * i for i, label in enumerate(CLASSES, 1)}

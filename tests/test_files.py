@@ -15,11 +15,11 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_of_two_who_write_at_once_none_sees_half_of_the_other(tmp_path, monkeypatch):
+def test_of_two_who_write_at_once_none_sees_half_of_the_other(tmp_path):
+    """Threads, or processes of the same number on two hosts."""
     file = tmp_path / "page.html"
     with whole(file) as mine:
         mine.write_text("mine")
-        monkeypatch.setattr("tsexp.files.os.getpid", lambda: 1)
         with whole(file) as theirs:
             theirs.write_text("theirs, which takes longer")
         assert file.read_text() == "theirs, which takes longer"

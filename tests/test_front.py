@@ -102,7 +102,7 @@ def test_the_numbers_on_the_front_have_their_key_in_the_picture(tmp_path, monkey
     monkeypatch.setattr(front_picture, "save", lambda figure, path: drawn.append(figure))
     front_figure(rows, tmp_path / "front.png")
     keys = [axes.texts[-1].get_text() for axes in drawn[0].axes]
-    assert keys == ["1  ratio=0.5 mode=static: 70.0 %, 1 mJ†", "1  ratio=0 mode=none: 80.0 %, 4 mJ"]
+    assert keys == ["1  ratio=0.5 static: 70.0 %, 1 mJ†", "1  ratio=0 quant=none: 80.0 %, 4 mJ"]
     assert drawn[0].get_suptitle() == "ACSF1 · t3"
 
 

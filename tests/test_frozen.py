@@ -132,6 +132,12 @@ def test_runs_from_before_there_was_a_precision_share_the_recipe_of_fp32(store, 
     assert recipes[0] == recipes[1] != recipes[2]
 
 
+def test_the_libraries_of_an_artifact_are_told(store, tmp_path):
+    store.run(manifest={"versions": {"torch": "2.13.0", "onnxruntime": "1.32.0"}})
+    (told,) = freeze(store, tmp_path / "frozen").results["libraries"]
+    assert told == "onnxruntime 1.32.0, torch 2.13.0"
+
+
 def test_of_what_model_and_of_what_data_is_a_setting(store, tmp_path):
     store.run(seed=0)
     store.run(seed=1, data__path="elsewhere", train__epochs=9)
@@ -372,7 +378,7 @@ def test_a_part_that_does_not_tell_its_settings_takes_those_that_are_known(tmp_p
     for name, part in (("1", told), ("2", older)):
         written(part, tmp_path / name)
     file = tmp_path / "2" / "results.parquet"
-    pd.read_parquet(file).drop(columns="setting").to_parquet(file)
+    pd.read_parquet(file).drop(columns=["setting", "libraries"]).to_parquet(file)
     assert set(frozen.load(tmp_path / "2").results["setting"]) == {""}
     assert set(frozen.load(tmp_path).results["setting"]) == {"ssssssssssssssss"}
     unsaid = frozen.load(tmp_path / "2")

@@ -212,6 +212,9 @@ def test_peaks_of_the_machine_are_looked_at_once(bench: Bench, monkeypatch: pyte
     assert all(0.1 < rate < 1e5 for rate in seen.values())
     monkeypatch.setattr(measuring, "WORKER", "nothing")
     assert energy.peaks(bench.cfg.measure, bench.cache) == seen
+    monkeypatch.setattr(measuring, "installed", lambda name: None)  # int8's is ONNX Runtime's
+    with pytest.raises(MeasuringFailed, match="no result"):
+        energy.peaks(bench.cfg.measure, bench.cache)
 
 
 def test_sizes_are_counted_on_the_artifact(bench: Bench, record: Record) -> None:

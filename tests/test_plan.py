@@ -88,6 +88,22 @@ def test_tuning_a_smaller_model_is_shorter_and_its_control_is_not_smaller(here, 
     assert half.parts["finetune"].seconds == pytest.approx(control * (1 + 1 - plan.SHORTER * 0.5))
 
 
+def test_an_artifact_takes_as_long_as_its_own_runtime(here, monkeypatch):
+    """The control and the dense model are in eager PyTorch, whatever is asked for."""
+    monkeypatch.setattr(plan, "_try", lambda cfg, dataset: plan._Tried(1.0, 0.0, 0.0))
+    asked = [*ITALY, "prune.ratio=0.5", "runtime=openvino"]
+    part = plan.of(asked, progress=False).parts["artifact"]
+    assert (part.missing, part.seconds) == (3, plan.EXPORT_S["openvino"] + 2 * plan.EXPORT_S["eager"])
+
+
+def test_a_sweep_is_planned_by_its_own_words(here, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "_try", lambda cfg, dataset: plan._Tried(1.0, 0.0, 0.0))
+    assert plan.main(["-m", *ITALY, "prune.ratio=0,0.5"]) == 0
+    assert "2 jobs, 0 measured" in capsys.readouterr().out
+    assert plan.main(ITALY) == 0
+    assert "1 job, 0 measured" in capsys.readouterr().out
+
+
 def test_what_is_measured_is_counted_once_and_not_at_all_without_measuring(here, monkeypatch):
     monkeypatch.setattr(plan, "_try", lambda cfg, dataset: plan._Tried(1.0, 0.0, 0.0))
     same = [*ITALY, "prune.ratio=0", "prune.method=l1,l2"]
@@ -116,7 +132,7 @@ def test_models_that_fit_themselves_take_an_unknown_time(here, capsys):
     assert plan.main(["model=minirocket", "data=italy_power_demand", "debug=smoke"]) == 0
     said = capsys.readouterr().out
     assert "+ 1 ?" in said
-    assert "1 jobs, 0 measured" in said
+    assert "1 job, 0 measured" in said
 
 
 def test_jobs_that_nothing_supports_are_counted_apart():

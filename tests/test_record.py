@@ -334,7 +334,7 @@ INVALID = [
     (plant_negative_energy, ["a window with zero or negative energy"]),
     (
         plant_short_window,
-        ["1 windows of the artifact shorter than 1 s: the clock was changed; measure again"],
+        ["1 windows of the artifact shorter than 1 s, for the clock was changed: measure again"],
     ),
     (plant_other_answers, ["the artifact answers the probe batch differently after the windows"]),
     (plant_other_weights, ["the weights of the reference changed while it was measured"]),

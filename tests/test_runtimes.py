@@ -15,7 +15,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from conftest import TINY, compose, compressed
-from tsexp import models, pipeline, runtimes, training
+from tsexp import models, pipeline, runtimes, tracking, training
 from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
@@ -537,7 +537,24 @@ def test_another_build_of_a_library_is_that_library(monkeypatch):
         return "1.0"
 
     monkeypatch.setattr(artifact_module.metadata, "version", only_the_gpu_build)
-    assert artifact_module._version("onnxruntime") == "1.0"
+    monkeypatch.setattr(artifact_module.metadata, "distribution", only_the_gpu_build)
+    assert runtimes.installed("onnxruntime") == "1.0"
+    assert "onnxruntime-gpu==1.0" in tracking.requirements({"onnxruntime": "1.0"})
+
+
+def test_what_is_chosen_among_more_runtimes_is_another_result(tiny, italy, monkeypatch):
+    """Of ``runtime=auto``; a compiler that was installed since is a candidate more."""
+
+    def signatures():
+        return [
+            pipeline.signature(replace(tiny, runtime=RuntimeConfig(name, "cpu")), italy)
+            for name in ("onnxruntime", "auto")
+        ]
+
+    now = signatures()
+    every = artifact_module.candidates
+    monkeypatch.setattr(runtimes, "candidates", lambda *of: every(*of)[:-1] or every(*of))
+    assert [a == b for a, b in zip(now, signatures(), strict=True)] == [True, False]
 
 
 def test_threads_of_onnx_runtime_do_not_spin_between_calls(home):

@@ -224,6 +224,19 @@ def test_a_process_that_waits_for_its_store_shows_no_password(tmp_path, command)
     assert b64encode(f"me:{PASSWORD}".encode()).decode() in asked  # it did go where it belongs
 
 
+@pytest.mark.parametrize("name", [n for n in secret.CREDENTIALS if not n.endswith("USERNAME")])
+def test_what_lets_one_into_a_store_or_its_files_is_in_no_text(monkeypatch, name):
+    monkeypatch.setenv(name, PASSWORD)
+    assert PASSWORD not in secret.scrubbed(f"it was {PASSWORD}, said the client")
+
+
+def test_stores_and_places_of_files_have_their_credentials_listed():
+    """Of `config.SCHEMES`, and of where MLflow lets artifacts lie."""
+    assert {"PGPASSWORD", "DATABRICKS_TOKEN", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCESS_KEY"} <= set(
+        secret.CREDENTIALS
+    )
+
+
 def test_a_measuring_process_has_no_credentials(tmp_path, monkeypatch):
     from tsexp import processes
 

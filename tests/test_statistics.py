@@ -248,6 +248,14 @@ def test_notes_tell_what_is_missing(whole):
         "fewer than 30 validation series, so what is chosen by them is chosen by little: PLAID (9)"
         in st.notes(few, st.aggregate(few))
     )
+    libraries = [
+        "onnxruntime 1.32.0, torch 2.13.0",
+        *["onnxruntime 1.31.0, torch 2.13.0"] * (len(part.results) - 1),
+    ]
+    updated = replace(part, results=part.results.assign(libraries=libraries))
+    assert "measured with several versions of onnxruntime (1.31.0, 1.32.0); they are averaged" in st.notes(
+        updated, st.aggregate(updated)
+    )
     changed = replace(
         part,
         results=part.results.assign(git_sha=["1" * 40, *["0" * 40 + "-dirty"] * (len(part.results) - 1)]),

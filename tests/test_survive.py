@@ -663,6 +663,25 @@ def test_a_run_whose_model_was_deleted_is_merged_with_its_files(made, tmp_path, 
     assert {"model", "windows.json"} <= files
 
 
+def test_what_the_other_store_does_not_take_is_merged_by_the_same_command_again(
+    made, tmp_path, empty_store, capsys, monkeypatch
+):
+    """Nothing is said to be kept: what was on its way is in the first store."""
+    one, two = (at(tmp_path / name, empty_store) for name in ("one", "two"))
+    measure(made, one, "a")
+    command = [one.tracking.uri, "--into", two.tracking.uri]
+    with monkeypatch.context() as patched:
+        patched.setattr(spool, "_deliver", no_room)
+        assert merge.main(command) == 1
+    said = capsys.readouterr().err
+    assert "0 brought, 0 there already, then the store" in said
+    assert "No space left on device" in said
+    assert "the same command brings the rest" in said
+    assert "kept in" not in said
+    assert merge.main(command) == 0
+    assert "1 brought, 0 there already" in capsys.readouterr().out
+
+
 def test_files_of_a_store_that_was_copied_are_beside_it_or_missed(made, tmp_path, empty_store, capsys):
     from mlflow.utils.file_utils import local_file_uri_to_path
 

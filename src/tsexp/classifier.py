@@ -10,7 +10,7 @@ import json
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class Shipped:
     Attributes
     ----------
     files
-        Name → content.
+        Name, below the folder → content.
     """
 
     files: dict[str, bytes]
@@ -82,6 +82,7 @@ class Shipped:
     def write(self, folder: Path) -> None:
         """Write the files into an existing folder."""
         for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
 
 
@@ -323,10 +324,12 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
                 alive.own(Path(scratch.name))
             root = Path(scratch.name if scratch else str(self.cache)).expanduser().absolute()
             cache = Cache(root, lambda: pipeline.counter(cfg))
+            cache.check()
             made = pipeline.make(cfg, dataset, cache)
             artifact, _ = pipeline.choose(made, cfg, dataset, cache)
         folder = artifact.folder
-        self.artifact_ = Shipped({p.name: p.read_bytes() for p in sorted(folder.iterdir())})
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        self.artifact_ = Shipped({p.relative_to(folder).as_posix(): p.read_bytes() for p in files})
         self.seed_ = cfg.seed
         self._data, self._ragged = cfg.data, dataset.preprocessing.ragged
         self._facts = _facts(cfg, dataset, made, artifact)
@@ -366,8 +369,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
 
     def _config(self) -> Config:
         """Compose what the parameters ask for."""
-        strange = [line for line in self.overrides if not isinstance(line, str)]
-        if isinstance(self.overrides, str) or strange:
+        lines = self.overrides
+        several = isinstance(lines, Iterable) and not isinstance(lines, str)
+        if not several or any(not isinstance(line, str) for line in lines):
             raise ConfigError(
                 f"overrides={self.overrides!r}: a tuple of strings is needed, e.g. ('train.lr=5e-4',)"
             )

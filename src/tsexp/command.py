@@ -61,7 +61,7 @@ def offered(line: str) -> tuple[Sequence[str], bool]:
     """Return the words that the shell may offer for this command line, and whether Hydra has some to add."""
     words = line.split()
     complete = words if line.endswith(" ") else words[:-1]
-    if len(complete) == 1:
+    if len(complete) <= 1:
         return tuple(SUBCOMMANDS), True
     if complete[1] in SUBCOMMANDS:
         return SUBCOMMANDS[complete[1]][1], False

@@ -45,6 +45,9 @@ NO_OPTION = "Config group override must be a string or a list"
 SQLITE = "sqlite:///"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
+MODES = ("none", "dynamic", "static", "qat", "weight_only", "bf16")
+"""Number formats, in the order in which they are shown."""
+
 SECRETS = ("password", "passwd", "pwd", "token", "secret", "api_?key", "odbc_connect")
 """Patterns of keys, in the query of a URL, whose values are shown to nobody."""
 
@@ -207,7 +210,7 @@ class PruneConfig:
 class QuantConfig:
     """The number format of the deployed artifact. Which modes a runtime has, the runtime says."""
 
-    mode: str = choice("none", "dynamic", "static", "qat", "weight_only", "bf16")
+    mode: str = choice(*MODES)
     calibration: str = choice("minmax", "percentile", "entropy")
     calibration_series: int = number(ge=1)
     qat_epochs: int = number(ge=1)
@@ -393,10 +396,10 @@ def parse(cfg: DictConfig) -> Config:
             f"measure.window_s={config.measure.window_s:g} take {at_least_s:.4g} s and more, longer than "
             f"measure.timeout_s={config.measure.timeout_s:g}; use fewer pairs, shorter windows, or more time"
         )
-    if config.data.scale == "znorm_raw" and not config.model.raw:
+    if ":" in config.model.name:  # elsewhere, that is somebody's own code
         problems.append(
-            f"data.scale=znorm_raw is not for model={config.model.name}, which takes series as they are or "
-            "sees their levels by itself; use data.scale=auto"
+            f"model.name={config.model.name} has a colon; a model of your own is named by model.family, "
+            "its name is any word without one"
         )
     if problems:
         raise ConfigError("\n".join(problems))

@@ -425,7 +425,9 @@ def _download(config: DataConfig, data_dir: Path) -> tuple[Path, Path]:
 def _fill(series: FloatArray, config: DataConfig, where: str) -> FloatArray:
     """Interpolate missing values of one (channels, time) series linearly; the ends take the nearest value."""
     if np.isinf(series).any():
-        raise ConfigError(f"{where}: infinite values; remove or replace them")
+        raise ConfigError(
+            f"{where}: infinite values, or some that float32 cannot hold; remove or replace them"
+        )
     if (np.abs(series) > LARGEST).any():
         raise ConfigError(
             f"{where}: values beyond ±{LARGEST:g}, sums of whose squares float32 may not hold; divide all "

@@ -149,7 +149,7 @@ def findings() -> Table:
     return out
 
 
-def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> bool:
+def selftest(console: Console, meter: str = "auto") -> bool:
     """Measure an artifact against itself, again and again, and then against one with planted extra work.
 
     Print what was seen.
@@ -195,12 +195,12 @@ def selftest(console: Console, meter: str = "auto", rounds: int = ROUNDS) -> boo
             )  # fmt: skip
             return record
 
-        nulls = [measured("itself", seed, 0.0) for seed in range(rounds)]
+        nulls = [measured("itself", seed, 0.0) for seed in range(ROUNDS)]
         more: list[Record] = []
         low, high = -math.inf, math.inf
         # A noisy machine needs more of them before 2 % can be seen at all.
-        while len(more) < rounds and high - low > 100 * PLANTED and all(r.valid for r in [*nulls, *more]):
-            more.append(measured(f"{PLANTED:.0%} more work", rounds + len(more), PLANTED))
+        while len(more) < ROUNDS and high - low > 100 * PLANTED and all(r.valid for r in [*nulls, *more]):
+            more.append(measured(f"{PLANTED:.0%} more work", ROUNDS + len(more), PLANTED))
             if more[-1].valid:
                 _, low, high = records.pooled_saving([r.raw for r in more])
     console.print(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ def whole(path: Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never half of one. Of two who write, each has its own name.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")  # of this host, or another
     try:
         yield partial
         partial.replace(path)

@@ -1,5 +1,7 @@
 """What runs say of themselves, for those who write it and those who look for it."""
 
+import math
+
 PROTOCOL_VERSION = 2
 """Of measuring. Runs of an older one are not read: their drop was against a reference that was trained for a
 shorter time."""
@@ -12,3 +14,12 @@ OTHERS = {SWEEP: "a sweep", COMPARISON: "a comparison", MEASUREMENT: "a measurem
 """Stages (tag ``tsexp.stage``) of runs that are no experiment → what they are."""
 ENDS = ("", "_lo", "_hi")
 """Of a name: the value itself, and the ends of its interval."""
+
+
+def label_order(label: str) -> tuple[float, str]:
+    """Key to sort labels of classes by: numbers by size, then words."""
+    try:
+        number = float(label)
+    except ValueError:
+        number = math.inf
+    return (number if math.isfinite(number) else math.inf), label  # a class may be called nan

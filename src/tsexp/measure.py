@@ -286,8 +286,8 @@ def _read(file: Path) -> tuple[Any, Any]:
             return arrays["X"], arrays.get("y")
     except ConfigError:
         raise
-    except Exception as error:  # not a .npz, or objects in it
-        raise ConfigError(f"{file} is no .npz of plain arrays: {str(error).splitlines()[0]}") from None
+    except Exception:  # not a .npz, or objects in it; NumPy would have it unpickled
+        raise ConfigError(f"{file} is no .npz of plain arrays (numpy.savez), and none is unpickled") from None
 
 
 @dataclass(frozen=True)

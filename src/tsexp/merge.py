@@ -105,7 +105,15 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                         if parent not in parents:
                             parents[parent] = _parent(client.get_run(parent), into)
                         _add_tag(parcel, "mlflow.parentRunId", parents[parent])
-                    tracking.deliver(parcel, into)
+                    try:
+                        tracking.deliver(parcel, into)
+                    except tracking.NotDelivered as error:  # the parcel goes with its folder, as this does
+                        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+                        raise tracking.NotDelivered(
+                            f"{configs.redact(uri)}: {brought} brought, {there} there already, then "
+                            f"{tracking.said(into, cause)}; the same command brings the rest",
+                            parcel,
+                        ) from error
                 brought += 1
             progress.advance()
     if bare:

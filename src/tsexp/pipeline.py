@@ -306,7 +306,8 @@ def able(cfg: Config, here: bool = True) -> None:
     ConfigError
         If somebody's own tokenizer or pruning method is not of the right kind, no step or runtime takes this
         model in this mode on this device, the device is not there, or not as many as asked for, or no meter
-        answers although one is required, or not the one that is asked for.
+        answers although one is required, or not the one that is asked for; and if the model does not take
+        series so scaled.
     """
     compress.check(cfg)
     runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))
@@ -316,6 +317,11 @@ def able(cfg: Config, here: bool = True) -> None:
         raise Unsupported(
             f"train.devices={devices}: model={cfg.model.name} is not trained by gradient descent, and fits "
             "itself on one device; use train.devices=1"
+        )
+    if cfg.data.scale == "znorm_raw" and not cfg.model.raw:
+        raise Unsupported(
+            f"data.scale=znorm_raw is not for model={cfg.model.name}, which takes series as they are or sees "
+            "their levels by itself; use data.scale=auto"
         )
     if not here:
         return
@@ -347,6 +353,13 @@ def versions(device: str = "cpu") -> list[Any]:
     ]
 
 
+def _chosen_among(cfg: Config, family: str) -> dict[str, list[str]]:
+    """Of ``runtime=auto``, what can be used here: one more may be chosen tomorrow."""
+    if cfg.runtime.name != runtimes.AUTO:
+        return {}
+    return {"among": [one.name for one in runtimes.candidates(cfg.quant, cfg.runtime, family)]}
+
+
 def signature(cfg: Config, dataset: Dataset) -> str:
     """Content address of a record: what was asked, of which data, on what hardware, by which meter.
 
@@ -363,6 +376,7 @@ def signature(cfg: Config, dataset: Dataset) -> str:
             "libraries": runtimes.versions(cfg.quant, cfg.runtime, family),
             "versions": versions(cfg.runtime.device),
             **runtimes.rewrites(cfg.quant, cfg.runtime, family),
+            **_chosen_among(cfg, family),
             **own_digests(cfg.measure.meter),
         }
     )

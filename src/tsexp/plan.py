@@ -49,6 +49,27 @@ TRY_S = 3.0
 """As many steps as fit into it, two at least (s)."""
 
 
+class Stage(NamedTuple):
+    """One that a job asks for.
+
+    Attributes
+    ----------
+    name
+        What it makes.
+    there
+        Whether it is in the cache.
+    control
+        Whether it is a control's, of which nothing is removed.
+    runtime
+        Of an artifact: the one that it is for; else empty.
+    """
+
+    name: str
+    there: bool
+    control: bool
+    runtime: str
+
+
 @dataclass(frozen=True)
 class Foreseen(Cache):
     """A cache that builds nothing, and notes what would be built.
@@ -58,11 +79,11 @@ class Foreseen(Cache):
     nothing
         A folder that stands for those of stages that are not there.
     stages
-        Signature → stage, whether it is there, and whether it is a control's, of which nothing is removed.
+        By signature.
     """
 
     nothing: Path = Path()
-    stages: dict[str, tuple[str, bool, bool]] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
 
     def stage(
         self,
@@ -76,8 +97,11 @@ class Foreseen(Cache):
         signature = self.signature(name, version, key)
         folder = self.root / name / signature
         there = (folder / ENTRY).is_file()
-        self.stages[signature] = (name, there, bool(key.get("control")))
+        self.stages[signature] = Stage(name, there, bool(key.get("control")), key.get("runtime", ""))
         return Entry(folder if there else self.nothing, signature, reused=there)
+
+
+MEASURE = Stage("measure", there=False, control=False, runtime="")
 
 
 @dataclass
@@ -165,20 +189,20 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
             shown.advance()
             if known:
                 continue
-            for signature, (name, exists, control) in _walk(cfg, dataset, scratch).items():
+            for signature, stage in _walk(cfg, dataset, scratch).items():
                 if signature in seen:
                     continue
                 seen.add(signature)
-                part = parts[name]
-                if exists:
+                part = parts[stage.name]
+                if stage.there:
                     part.there += 1
                     continue
                 part.missing += 1
-                _add(part, speeds.seconds(name, cfg, dataset, 0.0 if control else cfg.prune.ratio))
+                _add(part, speeds.seconds(stage, cfg, dataset))
             if cfg.stop_after == "deploy" or again:
                 continue
             parts["measure"].missing += 1
-            _add(parts["measure"], speeds.seconds("measure", cfg, dataset))
+            _add(parts["measure"], speeds.seconds(MEASURE, cfg, dataset))
     order = [name for name in PARTS if name in parts]
     return Plan(len(jobs), len(jobs) - len(supported), measured, {name: parts[name] for name in order})
 
@@ -202,7 +226,7 @@ def _store_is_there(cfg: Config) -> bool:
         return stores.client(uri).get_experiment_by_name(cfg.tracking.experiment) is not None
 
 
-def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, tuple[str, bool, bool]]:
+def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, Stage]:
     """Return the stages of a job, as `Foreseen.stages` has them."""
     from tsexp import energy, pipeline
 
@@ -239,8 +263,9 @@ class _Speeds:
     def __init__(self) -> None:
         self._tried: dict[str, _Tried] = {}
 
-    def seconds(self, part: str, cfg: Config, dataset: Dataset, ratio: float = 0.0) -> float | None:
-        """Return how long a stage takes (s) of a model without `ratio`; None: not known."""
+    def seconds(self, stage: Stage, cfg: Config, dataset: Dataset) -> float | None:
+        """Return how long a stage of a job takes (s); None: not known."""
+        part, ratio = stage.name, 0.0 if stage.control else cfg.prune.ratio
         tried = self._of(cfg, dataset)
         answer_s = tried.answer_s
         calls = -(-(len(dataset.y_test) + len(dataset.val)) // cfg.measure.batch_size)
@@ -251,7 +276,7 @@ class _Speeds:
             took = tried.series_s * len(dataset.y_train) + tried.step_s * steps
             return None if math.isnan(took) else took
         known = {
-            "artifact": EXPORT_S.get(cfg.runtime.name, max(EXPORT_S.values())),
+            "artifact": EXPORT_S.get(stage.runtime, max(EXPORT_S.values())),
             "scores": START_S + calls * answer_s,
             "measure": _measuring_s(cfg, answer_s),
         }
@@ -352,7 +377,7 @@ def show(plan: Plan) -> None:
         taken = f"{_told(part.seconds)}{unknown}" if part.missing else ""
         table.add_row(PARTS[name], str(part.there), str(part.missing), taken)
     console.print(table)
-    counts = f"{plan.jobs} jobs"
+    counts = f"{plan.jobs} job{'' if plan.jobs == 1 else 's'}"
     counts += f", {plan.unsupported} that nothing supports" if plan.unsupported else ""
     cores = at_once(1)
     console.print(
@@ -382,9 +407,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Plan what is asked for and return the exit status: 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog=called("plan"),
-        usage="%(prog)s [key=value ...]",
+        usage="%(prog)s [-m] [key=value ...]",
         description="Say what a sweep would do: jobs, what is there already, hours by part on this machine.",
     )
+    parser.add_argument("-m", "--multirun", action="store_true", help="as in the command that is planned")
     parser.add_argument("words", nargs="*", metavar="key=value", help=argparse.SUPPRESS)
     if arguments is None:
         secret.out_of_sight()

@@ -346,6 +346,11 @@ class _Server:
         if not message:  # only asked whether somebody is there
             connection.close()
             return
+        if not message.endswith(b"\n"):  # its caller died as it asked
+            for stream in streams:
+                os.close(stream)
+            connection.close()
+            return
         try:
             pid = os.fork()
         except OSError as error:  # of too many processes, or too little memory, this call alone fails

@@ -30,8 +30,15 @@ CREDENTIALS = (
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_BACKEND_STORE_URI",
     "PGPASSWORD",
+    "DATABRICKS_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_CONNECTION_STRING",
 )
-"""Environment variables that let one into a store: for who writes there, and nobody else."""
+"""Environment variables that let one into a store, or where its files are: for who writes there, and nobody
+else.
+"""
 
 SHORTEST = 4
 """Characters of a password that is looked for in texts."""

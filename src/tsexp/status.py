@@ -121,7 +121,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Show it; return 0 if everything is done, 1 if not, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog=called("status"), description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("status"), description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "folder", nargs="?", help="of the sweep (default: the newest one in multirun/ of this folder)"
     )

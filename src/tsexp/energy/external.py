@@ -166,7 +166,7 @@ def _reasons(windows: list[dict[str, Any]], faults: list[Fault | None], log: Pow
         if kind == "outside":
             said.append(
                 f"the power log does not cover {count}: it has {_span(log.start_unix_s, log.end_unix_s)}, "
-                f"they are {_span(windows[0]['start_unix_s'], windows[-1]['end_unix_s'])}; was it cut off, "
+                f"they are {_span(windows[0]['start_unix_s'], windows[-1]['end_unix_s'])}: was it cut off, "
                 "and is its clock right?"
             )
         elif kind == "set back":
@@ -183,7 +183,7 @@ def _reasons(windows: list[dict[str, Any]], faults: list[Fault | None], log: Pow
             needed_s = math.ceil(10 * SPARE * LEAST_SAMPLES * log.interval_s) / 10
             said.append(
                 f"too few samples of the power log in {count}: {min(f.amount for f in seen):.0f}, with one "
-                f"every {log.interval_s:.3g} s; {LEAST_SAMPLES} are needed, so measure.window_s={needed_s:g}"
+                f"every {log.interval_s:.3g} s, {LEAST_SAMPLES} are needed: measure.window_s={needed_s:g}"
             )
     return said
 

@@ -32,7 +32,7 @@ from tsexp.energy.windows import Plan
 from tsexp.files import write_json
 from tsexp.locking import owning_the_machine
 from tsexp.progress import bar
-from tsexp.runtimes import Artifact
+from tsexp.runtimes import Artifact, installed
 
 SCORES_VERSION = 1
 PEAKS_VERSION = 1
@@ -128,7 +128,11 @@ def peaks(config: MeasureConfig, cache: Cache) -> dict[str, float]:
         with _asked("peaks", {}, {}, "cpu", config) as answer:
             write_json(folder / "peaks.json", answer.result)
 
-    key = {"hardware": hardware.describe("cpu"), "threads": config.threads}
+    key = {
+        "hardware": hardware.describe("cpu"),
+        "libraries": {name: installed(name) for name in ("onnxruntime", "onnx")},  # int8's
+        "threads": config.threads,
+    }
     return json.loads((cache.stage("peaks", PEAKS_VERSION, key, build).folder / "peaks.json").read_text())  # type: ignore[no-any-return]
 
 

@@ -363,7 +363,7 @@ def _wrong(raw: dict[str, Any], name: str) -> list[str]:
     short = sum(w["wall_s"] < SHORTEST * raw["window_s"] for w in kept)
     if short:
         found.append(
-            f"{short} windows of the {name} shorter than {raw['window_s']:g} s: the clock was changed; "
+            f"{short} windows of the {name} shorter than {raw['window_s']:g} s, for the clock was changed: "
             "measure again"
         )
     broken = {
@@ -425,7 +425,7 @@ def _wide(raw: dict[str, Any]) -> list[str]:
     width = stats["vs_dense/energy_saving_hi"] - stats["vs_dense/energy_saving_lo"]
     if width <= WIDE_PT:
         return []
-    return [f"the interval of the saving is {width:.0f} points wide; more measure.processes narrow it"]
+    return [f"the interval of the saving is {width:.0f} points wide: more measure.processes narrow it"]
 
 
 def _kept(raw: dict[str, Any], subject: str) -> list[dict[str, Any]]:

@@ -58,13 +58,15 @@ def _answer(folder: Path, work: Callable[..., dict[str, Any]], held: Held = NONE
         request = json.loads((folder / "request.json").read_text())
         with (folder / "watchdog.txt").open("w") as watchdog:
             faulthandler.dump_traceback_later(max(0.1, request["timeout_s"]), exit=True, file=watchdog)
-            import torch
+            try:
+                import torch
 
-            torch.set_num_threads(request["threads"])
-            if held:
-                _hold_back(request["threads"])
-            answer = work(folder, request, held) if held else work(folder, request)
-            faulthandler.cancel_dump_traceback_later()
+                torch.set_num_threads(request["threads"])
+                if held:
+                    _hold_back(request["threads"])
+                answer = work(folder, request, held) if held else work(folder, request)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
         write_json(folder / "result.json", answer)
         return 0
     except (signals.Terminated, KeyboardInterrupt):  # its caller is going, and takes the folder along

@@ -193,7 +193,7 @@ def _answer(claim: Claim, rows: pd.DataFrame, dataset: str, model: str) -> Answe
 
 
 def _of_accuracy(claim: Claim, mine: pd.DataFrame) -> Answer:
-    """What the row that loses the least on validation series loses on test series."""
+    """What the row that loses the most on validation series loses on test series."""
     choice = _chosen(mine, list(mine["val_drop_pt"]))
     row = choice.row
     change = _negative(row["drop_pt"], row["drop_pt_lo"], row["drop_pt_hi"])

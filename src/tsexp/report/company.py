@@ -239,7 +239,7 @@ def _with_energy(rival: _Rival, chosen: _Rival) -> str:
 
 def _lacks(top: Any, row: Any, runs: dict[str, tuple[int, Any]]) -> Interval:
     """Points that `row` has less than `top`: paired over test series and seeds, where these are the same."""
-    if row is top or row["run_ids"] == top["run_ids"]:
+    if row["run_ids"] == top["run_ids"]:
         return Interval(0.0, 0.0, 0.0)
     ours, tops = (dict(runs[run_id] for run_id in r["run_ids"].split()) for r in (row, top))
     if ours.keys() == tops.keys():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from tsexp.report.console import short
 from tsexp.report.constraints import Constraint, keeps
 from tsexp.report.store import Row
 
@@ -82,11 +83,11 @@ def candidates(rows: Sequence[Row], split: str, constraints: Sequence[Constraint
     """The rows, and their controls, each once: its energy is the median of its measurements."""
     jobs = []
     controls: dict[tuple[float, float], list[float]] = defaultdict(list)
-    for row in rows:
+    for name, row in zip(short([row.name for row in rows]), rows, strict=True):
         m = row.metrics
         gain, test = m.get(f"{split}/accuracy", math.nan), m["test/accuracy"]
         cost, allowed = m["energy/per_inference_j"], keeps(m, constraints)
-        jobs.append(Candidate(_short(row.name), gain, test, cost, row.run_id, allowed))
+        jobs.append(Candidate(name, gain, test, cost, row.run_id, allowed))
         test = m["test/control_accuracy"]
         gain = gain + m.get("val/accuracy_drop_pt", math.nan) / 100 if split == "val" else test
         if not math.isnan(gain):
@@ -97,9 +98,3 @@ def candidates(rows: Sequence[Row], split: str, constraints: Sequence[Constraint
 def best_of(among: Sequence[Candidate]) -> list[int]:
     """Places of the candidates on the front, by rising energy."""
     return front([(c.gain if c.allowed else math.nan, c.cost) for c in among])
-
-
-def _short(name: str) -> str:
-    """A job's name without the groups of its keys: ``ratio=0.5 mode=dynamic``."""
-    words = (word.partition("=") for word in name.split())
-    return " ".join(f"{key.split('.')[-1]}{equals}{value}" if equals else key for key, equals, value in words)

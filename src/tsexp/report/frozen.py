@@ -66,7 +66,13 @@ COLUMNS = (
     Column("version", "str", "tag:tsexp.version", "of the package"),
     Column("cpu", "str", "hardware:cpu", "name of the CPU"),
     Column("gpu", "str", "hardware:gpu", "name of the GPU, if it was measured there", True),
-    Column("machine", "str", "", "content address of everything known of the machine and its libraries"),
+    Column("machine", "str", "", "content address of all that is known of the machine, Python and PyTorch"),
+    Column(
+        "libraries",
+        "str",
+        "",
+        "that made and ran the artifact, with versions; empty: an older version froze it",
+    ),
     Column("dataset", "str", "param:data.name", "the archive's name"),
     Column("data_checksum", "str", "tag:tsexp.data_checksum", "of the files"),
     Column("model", "str", "param:model.name", "its name: t1, fcn, minirocket, …"),
@@ -453,8 +459,9 @@ def _load(folder: Path) -> Frozen:
                 f"{other}; the reference that accuracy is compared with is another one since; {again}"
             )
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
-        if "setting" not in (results := tables["results"]):
-            results.insert(results.columns.get_loc("recipe"), "setting", "")
+        for name, before in (("libraries", "dataset"), ("setting", "recipe")):
+            if name not in (results := tables["results"]):
+                results.insert(results.columns.get_loc(before), name, "")
         file = folder / f"{COMPARISONS}.parquet"
         beside = pd.read_parquet(file).to_dict("records") if file.exists() else []
         return Frozen(
@@ -645,6 +652,7 @@ def _result(
         "recipe": _asked(row, "train."),
         "tuning": _tuning(row, out["finetune_epochs"]),
         "machine": digest(hardware),
+        "libraries": ", ".join(f"{k} {v}" for k, v in sorted(manifest.get("versions", {}).items())),
         "valid": row.valid,
         "scored": row.scored,
         "val_series": int(row.metrics.get("val/series", 0)),

@@ -26,6 +26,8 @@ MARGIN_PT = 1.0
 """A loss of up to so many points of accuracy counts as kept (the margin of a non-inferiority test)."""
 CHANGED = 1.1
 """A control that takes so many times as much as usual, or as little, ran when the machine was another."""
+NAMED = 3
+"""Of several things, so many are named in a note."""
 SAME = ["config", "machine", "data_checksum", "runtime", "device", "energy_source"]
 """Columns that repetitions share."""
 
@@ -294,7 +296,10 @@ def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
             f"{m[:6]} ({cpu}{f', {gpu}' if isinstance(gpu, str) else ''})"
             for m, cpu, gpu in _distinct(results, "machine", "cpu", "gpu")
         ]
-        said.append(f"{len(names)} machines or sets of libraries, never averaged together: {_some(names)}")
+        of = f"{len(names)} machines or versions of Python and PyTorch"
+        said.append(f"{of}, never averaged together: {_some(names)}")
+    if others := _other_libraries(results):
+        said.append(f"measured with several versions of {others}; they are averaged")
     sources = sorted(results["energy_source"].unique())
     if len(sources) > 1:
         said.append(f"energy from {', '.join(sources)}: never averaged together")
@@ -405,9 +410,19 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
+def _other_libraries(results: pd.DataFrame) -> str:
+    """Name the libraries beside PyTorch that ran in more than one version, on one machine."""
+    found: dict[str, set[str]] = {}
+    for told in results["libraries"].unique():
+        for name, version in (library.split(" ") for library in told.split(", ") if library):
+            found.setdefault(name, set()).add(version)
+    several = {n: sorted(v) for n, v in found.items() if len(v) > 1 and n != "torch"}
+    return ", ".join(f"{name} ({', '.join(versions)})" for name, versions in sorted(several.items()))
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(_first(names))
 
 
-def _first(names: list[str], most: int = 3) -> list[str]:
-    return [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
+def _first(names: list[str]) -> list[str]:
+    return [*names[:NAMED], *([f"{len(names) - NAMED} more"] if len(names) > NAMED else [])]

@@ -91,8 +91,8 @@ def connect(uri: str) -> Any:
 def _check_sqlite(file: Path) -> None:
     if not file.is_file():
         raise ReportError(
-            f"there is no store at {file}; fill one first (python -m tsexp -m experiment=quick), or say "
-            "where it is: tracking.uri=…"
+            f"there is no store at {file}; fill one first (python -m tsexp -m experiment=quick), or name "
+            "another: tracking.uri=…, or its file where a command takes that"
         )
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:

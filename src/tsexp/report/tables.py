@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tsexp.config import MODES
 from tsexp.files import whole
 from tsexp.marks import ENDS, ESTIMATED
 from tsexp.report import claims, company, comparisons, costs, machines
@@ -27,7 +28,6 @@ LINES = ("why", "chosen")
 """Prose of several lines a row."""
 LONG = 40
 """A LaTeX table of more rows may break across pages."""
-MODES = ("none", "bf16", "weight_only", "dynamic", "static", "qat")
 LATEX = {
     "†": r"\textdagger{}",
     "⚠": r"\textsuperscript{!}",

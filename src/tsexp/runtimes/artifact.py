@@ -208,7 +208,7 @@ def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer
             f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported for "
             f"the {family} family; supported:\n{_table(family, runtime.name)}"
         )
-    missing = [p for p in _packages(quant, runtime, family) if _version(p) is None]
+    missing = [p for p in _packages(quant, runtime, family) if installed(p) is None]
     if missing:
         hint = "; pip install 'tsexp[runtimes]' brings it" if runtime.name in RUNTIMES else ""
         raise ConfigError(
@@ -287,11 +287,20 @@ BUILDS = {"onnxruntime": ("onnxruntime-gpu",)}
 """Other distributions that bring the same library."""
 
 
-def _version(package: str) -> str | None:
-    for name in (package, *BUILDS.get(package, ())):
+def distribution(package: str) -> str | None:
+    """Return the name under which a library is installed: its own, or another build's; None if it is not."""
+    names: tuple[str, ...] = (package, *BUILDS.get(package, ()))
+    for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
+            metadata.distribution(name)
+            return name
     return None
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a library, of whatever build; None if there is none."""
+    name = distribution(package)
+    return metadata.version(name) if name else None
 
 
 def rewrites(quant: QuantConfig, runtime: RuntimeConfig, family: str) -> dict[str, Any]:
@@ -309,7 +318,7 @@ def versions(
 ) -> dict[str, str | None]:
     """Versions of the libraries that make and run this artifact: another version is another artifact."""
     packages = [p for one in candidates(quant, runtime, family) for p in _packages(quant, one, family)]
-    return {p: _version(p) for p in dict.fromkeys(["torch", *packages])}
+    return {p: installed(p) for p in dict.fromkeys(["torch", *packages])}
 
 
 def deploy(

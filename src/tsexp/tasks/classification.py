@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsexp.config import ConfigError
+from tsexp.marks import label_order
 
 if TYPE_CHECKING:  # judging scores needs no PyTorch
     from torch import Tensor
@@ -28,7 +29,7 @@ def targets(
         If there is one class only, or the test split has others.
     """
     train, test = labels
-    classes = tuple(sorted(set(train), key=_label_order))
+    classes = tuple(sorted(set(train), key=label_order))
     unknown = set(test) - set(classes)
     if unknown:
         raise ConfigError(
@@ -38,13 +39,6 @@ def targets(
         raise ConfigError(f"{files[0]}: one class only; a classifier needs two")
     y_train, y_test = (np.array([classes.index(label) for label in one], np.int64) for one in labels)
     return y_train, y_test, classes
-
-
-def _label_order(label: str) -> tuple[float, str]:
-    try:
-        return float(label), label
-    except ValueError:
-        return float("inf"), label
 
 
 def strata(targets: IntArray) -> IntArray:

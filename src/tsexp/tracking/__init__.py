@@ -7,6 +7,7 @@ from tsexp.tracking.client import (
     experiment_of,
     finished,
     opened,
+    said,
     store,
     view_url,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "mark_killed",
     "opened",
     "requirements",
+    "said",
     "said_of",
     "store",
     "sweep_run",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsexp.config import Config, flat, own_code, redact
+from tsexp.runtimes import distribution
 
 if TYPE_CHECKING:
     from tsexp.data import Dataset
@@ -182,5 +183,5 @@ def requirements(libraries: Mapping[str, str]) -> list[str]:
     The package's own requirements, and the libraries that made and run the artifact.
     """
     return [line for line in REQUIREMENTS if "extra ==" not in line] + [
-        f"{name}=={version}" for name, version in libraries.items() if name != "torch"
+        f"{distribution(name) or name}=={version}" for name, version in libraries.items() if name != "torch"
     ]

@@ -20,6 +20,7 @@ from tsexp import __version__, alive, compress, signals, tasks
 from tsexp.config import Config, ConfigError, TrackingConfig, digest, flat, identity, redact
 from tsexp.energy import MeasuringFailed
 from tsexp.marks import ESTIMATED, PROTOCOL_VERSION
+from tsexp.tasks.classification import chosen
 from tsexp.tracking import model, origin, pictures, spool
 from tsexp.tracking.client import GONE, experiment_of, said, store
 
@@ -173,7 +174,7 @@ class Tracked:
             shutil.copyfile(file, folder / file.name)
         write_predictions(folder / "predictions.csv", record, dataset)
         pictures.curves(folder / "training.png", histories)
-        answers = {"dense": record.reference_scores.argmax(1), "artifact": record.scores.argmax(1)}
+        answers = {"dense": chosen(record.reference_scores), "artifact": chosen(record.scores)}
         pictures.confusion(folder / "confusion.png", record.labels, answers, dataset.classes)
 
     def _metrics(

@@ -245,7 +245,7 @@ def deliver(folder: Path, config: TrackingConfig, patience_s: float = BOUND_S) -
                 _until_it_answers(config.uri, deadline)
                 run_id = _deliver(folder, about, config)
             except Exception:
-                if time.monotonic() >= deadline or not config.uri.startswith(("http", "postgres", "mysql")):
+                if time.monotonic() >= deadline or stores.file_of(config.uri):
                     raise
                 time.sleep(1)  # it may be starting anew
                 _until_it_answers(config.uri, deadline)

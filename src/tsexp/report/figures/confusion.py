@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tsexp.marks import label_order
 from tsexp.report.figures import layout, words
 from tsexp.report.figures.drawing import CannotDraw, Drawing
 from tsexp.report.points import Study
@@ -94,4 +95,4 @@ def _panel(axes: Axes, mine: pd.DataFrame, column: str, names: list[str], title:
 def classes(predictions: pd.DataFrame) -> list[str]:
     """Names of the classes of one run: numbers by size, then words."""
     names = {n for column in ("label", "predicted", "dense_predicted") for n in predictions[column]}
-    return sorted(names, key=lambda n: (0, float(n), n) if n.replace(".", "", 1).isdigit() else (1, 0.0, n))
+    return sorted(names, key=label_order)

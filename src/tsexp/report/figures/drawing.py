@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUNTIMES = ("eager", "inductor", "onnxruntime", "openvino")
-MODES = ("none", "dynamic", "static", "qat", "weight_only", "bf16")
 
 
 class CannotDraw(Exception):

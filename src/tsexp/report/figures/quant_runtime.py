@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tsexp.config import MODES
 from tsexp.report.figures import layout, words
-from tsexp.report.figures.drawing import MODES, RUNTIMES, CannotDraw, Drawing
+from tsexp.report.figures.drawing import RUNTIMES, CannotDraw, Drawing
 from tsexp.report.figures.pruning import commonest_way
 from tsexp.report.points import Study
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tsexp.config import MODES
 from tsexp.report.figures import layout, words
-from tsexp.report.figures.drawing import MODES, RUNTIMES, CannotDraw, Drawing
+from tsexp.report.figures.drawing import RUNTIMES, CannotDraw, Drawing
 from tsexp.report.points import Study
 from tsexp.report.style import log_axis
 
