@@ -542,6 +542,13 @@ def test_another_build_of_a_library_is_that_library(monkeypatch):
     assert "onnxruntime-gpu==1.0" in tracking.requirements({"onnxruntime": "1.0"})
 
 
+def test_a_record_of_another_way_to_have_memory_is_another_one(tiny, italy, monkeypatch):
+    """It may be three times as fast."""
+    now = pipeline.signature(tiny, italy)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "2000000000")
+    assert pipeline.signature(tiny, italy) != now
+
+
 def test_what_is_chosen_among_more_runtimes_is_another_result(tiny, italy, monkeypatch):
     """Of ``runtime=auto``; a compiler that was installed since is a candidate more."""
 

@@ -377,6 +377,7 @@ def signature(cfg: Config, dataset: Dataset) -> str:
             "versions": versions(cfg.runtime.device),
             **runtimes.rewrites(cfg.quant, cfg.runtime, family),
             **_chosen_among(cfg, family),
+            **({"allocator": rules} if (rules := hardware.allocator()) else {}),
             **own_digests(cfg.measure.meter),
         }
     )

@@ -114,6 +114,7 @@ def score(
         "batch_size": config.batch_size,
         "threads": config.threads,
         "cpu": hardware.cpu_model(),
+        **({"gpu": hardware.describe("cuda")["gpu"]} if artifact.manifest["device"] == "cuda" else {}),
         "splits": list(splits),
     }
     arrays = load_file(cache.stage("scores", SCORES_VERSION, key, build).folder / "scores.safetensors")

@@ -210,7 +210,8 @@ def available(device: str) -> dict[str, str]:
     for kind, ask in asks.items():
         try:
             with quiet():  # it tells of what is missing; the doctor does
-                empty = hasattr(ask(), "__len__") and not len(ask())
+                found = ask()
+            empty = hasattr(found, "__len__") and not len(found)
             answers[kind] = "no counter found" if empty else ""
         except Exception as error:  # each backend of Zeus has exceptions of its own
             answers[kind] = f"{type(error).__name__}: {error}".splitlines()[0]
