@@ -421,7 +421,7 @@ def test_every_mode_has_its_limit(tiny):
 
 def test_missing_library_is_told_before_any_work(monkeypatch, home):
     monkeypatch.setattr(
-        artifact_module, "_version", lambda package: None if package == "onnxruntime" else "1"
+        artifact_module, "installed", lambda package: None if package == "onnxruntime" else "1"
     )
     with pytest.raises(ConfigError, match=r"needs onnxruntime, which is not installed; pip install 'tsexp\["):
         runtimes.check(home[0].quant, RuntimeConfig("onnxruntime", "cpu"))
@@ -436,7 +436,7 @@ def test_the_doctor_learns_what_is_missing_of_each_runtime(monkeypatch):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
-    monkeypatch.setattr(artifact_module, "_version", lambda package: None if package == "nncf" else "1")
+    monkeypatch.setattr(artifact_module, "installed", lambda package: None if package == "nncf" else "1")
     found = runtimes.available()
     assert "no compiler was found" in found["inductor"]["none"]
     assert "needs nncf" in found["openvino"]["static"]
