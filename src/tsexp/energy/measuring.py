@@ -107,6 +107,7 @@ def score(
             # Not renamed: temporary files may be on another disk.
             shutil.copyfile(answer.folder / "scores.safetensors", folder / "scores.safetensors")
 
+    on_gpu = artifact.manifest.get("device") == "cuda"  # a plan's artifacts have no manifest yet
     key = {
         "artifact": artifact.signature,
         "data": dataset.checksum,
@@ -114,7 +115,7 @@ def score(
         "batch_size": config.batch_size,
         "threads": config.threads,
         "cpu": hardware.cpu_model(),
-        **({"gpu": hardware.describe("cuda")["gpu"]} if artifact.manifest["device"] == "cuda" else {}),
+        **({"gpu": hardware.describe("cuda")["gpu"]} if on_gpu else {}),
         "splits": list(splits),
     }
     arrays = load_file(cache.stage("scores", SCORES_VERSION, key, build).folder / "scores.safetensors")
