@@ -273,6 +273,8 @@ def test_what_is_said_of_several_jobs_is_said_once_with_its_range():
     assert "⚠ foreign load of 0.5 to 1.5 cores (a=0, a=1)" in shown
     skipped = {f"quant.mode=qat seed={i}": "qat is not supported" for i in range(5)}
     assert "skipped qat is not supported (5 jobs)" in text(sweep_table([row()], {}, "sweep", skipped))
+    advice = {"model=t4": "not for t4; use auto"}
+    assert "skipped not for t4; use auto (model=t4)" in text(sweep_table([row()], {}, "sweep", advice))
 
 
 def test_without_a_terminal_the_width_is_fixed(monkeypatch):

@@ -232,7 +232,12 @@ def _notes(rows: Sequence[Row], labels: Sequence[str]) -> list[Text]:
         )
     notes += sorted({f"energy: {r.tags['tsexp.energy_source']}" for r in rows if r.measured})
     for tag, mark in (("tsexp.invalid_reasons", "invalid"), ("tsexp.warnings", "⚠")):
-        said = [(label, r.tags.get(tag) or "") for label, r in zip(labels, rows, strict=True)]
+        said = [
+            (label, reason)
+            for label, r in zip(labels, rows, strict=True)
+            for reason in re.split("; (?!more )", r.tags.get(tag) or "")  # of older runs, one has a semicolon
+            if reason
+        ]
         notes += [f"{mark} {line}" for line in _shared(said)]
     return list(map(Text, notes))
 
@@ -243,15 +248,14 @@ def _shared(said: Sequence[tuple[str, str]]) -> list[str]:
     Parameters
     ----------
     said
-        Pairs of a job and all that is said of it, separated by semicolons.
+        Pairs of a job and a thing that is said of it.
     """
     jobs: dict[tuple[str, ...], list[str]] = defaultdict(list)
     numbers: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for job, text in said:
-        for reason in filter(None, re.split("; (?!more )", text)):  # one of the warnings has a semicolon
-            parts = re.split(r"(\d+(?:\.\d+)?)", reason)
-            jobs[tuple(parts[::2])].append(job)
-            numbers[tuple(parts[::2])].append(parts[1::2])
+    for job, reason in said:
+        parts = re.split(r"(\d+(?:\.\d+)?)", reason)
+        jobs[tuple(parts[::2])].append(job)
+        numbers[tuple(parts[::2])].append(parts[1::2])
     out = []
     for words, names in jobs.items():
         ranges = [sorted(column, key=float) for column in zip(*numbers[words], strict=True)]
