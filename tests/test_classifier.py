@@ -111,11 +111,12 @@ def test_defaults_are_the_configurations():
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ({"prune_ratio": 1.5}, "prune.ratio=1.5 is out of range; allowed: ≥ 0 and < 1"),
+        ({"prune_ratio": 1.5}, "prune_ratio=1.5 is out of range; allowed: ≥ 0 and < 1"),
         ({"model": "t9"}, "model=t9 is not there; allowed: dtw_1nn,"),
-        ({"quant_mode": "int3"}, "quant.mode=int3 is not known; allowed: none, dynamic,"),
-        ({"random_state": -1}, "seed=-1 is out of range"),
-        ({"prune_ratio": [0.1, 0.2]}, "prune.ratio"),
+        ({"quant_mode": "int3"}, "quant_mode=int3 is not known; allowed: none, dynamic,"),
+        ({"random_state": -1}, "random_state=-1 is out of range"),
+        ({"epochs": 0}, "epochs=0 is out of range"),
+        ({"prune_ratio": [0.1, 0.2]}, "prune_ratio"),
         ({"overrides": ("train.lrr=1",)}, "train.lrr is not a key; allowed in train: batch_size,"),
         ({"overrides": ("prune.ratio=0.3",)}, "this is what the parameter prune_ratio is for"),
         ({"overrides": ("seed=3",)}, "this is what the parameter random_state is for"),
@@ -285,7 +286,9 @@ def test_a_cache_is_kept_and_a_temporary_one_goes_with_the_classifier(series, tm
     assert len(left) == 2  # its cache, and the artifact that answers
     assert all((folder / alive.OWNER).is_file() for folder in left)  # a command finds them if this is killed
     del classifier
-    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing that somebody should have closed
+        gc.collect()
     assert not list((tmp_path / "temporary").iterdir())
 
 

@@ -6,15 +6,18 @@ predictions are the artifact's, and ``report(X, y)`` is `pipeline.judge`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 from aeon.classification.base import BaseClassifier
@@ -95,14 +98,11 @@ class _Kept:
     cache: Cache
     made: Made
     artifact: Artifact
-    scratch: tempfile.TemporaryDirectory[str] | None
 
 
 # By artifact, so that copies start without, and a classifier that is fitted again forgets.
 _kept: WeakKeyDictionary[Shipped, _Kept] = WeakKeyDictionary()
-_loaded: WeakKeyDictionary[
-    Shipped, tuple[Callable[[FloatArray], FloatArray], tempfile.TemporaryDirectory[str]]
-] = WeakKeyDictionary()
+_loaded: WeakKeyDictionary[Shipped, Callable[[FloatArray], FloatArray]] = WeakKeyDictionary()
 _loading = threading.Lock()
 
 
@@ -312,17 +312,15 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         from tsexp.cache import Cache
 
         self._n_jobs = check_n_jobs(self.n_jobs)
-        with _fitting:
+        with _fitting, _by_parameters():
             cfg = self._config()
             pipeline.able(cfg)
             labels = [str(label) for label in y]
             dataset = data.at_hand(cfg.data, X, labels, cfg.seed)
             if cfg.data.val_fraction and not len(dataset.val):
                 warnings.warn(data.NONE_WITHHELD, stacklevel=4)
-            scratch = None if self.cache is not None else tempfile.TemporaryDirectory(prefix="tsexp-fit-")
-            if scratch:
-                alive.own(Path(scratch.name))
-            root = Path(scratch.name if scratch else str(self.cache)).expanduser().absolute()
+            scratch = _scratch("fit") if self.cache is None else None
+            root = Path(scratch or str(self.cache)).expanduser().absolute()
             cache = Cache(root, lambda: pipeline.counter(cfg))
             cache.check()
             made = pipeline.make(cfg, dataset, cache)
@@ -333,7 +331,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         self.seed_ = cfg.seed
         self._data, self._ragged = cfg.data, dataset.preprocessing.ragged
         self._facts = _facts(cfg, dataset, made, artifact)
-        _kept[self.artifact_] = _Kept(cfg, dataset, cache, made, artifact, scratch)
+        _kept[self.artifact_] = _Kept(cfg, dataset, cache, made, artifact)
+        if scratch:
+            _goes_with(self.artifact_, scratch)
         return self
 
     def _predict(self, X: Any) -> np.ndarray[Any, Any]:
@@ -421,6 +421,34 @@ def _facts(cfg: Config, dataset: Dataset, made: Made, artifact: Artifact) -> Rep
     }
 
 
+@contextlib.contextmanager
+def _by_parameters() -> Iterator[None]:
+    """Say what is wrong by the names that parameters have here."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        if text.startswith("overrides"):  # those are keys
+            raise
+        for key, name in ELSEWHERE.items():
+            # `seed` is a word, too, where no value follows.
+            end = r"(?!\.?\w)" if "." in key else "(?==)"
+            text = re.sub(rf"(?<![\w.]){re.escape(key)}{end}", name, text)
+        raise type(error)(text) from None
+
+
+def _scratch(kind: str) -> Path:
+    """Make a temporary folder of this process."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{alive.PREFIX}{kind}-"))
+    alive.own(folder)
+    return folder
+
+
+def _goes_with(artifact: Shipped, folder: Path) -> None:
+    """Remove a folder when its artifact is forgotten, or this process ends."""
+    finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
+
+
 def _one_at_a_time(predictor: Predictor) -> Callable[[FloatArray], FloatArray]:
     """OpenVINO refuses a second call while one goes on."""
     alone = threading.Lock()
@@ -438,10 +466,10 @@ def _predictor(artifact: Shipped, threads: int) -> Callable[[FloatArray], FloatA
 
     with _loading:
         if artifact not in _loaded:
-            scratch = tempfile.TemporaryDirectory(prefix="tsexp-artifact-")
-            alive.own(Path(scratch.name))
-            folder = Path(scratch.name) / "artifact"  # in which there may be nothing else
+            scratch = _scratch("artifact")
+            _goes_with(artifact, scratch)
+            folder = scratch / "artifact"  # in which there may be nothing else
             folder.mkdir()
             artifact.write(folder)
-            _loaded[artifact] = _one_at_a_time(runtimes.load(folder, threads=threads)), scratch
-        return _loaded[artifact][0]
+            _loaded[artifact] = _one_at_a_time(runtimes.load(folder, threads=threads))
+        return _loaded[artifact]
