@@ -304,6 +304,32 @@ class _Side:
         return self.facts.get("classes") if isinstance(self.subject, str) else self.subject.classes()
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """Both sides, and what they answered before the windows.
+
+    Attributes
+    ----------
+    sides
+        The subject and its reference; twice the same where there is none.
+    answers
+        Of each, to all of `batches`.
+    series
+        In the type that windows are fed with.
+    batches
+        The same in whole batches, the first ones again in the last: some graphs take no others.
+    in_memory
+        At least one subject lies in this process.
+    """
+
+    sides: tuple[_Side, _Side]
+    answers: tuple[FloatArray, FloatArray]
+    series: FloatArray
+    batches: FloatArray
+    device: str
+    in_memory: bool
+
+
 def _measure(
     subject: Any,
     series: FloatArray,
@@ -314,75 +340,94 @@ def _measure(
     progress: bool,
 ) -> Measured:
     """Check, ask, score, measure, judge."""
-    from tsexp import locking
-    from tsexp.energy import hardware, measuring
+    from tsexp.energy import hardware
     from tsexp.energy.record import combined, doubts, summarize
 
-    given = [subject] if reference is None else [subject, reference]
-    found, device = _placed(given, cfg.measure)
-    held = [one for one in found if not isinstance(one, str)]
-    config = cfg.measure
-    # Whole batches: some graphs take no others.
-    whole = np.resize(np.arange(len(series)), -(-len(series) // config.batch_size) * config.batch_size)
-    names = [_name(g, f) for g, f in zip(given, found, strict=True)]
-    names[0] = name or names[0]
-    with locking.sharing_the_machine():
-        sides = [
-            _asked(n, one, series[whole[: config.batch_size]], device, held, cfg)
-            for n, one in zip(names, found, strict=True)
-        ]
-        series = series.astype(_dtype(series, sides), copy=False)
-        x = series[whole]
-        answered = [
-            measuring.answers_of(s.subject, x, device, config, f"score {s.name}", progress) for s in sides
-        ]
-    scores = [answers[: len(series)] for answers in answered]
-    for side, answers in zip(sides, scores, strict=True):
-        _finite(side.name, answers)
-    scores = [scores[0], scores[-1]]
-    sides = [sides[0], sides[-1]]
-    targets, judged = _judged(sides, scores, labels)
-    probe = -(-measuring.PROBE // config.batch_size) * config.batch_size
-    # With what fills the last batch, which has other neighbours there than where it stands first.
-    shown = [answers[:probe] for answers in (answered[0], answered[-1])]
-    raw = measuring.take_turns(
-        {"artifact": sides[0].subject, "reference": sides[1].subject},
-        device,
-        {"x": series, "probe": x[:probe], "artifact_scores": shown[0], "reference_scores": shown[1]},
-        config,
-        cfg.seed,
-        f"measure {sides[0].name}",
-        progress,
-    )
+    alone = reference is None
+    asked = _answered([subject] if alone else [subject, reference], series, cfg, name, progress)
+    targets, judged = _judged(asked.sides, [answers[: len(series)] for answers in asked.answers], labels)
+    raw = _windows(asked, cfg, progress)
     invalid, warnings = doubts(raw)
     measured = summarize(raw)
-    if held:
+    if asked.in_memory:
         measured = {k: v for k, v in measured.items() if not k.startswith(COLD)}
-    metrics = combined(_qualities(judged, targets, cfg.seed, len(given)) | _sizes(sides), measured)
-    if reference is None:
+    qualities = _qualities(judged, targets, cfg.seed, compared=not alone)
+    metrics = combined(qualities | _sizes(asked.sides), measured)
+    if alone:
         metrics = {k.replace("vs_dense/", NULL): v for k, v in metrics.items()}
-    settings = {k: v for k, v in configs.flat(cfg).items() if k.startswith("measure.") or k == "seed"}
+    one, other = asked.sides
     return Measured(
         metrics=metrics,
         energy_source=raw["source"],
         invalid_reasons=invalid,
-        warnings=warnings if invalid else (*warnings, *_greedy(raw, config.threads)),
+        warnings=warnings if invalid else (*warnings, *_greedy(raw, cfg.measure.threads)),
         raw=raw,
         scores=judged[0],
         reference_scores=judged[1],
         labels=targets,
-        manifest=sides[0].facts,
-        hardware=hardware.describe(device),
-        name=sides[0].name,
-        reference_name=None if reference is None else sides[1].name,
-        reference_manifest=sides[1].facts,
-        settings=settings,
+        manifest=one.facts,
+        hardware=hardware.describe(asked.device),
+        name=one.name,
+        reference_name=None if alone else other.name,
+        reference_manifest=other.facts,
+        settings={k: v for k, v in configs.flat(cfg).items() if k.startswith("measure.") or k == "seed"},
         data={
-            "series": len(series),
-            "shape": list(series.shape),
-            "dtype": str(series.dtype),
-            "checksum": hashlib.sha256(np.ascontiguousarray(series).tobytes()).hexdigest(),
+            "series": len(asked.series),
+            "shape": list(asked.series.shape),
+            "dtype": str(asked.series.dtype),
+            "checksum": hashlib.sha256(np.ascontiguousarray(asked.series).tobytes()).hexdigest(),
         },
+    )
+
+
+def _answered(
+    given: Sequence[Any], series: FloatArray, cfg: Config, name: str | None, progress: bool
+) -> _Answered:
+    """Let one or two subjects answer all series; one alone is both sides."""
+    from tsexp import locking
+    from tsexp.energy import measuring
+
+    found, device = _placed(given, cfg.measure)
+    held = [one for one in found if not isinstance(one, str)]
+    size = cfg.measure.batch_size
+    whole = np.resize(np.arange(len(series)), -(-len(series) // size) * size)
+    names = [_name(g, f) for g, f in zip(given, found, strict=True)]
+    names[0] = name or names[0]
+    with locking.sharing_the_machine():
+        sides = [
+            _asked(n, f, series[whole[:size]], device, held, cfg) for n, f in zip(names, found, strict=True)
+        ]
+        series = series.astype(_dtype(series, sides), copy=False)
+        batches = series[whole]
+        answers = [
+            measuring.answers_of(s.subject, batches, device, cfg.measure, f"score {s.name}", progress)
+            for s in sides
+        ]
+    for side, theirs in zip(sides, answers, strict=True):
+        _finite(side.name, theirs[: len(series)])
+    return _Answered((sides[0], sides[-1]), (answers[0], answers[-1]), series, batches, device, bool(held))
+
+
+def _windows(asked: _Answered, cfg: Config, progress: bool) -> dict[str, Any]:
+    """Measure both in turns; every window."""
+    from tsexp.energy import measuring
+
+    size = cfg.measure.batch_size
+    # With what fills the last batch, which has other neighbours there than where it stands first.
+    probe = slice(-(-measuring.PROBE // size) * size)
+    return measuring.take_turns(
+        dict(zip(("artifact", "reference"), (side.subject for side in asked.sides), strict=True)),
+        asked.device,
+        {
+            "x": asked.series,
+            "probe": asked.batches[probe],
+            "artifact_scores": asked.answers[0][probe],
+            "reference_scores": asked.answers[1][probe],
+        },
+        cfg.measure,
+        cfg.seed,
+        f"measure {asked.sides[0].name}",
+        progress,
     )
 
 
@@ -527,7 +572,9 @@ def _guessed(keys: Sequence[float | str], columns: int, name: str) -> list[float
     return there
 
 
-def _qualities(scores: Sequence[FloatArray], targets: IntArray, seed: int, subjects: int) -> dict[str, float]:
+def _qualities(
+    scores: Sequence[FloatArray], targets: IntArray, seed: int, compared: bool
+) -> dict[str, float]:
     """Accuracy, where there are labels; what may be probabilities or not has no likelihood here."""
     if not len(targets):
         return {}
@@ -535,7 +582,7 @@ def _qualities(scores: Sequence[FloatArray], targets: IntArray, seed: int, subje
 
     task = tasks.named("classification")
     found = {k: v for k, v in task.quality(scores[0], targets, "test").items() if not k.endswith("/nll")}
-    if subjects == 1:
+    if not compared:
         return found
     control = task.quality(scores[1], targets, "test")
     found[f"test/control_{task.HEADLINE}"] = control[f"test/{task.HEADLINE}"]

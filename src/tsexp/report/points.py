@@ -32,6 +32,8 @@ VALUES = {
 }
 """What a point has, and its column in the tables."""
 SIDES = ("measured", "estimated")
+COUNTED = [*WAY, "n", "n_energy", "tuning", "macs"]
+"""What a point has as the tables do."""
 CONTROL = ["dataset", "model", "tuning"]
 """Names a control."""
 
@@ -88,22 +90,21 @@ def invalid(frozen: Frozen) -> list[str]:
 
 def study_of(frozen: Frozen) -> Study:
     """Choose what is comparable, and take the mean over seeds."""
-    import pandas as pd
+    runs, notes = _comparable(frozen)
+    rows = aggregate(replace(frozen, results=runs))
+    points, controls = (_points(rows), _controls(rows)) if len(rows) else _none()
+    return Study(runs, points, controls, tuple(notes), frozen, colours(frozen))
 
+
+def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str]]:
+    """The records of one setup, with one config for each way and seed, and what is to be said of them."""
     results = frozen.results
     runs = results[results["scored"]]
     notes = invalid(frozen)
     setups = len(runs[PLACE].drop_duplicates())
     runs, others = _commonest(runs, [], PLACE)
     if len(runs):
-        first = runs.iloc[0]
-        processor = (
-            first["gpu"] if first["device"] != "cpu" and isinstance(first["gpu"], str) else first["cpu"]
-        )
-        notes.append(
-            f"Setup: {processor}, batch {first['batch_size']}, {first['threads']} "
-            f"thread{'s' if first['threads'] > 1 else ''}."
-        )
+        notes.append(_setup(runs.iloc[0]))
     if others:
         notes.append(f"That is the commonest of {setups} setups; records of the others left out: {others}.")
     runs = runs.assign(estimated=runs["energy_source"].str.startswith(ESTIMATED))
@@ -118,31 +119,32 @@ def study_of(frozen: Frozen) -> Study:
         runs, others = _commonest(runs, by, columns)
         if others:
             notes.append(f"Records with less common {what} left out: {others}.")
-    runs = runs.drop(columns="estimated").sort_values(
-        [*WAY, "seed", "run_id"], kind="stable", ignore_index=True
-    )
-    rows = aggregate(replace(frozen, results=runs))
-    if rows.empty:
-        empty = pd.DataFrame(
-            columns=[
-                *WAY,
-                "n",
-                "n_energy",
-                "warned",
-                "tuning",
-                "macs",
-                *(f"{v}{end}" for v in (*VALUES, *(f"{s}_relative" for s in SIDES)) for end in ENDS),
-            ]
-        )
-        controls = pd.DataFrame(columns=CONTROL)
-        return Study(runs, empty, controls, tuple(notes), frozen, colours(frozen))
+    runs = runs.drop(columns="estimated")
+    return runs.sort_values([*WAY, "seed", "run_id"], kind="stable", ignore_index=True), notes
+
+
+def _setup(record: pd.Series) -> str:
+    on_gpu = record["device"] != "cpu" and isinstance(record["gpu"], str)
+    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
+    return f"Setup: {record['gpu' if on_gpu else 'cpu']}, batch {record['batch_size']}, {threads}."
+
+
+def _none() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Points and controls of no records."""
+    import pandas as pd
+
+    values = [f"{v}{end}" for v in (*VALUES, *(f"{s}_relative" for s in SIDES)) for end in ENDS]
+    return pd.DataFrame(columns=[*COUNTED, "warned", *values]), pd.DataFrame(columns=CONTROL)
+
+
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return `Study.points` of the rows of `aggregate`."""
     rows = rows.sort_values(WAY, kind="stable", ignore_index=True)
-    table = rows[[*WAY, "n", "n_energy", "tuning", "macs"]].assign(
+    return rows[COUNTED].assign(
         warned=rows["warned"] > 0,
         **{f"{ours}{end}": rows[f"{theirs}{end}"] for ours, theirs in VALUES.items() for end in ENDS},
         **{f"{side}_relative{end}": of for side in SIDES for end, of in _relative(rows, side).items()},
     )
-    return Study(runs, table, _controls(rows), tuple(notes), frozen, colours(frozen))
 
 
 def _relative(rows: pd.DataFrame, side: str) -> dict[str, pd.Series]:

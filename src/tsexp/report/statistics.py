@@ -210,50 +210,55 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
     places = predictions.groupby("run_id", sort=False).indices
     made = []
     for _, group in rows[rows["scored"]].groupby(SAME, sort=False):
-        first = group.iloc[0]
-        valid = group[group["valid"]]
         of = [places[run_id] for run_id in group["run_id"]]
-        out = {name: first[name] for name in (*SAME, *KEPT_AS_THEY_ARE)}
-        out |= {
-            "n": len(group),
-            "n_energy": len(valid),
-            "seeds": " ".join(map(str, sorted(group["seed"]))),
-            "warned": int((group["warnings"].fillna("") != "").sum()),
-            "run_ids": " ".join(group["run_id"]),
-            "each": _each(valid),
-        }
-        for metric in METRICS:
-            seen = group[group[metric.name].notna()]
-            values = seen[metric.name].to_numpy(float)
-            own = seen[[metric.low, metric.high]].to_numpy(float) if metric.low else None
-            interval = over_seeds(values, metric, own)
-            if len(seen) == 1 and own is not None:
-                interval = Interval(interval.value, *own[0])
-            out |= _columns(metric.name, interval)
         ours, control = (np.array([of_all[i] for i in of], dtype=float) for of_all in (right, dense_right))
-        out |= _columns("accuracy_pct", _accuracy_pct(ours)) | _columns(
-            "control_accuracy_pct", _accuracy_pct(control)
-        )
-        out |= {
-            "dense_accuracy_pct": 100 * group["dense_accuracy"].mean(),
-            "val_series": int(group["val_series"].min()),
-        }
-        lost = control - ours
-        drop = Interval(*(100 * v for v in over_seeds_and_series(lost)))
-        p = min(1.0, len(of) * min(mcnemar_p(int((x > 0).sum()), int((x < 0).sum())) for x in lost))
-        is_reference = first["ratio"] == 0 and first["mode"] == "none" and first["runtime"] == "eager"
-        if is_reference:  # the same model twice
-            out |= _columns("drop_pt", Interval(0.0, 0.0, 0.0)) | {
-                "mcnemar_p": 1.0,
-                "degradation": "reference",
-            }
-        else:
-            out |= _columns("drop_pt", drop) | {
-                "mcnemar_p": p,
-                "degradation": degradation(drop.low, drop.high),
-            }
-        made.append(out)
+        made.append(_known(group) | _means(group) | _accuracies(group, ours, control))
     return pd.DataFrame(made)
+
+
+def _known(group: pd.DataFrame) -> dict[str, Any]:
+    """What identifies a row, and which records are behind it."""
+    valid = group[group["valid"]]
+    return {name: group.iloc[0][name] for name in (*SAME, *KEPT_AS_THEY_ARE)} | {
+        "n": len(group),
+        "n_energy": len(valid),
+        "seeds": " ".join(map(str, sorted(group["seed"]))),
+        "warned": int((group["warnings"].fillna("") != "").sum()),
+        "run_ids": " ".join(group["run_id"]),
+        "each": _each(valid),
+        "dense_accuracy_pct": 100 * group["dense_accuracy"].mean(),
+        "val_series": int(group["val_series"].min()),
+    }
+
+
+def _means(group: pd.DataFrame) -> dict[str, Any]:
+    """Every metric over the seeds that have it; of one seed, with that record's own interval."""
+    out: dict[str, Any] = {}
+    for metric in METRICS:
+        seen = group[group[metric.name].notna()]
+        own = seen[[metric.low, metric.high]].to_numpy(float) if metric.low else None
+        interval = over_seeds(seen[metric.name].to_numpy(float), metric, own)
+        if len(seen) == 1 and own is not None:
+            interval = Interval(interval.value, *own[0])
+        out |= _columns(metric.name, interval)
+    return out
+
+
+def _accuracies(group: pd.DataFrame, ours: NDArray[Any], control: NDArray[Any]) -> dict[str, Any]:
+    """Accuracies and what was lost, of right (1) and wrong (0) answers, (seeds, series)."""
+    out = _columns("accuracy_pct", _accuracy_pct(ours)) | _columns(
+        "control_accuracy_pct", _accuracy_pct(control)
+    )
+    first = group.iloc[0]
+    if (
+        first["ratio"] == 0 and first["mode"] == "none" and first["runtime"] == "eager"
+    ):  # the same model twice
+        same = _columns("drop_pt", Interval(0.0, 0.0, 0.0))
+        return out | same | {"mcnemar_p": 1.0, "degradation": "reference"}
+    lost = control - ours
+    drop = Interval(*(100 * v for v in over_seeds_and_series(lost)))
+    p = min(1.0, len(lost) * min(mcnemar_p(int((x > 0).sum()), int((x < 0).sum())) for x in lost))
+    return out | _columns("drop_pt", drop) | {"mcnemar_p": p, "degradation": degradation(drop.low, drop.high)}
 
 
 def _each(group: pd.DataFrame) -> pd.DataFrame:

@@ -348,7 +348,6 @@ def deploy(
     trust(f"{runtime.name.rstrip(':')}:")  # what is asked for may be loaded, here and in measuring processes
     check(quant, runtime, fitted.family)
     module = _module(runtime.name)
-    machine = module.machine() if hasattr(module, "machine") else None
     chosen = calibration(quant, dataset)
     compared = np.random.default_rng(1).permutation(dataset.fit)[:64]
 
@@ -360,45 +359,48 @@ def deploy(
             model, predictor, dataset.x_train[compared], f"{runtime.name} {quant.mode}", least_db(quant)
         )
         layers = predictor.layers()
-        matmuls = Counter(layer.dtype for layer in layers if layer.matmul)
-        if quant.mode != "none" and not set(matmuls) - set(FLOATS):
-            raise RuntimeError(
-                f"quant.mode={quant.mode} changed nothing in {runtime.name}: every product of the graph that "
-                f"runs is {dict(matmuls)}"
-            )
         files = digests(folder)
         manifest = {
-            "runtime": runtime.name,
+            **asked,
             "mode": quant.mode,
-            "device": runtime.device,
-            "versions": versions(quant, runtime, fitted.family),
-            "machine": machine,
             "classes": list(model.arch.classes),
             "shape": [model.arch.channels, model.arch.preprocessing.length],
             **({"channels": model.prunable()} if hasattr(model, "prunable") else {}),
-            "calibration": chosen.tolist(),
             **facts,
             "sqnr_db": sqnr_db,
             "layers": [asdict(layer) for layer in layers],
-            "matmuls": dict(matmuls),
+            "matmuls": _matmuls(layers, quant.mode, runtime.name),
             "bytes": sum((folder / name).stat().st_size for name in files),
             "files": files,
         }
         write_json(folder / MANIFEST, manifest)
 
-    key = {
-        "model": fitted.signature,
-        "quant": quant.asked(),
+    asked = {
         "runtime": runtime.name,
         "device": runtime.device,
         "versions": versions(quant, runtime, fitted.family),
-        "machine": machine,
+        "machine": module.machine() if hasattr(module, "machine") else None,
         "calibration": chosen.tolist(),
+    }
+    key = {
+        "model": fitted.signature,
+        "quant": quant.asked(),
+        **asked,
         **rewrites(quant, runtime, fitted.family),
         **own_digests(runtime.name),
     }
     entry = cache.stage("artifact", STAGE_VERSIONS[runtime.device], key, build)
     return Artifact(entry, read_manifest(entry.folder))
+
+
+def _matmuls(layers: list[Layer], mode: str, runtime: str) -> dict[str, int]:
+    """Number format → how many matrix products of the graph that runs are computed in it."""
+    found = dict(Counter(layer.dtype for layer in layers if layer.matmul))
+    if mode != "none" and not set(found) - set(FLOATS):
+        raise RuntimeError(
+            f"quant.mode={mode} changed nothing in {runtime}: every product of the graph that runs is {found}"
+        )
+    return found
 
 
 LEAST_DB = {

@@ -68,41 +68,10 @@ def fit(
         config = replace(config, select="last", patience=0)
     with torch.random.fork_rng(), using_threads(config.threads), _quiet():
         torch.manual_seed(seed)
-        epochs = epochs_of(config, len(dataset.fit))
         batches = Batches(model, config, dataset, teacher, seed)
         fitting = Fitting(model, config, teacher, tasks.of(dataset))
-        curves = Curves(config, len(dataset.fit))
-        callbacks: list[Callback] = [curves, Progress(title, epochs, config.progress)]
-        chosen = config.select == "best" or config.patience > 0
-        if config.ema:
-            # After Curves: while validating, the averaged weights are in place, and Curves must see those.
-            callbacks.append(Averaging(config.ema, None if chosen else GLANCE))
-        if config.patience:
-            callbacks.append(EarlyStopping("val_loss", patience=config.patience))
         keeping = Keeping(unfinished) if unfinished is not None and config.devices == 1 else None
-        if keeping is not None:
-            callbacks.append(keeping)
-        # In a job of SLURM, Lightning would take SLURM's tasks for the processes.
-        how: dict[str, Any] = {"plugins": [LightningEnvironment(), InPlace()]}
-        if config.devices > 1:
-            how |= _several(config.devices, len(dataset.val))
-            callbacks.append(OneOfSeveral(config.threads, seed))  # after Averaging, which renews statistics
-        trainer = L.Trainer(
-            accelerator="gpu" if config.device == "cuda" else "cpu",
-            devices=config.devices,
-            max_epochs=epochs,
-            callbacks=callbacks,
-            gradient_clip_val=config.clip or None,
-            logger=False,
-            enable_checkpointing=keeping is not None,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            # Without a choice to make, some points of the curve are enough.
-            check_val_every_n_epoch=1 if chosen else max(1, epochs // VALIDATIONS),
-            deterministic="warn" if config.device == "cuda" else None,
-            **how,
-        )
+        trainer = _trainer(config, dataset, seed, title, keeping)
         model.train()  # Lightning keeps the mode that it finds, and a loaded model is ready to answer
         kept = None if keeping is None else keeping.checkpoint()
         try:
@@ -121,6 +90,43 @@ def fit(
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise RuntimeError(f"{title}: the weights are not finite any more; lower train.lr or set train.clip")
     return fitting.history
+
+
+def _trainer(
+    config: TrainConfig, dataset: Dataset, seed: int, title: str, keeping: Keeping | None
+) -> L.Trainer:
+    """Lightning's, with our callbacks in the order that they need."""
+    epochs = epochs_of(config, len(dataset.fit))
+    callbacks: list[Callback] = [Curves(config, len(dataset.fit)), Progress(title, epochs, config.progress)]
+    chosen = config.select == "best" or config.patience > 0
+    if config.ema:
+        # After Curves: while validating, the averaged weights are in place, and Curves must see those.
+        callbacks.append(Averaging(config.ema, None if chosen else GLANCE))
+    if config.patience:
+        callbacks.append(EarlyStopping("val_loss", patience=config.patience))
+    if keeping is not None:
+        callbacks.append(keeping)
+    # In a job of SLURM, Lightning would take SLURM's tasks for the processes.
+    how: dict[str, Any] = {"plugins": [LightningEnvironment(), InPlace()]}
+    if config.devices > 1:
+        how |= _several(config.devices, len(dataset.val))
+        callbacks.append(OneOfSeveral(config.threads, seed))  # after Averaging, which renews statistics
+    return L.Trainer(
+        accelerator="gpu" if config.device == "cuda" else "cpu",
+        devices=config.devices,
+        max_epochs=epochs,
+        callbacks=callbacks,
+        gradient_clip_val=config.clip or None,
+        logger=False,
+        enable_checkpointing=keeping is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        # Without a choice to make, some points of the curve are enough.
+        check_val_every_n_epoch=1 if chosen else max(1, epochs // VALIDATIONS),
+        deterministic="warn" if config.device == "cuda" else None,
+        **how,
+    )
 
 
 def _several(devices: int, val: int) -> dict[str, Any]:
