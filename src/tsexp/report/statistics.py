@@ -218,8 +218,8 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
 
 def _known(group: pd.DataFrame) -> dict[str, Any]:
     """What identifies a row, and which records are behind it."""
-    valid = group[group["valid"]]
-    return {name: group.iloc[0][name] for name in (*SAME, *KEPT_AS_THEY_ARE)} | {
+    first, valid = group.iloc[0], group[group["valid"]]
+    return {name: first[name] for name in (*SAME, *KEPT_AS_THEY_ARE)} | {
         "n": len(group),
         "n_energy": len(valid),
         "seeds": " ".join(map(str, sorted(group["seed"]))),
@@ -235,10 +235,11 @@ def _means(group: pd.DataFrame) -> dict[str, Any]:
     """Every metric over the seeds that have it; of one seed, with that record's own interval."""
     out: dict[str, Any] = {}
     for metric in METRICS:
-        seen = group[group[metric.name].notna()]
-        own = seen[[metric.low, metric.high]].to_numpy(float) if metric.low else None
-        interval = over_seeds(seen[metric.name].to_numpy(float), metric, own)
-        if len(seen) == 1 and own is not None:
+        values = group[metric.name].to_numpy(float)
+        seen = ~np.isnan(values)
+        own = group[[metric.low, metric.high]].to_numpy(float)[seen] if metric.low else None
+        interval = over_seeds(values[seen], metric, own)
+        if seen.sum() == 1 and own is not None:
             interval = Interval(interval.value, *own[0])
         out |= _columns(metric.name, interval)
     return out
