@@ -47,7 +47,9 @@ ESTIMATORS = {
 TRANSFORMERS = {
     "T3, eager PyTorch": ("t3", "eager", "-", 0, "none"),
     "T3, ONNX Runtime": ("t3", ORT, "-", 0, "none"),
+    "T3, half of heads and units": ("t3", ORT, "local", 0.5, "none"),
     "T3, half of its layers": ("t3", ORT, "depth", 0.5, "none"),
+    "T3, OpenVINO": ("t3", "openvino", "-", 0, "none"),
     "T1, converged, ONNX Runtime": ("t1", ORT, "-", 0, "none"),
     "T1, one of eight layers left": ("t1", ORT, "depth", 0.875, "none"),
     "T2, converged, ONNX Runtime": ("t2", ORT, "-", 0, "none"),

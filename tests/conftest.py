@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     # A shell in the background has Ctrl-C ignored, and everything started from here would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> Iterator[None]:
+    """What other modules left is not looked through at each of the many collections before a window."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def compose(*overrides: str) -> Config:

@@ -219,7 +219,8 @@ def pairs():
         for runtime in runtimes.RUNTIMES:
             for mode in supported(runtime, family):
                 for source in ("ItalyPowerDemand", "PickupGestureWiimoteZ"):
-                    seldom = name in others and (source, runtime, mode) not in OFTEN
+                    again = source == "ItalyPowerDemand" and mode != "none"
+                    seldom = (source, runtime, mode) not in OFTEN if name in others else again
                     slow = pytest.mark.slow if runtime == "inductor" or seldom else ()
                     yield pytest.param(name, runtime, mode, source, marks=slow)
 

@@ -366,6 +366,15 @@ def test_what_is_told_of_t3_and_t2_is_what_was_measured(single):
     page = words("docs/t4.md")
     assert f"needs {times.min():.2f} to {times.max():.1f} times the energy†" in page
     assert f"is {spread(behind)} points less accurate" in page
+    halves = {scope: single.loc["t3", "onnxruntime", scope, 0.5] for scope in ("depth", "local")}
+    fast = {
+        scope: f"{of['speedup'].min():.1f} to {of['speedup'].max():.1f} times" for scope, of in halves.items()
+    }
+    assert f"Half of its layers gone, it is {fast['depth']} as fast" in page
+    assert f"half of its heads and units {fast['local']}; of these eight losses" in page
+    both = pd.concat(halves.values())
+    assert f"losses ({spread(both['drop_pt'])} points) one is seen to be at most a point" in page
+    assert sorted(both["degradation"]) == ["kept"] + ["undecided"] * 7
     three, two = (single.loc["t2", "onnxruntime", "depth", ratio, FOUR[0]] for ratio in (0.75, 0.875))
     assert f"it is {three['speedup']:.1f} times as fast as its control" in page
     assert f"PyTorch, {three['drop_pt']:.1f} points less accurate" in page
