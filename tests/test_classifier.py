@@ -292,6 +292,19 @@ def test_a_cache_is_kept_and_a_temporary_one_goes_with_the_classifier(series, tm
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_a_fit_that_fails_leaves_no_folder(series, tmp_path, monkeypatch):
+    def fail(*_):
+        assert len(list(tmp_path.iterdir())) == 1
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tsexp.pipeline.make", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        tiny().fit(*series[:2])
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
 def test_grid_search(series):
     X, y, X_test, _ = series
     search = GridSearchCV(tiny(), {"prune_ratio": [0, 0.5], "epochs": [1, 2]}, cv=2, error_score="raise")

@@ -26,7 +26,7 @@ from sklearn.utils import check_random_state
 
 from tsexp import alive
 from tsexp import config as configs
-from tsexp.config import Config, ConfigError
+from tsexp.config import Config, ConfigError, Unsupported
 
 if TYPE_CHECKING:  # PyTorch, which a parameter grid need not wait for
     from tsexp.cache import Cache
@@ -319,9 +319,10 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
             dataset = data.at_hand(cfg.data, X, labels, cfg.seed)
             if cfg.data.val_fraction and not len(dataset.val):
                 warnings.warn(data.NONE_WITHHELD, stacklevel=4)
-            scratch = _scratch("fit") if self.cache is None else None
-            root = Path(scratch or str(self.cache)).expanduser().absolute()
+            root = Path(_scratch("fit") if self.cache is None else str(self.cache)).expanduser().absolute()
             cache = Cache(root, lambda: pipeline.counter(cfg))
+            if self.cache is None:
+                _goes_with(cache, root)
             cache.check()
             made = pipeline.make(cfg, dataset, cache)
             artifact, _ = pipeline.choose(made, cfg, dataset, cache)
@@ -332,8 +333,6 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         self._data, self._ragged = cfg.data, dataset.preprocessing.ragged
         self._facts = _facts(cfg, dataset, made, artifact)
         _kept[self.artifact_] = _Kept(cfg, dataset, cache, made, artifact)
-        if scratch:
-            _goes_with(self.artifact_, scratch)
         return self
 
     def _predict(self, X: Any) -> np.ndarray[Any, Any]:
@@ -434,7 +433,8 @@ def _by_parameters() -> Iterator[None]:
             # `seed` is a word, too, where no value follows.
             end = r"(?!\.?\w)" if "." in key else "(?==)"
             text = re.sub(rf"(?<![\w.]){re.escape(key)}{end}", name, text)
-        raise type(error)(text) from None
+        kind = Unsupported if isinstance(error, Unsupported) else ConfigError
+        raise kind(text) from None
 
 
 def _scratch(kind: str) -> Path:
@@ -444,9 +444,9 @@ def _scratch(kind: str) -> Path:
     return folder
 
 
-def _goes_with(artifact: Shipped, folder: Path) -> None:
-    """Remove a folder when its artifact is forgotten, or this process ends."""
-    finalize(artifact, shutil.rmtree, folder, ignore_errors=True)
+def _goes_with(owner: Shipped | Cache, folder: Path) -> None:
+    """Remove a folder when its owner is forgotten, or this process ends."""
+    finalize(owner, shutil.rmtree, folder, ignore_errors=True)
 
 
 def _one_at_a_time(predictor: Predictor) -> Callable[[FloatArray], FloatArray]:
