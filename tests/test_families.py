@@ -219,8 +219,7 @@ def pairs():
         for runtime in runtimes.RUNTIMES:
             for mode in supported(runtime, family):
                 for source in ("ItalyPowerDemand", "PickupGestureWiimoteZ"):
-                    again = source == "ItalyPowerDemand" and mode != "none"
-                    seldom = (source, runtime, mode) not in OFTEN if name in others else again
+                    seldom = name in others and (source, runtime, mode) not in OFTEN
                     slow = pytest.mark.slow if runtime == "inductor" or seldom else ()
                     yield pytest.param(name, runtime, mode, source, marks=slow)
 
