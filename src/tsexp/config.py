@@ -489,7 +489,7 @@ def is_known(error: BaseException) -> bool:
     return isinstance(error, HydraException | OmegaConfBaseException) or NO_OPTION in str(error)
 
 
-NO = {"Float": "no number", "Integer": "no whole number", "bool": "neither true nor false"}
+NOT_OF_TYPE = {"Float": "no number", "Integer": "no whole number", "bool": "neither true nor false"}
 """What OmegaConf calls a type → what a value is that is none."""
 
 
@@ -527,7 +527,7 @@ def explain(error: BaseException) -> str:
     override = re.search(r"Error merging override (.+)", str(error))
     kind = re.search(r"could not be converted to (Float|Integer)|is not a valid (bool)", str(cause))
     if override and kind:
-        return f"{override[1]} is {NO[kind[1] or kind[2]]}"
+        return f"{override[1]} is {NOT_OF_TYPE[kind[1] or kind[2]]}"
     if override and "is not Optional" in str(cause):
         return f"{override[1]}: it cannot go without a value"
     lines = [line.strip() for line in str(error).split("Config search path:")[0].splitlines()]

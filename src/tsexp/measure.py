@@ -318,6 +318,8 @@ class _Answered:
         In the type that windows are fed with.
     batches
         The same in whole batches, the first ones again in the last: some graphs take no others.
+    device
+        Of both: ``cpu`` or ``cuda``.
     in_memory
         At least one subject lies in this process.
     """
