@@ -401,6 +401,12 @@ def test_how_many_records_bear_a_warning_is_as_told(company):
     for told in (page, words("README.md")):
         assert f"{warned.sum()} of {len(results)} records bear a warning" in told
     assert f"; {foreign.sum()} of them of what ran beside" in page
+    told = "beside 1-NN DTW and MultiROCKET-Hydra on ACSF1 and RefrigerationDevices, something brief beside three of T4"
+    assert told in page
+    of = results[foreign]
+    assert set(of["model"]) == {"dtw_1nn", "multirocket_hydra", "t4"}
+    assert set(of.loc[of["model"] == "multirocket_hydra", "dataset"]) == {"ACSF1", "RefrigerationDevices"}
+    assert list(of.loc[of["model"] == "t4", "batch_size"]) == [32] * 3
     beside = company.comparisons["warnings"].fillna("") != ""
     assert f"{beside.sum()} of the {len(beside)} bear a warning" in page
 
