@@ -401,7 +401,9 @@ def test_how_many_records_bear_a_warning_is_as_told(company):
     for told in (page, words("README.md")):
         assert f"{warned.sum()} of {len(results)} records bear a warning" in told
     assert f"; {foreign.sum()} of them of what ran beside" in page
-    told = "beside 1-NN DTW and MultiROCKET-Hydra on ACSF1 and RefrigerationDevices, something brief beside three of T4"
+    told = (
+        "1-NN DTW and MultiROCKET-Hydra on ACSF1 and RefrigerationDevices, something brief beside three of T4"
+    )
     assert told in page
     of = results[foreign]
     assert set(of["model"]) == {"dtw_1nn", "multirocket_hydra", "t4"}
