@@ -626,8 +626,8 @@ def test_ranks_leave_room_for_every_model():
     assert any("each as trained and in its best other way only" in note for note in drawing.notes)
 
 
-def test_names_of_ranks_are_in_the_picture():
-    long = "inceptiontime"
+@pytest.mark.parametrize("long", ["t1", "litetime", "resnet18", "litetimes1", "inceptiontime", "inceptiontime_of_mine"])
+def test_names_of_ranks_are_in_the_picture(long):
     made = half_measured(models=("t1", "t2", "t3"))
     named = replace(made, results=made.results.replace({"model": {"t1": long}}))
     fewer = named.results["model"].eq(long) & named.results["seed"].ne(0)
@@ -635,8 +635,20 @@ def test_names_of_ranks_are_in_the_picture():
     figure.draw_without_rendering()
     texts = [t for t in figure.axes[0].texts if t.get_text().startswith(long)]
     assert any("(n = 1)" in t.get_text() and "pruned" in t.get_text() for t in texts)
-    edges = [t.get_window_extent() for t in texts]
-    assert all(figure.bbox.x0 <= e.x0 and e.x1 <= figure.bbox.x1 for e in edges)
+    edges = [t.get_window_extent(dpi=ranks.DPI) for t in figure.axes[0].texts]
+    assert all(0 <= e.x0 and e.x1 <= ranks.DPI * figure.get_figwidth() for e in edges)
+
+
+@pytest.mark.parametrize("height_in", [2.0, 18.0])
+def test_no_line_of_the_foot_covers_another_however_tall_the_figure(height_in):
+    figure = layout.sized(2, height_in)
+    figure.subplots()
+    figure.set_layout_engine("constrained")
+    layout.finish(figure, ["Small print. " * 30], x="pruning ratio", key=["1  the first way"])
+    figure.draw_without_rendering()
+    small, key, label = (t.get_window_extent() for t in figure.texts)
+    assert 0 <= small.y0 < small.y1 <= key.y0 < key.y1 <= label.y0
+    assert label.y1 < figure.axes[0].get_position().y0 * figure.bbox.height
 
 
 def test_ranks_of_one_model_have_room_for_its_best_ways():

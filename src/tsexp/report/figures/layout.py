@@ -16,6 +16,8 @@ COLUMN_IN, PAGE_IN, PAGE_HIGH_IN = 3.4, 7.0, 8.6
 """Widths of a column and of a page of a paper, and what of its height a figure may take; inches."""
 LINE_IN = 0.135
 """Height of a line of the foot."""
+EDGE_IN = 0.03
+"""Between the foot and the edge, however tall the figure."""
 LETTERS_IN = 18.5
 """Letters of the foot, and of a legend, in an inch."""
 HANDLE_IN = 0.4
@@ -69,9 +71,9 @@ def finish(
     foot = (foot_in + label_in) / height_in
     figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))  # type: ignore[union-attr,call-arg]
     below: dict[str, Any] = {"fontsize": 7, "ha": "left", "va": "bottom"}
-    figure.text(0.02, 0.01, small, color="0.35", **below)
+    figure.text(0.02, EDGE_IN / height_in, small, color="0.35", **below)
     if lines:
-        figure.text(0.02, small_in / height_in + 0.01, "\n".join(lines), color="0.1", **below)
+        figure.text(0.02, (small_in + EDGE_IN) / height_in, "\n".join(lines), color="0.1", **below)
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=ncols)
     if x:  # not a supxlabel: the layout puts that under the foot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tsexp.report.figures import layout, words
@@ -11,12 +12,15 @@ from tsexp.report.points import Study
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 MOST = 10
 LEAST = 3
 """Datasets, and configurations, of which ranks say anything."""
-CHARACTERS = 36
-"""Of a name, for which there is room; longer ones are written smaller."""
+POINTS = 7.5
+"""Size of names; smaller where one would leave the picture."""
+DPI = 600
+"""That texts are measured at: the widths of letters are whole dots."""
 ALPHA = 0.05
 
 
@@ -37,11 +41,13 @@ def critical_difference(study: Study) -> Drawing:
     )
     plt.close(figure)
     # Drawn for a poster: to the sizes of the other figures, and ranks with as many digits as they deserve.
-    size = 7.5 * min(1, CHARACTERS / max(map(len, scores.columns)))
     for text in axes.texts:
-        text.set_fontsize(size)
+        text.set_fontsize(POINTS)
         if "." in text.get_text() and text.get_text().replace(".", "").isdigit():
             text.set_text(f"{float(text.get_text()):.2f}")
+    fits = _share_inside(figure, axes.texts)
+    for text in axes.texts:
+        text.set_fontsize(POINTS * fits)
     for line in axes.lines:
         line.set_linewidth(min(line.get_linewidth(), 3) / 1.5)
     notes = [
@@ -66,6 +72,16 @@ def critical_difference(study: Study) -> Drawing:
     _grow(figure, layout.LINE_IN * (foot.count("\n") + 1))
     figure.text(0.02, 0.02, foot, fontsize=7, color="0.35", ha="left", va="bottom")
     return Drawing(figure, notes)
+
+
+def _share_inside(figure: Figure, texts: Iterable[Text]) -> float:
+    """How much of the widest text lies inside the figure, at most 1."""
+    edge, width = 0.08 * DPI, figure.get_figwidth() * DPI
+    shares = [1.0]
+    for box in (text.get_window_extent(dpi=DPI) for text in texts):
+        outside = max(edge - box.x0, box.x1 + edge - width, 0)
+        shares.append(1 - outside / max(box.width, 1))
+    return min(shares)
 
 
 def _grow(figure: Figure, foot_in: float) -> None:
