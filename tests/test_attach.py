@@ -164,6 +164,11 @@ def test_it_is_merged_beside_the_run_that_it_is_of(place: Place, capsys: Any, ol
     client = mlflow.MlflowClient(f"sqlite:///{place.folder}/all.db")
     found = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
     assert {r.data.tags["tsexp.energy_source"] for r in found} == {"estimated:cpu_time", "external:plug"}
+    by = {r.data.tags["tsexp.energy_source"]: r for r in found}
+    assert by["external:plug"].data.tags["tsexp.attached_to"] == by["estimated:cpu_time"].info.run_id
+    brought = by["estimated:cpu_time"].info.run_id  # to which the same log was attached before it came here
+    assert attach.main([brought, place.log(), f"tracking.uri=sqlite:///{place.folder}/all.db"]) == 0
+    assert "attached before: nothing was stored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from conftest import compose
-from tsexp import CompressedTransformerClassifier, alive, runtimes
+from tsexp import CompressedTransformerClassifier, alive, processes, runtimes
 from tsexp import config as configs
+from tsexp.classifier import Shipped, _goes_with
 from tsexp.config import ConfigError, Unsupported
 
 ROOT = Path(__file__).parents[1]
@@ -290,6 +291,18 @@ def test_a_cache_is_kept_and_a_temporary_one_goes_with_the_classifier(series, tm
         warnings.simplefilter("error")  # nothing that somebody should have closed
         gc.collect()
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
+def test_a_fork_leaves_the_folders_of_the_process_that_it_is_a_fork_of(tmp_path):
+    (tmp_path / "cache").mkdir()
+    owners = [Shipped({})]
+    _goes_with(owners[0], tmp_path / "cache")
+    assert processes.fork_here(lambda: (owners.clear(), gc.collect(), 0)[-1]) == 0
+    assert (tmp_path / "cache").is_dir()
+    owners.clear()
+    gc.collect()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_fit_that_fails_leaves_no_folder(series, tmp_path, monkeypatch):

@@ -80,6 +80,7 @@ GOOD = "time,watts\n1760000000,1\n1760000001,2\n1760000002,3\n"
         ),
         (GOOD + "1760000003\n", "line 5: 1 columns, the header has 2"),
         (GOOD + "1760000003,on\n", "line 5: 'on' is no number (watts)"),
+        (GOOD + "1760000003,1_0\n", "line 5: '1_0' is no number (watts)"),
         (GOOD + "1760000003,nan\n", "line 5: 'nan' is no number"),
         (GOOD.replace(",", ";") + "1760000003;3,5\n", "line 5: '3,5' is no number (watts); a decimal point"),
         (GOOD + "noon,3\n", "line 5: 'noon' is no number (time)"),

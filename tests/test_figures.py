@@ -626,7 +626,9 @@ def test_ranks_leave_room_for_every_model():
     assert any("each as trained and in its best other way only" in note for note in drawing.notes)
 
 
-@pytest.mark.parametrize("long", ["t1", "litetime", "resnet18", "litetimes1", "inceptiontime", "inceptiontime_of_mine"])
+@pytest.mark.parametrize(
+    "long", ["t1", "litetime", "resnet18", "litetimes1", "inceptiontime", "inceptiontime_of_mine"]
+)
 def test_names_of_ranks_are_in_the_picture(long):
     made = half_measured(models=("t1", "t2", "t3"))
     named = replace(made, results=made.results.replace({"model": {"t1": long}}))
@@ -636,7 +638,7 @@ def test_names_of_ranks_are_in_the_picture(long):
     texts = [t for t in figure.axes[0].texts if t.get_text().startswith(long)]
     assert any("(n = 1)" in t.get_text() and "pruned" in t.get_text() for t in texts)
     edges = [t.get_window_extent(dpi=ranks.DPI) for t in figure.axes[0].texts]
-    assert all(0 <= e.x0 and e.x1 <= ranks.DPI * figure.get_figwidth() for e in edges)
+    assert all(e.x0 >= 0 and e.x1 <= ranks.DPI * figure.get_figwidth() for e in edges)
 
 
 @pytest.mark.parametrize("height_in", [2.0, 18.0])

@@ -129,8 +129,8 @@ def test_an_artifact_made_beforehand_is_measured_as_if_it_had_not_been(tiny, ita
 def test_the_end_of_a_sweep_counts_what_was_deployed_apart():
     ended = [jobs.Outcome("a", "deployed"), jobs.Outcome("b", "finished", "run"), jobs.Outcome("c", "failed")]
     assert not ended[0].ok
-    skipped, failed = sweep._unmeasured(ended, 3)
-    assert list(failed) == ["c (#2)"]
+    skipped, failed = sweep._unmeasured(dict(zip((0, 2, 3), ended, strict=True)), 4)  # one left nothing
+    assert list(failed) == ["c (#3)", "1 job(s)"]
     assert "1 deployed and not measured" in sweep._title(1, ended, skipped, failed)
 
 

@@ -311,6 +311,22 @@ def test_requiring_a_counter_where_none_answers_fails(
         bench.measure(require="measured")
 
 
+@pytest.mark.usefixtures("record")  # everything is scored
+def test_a_counter_that_stops_answering_between_two_processes_is_told(
+    bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path
+) -> None:
+    root, seen = tmp_path / "intel-rapl", tmp_path / "seen"
+    package = add_zone(root / "intel-rapl:0", "package-0", 1e6)
+    name = root / "intel-rapl:0" / "name"
+    then = [
+        f"seen, name = pathlib.Path({str(seen)!r}), pathlib.Path({str(name)!r})",
+        "name.unlink() if seen.exists() else seen.touch()",
+    ]
+    in_the_worker("\n".join([planted(root, {package: 50.0}), *then]))
+    with pytest.raises(MeasuringFailed, match=r"was zeus:rapl .* is estimated:cpu_time now: measure again"):
+        bench.measure(window_s=0.05, idle_s=0.05, repeats=4, processes=2)
+
+
 def test_worker_reads_the_machines_counters(
     bench: Bench, in_the_worker: Callable[[str], None], tmp_path: Path
 ) -> None:

@@ -506,6 +506,13 @@ def test_what_columns_stand_for_where_nobody_says(labels, classes):
         assert _guessed(labels, 3, "model") == classes
 
 
+def test_labels_are_the_same_only_if_they_mean_the_same():
+    from tsexp.measure import _key
+
+    assert _key(1) == _key(1.0) == _key("1") == _key(np.int64(1)) == _key(" 1.0")
+    assert [_key(word) for word in ("nan", "1_0", "inf", "a")] == ["nan", "1_0", "inf", "a"]
+
+
 def test_importing_the_face_imports_nothing_heavy():
     heavy = {"torch", "aeon", "mlflow", "numpy"}
     code = f"import tsexp, sys; tsexp.__version__, dir(tsexp); print(*({heavy} & set(sys.modules)))"

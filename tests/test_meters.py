@@ -161,11 +161,20 @@ def wait_until_it_looks(tracker: zeus_rapl.RaplWraparoundTracker, package: Path)
 
 
 @pytest.mark.parametrize(
-    ("joules", "discarded"),
-    [(-0.001, True), (0.0, False), (40.0, False), (1e6, True), (RANGE_UJ / 1e6, True)],
+    ("joules", "source", "discarded"),
+    [
+        (-0.001, "zeus:rapl", True),
+        (0.0, "zeus:rapl", False),
+        (40.0, "zeus:rapl", False),
+        (1e6, "zeus:rapl", True),
+        (RANGE_UJ / 1e6, "mine", True),
+        (1e6, "estimated:cpu_time", False),  # of many cores: nothing that could wrap
+    ],
 )
-def test_window_of_negative_or_impossible_power_is_discarded(joules: float, discarded: bool) -> None:
-    meter = SimpleNamespace(begin=lambda: None, end=lambda: joules)
+def test_window_of_negative_or_impossible_power_is_discarded(
+    joules: float, source: str, discarded: bool
+) -> None:
+    meter = SimpleNamespace(begin=lambda: None, end=lambda: joules, source=source)
     seen = windows._read(meter, lambda: time.sleep(0.02))
     assert seen["discarded"] is discarded
     assert windows._known_j(seen) == (None if discarded else joules)

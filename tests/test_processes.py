@@ -49,7 +49,12 @@ def alone(path):
 def stubborn(path):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     forever(path)
-def temporary(path): return int(os.environ["TMPDIR"] != path)
+def temporary(path):
+    import tempfile
+    return int(os.environ["TMPDIR"] != path or tempfile.gettempdir() != path)
+def secrets():
+    began = open("/proc/self/environ").read()
+    return ("PGPASSWORD" in began) + 2 * (os.environ.get("PGPASSWORD") == "swordfish")
 def two_threads():
     import torch
     torch.set_num_threads(2)
@@ -68,7 +73,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.syspath_prepend(folder)
         patch.setenv("PYTHONPATH", str(folder))
         patch.setenv(processes.ADDRESS, "")  # other tests need one that knows more
-        processes.start(["torch"])
+        patch.setenv("PGPASSWORD", "swordfish")
+        processes.start(["torch", "filelock"])  # of which one has asked where temporary files go
         yield folder
 
 
@@ -222,6 +228,31 @@ def test_a_process_may_have_a_place_of_its_own_for_temporary_files(
     jobs: Path, tmp_path: Path, fork: bool
 ) -> None:
     assert processes.run("jobs:temporary", str(tmp_path), temporary=str(tmp_path), fork=fork) == 0
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
+@pytest.mark.usefixtures("jobs")
+def test_a_password_is_for_whom_it_is_meant_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "swordfish")
+    assert processes.run("jobs:secrets") == 2
+    assert processes.run("jobs:secrets", without=["PGPASSWORD"]) == 0
+
+
+def test_what_is_spawned_by_a_nameless_script_does_not_run_it_again(tmp_path):
+    """As Zeus does, in the process of whoever calls the classifier."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, operator, sys\n"
+        "from tsexp import processes\n"
+        "print('begins', flush=True)\n"
+        "with processes.nameless_main():\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=print, args=('child',))\n"
+        "    child.start()\n"
+        "child.join()\n"
+        "print(child.exitcode, sys.modules['__main__'].__file__ == sys.argv[0])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["begins", "child", "0", "True"]
 
 
 @pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")

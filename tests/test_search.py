@@ -28,8 +28,9 @@ HYDRA = SimpleNamespace(
 class Launcher:
     """Answers each job from its overrides."""
 
-    def __init__(self, folder, dies_at=None, status=None):
+    def __init__(self, folder, dies_at=None, status=None, unread=None):
         self.folder, self.dies_at, self.status = folder, dies_at, status or (lambda values: "finished")
+        self.unread = unread
         self.seen = []
 
     def launch(self, batch, initial_job_idx):
@@ -49,7 +50,22 @@ class Launcher:
             ratio = float(values["prune.ratio"])
             accuracy = 0.9 - 0.2 * ratio - 0.01 * len(values["prune.method"])
             returned.append((accuracy, 2 - ratio, 20 * ratio - 8) if status == "finished" else None)
-        return [SimpleNamespace(return_value=r) for r in returned]
+            if number == self.unread:
+                returned[-1] = ConnectionError("the store began anew")
+        return [Job(r) for r in returned]
+
+
+class Job:
+    """What Hydra hands out of a job, which raises what was raised in it."""
+
+    def __init__(self, value):
+        self.value = value
+
+    @property
+    def return_value(self):
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
 
 
 @pytest.fixture
@@ -130,6 +146,15 @@ def test_what_was_interrupted_or_failed_is_done_again_once(search):
     once_more, study, _ = search("fourth", n_trials=6)
     assert len(study.trials) == 7 + len(failed)
     assert sorted(once_more) == sorted(again)
+
+
+def test_what_was_measured_but_not_read_is_asked_again(search, capsys):
+    seen, study, _ = search("first", n_trials=2, unread=1)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL"]
+    assert "is not known: the store began anew; the same command asks for it again" in capsys.readouterr().err
+    again, study, _ = search("second", n_trials=2)
+    assert again == seen
+    assert sum(t.state.name == "COMPLETE" for t in study.trials) == 2
 
 
 @pytest.mark.parametrize("works", ["none", "0.5"])

@@ -128,6 +128,8 @@ def test_a_password_is_seen_wherever_a_uri_has_it(uri, monkeypatch):
     for given in (f"tracking.uri={uri}", uri, f"--into={uri}"):
         assert PASSWORD not in secret.hidden([given])[0]
         assert os.environ[secret.STORE] == uri
+    (told,) = secret.hidden([f'tracking={{uri: "{uri}", experiment: mine}}'])
+    assert told == f'tracking={{uri: "{secret.REFERENCE}", experiment: mine}}'
     assert secret.hidden([f"--into={uri}"]) == [f"--into={secret.REFERENCE}"]
     assert secret.given(secret.REFERENCE) == uri
 

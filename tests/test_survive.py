@@ -400,6 +400,41 @@ def test_sync_delivers_and_says_what_is_for_another_store(made, cfg, monkeypatch
     assert "allowed: tracking.uri" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fault", ["damaged", "gone"])
+def test_a_result_that_cannot_be_delivered_does_not_keep_the_others_from_the_store(
+    made, cfg, monkeypatch, tmp_path, fault
+):
+    parcels = [keep(made, cfg, monkeypatch, signature) for signature in ("one", "another")]
+    folder = tmp_path / "sweep"
+    for number, parcel in enumerate(parcels):
+        (folder / str(number)).mkdir(parents=True)
+        kept = jobs.Outcome(f"seed={number}", "kept", error="kept", parcel=str(parcel))
+        jobs._note(folder / str(number), kept)
+    if fault == "damaged":
+        (parcels[0] / spool.ABOUT).write_text("{")
+    else:
+        shutil.rmtree(parcels[0])
+    end = sweep.Sweep()
+    end._first, end._open = cfg, (cfg.tracking, "a sweep")
+    outcomes = end._delivered(folder, distinct=False)
+    assert [outcomes[n].status for n in (0, 1)] == ["kept", "finished"]
+    told = {
+        "gone": "is gone, and the store does not have it",
+        "damaged": "is no result that can be delivered",
+    }
+    assert told[fault] in outcomes[0].error
+    assert len(runs(cfg)) == 1
+
+
+def test_a_result_has_an_owner_until_it_is_whole_on_the_disk(made, cfg, monkeypatch):
+    owned = []
+    to_disk = spool._to_disk
+    monkeypatch.setattr(spool, "_to_disk", lambda f: (owned.append((f / alive.OWNER).is_file()), to_disk(f)))
+    parcel = keep(made, cfg, monkeypatch)
+    assert owned == [True]
+    assert not (parcel / alive.OWNER).exists()
+
+
 def test_a_process_is_dead_only_if_that_is_sure():
     me = alive.me()
     with subprocess.Popen([sys.executable, "-c", ""]) as other:

@@ -118,6 +118,19 @@ def test_a_sweep_notes_its_command_as_it_was_given(noted):
     assert "-m --config-dir /mine seed=0,1" in about["command"]
 
 
+def test_a_sweep_and_searches_of_the_same_words_have_runs_of_their_own(noted, monkeypatch):
+    signatures = []
+    monkeypatch.setattr(tracking, "sweep_run", lambda *a: signatures.append(a[-1]) or "parent")
+    given = ["prune.ratio=0,0.5", "data=italy_power_demand", *TINY]
+    search = "hydra/sweeper=optuna"
+    noted(*given)
+    noted(*given, search)
+    noted(*given, search, "hydra.sweeper.n_trials=5", "hydra.sweeper.n_jobs=2")  # goes on with the one before
+    noted(*given, search, "hydra.sweeper.constraints=['val/accuracy_drop_pt<=1']")
+    assert signatures[1] == signatures[2]
+    assert len(set(signatures)) == 3
+
+
 def test_a_search_notes_what_its_values_depend_on(noted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

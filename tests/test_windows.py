@@ -462,6 +462,6 @@ def test_pair_whose_energy_the_meter_does_not_know_is_discarded_and_repeated(
 
 def test_load_of_another_process_is_seen() -> None:
     burn = "import time\nwhile time.process_time() < 0.6: pass"
-    meter = SimpleNamespace(begin=lambda: None, end=lambda: 1.0)
+    meter = SimpleNamespace(begin=lambda: None, end=lambda: 1.0, source="mine")
     read = windows._read(meter, lambda: subprocess.run([sys.executable, "-S", "-c", burn], check=True))
     assert read["foreign_cpu_s"] > 0.4

@@ -8,6 +8,7 @@ that MLflow needs; and it has no constraints.
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -192,8 +193,9 @@ class Search(Sweeper):
             raise
         for number, (trial, values) in enumerate(zip(trials, returned, strict=True), first):
             outcome = read_outcome(self.folder / str(number))
-            trial.set_user_attr(ENDED, outcome.status if outcome else "failed")
-            if values is None:
+            unread = isinstance(values, Exception)  # it may be measured: the next command finds it
+            trial.set_user_attr(ENDED, outcome.status if outcome and not unread else "failed")
+            if values is None or isinstance(values, Exception):
                 study.tell(trial, state=TrialState.FAIL)
             else:
                 for constraint, violation in zip(self.constraints, values[2:], strict=True):
@@ -212,17 +214,21 @@ class Search(Sweeper):
     def _job(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         return *(f"{key}={params[key]}" for key in self.space), *self.fixed
 
-    def _launch(self, jobs: Sequence[tuple[str, ...]]) -> list[list[float] | None]:
-        """Return what each job returned; None of one that failed."""
+    def _launch(self, jobs: Sequence[tuple[str, ...]]) -> list[list[float] | Exception | None]:
+        """Return what each job returned: None of one that failed, or what was raised."""
+        from tsexp.config import redact
+
         assert self.launcher is not None
         returned = self.launcher.launch(jobs, initial_job_idx=self.number)
         self.number += len(jobs)
-        values: list[list[float] | None] = []
+        values: list[list[float] | Exception | None] = []
         for job in returned:
             try:
                 values.append(None if job.return_value is None else [float(v) for v in job.return_value])
-            except Exception:  # raised in the job, and told by it
-                values.append(None)
+            except Exception as error:
+                told = f"tsexp: what a job of the search came to is not known: {redact(str(error))}"
+                print(f"{told}; the same command asks for it again", file=sys.stderr)
+                values.append(error)
         return values
 
     def _write(self, study: Study) -> None:

@@ -19,6 +19,7 @@ from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
+from tsexp.marks import ATTACHED_TO, FROM_RUN
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.energy.powerlog import PowerLog
@@ -49,6 +50,7 @@ WITHOUT_WINDOWS = ("the artifact answers",)
 NOT_TAKEN = (
     *("tsexp.error", "tsexp.record", "mlflow.user", "mlflow.log-model.history"),
     *(f"tsexp.{key}" for key in alive.WHO),
+    FROM_RUN,
 )
 """Tags of the old run that are of its process, or its own number."""
 
@@ -102,10 +104,9 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
     client = connect(tracking.uri)
     old = stored.find(client, tracking.experiment, run)
     stored.check_protocol(old)
-    if "tsexp.attached_to" in old.tags:
+    if ATTACHED_TO in old.tags:
         raise ConfigError(
-            f"run {run} ({old.name}) is itself attached; give the one it is of, "
-            f"{old.tags['tsexp.attached_to'][:8]}"
+            f"run {run} ({old.name}) is itself attached; give the one it is of, {old.tags[ATTACHED_TO][:8]}"
         )
     if not old.scored:
         raise ConfigError(f"run {run} ({old.name}) has {old.tags['tsexp.invalid_reasons']}: run it again")
@@ -114,7 +115,8 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
         log = powerlog.read(Path(file), offset_s)
         filled = external.fill(raw, log, name)
         part = _part(log, filled["windows"])
-        about = configs.digest([old.run_id, filled["source"], offset_s, part])
+        first = old.tags.get(FROM_RUN, old.run_id)  # attached before it was brought here, it is the same
+        about = configs.digest([first, filled["source"], offset_s, part])
         known = client.search_runs(
             [experiment_of(client, tracking)],
             f"tags.`tsexp.attachment` = '{about}' and attributes.status = 'FINISHED'",
@@ -192,7 +194,7 @@ def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, fo
         "tsexp.valid": "false" if invalid else "true",
         "tsexp.invalid_reasons": "; ".join(invalid),
         "tsexp.warnings": "" if invalid else "; ".join([*kept, *warnings]),
-        "tsexp.attached_to": old.run_id,
+        ATTACHED_TO: old.run_id,
         "tsexp.attachment": about,
         "mlflow.runName": f"{old.name} {raw['source']}"[:250],
         "mlflow.note.content": _note(old, raw, invalid, warnings),

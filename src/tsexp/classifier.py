@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -445,8 +446,13 @@ def _scratch(kind: str) -> Path:
 
 
 def _goes_with(owner: Shipped | Cache, folder: Path) -> None:
-    """Remove a folder when its owner is forgotten, or this process ends."""
-    finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    """Remove a folder when its owner is forgotten, or this process ends; not when a fork of it does."""
+    finalize(owner, _remove, folder, os.getpid())
+
+
+def _remove(folder: Path, maker: int) -> None:
+    if os.getpid() == maker:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _one_at_a_time(predictor: Predictor) -> Callable[[FloatArray], FloatArray]:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,8 +265,18 @@ def to_keep(folder: Path, name: str | None) -> bool:
     return known.ok or delivered or known.status in ("skipped", "deployed")
 
 
-def deliver(cfg: Config, folder: Path) -> Outcome | None:
-    """Return how the job in this folder ended, after what the store did not take was delivered."""
+def deliver(cfg: Config, folder: Path, patient: bool = True) -> Outcome | None:
+    """Return how the job in this folder ended, after what the store did not take was delivered.
+
+    Parameters
+    ----------
+    cfg
+        Has the store.
+    folder
+        Of the job.
+    patient
+        Wait for a store that does not answer.
+    """
     from tsexp import tracking
 
     known = read_outcome(folder)
@@ -274,9 +284,13 @@ def deliver(cfg: Config, folder: Path) -> Outcome | None:
         return known
     parcel = Path(known.parcel)
     try:
-        run_id = tracking.deliver(parcel, cfg.tracking)
-    except tracking.NotDelivered:
-        return known
+        run_id = (
+            tracking.deliver(parcel, cfg.tracking) if patient else tracking.deliver(parcel, cfg.tracking, 0)
+        )
+    except ConfigError as error:  # the store does not take it, or it cannot be read
+        outcome = replace(known, error=configs.redact(str(error)))
+        _note(folder, outcome)
+        return outcome
     outcome = Outcome(known.name, "finished", run_id)
     _note(folder, outcome)
     return outcome

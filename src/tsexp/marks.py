@@ -12,6 +12,10 @@ NOT_FINITE = "scores that are not finite"
 SWEEP, COMPARISON, MEASUREMENT = "sweep", "compare", "measure"
 OTHERS = {SWEEP: "a sweep", COMPARISON: "a comparison", MEASUREMENT: "a measurement of something else"}
 """Stages (tag ``tsexp.stage``) of runs that are no experiment → what they are."""
+ATTACHED_TO = "tsexp.attached_to"
+"""Tag of a run that a power log made: the run that it is of."""
+FROM_RUN = "tsexp.merged_run"
+"""Tag of a run that was brought from another store: the run that it was copied from."""
 ENDS = ("", "_lo", "_hi")
 """Of a name: the value itself, and the ends of its interval."""
 

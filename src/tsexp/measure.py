@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -554,9 +555,11 @@ def _judged(
 def _key(label: Any) -> float | str:
     """Labels that mean the same, however they are written: 1, 1.0, '1'."""
     try:
-        return float(label)
+        number = float(label)
     except (TypeError, ValueError):
         return str(label)
+    word = isinstance(label, str) and ("_" in label or not math.isfinite(number))  # 1_0, nan, inf
+    return str(label) if word else number
 
 
 def _guessed(keys: Sequence[float | str], columns: int, name: str) -> list[float | str]:

@@ -15,11 +15,11 @@ from tsexp import alive, secret, stored, stores
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
+from tsexp.marks import ATTACHED_TO, FROM_RUN
 
 FROM_STORE = "tsexp.merged_from"
-FROM_RUN = "tsexp.merged_run"
-"""Tags of a run that was brought: the store and the run that it was copied from. ``tsexp.host`` says which
-machine measured it."""
+"""Tag of a run that was brought: the store that it was copied from. ``tsexp.host`` says which machine
+measured it."""
 OF_THE_STORE = ("mlflow.artifactLocation", "mlflow.parentRunId", "mlflow.user")
 """Tags that mean something in their own store alone."""
 
@@ -100,6 +100,9 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                         bare.append(run.info.run_id)
                         progress.advance()
                         continue
+                    old = tags.get(ATTACHED_TO)
+                    if old:  # it is older, so it is there
+                        _add_tag(parcel, ATTACHED_TO, _brought(into, old) or old)
                     parent = tags.get("mlflow.parentRunId")
                     if parent:
                         if parent not in parents:
@@ -135,13 +138,15 @@ def _results(client: Any, number: str) -> list[Any]:
     return [run for run in found if "tsexp.signature" in run.data.tags]
 
 
-def _brought(into: TrackingConfig, run_id: str) -> bool:
+def _brought(into: TrackingConfig, run_id: str) -> str | None:
+    """Return the run that a run of another store is in this one, or None."""
     from tsexp import tracking
 
     client = tracking.store(into)
     number = tracking.experiment_of(client, into)
     asked = f"tags.`{FROM_RUN}` = '{run_id}' and attributes.status = 'FINISHED'"
-    return bool(client.search_runs([number], asked, max_results=1))
+    found = client.search_runs([number], asked, max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def _parent(run: Any, into: TrackingConfig) -> str:
@@ -179,7 +184,7 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> bool:
         about = {"name": one.name, "note": note, "params": dict(one.params), "type": one.model_type}
     tags = {k: v for k, v in run.data.tags.items() if k not in OF_THE_STORE}
     record = tags.pop(spool.RECORD, run.info.run_id)
-    if "tsexp.attached_to" in tags:  # older ones have the number of the run that they are of
+    if ATTACHED_TO in tags:  # older ones have the number of the run that they are of
         record = run.info.run_id
     content = {
         "format": spool.FORMAT,

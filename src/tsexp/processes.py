@@ -28,7 +28,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,12 +84,22 @@ def start(preload: Sequence[str]) -> None:
         server = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            env=os.environ | PINNED | {ADDRESS: address},
+            env=_public() | PINNED | {ADDRESS: address},
             pass_fds=[listener.fileno()],
             process_group=0,
         )
     os.environ[ADDRESS] = address
     atexit.register(_stop, server, folder, os.getpid())
+
+
+def _public() -> dict[str, str]:
+    """The environment without what lets one into stores: /proc shows for ever what a process began with.
+
+    Whom it is for gets it with the request.
+    """
+    from tsexp.secret import CREDENTIALS
+
+    return {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
 
 
 def _stop(server: subprocess.Popen[bytes], folder: str, owner: int) -> None:
@@ -281,14 +292,26 @@ def _call_in_thread(function: Callable[[], int]) -> int:
     gc.freeze()
     # A notebook's streams hand over to a thread that is not here.
     sys.stdout = sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-    main = sys.modules["__main__"]
-    main.__spec__ = None
-    vars(main).pop("__file__", None)
     ended: list[int] = []
-    thread = threading.Thread(target=lambda: ended.append(function()))
-    thread.start()
-    thread.join()
+    with nameless_main():
+        thread = threading.Thread(target=lambda: ended.append(function()))
+        thread.start()
+        thread.join()
     return ended[0] if ended else 1
+
+
+@contextmanager
+def nameless_main() -> Iterator[None]:
+    """Hide where ``__main__`` comes from: a helper that is spawned within would run that script again."""
+    main: Any = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), vars(main).pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def _kill_group(pid: int) -> None:
@@ -391,6 +414,7 @@ class _Server:
             os.chdir(request["folder"])
             os.environ.clear()
             os.environ.update(request["environ"] | PINNED)
+            tempfile.tempdir = None  # the server has asked already, for its own
             sys.path[:] = request["path"]
             status = call(request["target"], request["arguments"])
         finally:

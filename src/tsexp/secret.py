@@ -74,15 +74,25 @@ def hidden(arguments: Sequence[str]) -> list[str]:
 
 def _hidden(argument: str, names: dict[str, str]) -> str:
     """Hide one; `names` has the variables of the URIs before it, for `tsexp merge` takes several stores."""
+
+    def reference(uri: str) -> str:
+        name = names.setdefault(uri, f"{STORE}_{len(names) + 1}" if names else STORE)
+        os.environ[name] = uri
+        return f"${{oc.env:{name}}}"
+
+    if re.match(r"\+{0,2}tracking=\{", argument):
+        return re.sub(
+            r"""[\w+]+://[^\s"',}]+""",
+            lambda m: m[0] if redact(m[0]) == m[0] else reference(m[0]),
+            argument,
+        )
     found = re.fullmatch(r"""(\+{0,2}tracking\.uri=|(?:--[\w-]+=)?(?=[\w+]+://))(['"]?)(.*)\2""", argument)
     if not found or redact(found[3]) == found[3]:
         return argument
     listed = found[1].endswith("tracking.uri=") and not found[2]
     if listed and "," in found[3]:  # a list to sweep over is refused later on
         return argument
-    name = names.setdefault(found[3], f"{STORE}_{len(names) + 1}" if names else STORE)
-    os.environ[name] = found[3]
-    return f"{found[1]}${{oc.env:{name}}}"
+    return f"{found[1]}{reference(found[3])}"
 
 
 def hide(config: DictConfig) -> None:

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ class Sweep(Callback):
         name = " ".join(shown) or "sweep"
         tidy(first)
         with tracking.asking(first.tracking):
-            parent = tracking.sweep_run(first.tracking, name, digest(asked))
+            parent = tracking.sweep_run(first.tracking, name, digest([*asked, *_how_searched(config)]))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         names = {str(number): name for number, name in enumerate(checked.names or ())}
@@ -146,23 +146,24 @@ class Sweep(Callback):
         if status:
             sys.exit(status)
 
-    def _delivered(self, folder: Path, distinct: bool) -> list[Outcome]:
-        """How the jobs ended, after what they kept was delivered."""
+    def _delivered(self, folder: Path, distinct: bool) -> dict[int, Outcome]:
+        """How the jobs ended, by their numbers, after what they kept was delivered."""
         from tsexp import tracking
 
         assert self._first is not None
+        patient = True
         for job in sorted(f.parent for f in folder.glob(f"*/{OUTCOME}")):
-            known = deliver(self._first, job)
+            known = deliver(self._first, job, patient)
             if known is not None and known.status == "kept":
-                break  # the store is gone, or full: it was asked for long enough
+                patient = False  # the store may be gone: it was asked for long enough
         outcomes = _outcomes(folder, distinct)
-        waiting = [o for o in outcomes if o.status == "kept"]
+        waiting = [o for o in outcomes.values() if o.status == "kept"]
         try:
             with tracking.asking(self._first.tracking):
                 tracking.store(self._first.tracking).search_experiments(max_results=1)
         except ConfigError as error:
             self._open = None  # not closed: the same command opens it again
-            done = sum(o.ok for o in outcomes)
+            done = sum(o.ok for o in outcomes.values())
             raise ConfigError(
                 f"{error}; {done} of {len(outcomes)} results are in it, {len(waiting)} are kept in "
                 f"{self._first.paths.spool}, none is lost; the same command, or tsexp sync, delivers them"
@@ -191,7 +192,8 @@ class Sweep(Callback):
         store, _ = self._open
         folder = Path(config.hydra.sweep.dir)
         about = json.loads((folder / SWEEP).read_text())
-        outcomes = self._delivered(folder, distinct=bool(about["search"]))
+        numbered = self._delivered(folder, distinct=bool(about["search"]))
+        outcomes = list(numbered.values())
         client = tracking.store(store)
         measured = [o for o in outcomes if o.ok and o.run_id]
         # A job that was found has the name that it was first measured under; here it has this sweep's.
@@ -199,7 +201,7 @@ class Sweep(Callback):
             replace(r, name=o.name)
             for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)
         ]
-        skipped, failed = _unmeasured(outcomes, expected=len(about["names"] or outcomes))
+        skipped, failed = _unmeasured(numbered, expected=len(about["names"] or outcomes))
         kept_to = constraints.parse(about["constraints"])
         front = report.energy_front(rows, kept_to) if about["search"] else set()
 
@@ -236,13 +238,25 @@ def _tell(error: Exception) -> None:
     print(configs.redact(text), file=sys.stderr)
 
 
+def _how_searched(config: DictConfig) -> list[str]:
+    """What makes another search of the same overrides; nothing in a plain sweep.
+
+    Its study is the same however many trials it is to have, and wherever it is kept.
+    """
+    if not _is_search(config):
+        return []
+    given = [o for o in secret.as_given(config.hydra.overrides.hydra) if o.startswith("hydra")]
+    keys = tuple(f"hydra.sweeper.{key}=" for key in ("n_trials", "n_jobs", "storage"))
+    return sorted(o for o in given if "sweeper" in o.split("=")[0] and not o.startswith(keys))
+
+
 def _is_own(override: str) -> bool:
     """Given on the command line: not where this sweep's files go, or what Hydra adds itself."""
     return not override.startswith(("hydra.sweep.dir=", "hydra.mode=", "hydra.run.dir="))
 
 
-def _outcomes(folder: Path, distinct: bool) -> list[Outcome]:
-    """Return how the jobs of a sweep ended, in their order.
+def _outcomes(folder: Path, distinct: bool) -> dict[int, Outcome]:
+    """Return how the jobs of a sweep ended, by their numbers and in that order.
 
     Parameters
     ----------
@@ -251,24 +265,25 @@ def _outcomes(folder: Path, distinct: bool) -> list[Outcome]:
     distinct
         It is a search, which may propose the same job again: each run is to be there once.
     """
-    files = [f for f in folder.glob(f"*/{OUTCOME}") if f.parent.name.isdigit()]
-    read = [read_outcome(f.parent) for f in sorted(files, key=lambda f: int(f.parent.name))]
-    outcomes = [o for o in read if o is not None]
-    if not distinct:
-        return outcomes
-    return list({o.run_id or i: o for i, o in reversed(list(enumerate(outcomes)))}.values())[::-1]
+    numbers = sorted(int(f.parent.name) for f in folder.glob(f"*/{OUTCOME}") if f.parent.name.isdigit())
+    read = {n: read_outcome(folder / str(n)) for n in numbers}
+    outcomes = {n: o for n, o in read.items() if o is not None}
+    if distinct:
+        first = {o.run_id or n: n for n, o in reversed(outcomes.items())}
+        outcomes = {n: outcomes[n] for n in sorted(first.values())}
+    return outcomes
 
 
-def _unmeasured(outcomes: Sequence[Outcome], expected: int) -> tuple[dict[str, str], dict[str, str]]:
+def _unmeasured(outcomes: Mapping[int, Outcome], expected: int) -> tuple[dict[str, str], dict[str, str]]:
     """Return name → reason of the jobs that were skipped, and of those that failed or are missing."""
     skipped = {
         o.name: (o.error or "").splitlines()[0].removesuffix("; supported:")
-        for o in outcomes
+        for o in outcomes.values()
         if o.status == "skipped"
     }
     failed = {
-        f"{o.name} (#{i})": o.error or o.status
-        for i, o in enumerate(outcomes)
+        f"{o.name} (#{n})": o.error or o.status
+        for n, o in outcomes.items()
         if not o.ok and o.status not in ("skipped", "deployed")
     }
     if expected > len(outcomes):

@@ -246,6 +246,7 @@ def take_turns(
                 "watts_per_core": config.watts_per_core,
                 "require": config.require,
                 "meter": config.meter,
+                "source": seen[0]["source"] if seen else None,
                 "plan": asdict(plan),
                 "timeout_s": end - time.monotonic(),
             }
@@ -333,7 +334,7 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
         "allocator": seen[0]["allocator"],
         "peak_mb": max(one["peak_mb"] for one in seen),
         "threads": seen[0]["threads"],
-        "window_s": seen[0]["window_s"],
+        "window_s": min(one["window_s"] for one in seen),
         "source": seen[0]["source"],
         "scope": seen[0]["scope"],
         "batch_size": config.batch_size,

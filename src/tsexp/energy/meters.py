@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from tsexp.config import ConfigError, look_up
 from tsexp.energy import hardware
 from tsexp.marks import ESTIMATED
+from tsexp.processes import nameless_main
 from tsexp.quiet import quiet
 
 # No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus'
@@ -108,7 +109,7 @@ class ZeusMeter:
 
         self.kind, self.source = kind, f"zeus:{kind}"
         packages = _packages() if kind == "rapl" else []
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nameless_main():  # Zeus spawns what looks for a counter's wraps
             warnings.simplefilter("ignore")
             self._monitor = ZeusMonitor(
                 gpu_indices=_gpu(gpus) if kind == "nvml" else [], cpu_indices=packages
@@ -209,7 +210,7 @@ def available(device: str) -> dict[str, str]:
     answers = {}
     for kind, ask in asks.items():
         try:
-            with quiet():  # it tells of what is missing; the doctor does
+            with quiet(), nameless_main():  # it tells of what is missing; the doctor does
                 found = ask()
             empty = hasattr(found, "__len__") and not len(found)
             answers[kind] = "no counter found" if empty else ""

@@ -247,7 +247,7 @@ def _iso(text: str) -> float:
 
 def _number(text: str, what: str) -> float:
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # 1_0 is ten for Python alone
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

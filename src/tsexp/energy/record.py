@@ -334,6 +334,8 @@ def doubts(raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     invalid = list(said.get("invalid", ()))
     if any(_joules(w) <= 0 for w in windows):
         invalid.append("a window with zero or negative energy")
+    if not invalid and any(w["energy_j"] is None for w in windows):
+        invalid.append("a window whose energy the meter did not tell")
     if raw.get("source") == ESTIMATE and _elsewhere(raw):
         invalid.append(
             "the artifact or the reference works in processes of its own, which the estimate does not see"
@@ -362,10 +364,7 @@ def _wrong(raw: dict[str, Any], name: str) -> list[str]:
         )
     short = sum(w["wall_s"] < SHORTEST * raw["window_s"] for w in kept)
     if short:
-        found.append(
-            f"{short} windows of the {name} shorter than {raw['window_s']:g} s, for the clock was changed: "
-            "measure again"
-        )
+        found.append(f"{short} windows of the {name} shorter than {raw['window_s']:g} s: measure again")
     broken = {
         "same_outputs": f"the {name} answers the probe batch differently after the windows",
         "same_weights": f"the weights of the {name} changed while it was measured",

@@ -21,6 +21,7 @@ import psutil
 
 from tsexp.data import FloatArray
 from tsexp.energy.meters import IMPOSSIBLE_W, LateMeter, Meter
+from tsexp.marks import ESTIMATED
 
 Subject = Callable[[FloatArray], Any]
 
@@ -258,6 +259,8 @@ def _read(meter: Meter | None, work: Callable[[], None]) -> dict[str, Any]:
     energy_j = None if meter is None else meter.end()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     unknown = energy_j is not None and not math.isfinite(energy_j)
+    counts = meter is not None and not meter.source.startswith(ESTIMATED)
+    most_j = IMPOSSIBLE_W * wall_s if counts else math.inf
     return {
         "start_unix_s": unix,
         "end_unix_s": unix + wall_s,
@@ -267,7 +270,7 @@ def _read(meter: Meter | None, work: Callable[[], None]) -> dict[str, Any]:
         # CPU time of everybody else. The system counts in ticks of 10 ms: right only in the sum over many
         # windows, and sometimes negative.
         "foreign_cpu_s": _busy_s() - busy - cpu_s,
-        "discarded": unknown or (energy_j is not None and not 0 <= energy_j <= IMPOSSIBLE_W * wall_s),
+        "discarded": unknown or (energy_j is not None and not 0 <= energy_j <= most_j),
     }
 
 

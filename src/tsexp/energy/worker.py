@@ -178,6 +178,11 @@ def _measure(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> d
     arrays = load_file(folder / "series.safetensors")
     plan = windows.Plan(**request["plan"])
     meter = meters.choose(request["device"], request["require"], request["watts_per_core"], request["meter"])
+    if request["source"] not in (None, meter.source):
+        raise RuntimeError(
+            f"the meter was {request['source']} when this measurement began, and is {meter.source} now: "
+            "measure again; `python -m tsexp.doctor` says what answers"
+        )
     load = {name: _loader(name, request, held) for name in ("artifact", "reference")}
     probe = list(batches(arrays["probe"], plan.batch_size))
 

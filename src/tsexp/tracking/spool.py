@@ -90,8 +90,8 @@ def parcel(paths: PathsConfig, fill: Callable[[Path], dict[str, Any]]) -> Iterat
             alive.own(partial)
             about = fill(partial) | {"format": FORMAT, "record": name}
             (partial / ABOUT).write_text(json.dumps(about, indent=1))
-            (partial / alive.OWNER).unlink()
             _to_disk(partial)
+            (partial / alive.OWNER).unlink()
             partial.rename(spool / name)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
