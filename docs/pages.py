@@ -182,7 +182,7 @@ def lost_on_validation() -> None:
     seen = [f"{d} ({rows.loc[(*T4['**T4-50**'], d), 'val_series']:.0f} series)" for d in DATASETS]
     table(
         "points lost on validation series",
-        ((k, [f"{rows.loc[(*way, d), 'val_drop_pt']:+.1f}" for d in DATASETS]) for k, way in ways.items()),
+        ((k, [between(rows.loc[(*way, d)], "val_drop_pt", "{:+z.1f}") for d in DATASETS]) for k, way in ways.items()),
         seen,
     )
 

@@ -23,7 +23,7 @@ from tsexp.cache import Cache
 from tsexp.compress import channels, qat
 from tsexp.config import ConfigError, RuntimeConfig, Unsupported, identity
 from tsexp.models.convolution import Convolutional, nets
-from tsexp.models.convolution.blocks import Convolution
+from tsexp.models.convolution.blocks import Convolution, Norm
 from tsexp.models.convolution.inception import largest_of_three
 from tsexp.models.convolution.lite import Fixed, fixed_filters
 from tsexp.runtimes import artifact as artifact_module
@@ -461,10 +461,26 @@ def test_a_pruned_network_is_tuned_saved_and_deployed_like_any_other(italy, tmp_
     runtime = RuntimeConfig("onnxruntime", "cpu")
     artifact = runtimes.deploy(made["finetune"], cfg.quant, runtime, italy, home)
     assert artifact.manifest["channels"] == pruned.prunable()
+    others = {layer["kind"] for layer in artifact.manifest["layers"] if not layer["matmul"]}
+    assert others.isdisjoint(
+        {"ReduceMax", "ReduceMean", "ReduceSum", "Unsqueeze", "Split"}
+    )  # own numbers of axes
     plain = runtimes.deploy(
         dense, replace(cfg.quant, mode="none"), RuntimeConfig("eager", "cpu"), italy, home
     )
     assert artifact.manifest["macs"] < 0.7 * plain.manifest["macs"]
+
+
+def test_norms_bear_a_single_value():
+    norm = Norm(3).train()
+    alone = norm(torch.ones(1, 3, 1))
+    assert torch.equal(alone, copy.deepcopy(norm).eval()(torch.ones(1, 3, 1)))
+    x, mask = torch.ones(2, 3, 4), torch.zeros(2, 4, dtype=torch.bool)
+    mask[0, 0] = True
+    assert torch.equal(norm(x, mask)[0, :, 0], alone[0, :, 0])
+    assert norm.num_batches_tracked == 0
+    norm(torch.rand(2, 3, 4))
+    assert norm.num_batches_tracked == 1
 
 
 def test_images_one_step_high_give_the_same_scores(problem):

@@ -210,6 +210,12 @@ def test_channel_without_a_value_is_refused(tmp_path):
         own(tmp_path, [*TRAIN, ["?,?,?,?", "a"]])
 
 
+def test_of_many_unseen_labels_some_are_told(tmp_path):
+    strange = [["1,2,3,4", f"strange{i:02}"] for i in range(30)]
+    with pytest.raises(ConfigError, match=r"does not have: strange00, .*strange04, …$"):
+        own(tmp_path, test=[*TEST, *strange])
+
+
 def test_labels_unseen_in_train_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"Mine_TEST.ts.*train split does not have: strange"):
         own(tmp_path, test=[*TEST, ["1,2,3,4", "strange"]])
@@ -238,6 +244,7 @@ def test_labels_unseen_in_train_are_refused(tmp_path):
             ),
             "no class labels",
         ),
+        (lambda text: text.replace(":a", "").replace(":b", ""), r"line 9: no label behind a colon; add it"),
         (lambda text: text.replace(":b", ":?"), r"line \d+: no label; add it"),
         (lambda text: text.replace(":b", ":"), r"line \d+: no label; add it"),
         (lambda text: text.replace("2,3,4,5", "2,3,4,five"), r"line 10: 'five' is no number: 2,3,4,five:"),

@@ -553,3 +553,49 @@ def test_dilated_and_grouped_convolutions_round_as_they_are():
     layer = torch.nn.Conv1d(4, 4, 3, padding=2, dilation=2, groups=2)
     x = torch.rand(2, 4, 20)
     assert (qat.Rounded(layer, 0.0, 1.0)(x) - layer(x)).abs().max() < 0.02
+
+
+SHRUNK = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from tsexp.config import ModelConfig, number
+from tsexp.models.arch import BaseArch
+from tsexp.models.preprocess import Preprocess
+LIKE = "estimator"
+@dataclass
+class Config(ModelConfig):
+    gradient: ClassVar[bool] = False
+    shrink: float = number(ge=0)
+    start: str = "12:30"
+class Means:
+    family = "shrunk:"
+    def __init__(self, arch, shrink=0.0):
+        self.arch, self.preprocess, self.shrink = arch, Preprocess(arch.preprocessing), shrink
+    def fit(self, dataset, seed):
+        x = self.preprocess(torch.from_numpy(dataset.x_train[dataset.fit]))[0].flatten(1)
+        y = dataset.y_train[dataset.fit]
+        means = [x[y == c].mean(0) for c in range(len(self.arch.classes))]
+        self.means = (1 - self.shrink) * torch.stack(means)
+        return []
+    def scores(self, x):
+        return -torch.cdist(self.preprocess(torch.from_numpy(x))[0].flatten(1), self.means).numpy()
+    def state(self): return {"means": self.means}
+    def set_state(self, state): self.means = state["means"]
+    def use_threads(self, count): pass
+def build(config, dataset): return Means(BaseArch.of(dataset), config.shrink)
+def rebuild(arch): return Means(BaseArch.from_dict(arch))
+"""
+
+
+def test_what_only_the_fit_of_a_family_of_ones_own_reads_makes_another_model(monkeypatch, tmp_path, italy):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TSEXP_OWN_CODE", "shrunk")
+    (tmp_path / "shrunk.py").write_text(SHRUNK)
+    cfg, cache = compose("model=t3"), Cache(tmp_path / "cache")
+    made = []
+    for shrink in (0.0, 0.9, 0.9):
+        config = __import__("shrunk").Config("mine", "shrunk:", shrink)
+        made.append(training.train(config, cfg.train, 0, italy, cache))
+    assert [fitted.entry.reused for fitted in made] == [False, False, True]
+    assert torch.allclose(made[1].load().means, made[0].load().means / 10)

@@ -68,7 +68,7 @@ def test_macs_on_720_steps(italy, name, macs):
 @pytest.mark.parametrize("training", [False, True])
 def test_counting_leaves_the_mode_alone(tiny_model, italy, training):
     model = tiny_model(italy).train(training)
-    models.count_macs(model)
+    models.models.count_macs(model)
     assert model.training is training
 
 
@@ -104,8 +104,25 @@ def test_arch_survives_json(load_data, scale):
 
 def test_a_description_by_another_version_is_refused(load_data):
     arch = transformer.architecture(compose("model=t3").model, load_data("BasicMotions"))
+    raw = json.loads(json.dumps(asdict(arch)))
     with pytest.raises(ConfigError, match="another version of tsexp, with noise: train the model again"):
-        Arch.from_dict(json.loads(json.dumps(asdict(arch))) | {"noise": 0.1})
+        Arch.from_dict(raw | {"noise": 0.1})
+    with pytest.raises(ConfigError, match="another version of tsexp, with later: train the model again"):
+        Arch.from_dict(raw | {"preprocessing": raw["preprocessing"] | {"later": 1}})
+
+
+def test_loading_draws_nothing(tiny_model, italy, tmp_path):
+    models.save(tiny_model(italy), tmp_path)
+    before = torch.get_rng_state()
+    models.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_products_that_cannot_be_seen_are_not_counted_as_few(tiny_model, italy):
+    model = tiny_model(italy)
+    assert models.count_macs(model) > 0
+    model.add_module("memory", torch.nn.LSTM(4, 4))
+    assert models.count_macs(model) is None
 
 
 @pytest.mark.parametrize("tokenizer", ["patch", "conv_stem"])

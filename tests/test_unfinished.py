@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +243,13 @@ def test_nothing_in_it_is_executed(italy, tmp_path, monkeypatch, caplog):
     assert ["cannot be read" in r.getMessage() for r in caplog.records] == [True]
     assert same(again.load(), whole.load())
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_fit_that_begins_anew_costs_what_it_costs_alone(tmp_path):
+    (tmp_path / "training.ckpt").write_text("no checkpoint")
+    unfinished = SimpleNamespace(found=tmp_path, before={"cpu_s": 5.0})
+    assert loop.Keeping(unfinished).checkpoint() is None
+    assert unfinished.before is None
 
 
 def test_what_does_not_fit_is_named(italy, tmp_path, monkeypatch):

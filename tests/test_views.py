@@ -45,6 +45,17 @@ def model_of(dataset, *overrides, adapted=True):
     return model.eval()
 
 
+def test_features_of_many_channels_are_taken_a_few_series_and_numbers_at_a_time(monkeypatch):
+    dataset = dataset_of("BasicMotions")
+    whole = model_of(dataset)
+    assert whole.at_once == features.LOOKED_AT
+    monkeypatch.setattr(features, "NUMBERS", 3 * 6 * 100 * 32)
+    parts = model_of(dataset)
+    assert parts.at_once == 3
+    for name, expected in whole.preprocess.state_dict().items():
+        torch.testing.assert_close(parts.preprocess.state_dict()[name], expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("length", [8, 24, 96, 97, 150])
 def test_fourier_is_that_of_the_padded_series_under_a_hann_window(length):
     x = torch.randn(3, 2, length, generator=torch.Generator().manual_seed(0))

@@ -240,7 +240,7 @@ class Cache:
                 with sharing_the_machine():
                     if unfinished is not None:
                         unfinished.begin()
-                    cost = self._metered(build, partial, unfinished.before if unfinished else None)
+                    cost = self._metered(build, partial, unfinished)
                 seal(partial, about | {"cost": cost})
                 partial.rename(folder)
                 if unfinished is not None:
@@ -272,7 +272,7 @@ class Cache:
                 clear(partial)
 
     def _metered(
-        self, build: Callable[[Path], None], folder: Path, before: dict[str, float] | None
+        self, build: Callable[[Path], None], folder: Path, unfinished: Unfinished | None
     ) -> dict[str, Any]:
         counter = self.counter()
         start = _spent()
@@ -281,6 +281,7 @@ class Cache:
         build(folder)
         now = _since(start)
         energy_j = {} if counter is None else {counter.source: counter.end()}
+        before = unfinished.before if unfinished else None  # unless the fit began anew
         if before is not None:  # of whose joules nothing is known
             energy_j = {}
         # More than it can have seen: a counter that wrapped.

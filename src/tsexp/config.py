@@ -712,12 +712,13 @@ def identity(cfg: Config) -> dict[str, Any]:
 
 def _own_names(asked: dict[str, Any]) -> list[str]:
     """Return all values that name somebody's own code, ``module:object``."""
-    return _like_own({group: of for group, of in asked.items() if group not in ("data", "tracking", "paths")})
+    return like_own({group: of for group, of in asked.items() if group not in ("data", "tracking", "paths")})
 
 
-def _like_own(asked: Any) -> list[str]:
+def like_own(asked: Any) -> list[str]:
+    """Return those values, of dictionaries in dictionaries, that look like names of somebody's own code."""
     if isinstance(asked, dict):
-        return [name for value in asked.values() for name in _like_own(value)]
+        return [name for value in asked.values() for name in like_own(value)]
     return [asked] if isinstance(asked, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[\w.]*", asked) else []
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tsexp.config import ConfigError
 
 FLAGS = ("timestamps", "missing", "univariate", "equallength", "targetlabel")
@@ -44,6 +46,8 @@ def read(file: Path, labelled: bool = True) -> tuple[Sequence[Any], list[str]]:
         raise ConfigError(f"{file}{_blame(file, labelled) or ' holds no series; is it cut off?'}")
     if not labelled and not len(labels):
         return raw, [""] * len(raw)
+    if labelled and any(not np.shape(series)[0] for series in raw):  # aeon took the values for the label
+        raise ConfigError(f"{file}{_blame(file, labelled) or ': a series has no values'}")
     if len(labels) != len(raw):
         raise ConfigError(f"{file}: its header says that it has no class labels; a classifier needs them")
     labels = [str(label).strip() for label in labels]
@@ -172,6 +176,8 @@ def _wrong_series(
     if len(channels) != len(known):
         what = "and a label, separated by colons" if labelled else "separated by colons"
         return f"channels {what}: here are {len(channels)}, in the first series {len(known)}"
+    if labelled and not channels:
+        return "no label behind a colon; add it, or say @classLabel false"
     if len(channels) > 1 and tags.get("univariate", "true") == "true":
         return f"{len(channels)} channels, and the header says @univariate true"
     lengths = {len(channel.split(",")) for channel in channels}

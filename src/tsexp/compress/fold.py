@@ -26,10 +26,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tsexp import training
 from tsexp.cache import Cache, Unfinished
 from tsexp.config import Config, Unsupported, like
 from tsexp.data import Dataset
+from tsexp.models import using_threads
 from tsexp.training import Fitted
 
 STEPS = {
@@ -102,7 +105,8 @@ def _stage(
     unfinished = cache.unfinished(name, step.VERSION, key, training.keepers())
 
     def build(folder: Path) -> None:
-        changed, history = step.apply(model.load(), replace(context, unfinished=unfinished), folder)
+        with torch.random.fork_rng(devices=[]), using_threads(context.cfg.train.threads):
+            changed, history = step.apply(model.load(), replace(context, unfinished=unfinished), folder)
         training.save(changed, history, folder)
 
     return Fitted(cache.stage(name, step.VERSION, key, build, unfinished))

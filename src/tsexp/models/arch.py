@@ -46,7 +46,8 @@ class BaseArch:
         ConfigError
             If it describes a model that another version of this package made.
         """
-        if unknown := sorted(raw.keys() - {f.name for f in fields(cls)}):
+        known: list[tuple[dict[str, Any], Any]] = [(raw, cls), (raw["preprocessing"], Preprocessing)]
+        if unknown := sorted(key for of, kind in known for key in of.keys() - {f.name for f in fields(kind)}):
             raise ConfigError(
                 f"arch.json is of another version of tsexp, with {', '.join(unknown)}: train the model "
                 "again, or use the version that its run names"

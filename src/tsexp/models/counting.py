@@ -29,9 +29,10 @@ def count_macs(model: Model) -> int | None:
     Counted by PyTorch's flop counter on a run. So a rewritten model counts what it does instead of what it
     was made from: a last block that computes the class token alone counts less, the hidden unit that holds a
     bias (`transformer.rewrite.FlatBlock`) more. Padding that a mask hides is computed, and counts. Not
-    counted: what is no product (norms, activations, softmax, additions, scaling, resampling).
+    counted: what is no product (norms, activations, softmax, additions, scaling, resampling). None where some
+    products cannot be seen (`OPAQUE`), and of what is no network.
     """
-    return _flops(model) // 2 if isinstance(model, Network) else None
+    return _flops(model) // 2 if isinstance(model, Network) and not _opaque(model) else None
 
 
 def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
@@ -46,13 +47,17 @@ OPAQUE = (nn.RNNBase, nn.Bilinear, nn.EmbeddingBag)
 """Modules whose products the counter does not see."""
 
 
+def _opaque(module: nn.Module) -> bool:
+    opaque = (*OPAQUE, torch.jit.ScriptModule)
+    return any(isinstance(m, opaque) or "quantized" in type(m).__module__ for m in module.modules())
+
+
 def macs_of(module: nn.Module, batch: torch.Tensor) -> int | None:
     """Multiply–accumulates of any module on a batch, or None if some of its products cannot be seen.
 
     Counted as `count_macs` does, on a run of the module as it is (its mode included).
     """
-    opaque = (*OPAQUE, torch.jit.ScriptModule)
-    if any(isinstance(m, opaque) or "quantized" in type(m).__module__ for m in module.modules()):
+    if _opaque(module):
         return None
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer

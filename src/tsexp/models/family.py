@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -109,9 +110,10 @@ def rebuild(folder: Path) -> Model:
     arch = json.loads((folder / "arch.json").read_text())
     arch.pop("family", None)
     replaced = arch.pop("replaced", {})
-    model: Any = family_module(family_of(folder)).rebuild(arch)
-    if replaced:
-        model.replace_again(replaced)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn, and then those of the file are taken
+        model: Any = family_module(family_of(folder)).rebuild(arch)
+        if replaced:
+            model.replace_again(replaced)
     return model  # type: ignore[no-any-return]
 
 

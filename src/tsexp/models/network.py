@@ -55,6 +55,11 @@ class Network(nn.Module):
         super().__init__()
         self.replaced = {}
 
+    @property
+    def at_once(self) -> int:
+        """How many series go through it at a time where nothing else says so: memory is to suffice."""
+        return 256
+
     def replace(self, name: str, module: nn.Module, **sizes: Any) -> None:
         """Put another module where `name` is now; a saved model remembers.
 
@@ -100,7 +105,8 @@ class Network(nn.Module):
     def members(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
         """As `network`, of each part that answers by itself: the loss is the mean of theirs.
 
-        A model of one part has its answer alone; in an ensemble each member learns for itself.
+        A model of one part has its answer alone; in an ensemble each member learns for itself,
+        but that the gradient is clipped as one.
         """
         return (self.network(x, mask),)
 

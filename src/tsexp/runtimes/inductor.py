@@ -9,6 +9,7 @@ The package holds machine code for the CPU it was made on, and the C++ that it w
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -87,7 +88,7 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     pre = model.arch.preprocessing
     ragged = pre.ragged
     taken = model.lengths() | {n for t in lean.state_dict().values() for n in t.shape}
-    series = torch.randn(next(n for n in BATCHES if n not in taken), model.arch.channels, pre.length + ragged)
+    series = torch.randn(_batch(taken), model.arch.channels, pre.length + ragged)
     options = {
         "freezing": True,
         "cpp.dynamic_threads": True,  # otherwise the number of threads at export is compiled in
@@ -121,6 +122,10 @@ def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
                 "the compiler fixed the batch size; this is a bug, please report it with the configuration"
             )
     return facts
+
+
+def _batch(taken: set[int]) -> int:
+    return next(n for n in itertools.chain(BATCHES, itertools.count(BATCHES[-1], 2)) if n not in taken)
 
 
 def rewritten(model: Network, mode: str) -> Network:

@@ -445,12 +445,10 @@ def read_layers(graph: Any) -> list[Layer]:
         elif node.op_type in FLOAT:
             stored = {str(a.dtype) for a in owned if a.ndim > 1}
             dtype = "int8 weights" if stored & {"int8", "uint8"} else "float32"
-        elif any(a.ndim for a in owned) and node.op_type not in (
+        elif any(a.ndim and a.dtype.kind == "f" for a in owned) and node.op_type not in (
             "DequantizeLinear",
             "QuantizeLinear",
-            "Reshape",
             "Gather",
-            "Slice",
             "Expand",
             "Pad",
         ):

@@ -55,6 +55,13 @@ def ready(quant: QuantConfig, device: str) -> None:
         )
 
 
+def machine() -> dict[str, str]:
+    """Return what the graph that runs depends on: of a CPU without bf16 it is another."""
+    import openvino as ov
+
+    return {"cpu": " ".join(sorted(ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")))}
+
+
 def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
     """Write ``model.xml`` and ``model.bin``.
 

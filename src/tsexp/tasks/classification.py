@@ -32,9 +32,8 @@ def targets(
     classes = tuple(sorted(set(train), key=label_order))
     unknown = set(test) - set(classes)
     if unknown:
-        raise ConfigError(
-            f"{files[1]}: labels that the train split does not have: {', '.join(sorted(unknown))}"
-        )
+        some = ", ".join(sorted(unknown)[:5]) + (", …" if len(unknown) > 5 else "")
+        raise ConfigError(f"{files[1]}: labels that the train split does not have: {some}")
     if len(classes) < 2:
         raise ConfigError(f"{files[0]}: one class only; a classifier needs two")
     y_train, y_test = (np.array([classes.index(label) for label in one], np.int64) for one in labels)

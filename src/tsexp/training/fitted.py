@@ -12,10 +12,10 @@ import torch
 
 from tsexp import models
 from tsexp.cache import Cache, Entry, Unfinished
-from tsexp.config import ModelConfig, TrainConfig, family_module, like, own_digests
+from tsexp.config import ModelConfig, TrainConfig, family_module, like, like_own, own_digests
 from tsexp.data import Dataset
 from tsexp.files import write_json
-from tsexp.models import Model, Network
+from tsexp.models import Model, Network, using_threads
 
 STAGE_VERSION = 5
 KEPT_VERSION = 1
@@ -92,8 +92,10 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         "fit": dataset.fit.tolist(),
         "arch": arch if fresh.family == "transformer" else {"family": fresh.family, **arch},
         "seed": seed,
-        **own_digests(*(v for v in (model.family, *arch.values()) if isinstance(v, str))),
+        **own_digests(*like_own({"family": model.family, **arch})),
     }
+    if ":" in model.family:  # what fits it may read more than describes it
+        key["config"] = {k: v for k, v in asdict(model).items() if k != "name"}
     if isinstance(fresh, Network):
         key["train"] = config.asked()
     family = family_module(model.family)
@@ -107,7 +109,8 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
 
     def build(folder: Path) -> None:
         if isinstance(fresh, Network):
-            fresh.adapt(dataset.x_train[dataset.fit])
+            with using_threads(config.threads):
+                fresh.adapt(dataset.x_train[dataset.fit])
             title = f"train {dataset.name} {model.name}"
             history = fit(fresh, config, dataset, seed, title, unfinished=unfinished)
         else:

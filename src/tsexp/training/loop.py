@@ -288,7 +288,7 @@ class Batches(L.LightningDataModule):
 @torch.no_grad()
 def _preprocessed(model: Network, series: Tensor) -> tuple[Tensor, Tensor | None]:
     """In parts, for what is computed on the way may be far larger than what comes out."""
-    parts, masks = zip(*(model.preprocess(part) for part in series.split(256)), strict=True)
+    parts, masks = zip(*(model.preprocess(part) for part in series.split(model.at_once)), strict=True)
     return torch.cat(parts), None if masks[0] is None else torch.cat(masks)
 
 
@@ -296,7 +296,7 @@ def _preprocessed(model: Network, series: Tensor) -> tuple[Tensor, Tensor | None
 def _scores(model: Network, series: Tensor) -> Tensor:
     """A teacher prepares series itself: the student may see less of them."""
     model.eval()
-    return torch.cat([model(part) for part in series.split(256)])
+    return torch.cat([model(part) for part in series.split(model.at_once)])
 
 
 class Fitting(L.LightningModule):
@@ -558,6 +558,7 @@ class Keeping(Checkpoint):
             torch.load(path, "cpu", weights_only=True)
         except Exception as error:  # whatever somebody made of it
             log.warning("what was kept in %s cannot be read (%s): not used", path.parent, error)
+            self.unfinished.before = None
             return None
         self.restoring = True
         return path

@@ -16,11 +16,16 @@ class Norm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None or not self.training:
-            return super().forward(x)
+            return self._normed(x)
         steps = x.transpose(1, 2)
         normed = torch.zeros_like(steps)
-        normed[mask] = super().forward(steps[mask])
+        normed[mask] = self._normed(steps[mask])
         return normed.transpose(1, 2)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:  # a single value says nothing of a spread
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 class Affine(nn.Module):

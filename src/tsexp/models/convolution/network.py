@@ -107,7 +107,7 @@ class Convolutional(Network):
 
 
 class Ensemble(Convolutional):
-    """Networks that learn each for itself, and answer together.
+    """Networks that learn each for itself, but that their gradient is clipped as one, and answer together.
 
     Attributes
     ----------

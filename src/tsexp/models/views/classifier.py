@@ -42,6 +42,11 @@ class ViewClassifier(Network):
         self.encoder = Encoder(arch)  # type: ignore[arg-type]
         self.sizes = [sum(len(s.tokens) * arch.numbers(s) for s in view) for view in arch.views]
 
+    @property
+    def at_once(self) -> int:
+        """As its features."""
+        return self.preprocess.at_once  # type: ignore[return-value]
+
     def adapt(self, series: FloatArray) -> None:
         """Take thresholds, means and spreads of the features from the series that are fitted."""
         features: Any = self.preprocess

@@ -37,6 +37,8 @@ VALUES = 20_000
 """responses of each kernel."""
 NARROW = 1e-3
 """Narrowest bin, in widths of all bins together."""
+NUMBERS = 2**26
+"""That are held at a time, about: of many long series of many channels, all would be too many."""
 LARGEST = 4.0
 """Standardised features are clipped there."""
 CONSTANT = 1e-4
@@ -57,6 +59,7 @@ class Features(nn.Module):
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
+        self.arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
         signals = {source.signal for source in arch.sources}
         length = arch.preprocessing.length
@@ -96,6 +99,12 @@ class Features(nn.Module):
             signals["spectrum"] = torch.log(self.fourier(scaled) + self.floor), None
         return signals
 
+    @property
+    def at_once(self) -> int:
+        """How many series are described at a time: what lies between is bins times as large as they."""
+        each = self.arch.channels * self.arch.preprocessing.length * self.arch.value_bins
+        return max(1, min(LOOKED_AT, NUMBERS // each))
+
     @torch.no_grad()
     def adapt(self, series: Tensor) -> None:
         """Take thresholds, means and spreads from raw series (series, channels, time)."""
@@ -117,10 +126,15 @@ class Features(nn.Module):
         signals = self._signals(some)
         for source in self.sources:
             source.adapt(*signals[source.signal], draw)  # type: ignore[operator,index]
-        described = torch.cat([self._described(part) for part in series.split(LOOKED_AT)]).double()
-        mean, spread = described.mean(0), described.std(0, correction=0)
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(spread > CONSTANT, 1 / spread.clamp_min(CONSTANT), 0.0))
+        described = torch.cat([self._described(part) for part in series.split(self.at_once)])
+        columns = max(1, NUMBERS // len(series))
+        for mean, scale, part in zip(
+            *(t.split(columns, -1) for t in (self.mean, self.scale, described)), strict=True
+        ):
+            part = part.double()
+            spread = part.std(0, correction=0)
+            mean.copy_(part.mean(0))
+            scale.copy_(torch.where(spread > CONSTANT, 1 / spread.clamp_min(CONSTANT), 0.0))
 
 
 class Fourier(nn.Module):
