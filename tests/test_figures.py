@@ -670,6 +670,17 @@ def test_ranks_name_those_of_fewer_seeds(monkeypatch):
         assert all(name.endswith("(n = 1)") == (name[:2] in few) for name in names)
 
 
+def test_ranks_name_those_of_fewer_seeds_on_some_datasets():
+    results = half_measured(models=("t1", "t2", "t3"))
+    of = results.results
+    fewer = of["model"].eq("t2") & of["seed"].ne(0) & of["dataset"].eq(of["dataset"].iloc[0])
+    texts = ranks.critical_difference(study_of(only(results, ~fewer))).figure.axes[0].texts
+    names = [t.get_text() for t in texts if t.get_text().startswith("t")]
+    most = of["seed"].nunique()
+    assert {name.endswith(f"(n = 1 to {most})") for name in names if name.startswith("t2")} == {True}
+    assert not [name for name in names if "(n = " in name and not name.startswith("t2")]
+
+
 def test_the_style_has_the_colours_of_all_pictures():
     style = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
     assert style["axes.prop_cycle"].by_key()["color"] == COLOURS

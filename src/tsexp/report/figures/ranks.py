@@ -116,9 +116,13 @@ def _scores(study: Study) -> tuple[pd.DataFrame, int]:
     scores = scores[_chosen(ranks, named)]
     if not np.isfinite(friedmanchisquare(*scores.to_numpy().T).pvalue):
         raise CannotDraw("all configurations are equally accurate on all datasets")
-    seeds = named.groupby("name")["n"].min()
-    few = seeds[seeds < seeds.max()]
-    return scores.rename(columns={name: f"{name} (n = {n})" for name, n in few.items()}), total
+    seeds = named.groupby("name")["n"].agg(["min", "max"])
+    few = {
+        name: f"{name} (n = {least})" if least == most else f"{name} (n = {least} to {most})"
+        for name, least, most in seeds.itertuples()
+        if least < seeds["max"].max()
+    }
+    return scores.rename(columns=few), total
 
 
 def _chosen(ranks: pd.Series, named: pd.DataFrame) -> list[str]:
