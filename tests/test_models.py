@@ -68,7 +68,7 @@ def test_macs_on_720_steps(italy, name, macs):
 @pytest.mark.parametrize("training", [False, True])
 def test_counting_leaves_the_mode_alone(tiny_model, italy, training):
     model = tiny_model(italy).train(training)
-    models.models.count_macs(model)
+    models.count_macs(model)
     assert model.training is training
 
 
