@@ -21,6 +21,8 @@ POINTS = 7.5
 """Size of names; smaller where one would leave the picture."""
 DPI = 600
 """That texts are measured at: the widths of letters are whole dots."""
+EDGE_IN = 0.08
+"""Beside the longest name; letters are as wide as there, but for that rounding."""
 ALPHA = 0.05
 
 
@@ -76,11 +78,17 @@ def critical_difference(study: Study) -> Drawing:
 
 def _share_inside(figure: Figure, texts: Iterable[Text]) -> float:
     """How much of the widest text lies inside the figure, at most 1."""
-    edge, width = 0.08 * DPI, figure.get_figwidth() * DPI
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    dpi = figure.dpi
+    figure.set_dpi(DPI)
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    edge, width = EDGE_IN * DPI, figure.get_figwidth() * DPI
     shares = [1.0]
-    for box in (text.get_window_extent(dpi=DPI) for text in texts):
+    for box in (text.get_window_extent(renderer) for text in texts):
         outside = max(edge - box.x0, box.x1 + edge - width, 0)
         shares.append(1 - outside / max(box.width, 1))
+    figure.set_dpi(dpi)
     return min(shares)
 
 
@@ -118,7 +126,7 @@ def _scores(study: Study) -> tuple[pd.DataFrame, int]:
         raise CannotDraw("all configurations are equally accurate on all datasets")
     seeds = named.groupby("name")["n"].agg(["min", "max"])
     few = {
-        name: f"{name} (n = {least})" if least == most else f"{name} (n = {least} to {most})"
+        name: f"{name} (n = {least})" if least == most else f"{name} (n ≥ {least})"
         for name, least, most in seeds.itertuples()
         if least < seeds["max"].max()
     }
