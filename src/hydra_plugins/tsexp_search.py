@@ -193,9 +193,11 @@ class Search(Sweeper):
             raise
         for number, (trial, values) in enumerate(zip(trials, returned, strict=True), first):
             outcome = read_outcome(self.folder / str(number))
-            unread = isinstance(values, Exception)  # it may be measured: the next command finds it
-            trial.set_user_attr(ENDED, outcome.status if outcome and not unread else "failed")
-            if values is None or isinstance(values, Exception):
+            ended = outcome.status if outcome else "failed"
+            if isinstance(values, Exception):
+                ended, values = "failed", None  # it may be measured: the next command finds it
+            trial.set_user_attr(ENDED, ended)
+            if values is None:
                 study.tell(trial, state=TrialState.FAIL)
             else:
                 for constraint, violation in zip(self.constraints, values[2:], strict=True):
