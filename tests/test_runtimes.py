@@ -22,7 +22,7 @@ from tsexp.data import Preprocessing
 from tsexp.models import transformer
 from tsexp.models.transformer import Block, Classifier, rewrite
 from tsexp.models.transformer.tokenizers import PatchTokenizer
-from tsexp.runtimes import Job, eager, inductor, onnxruntime
+from tsexp.runtimes import Job, eager, inductor, onnxruntime, openvino
 from tsexp.runtimes import artifact as artifact_module
 
 
@@ -166,7 +166,7 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
     assert scores.shape == exact.shape
     assert sqnr_db(exact, scores) > (100 if mode == EXACT else 20)
     assert np.array_equal(scores, predictor(italy.x_test[:64]))
-    for size in (1, 3):
+    for size in (1, 2, 3, 4):
         again = np.concatenate(
             [predictor(np.ascontiguousarray(b)) for b in np.array_split(italy.x_test[:12], 12 // size)]
         )
@@ -205,6 +205,18 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
         timeout=300,
     )
     assert np.array_equal(np.load(tmp_path / "y.npy"), scores)
+
+
+def test_openvino_makes_a_graph_each_for_the_first_shapes_and_one_for_all_others(home):
+    _, _, _, italy = home
+    artifact, tuned = deploy(home, "openvino", "none")
+    exact = tuned.load()(torch.from_numpy(italy.x_test[:7])).detach().numpy()
+    predictor = runtimes.load(artifact.folder)
+    for _ in range(2):
+        for size in range(1, 8):
+            assert np.abs(predictor(italy.x_test[:size]) - exact[:size]).max() < 1e-4
+    assert [len(shape) for shape in predictor.own] == [3] * openvino.SHAPES
+    assert [shape[0] for shape in predictor.own] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

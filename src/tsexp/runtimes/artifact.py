@@ -65,8 +65,8 @@ if TYPE_CHECKING:
 STAGE_VERSION = 9
 STAGE_VERSIONS = {"cpu": STAGE_VERSION, "cuda": STAGE_VERSION + 1}
 """By device: artifacts on a GPU computed in TF32 once, those on a CPU did not change."""
-REWRITES = {("onnxruntime", "convolution", "none"): 1}
-"""How often what a runtime exports of a family in a mode has changed, where other artifacts did not."""
+REWRITES = {("onnxruntime", "convolution", "none"): 1, ("openvino", None, None): 1}
+"""How often what a runtime makes of a family in a mode (None: of any) has changed, where others did not."""
 
 MANIFEST = "manifest.json"
 
@@ -306,9 +306,10 @@ def installed(package: str) -> str | None:
 def rewrites(quant: QuantConfig, runtime: RuntimeConfig, family: str) -> dict[str, Any]:
     """Return what artifacts and their records depend on besides `STAGE_VERSIONS`; empty for most."""
     found = {
-        one.name: REWRITES[one.name, family, quant.mode]
+        one.name: count
         for one in candidates(quant, runtime, family)
-        if (one.name, family, quant.mode) in REWRITES
+        for (name, of, mode), count in REWRITES.items()
+        if name == one.name and of in (None, family) and mode in (None, quant.mode)
     }
     return {"rewrites": found} if found else {}
 

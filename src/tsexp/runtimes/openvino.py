@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ INFO = "tsexp"
 """Where facts are in the ``rt_info`` of a model."""
 OUTLIERS = 1e-4
 """Share of the values of a series at either end that `percentile` leaves out."""
+SHAPES = 4
+"""Of batches that have a graph of their own: of all series, of those that are left over, of one, of another."""
 GROUP = 32
 """Inputs that share a scale, of int4 weights; fewer, or int8, where this does not divide a layer's inputs."""
 
@@ -237,17 +240,41 @@ def settings(mode: str, threads: int) -> dict[str, Any]:
 
 
 class OpenvinoPredictor:
-    """Raw series → class scores with a compiled graph of dynamic batch size."""
+    """Raw series → class scores. The first `SHAPES` shapes of batches have a graph each; one is for all others.
+
+    At every call the plugin works out anew what a graph for any shape does with this one, which takes longer
+    than a small model's products; to compile takes some tenths of a second (docs/log.md). A shape keeps its
+    graph: two round differently.
+    """
 
     def __init__(self, file: Path, mode: str, threads: int) -> None:
         import openvino as ov
 
-        self.file = file
-        self.compiled = ov.Core().compile_model(file, DEVICE, settings(mode, threads))
-        self.request = self.compiled.create_infer_request()
+        self.file, self.settings = file, settings(mode, threads)
+        self.model = ov.Core().read_model(file)
+        self.own: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, series: FloatArray) -> FloatArray:
-        return self.request.infer({0: series}, share_inputs=True, share_outputs=False)[0]  # type: ignore[no-any-return]
+        request = self._request(series.shape)
+        return request.infer({0: series}, share_inputs=True, share_outputs=False)[0]  # type: ignore[no-any-return]
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        if shape not in self.own:
+            if len(self.own) == SHAPES or not self.model.is_dynamic():
+                return self._any
+            model = self.model.clone()
+            model.reshape(list(shape))
+            self.own[shape] = self._compiled(model)
+        return self.own[shape]
+
+    @cached_property
+    def _any(self) -> Any:
+        return self._compiled(self.model)
+
+    def _compiled(self, model: Any) -> Any:
+        import openvino as ov
+
+        return ov.Core().compile_model(model, DEVICE, self.settings).create_infer_request()
 
     def weights_digest(self) -> str:
         """Of the files: a compiled graph keeps its constants to itself."""
@@ -256,16 +283,14 @@ class OpenvinoPredictor:
         return total.hexdigest()
 
     def layers(self) -> list[Layer]:
-        """Read off the graph that runs; its kernels are chosen at the first call."""
-        self(
-            np.zeros(
-                [1 if d.is_dynamic else d.get_length() for d in self.compiled.input(0).partial_shape],
-                np.float32,
-            )
+        """Read off the graph that runs, of the newest shape; its kernels are chosen at the first call."""
+        shape = next(
+            reversed(self.own),
+            tuple(1 if d.is_dynamic else d.get_length() for d in self.model.input(0).partial_shape),
         )
-        return [
-            layer for node in self.compiled.get_runtime_model().get_ordered_ops() for layer in _read(node)
-        ]
+        self(np.zeros(shape, np.float32))
+        graph = self._request(shape).get_compiled_model().get_runtime_model()
+        return [layer for node in graph.get_ordered_ops() for layer in _read(node)]
 
 
 class OpenvinoFile(OpenvinoPredictor):
@@ -281,7 +306,7 @@ class OpenvinoFile(OpenvinoPredictor):
 
     def __init__(self, file: Path, threads: int) -> None:
         super().__init__(file, "none", threads)
-        inputs = self.compiled.inputs
+        inputs = self.model.inputs
         kinds: dict[str, Any] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
         found = [i.get_element_type().get_type_name() for i in inputs]
         if len(inputs) != 1 or found[0] not in kinds:
