@@ -36,10 +36,19 @@ T4 = {
     "**T4-75**": ("t4", ORT, "all", 0.75, "none"),
     "T4, dynamic int8": ("t4", ORT, "-", 0, "dynamic"),
     "T4, OpenVINO": ("t4", "openvino", "-", 0, "none"),
+    "T4, OpenVINO, bf16": ("t4", "openvino", "-", 0, "bf16"),
 }
 """What a row is called → the way to deploy that it is about (`WAY`)."""
-COMPILED = {"T4, inductor": ("t4", "inductor", "-", 0, "none")}
-"""Measured in batches alone: of single series ONNX Runtime is faster (docs/log.md)."""
+IN_OTHERS = {
+    "T4, inductor": ("t4", "inductor", "-", 0, "none"),
+    "T4, OpenVINO": T4["T4, OpenVINO"],
+    "T4, OpenVINO, bf16": T4["T4, OpenVINO, bf16"],
+}
+BF16 = {
+    "**T4-50**, OpenVINO, bf16": ("t4", "openvino", "all", 0.5, "bf16"),
+    "**T4-75**, OpenVINO, bf16": ("t4", "openvino", "all", 0.75, "bf16"),
+}
+"""Measured in batches alone: pruned T4 is faster in ONNX Runtime for single series (docs/log.md)."""
 ESTIMATORS = {
     "QUANT": ("quant_forest", "eager", "-", 0, "none"),
     "MiniROCKET": ("minirocket", "eager", "-", 0, "none"),
@@ -195,7 +204,7 @@ def lost_on_validation() -> None:
 def batches() -> None:
     """Energy in batches of 32."""
     ways = {k: ESTIMATORS[k] for k in ("QUANT", "MiniROCKET")} | {"T4, ONNX Runtime": T4["T4, ONNX Runtime"]}
-    ways |= COMPILED | {k: T4[k] for k in ("**T4-50**", "**T4-75**")}
+    ways |= IN_OTHERS | {k: T4[k] for k in ("**T4-50**", "**T4-75**")} | BF16
     by_dataset(
         "energy† in mJ a series, batches of 32",
         ways,
@@ -207,7 +216,7 @@ def batches() -> None:
 def faster_in_batches() -> None:
     """Times as fast as dense eager PyTorch in batches of 32."""
     some = ("T4, three quarters of kernels and tokens", "**T4-50**", "**T4-75**")
-    ways = {"T4, ONNX Runtime": T4["T4, ONNX Runtime"], **COMPILED, **{k: T4[k] for k in some}}
+    ways = {"T4, ONNX Runtime": T4["T4, ONNX Runtime"], **IN_OTHERS, **{k: T4[k] for k in some}, **BF16}
     by_dataset(
         "times as fast, batches of 32",
         ways,
@@ -220,12 +229,13 @@ def beside_quant() -> None:
     """Energy as multiples of QUANT's, single series and batches."""
     ways = {k: T4[k] for k in ("T4, ONNX Runtime", "**T4-50**", "**T4-75**")}
     ways["MiniROCKET"] = ESTIMATORS["MiniROCKET"]
+    ways["T4, OpenVINO, bf16"] = T4["T4, OpenVINO, bf16"]
     made = []
     for batch_size, how in ((1, "single series"), (32, "batches of 32")):
         rows = averaged(batch_size)["estimated_j"]
-        for label, way in (ways | (COMPILED if batch_size > 1 else {})).items():
-            shares = (rows[(*way, d)] / rows[(*ESTIMATORS["QUANT"], d)] for d in DATASETS)
-            made.append((f"{label}, {how}", [f"{s:.2f}" for s in shares]))
+        for label, way in (ways | (IN_OTHERS | BF16 if batch_size > 1 else {})).items():
+            shares = ((rows.get((*way, d)), rows[(*ESTIMATORS["QUANT"], d)]) for d in DATASETS)
+            made.append((f"{label}, {how}", [f"{j / of:.2f}" if j else "–" for j, of in shares]))
     table("energy†, times QUANT's", made)
 
 
@@ -234,6 +244,10 @@ def deployed() -> None:
     advice = dict(deploying.advice(company(), deploying.compared(_aggregated())))
     names = {f"t4 in {ORT}, fp32, pruned 0.5 (taylor all)": "T4-50", "quant_forest as trained": "QUANT"}
     names |= {f"t4 in {ORT}, fp32, pruned 0.75 (taylor all)": "T4-75"}
+    names |= {
+        f"t4 in openvino, bf16, pruned {ratio} (taylor all)": f"T4-{100 * ratio:.0f} in OpenVINO, bf16"
+        for ratio in (0.5, 0.75)
+    }
 
     def said(dataset: str, batch_size: int) -> str:
         words = advice[f"{dataset} (batch_size {batch_size})"]

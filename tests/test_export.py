@@ -87,6 +87,16 @@ def test_the_model_runs_where_neither_this_package_nor_torch_can_be_imported(pla
     assert done.stdout.split() == expected
 
 
+def test_a_graph_for_one_shape_answers_alike(place):
+    example = np.load(place.out / "openvino" / "example.npz")
+    model = openvino.Core().read_model(place.out / "openvino" / "model.xml")
+    assert model.is_dynamic()
+    model.reshape(list(example["series"].shape))
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    scores = openvino.compile_model(model, "CPU", settings)(example["series"])[0]
+    assert np.abs(scores - example["scores"]).max() < 1e-4 * np.abs(example["scores"]).max()
+
+
 @pytest.mark.slow
 def test_what_needs_this_package_says_so_and_runs_with_it(place):
     script = place.out / "eager" / "run.py"

@@ -37,7 +37,7 @@ INFO = "tsexp"
 OUTLIERS = 1e-4
 """Share of the values of a series at either end that `percentile` leaves out."""
 SHAPES = 4
-"""Of batches that have a graph of their own: of all series, of those that are left over, of one, of another."""
+"""Of batches, that have a graph of their own: a full one, what is left over, a single series, another."""
 GROUP = 32
 """Inputs that share a scale, of int4 weights; fewer, or int8, where this does not divide a layer's inputs."""
 
@@ -240,7 +240,7 @@ def settings(mode: str, threads: int) -> dict[str, Any]:
 
 
 class OpenvinoPredictor:
-    """Raw series → class scores. The first `SHAPES` shapes of batches have a graph each; one is for all others.
+    """Raw series → class scores. The first `SHAPES` shapes have a graph each, all others share one.
 
     At every call the plugin works out anew what a graph for any shape does with this one, which takes longer
     than a small model's products; to compile takes some tenths of a second (docs/log.md). A shape keeps its
