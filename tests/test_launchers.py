@@ -171,11 +171,11 @@ def test_a_job_of_slurm_that_is_told_to_end_reports_nothing(monkeypatch, told):
         with pytest.raises(SystemExit) if told else contextlib.nullcontext() as left:
             with launchers.told_to_end() as leave_if_told:
                 if told:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    signal.raise_signal(signal.SIGTERM)
                 leave_if_told()
         assert heard == ["submitit"] * told
         assert not told or left.value.code == 143
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert heard == ["submitit"] * (told + 1)
     finally:
         signal.signal(signal.SIGTERM, before)
