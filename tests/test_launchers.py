@@ -1,11 +1,11 @@
 """Launchers and `stop_after`, as far as no engine is needed; tests/test_cluster.py has real ones."""
 
+import contextlib
 import importlib.util
 import os
 import pkgutil
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,31 +161,24 @@ def test_a_job_that_its_launcher_lost_has_an_outcome(tmp_path):
     assert jobs.read_outcome(tmp_path / "1").error == "preempted"
 
 
-TOLD = """
-import contextlib, os, signal, sys
-from tsexp import launchers
-told = sys.argv[1] == "True"
-os.environ["SUBMITIT_EXECUTOR"] = "slurm"
-launchers.LAST_S = 0.01
-heard, code = [], None
-signal.signal(signal.SIGTERM, lambda *_: heard.append("submitit"))
-try:
-    with launchers.told_to_end() as leave_if_told:
-        if told:
-            signal.raise_signal(signal.SIGTERM)
-        leave_if_told()
-except SystemExit as left:
-    code = left.code
-assert heard == ["submitit"] * told
-assert code == (143 if told else None)
-signal.raise_signal(signal.SIGTERM)
-assert heard == ["submitit"] * (told + 1)
-"""
-
-
 @pytest.mark.parametrize("told", [True, False])
-def test_a_job_of_slurm_that_is_told_to_end_reports_nothing(told):
-    subprocess.run([sys.executable, "-c", TOLD, str(told)], check=True, timeout=120)
+def test_a_job_of_slurm_that_is_told_to_end_reports_nothing(monkeypatch, told):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(launchers, "LAST_S", 0.01)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("submitit"))
+    try:
+        with pytest.raises(SystemExit) if told else contextlib.nullcontext() as left:
+            with launchers.told_to_end() as leave_if_told:
+                if told:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                leave_if_told()
+        assert heard == ["submitit"] * told
+        assert not told or left.value.code == 143
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["submitit"] * (told + 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_processes_of_a_ray_cluster_work_where_the_sweep_was_started(composed, monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,22 @@ def ready(quant: QuantConfig, device: str) -> None:
         )
 
 
-def machine() -> dict[str, str]:
-    """Return what the graph that runs depends on: of a CPU without bf16 it is another."""
+@cache
+def core() -> Any:
+    """One for the process, for good.
+
+    The plugin of each has a stack for signals of its own, and puts the one back that it found. Of two that do
+    not end in reverse order, the second puts back the first one's, which is gone: the next signal that Python
+    handles, SIGTERM for one, is the end of the process (docs/log.md).
+    """
     import openvino as ov
 
-    return {"cpu": " ".join(sorted(ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")))}
+    return ov.Core()
+
+
+def machine() -> dict[str, str]:
+    """Return what the graph that runs depends on: of a CPU without bf16 it is another."""
+    return {"cpu": " ".join(sorted(core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")))}
 
 
 def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
@@ -208,7 +219,7 @@ def annotate(folder: Path, facts: Mapping[str, str], target: Path) -> None:
     """Write a copy of the artifact's model with these facts under ``tsexp`` in its ``rt_info``."""
     import openvino as ov
 
-    model = ov.Core().read_model(folder / FILE)
+    model = core().read_model(folder / FILE)
     for key, value in facts.items():
         model.set_rt_info(value, [INFO, key])
     ov.save_model(model, target / FILE, compress_to_fp16=False)
@@ -248,10 +259,8 @@ class OpenvinoPredictor:
     """
 
     def __init__(self, file: Path, mode: str, threads: int) -> None:
-        import openvino as ov
-
         self.file, self.settings = file, settings(mode, threads)
-        self.model = ov.Core().read_model(file)
+        self.model = core().read_model(file)
         self.own: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, series: FloatArray) -> FloatArray:
@@ -272,9 +281,7 @@ class OpenvinoPredictor:
         return self._compiled(self.model)
 
     def _compiled(self, model: Any) -> Any:
-        import openvino as ov
-
-        return ov.Core().compile_model(model, DEVICE, self.settings).create_infer_request()
+        return core().compile_model(model, DEVICE, self.settings).create_infer_request()
 
     def weights_digest(self) -> str:
         """Of the files: a compiled graph keeps its constants to itself."""
