@@ -219,6 +219,25 @@ def test_openvino_makes_a_graph_each_for_the_first_shapes_and_one_for_all_others
     assert [shape[0] for shape in predictor.own] == [1, 2, 3, 4]
 
 
+def test_a_signal_is_handled_after_models_of_openvino_that_did_not_end_in_reverse_order(home):
+    artifact, _ = deploy(home, "openvino", "none")
+    code = (
+        "import signal, sys; from pathlib import Path; import numpy as np; from tsexp import runtimes; "
+        "first, second = (runtimes.load(Path(sys.argv[1])) for _ in range(2)); "
+        "[model(np.zeros((size, 1, 24), np.float32)) for size in (1, 2) for model in (first, second)]; "
+        "del first; del second; "
+        "signal.signal(signal.SIGTERM, lambda *_: print('heard')); signal.raise_signal(signal.SIGTERM)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code, artifact.folder],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (told.returncode, told.stdout) == (0, "heard\n"), told.stderr
+
+
 @pytest.mark.parametrize(
     "name",
     [
