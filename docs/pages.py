@@ -44,6 +44,7 @@ IN_OTHERS = {
     "T4, OpenVINO": T4["T4, OpenVINO"],
     "T4, OpenVINO, bf16": T4["T4, OpenVINO, bf16"],
 }
+"""Other runtimes than ONNX Runtime, not pruned."""
 BF16 = {
     "**T4-50**, OpenVINO, bf16": ("t4", "openvino", "all", 0.5, "bf16"),
     "**T4-75**, OpenVINO, bf16": ("t4", "openvino", "all", 0.75, "bf16"),
@@ -244,10 +245,6 @@ def deployed() -> None:
     advice = dict(deploying.advice(company(), deploying.compared(_aggregated())))
     names = {f"t4 in {ORT}, fp32, pruned 0.5 (taylor all)": "T4-50", "quant_forest as trained": "QUANT"}
     names |= {f"t4 in {ORT}, fp32, pruned 0.75 (taylor all)": "T4-75"}
-    names |= {
-        f"t4 in openvino, bf16, pruned {ratio} (taylor all)": f"T4-{100 * ratio:.0f} in OpenVINO, bf16"
-        for ratio in (0.5, 0.75)
-    }
 
     def said(dataset: str, batch_size: int) -> str:
         words = advice[f"{dataset} (batch_size {batch_size})"]

@@ -565,7 +565,8 @@ def test_only_what_onnx_runtime_exports_of_them_counts_as_changed(tiny, italy):
         return runtimes.rewrites(cfg.quant, cfg.runtime, cfg.model.family)
 
     assert keys("fcn", "onnxruntime") == {"rewrites": {"onnxruntime": 1}}
-    assert keys("fcn", "auto")["rewrites"]["onnxruntime"] == 1
+    assert keys("fcn", "auto")["rewrites"] == {"onnxruntime": 1, "openvino": 1}
+    assert keys("fcn", "openvino") == keys("t3", "openvino") == {"rewrites": {"openvino": 1}}
     assert keys("fcn", "onnxruntime", "static") == {}
     assert keys("fcn", "eager") == keys("t3", "onnxruntime") == keys("t4", "onnxruntime") == {}
 

@@ -9,8 +9,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
+from openvino import opset13 as ops
 from torch import nn
 from torch.torch_version import TorchVersion
 
@@ -217,6 +219,17 @@ def test_openvino_makes_a_graph_each_for_the_first_shapes_and_one_for_all_others
             assert np.abs(predictor(italy.x_test[:size]) - exact[:size]).max() < 1e-4
     assert [len(shape) for shape in predictor.own] == [3] * openvino.SHAPES
     assert [shape[0] for shape in predictor.own] == [1, 2, 3, 4]
+
+
+def test_openvino_makes_no_graph_for_a_shape_that_a_file_does_not_take(tmp_path):
+    given = ops.parameter([-1, 8], np.float32)
+    ov.save_model(ov.Model([ops.relu(given)], [given]), tmp_path / "model.xml")
+    predictor = openvino.OpenvinoFile(tmp_path / "model.xml", 1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="shape"):
+            predictor(np.ones((2, 9), np.float32))
+    assert np.array_equal(predictor(np.ones((2, 8), np.float32)), np.ones((2, 8)))
+    assert list(predictor.own) == [(2, 8)]
 
 
 def test_a_signal_is_handled_after_models_of_openvino_that_did_not_end_in_reverse_order(home):

@@ -269,7 +269,10 @@ class OpenvinoPredictor:
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         if shape not in self.own:
-            if len(self.own) == SHAPES or not self.model.is_dynamic():
+            import openvino as ov
+
+            free = self.model.input(0).partial_shape
+            if len(self.own) == SHAPES or free.is_static or not free.compatible(ov.PartialShape(list(shape))):
                 return self._any
             model = self.model.clone()
             model.reshape(list(shape))
