@@ -243,12 +243,19 @@ def beside_quant() -> None:
 def deployed() -> None:
     """What the report's rule deploys."""
     advice = dict(deploying.advice(company(), deploying.compared(_aggregated())))
-    names = {f"t4 in {ORT}, fp32, pruned 0.5 (taylor all)": "T4-50", "quant_forest as trained": "QUANT"}
-    names |= {f"t4 in {ORT}, fp32, pruned 0.75 (taylor all)": "T4-75"}
+    runtimes = {f"{ORT}, fp32": "", "openvino, bf16": " in OpenVINO, bf16"}
+    names = {
+        f"t4 in {runtime}, pruned {ratio} (taylor all)": f"T4-{round(100 * ratio)}{where}"
+        for runtime, where in runtimes.items()
+        for ratio in (0.5, 0.75)
+    }
+    names["quant_forest as trained"] = "QUANT"
 
     def said(dataset: str, batch_size: int) -> str:
         words = advice[f"{dataset} (batch_size {batch_size})"]
-        what, accuracy, joules = re.match(r"deploy (.*?): ([\d.]+) %, ([\d.]+ mJ)† a series", words).groups()
+        what, accuracy, joules = re.match(
+            r"deploy (.*?): ([\d.]+) %, ([\d.]+ [mµ]J)† a series", words
+        ).groups()
         return f"{names[what]}: {accuracy} %, {joules}"
 
     kinds = {1: "single series", 32: "batches of 32"}
