@@ -253,10 +253,10 @@ def deployed() -> None:
 
     def said(dataset: str, batch_size: int) -> str:
         words = advice[f"{dataset} (batch_size {batch_size})"]
-        what, accuracy, joules = re.match(
-            r"deploy (.*?): ([\d.]+) %, ([\d.]+ [mµ]J)† a series", words
+        what, accuracy, energy, unit = re.match(
+            r"deploy (.*?): ([\d.]+) %, ([\d.]+) ([mµ])J† a series", words
         ).groups()
-        return f"{names[what]}: {accuracy} %, {joules}"
+        return f"{names[what]}: {accuracy} %, {float(energy) / {'m': 1, 'µ': 1000}[unit]:g} mJ"
 
     kinds = {1: "single series", 32: "batches of 32"}
     table("deploy", ((how, [said(d, batch) for d in DATASETS]) for batch, how in kinds.items()))
