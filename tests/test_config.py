@@ -29,6 +29,7 @@ def test_every_shipped_config_composes_and_passes_the_checks(option):
     [
         (("model=t3",), "znorm"),
         (("model=fcn",), "znorm"),
+        (("model=ridge",), "znorm"),
         (("model=quant_forest",), "none"),
         (("model=minirocket", "data=plaid"), "none"),
         (("model=minirocket", "data.scale=znorm"), "znorm"),

@@ -28,6 +28,7 @@ from tsexp.training import loop
 MODELS = {
     "t3": ("model.d_model=16", "model.layers=2", "model.heads=4", "model.ffn=24", "model.patch=8"),
     "t4": ("model.d_model=16", "model.heads=4", "model.ffn=24"),
+    "ridge": ("model.levels=2",),
     "fcn": ("model.filters=[8,16,8]",),
     "resnet": ("model.filters=[8,12,12]", "model.kernels=[7,3]"),
     "inceptiontime": (
@@ -198,7 +199,7 @@ def test_every_family_keeps_the_contract(name, source, cache, load_data, tmp_pat
     artifact = runtimes.deploy(fitted, config(name).quant, RuntimeConfig("eager", "cpu"), dataset, cache)
     assert {p.suffix for p in artifact.folder.iterdir()} == {".json", ".safetensors"}, "no pickle"
     assert np.array_equal(runtimes.load(artifact.folder)(x), scores)
-    if name not in ("t3", "t4"):  # whose formulas are in test_runtimes and test_views
+    if name not in ("t3", "t4", "ridge"):  # whose formulas are in test_runtimes, test_views and test_ridge
         assert (artifact.manifest["parameters"], artifact.manifest["macs"]) == counts(model)
 
 
@@ -210,14 +211,17 @@ def test_the_same_seed_makes_the_same_model(name, italy, tmp_path):
     )
     assert all(torch.equal(first[k], same[k]) for k in first)
     drawn = any(not torch.equal(first[k], other[k]) for k in first)
-    assert drawn == (name != "dtw_1nn"), "which learns nothing"
+    assert drawn == (name not in ("dtw_1nn", "ridge")), "which draw nothing"
 
 
 def pairs():
-    others = {"t4": "views", **dict.fromkeys(("resnet", "inceptiontime", "litetime"), "convolution")}
+    nets = dict.fromkeys(("resnet", "inceptiontime", "litetime"), "convolution")
+    others = {"t4": "views", "ridge": "views", **nets}
     for name, family in {"fcn": "convolution", "minirocket": "estimator", **others}.items():
         for runtime in runtimes.RUNTIMES:
             for mode in supported(runtime, family):
+                if (name, mode) == ("ridge", "qat"):  # which is refused: it trains
+                    continue
                 for source in ("ItalyPowerDemand", "PickupGestureWiimoteZ"):
                     seldom = name in others and (source, runtime, mode) not in OFTEN
                     slow = pytest.mark.slow if runtime == "inductor" or seldom else ()
@@ -288,6 +292,10 @@ def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_da
         ("quant_forest", ["prune.ratio=0.5"], "prune with model=quant_forest .* this one is: estimator"),
         ("multirocket_hydra", ["quant.mode=bf16"], "for the estimator family"),
         ("dtw_1nn", ["runtime=openvino"], "eager +cpu +none"),
+        ("ridge", ["quant.mode=qat", "runtime=onnxruntime"], "qat with model=ridge .*not fitted by gradient"),
+        ("ridge", ["prune.ratio=0.5"], "prune.scope=local with model=ridge .*allowed: features, all"),
+        ("ridge", ["train.devices=2"], "train.devices=2: model=ridge is not trained by gradient descent"),
+        ("ridge", ["data.scale=znorm_raw"], "znorm_raw is not for model=ridge"),
     ],
 )
 def test_what_is_not_supported_is_refused_before_any_work(name, overrides, message):
@@ -306,6 +314,9 @@ def test_what_is_not_supported_is_refused_before_any_work(name, overrides, messa
         ("quant_forest", "+model.n_kernels=84", "n_kernels is not a key of the quant_forest family"),
         ("quant_forest", "model.max_features=0", "model.max_features=0.0 is out of range; allowed: > 0 and"),
         ("multirocket_hydra", "model.n_groups=0", "model.n_groups=0 is out of range; allowed: ≥ 1"),
+        ("ridge", "model.features=[kernel.values]", "model.features names kernel.values, which is not known"),
+        ("ridge", "model.features=[scale,scale]", "model.features names scale twice"),
+        ("ridge", "model.features=[intervals.raw]", "model.features must name one that is not raw"),
         ("dtw_1nn", "model.window=1.5", "model.window=1.5 is out of range; allowed: ≥ 0 and ≤ 1"),
     ],
 )

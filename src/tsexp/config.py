@@ -75,6 +75,7 @@ CALIBRATED = ("static", "qat")
 FAMILIES = {
     "transformer": "tsexp.models.transformer",
     "views": "tsexp.models.views",
+    "ridge": "tsexp.models.views.ridge",
     "convolution": "tsexp.models.convolution",
     "estimator": "tsexp.models.estimators.minirocket",
     "quant_forest": "tsexp.models.estimators.quant_forest",
@@ -142,6 +143,10 @@ class ModelConfig:
     def problems(self) -> list[str]:
         """Return what is wrong with keys that are right by themselves; one line each."""
         return []
+
+    def auto_scale(self) -> str:
+        """What ``data.scale=auto`` means to this model."""
+        return "znorm" if self.gradient else "none"
 
     def ready(self) -> None:
         """Raise `ConfigError` for what only a look at code or libraries can tell, before any work."""
@@ -407,7 +412,7 @@ def parse(cfg: DictConfig) -> Config:
     if data.path:
         data = replace(data, path=str(Path(data.path).expanduser().absolute()))
     if data.scale == "auto":
-        data = replace(data, scale="znorm" if config.model.gradient else "none")
+        data = replace(data, scale=config.model.auto_scale())
     return replace(config, data=data, **places(cfg))
 
 

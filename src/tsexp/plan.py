@@ -321,8 +321,9 @@ def _try(cfg: Config, dataset: Dataset) -> _Tried:
         devices=1,
     )
     model = models.build(cfg.model, dataset)
-    if not isinstance(model, Network):
+    if not cfg.model.gradient:
         return _Tried(math.nan, math.nan, 0.0)
+    assert isinstance(model, Network)
     model.adapt(some.x_train)
 
     def fit_s(steps: int) -> float:

@@ -1,17 +1,18 @@
-"""Structured pruning of what a transformer on features sees: kernels and tokens go, with all that makes them.
+"""Structured pruning of what a model on features sees: kernels and tokens go, with all that makes them.
 
 Scores: of a kernel, the weights that project its features; of a token, the weights that read it alone, times
-what that counts for in its view's answer, which is less among many tokens: mean absolute value (``l1``) or
-mean square (``l2``); a seeded draw (``random``); or how much the loss changes, to first order, if the
-features are what they are on average (``taylor``: Molchanov et al. 2019, arXiv 1906.10771; standardised, that
-is zero) on series of the train split.
+what that counts for in its view's answer, which is less among many tokens; of either in a ridge
+regression, all weights that read its features: absolute values (``l1``) or squares (``l2``); a seeded draw
+(``random``); or how much the loss changes, to first order, if the features are what they are on average
+(``taylor``: Molchanov et al. 2019, arXiv 1906.10771; standardised, that is zero) on series of the train
+split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,13 @@ from tsexp import tasks
 from tsexp.compress import choose
 from tsexp.config import PruneConfig
 from tsexp.data import Dataset
-from tsexp.models.views import EACH, Source, ViewClassifier
+from tsexp.models.views import EACH, FeatureArch, Source, ViewClassifier
+from tsexp.models.views.ridge import RidgeClassifier
 
+OnFeatures = ViewClassifier | RidgeClassifier
+M = TypeVar("M", ViewClassifier, RidgeClassifier)
 SCOPES = ("features", "all")
+"""Of a ridge regression features are all that there is to prune."""
 RANKINGS = {"l1": 2, "l2": 2}
 """Methods that did not always rank as they do, and their version: before, tokens of all views were ranked by
 their weights as they are, and those of small views went first, which count most (docs/log.md)."""
@@ -36,9 +41,7 @@ class Importance:
     kernels: Tensor
 
 
-def prune(
-    model: ViewClassifier, config: PruneConfig, dataset: Dataset, seed: int
-) -> tuple[ViewClassifier, list[dict[str, Any]]]:
+def prune(model: M, config: PruneConfig, dataset: Dataset, seed: int) -> tuple[M, list[dict[str, Any]]]:
     """Return the model that sees less, and a description of what it still sees."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -49,7 +52,10 @@ def prune(
         for v, view in enumerate(views)
         for s in view
     ]
-    return shrink(model, views), described
+    slim = shrink(model, views)
+    if isinstance(slim, RidgeClassifier):
+        slim.refit(dataset)
+    return slim, described
 
 
 def select(
@@ -85,7 +91,7 @@ def select(
     return tuple(map(tuple, kept))
 
 
-def shrink(model: ViewClassifier, views: tuple[tuple[Source, ...], ...]) -> ViewClassifier:
+def shrink(model: M, views: tuple[tuple[Source, ...], ...]) -> M:
     """Return the model with these sources, each of them part of one that it has.
 
     Its outputs are those of `model` if the tokens that go were never there, and the features that go are what
@@ -124,24 +130,32 @@ def shrink(model: ViewClassifier, views: tuple[tuple[Source, ...], ...]) -> View
                     for name in ("low", "inverse"):
                         target = f"preprocess.sources.{len(numbers)}.shares.{name}"
                         state[target] = before[f"preprocess.sources.{place + s}.shares.{name}"]
-                project = f"views.{v}.project.{index[0]}"
-                state[f"{project}.weight"] = before[f"views.{v}.project.{s}.weight"][:, columns]
-                state[f"{project}.bias"] = before[f"views.{v}.project.{s}.bias"]
+                if isinstance(model, ViewClassifier):
+                    project = f"views.{v}.project.{index[0]}"
+                    state[f"{project}.weight"] = before[f"views.{v}.project.{s}.weight"][:, columns]
+                    state[f"{project}.bias"] = before[f"views.{v}.project.{s}.bias"]
                 rows.append(count + stay)
                 numbers.append((start + stay[:, None] * width + columns).flatten())
             count += tokens
             start += tokens * width
-        for name in ("positions", "each"):
-            state[f"views.{v}.{name}"] = before[f"views.{v}.{name}"][torch.cat(rows)]
+        if isinstance(model, ViewClassifier):
+            for name in ("positions", "each"):
+                state[f"views.{v}.{name}"] = before[f"views.{v}.{name}"][torch.cat(rows)]
         place += len(old)
+    stays = torch.cat(numbers)
     for name in ("mean", "scale"):
-        state[f"preprocess.{name}"] = before[f"preprocess.{name}"][torch.cat(numbers)]
+        state[f"preprocess.{name}"] = before[f"preprocess.{name}"][stays]
+    if isinstance(model, RidgeClassifier):
+        state["head.weight"] = before["head.weight"][:, stays]
     slim.load_state_dict(state)
     return slim.eval()
 
 
 def _magnitude(power: int) -> Callable[..., list[Importance]]:
-    def scores(model: ViewClassifier, *_: Any) -> list[Importance]:
+    def scores(model: OnFeatures, *_: Any) -> list[Importance]:
+        if isinstance(model, RidgeClassifier):
+            parts = _parts(model.arch, model.head.weight.detach().abs().pow(power))
+            return [Importance(t.sum((0, 2)), k.sum((0, 2))) for t, k in parts]
         found = []
         for view, module in zip(model.arch.views, model.views, strict=True):
             each: Any = module.each
@@ -158,11 +172,11 @@ def _magnitude(power: int) -> Callable[..., list[Importance]]:
     return scores
 
 
-def _random(model: ViewClassifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Importance]:
+def _random(model: OnFeatures, config: PruneConfig, dataset: Dataset, seed: int) -> list[Importance]:
     return [Importance(torch.rand(len(s.tokens)), torch.rand(len(s.kernels))) for s in model.arch.sources]
 
 
-def _taylor(model: ViewClassifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Importance]:
+def _taylor(model: OnFeatures, config: PruneConfig, dataset: Dataset, seed: int) -> list[Importance]:
     chosen = torch.randperm(len(dataset.fit))[: config.calibration_series].numpy()
     index = dataset.fit[chosen]
     with torch.no_grad():
@@ -171,17 +185,22 @@ def _taylor(model: ViewClassifier, config: PruneConfig, dataset: Dataset, seed: 
     with torch.enable_grad():
         y, task = torch.from_numpy(dataset.y_train[index]), tasks.of(dataset)
         # Of each series by itself: the sum of gradients would cancel.
-        loss = sum(task.loss(scores, y) for scores in model.members(x)) * len(index)
+        loss = sum(task.loss(scores, y) for scores in model.members(x, None)) * len(index)
         (slope,) = torch.autograd.grad(loss, x)
-    change = (slope * x).detach()
-    sizes = [len(s.tokens) * model.arch.numbers(s) for s in model.arch.sources]
+    parts = _parts(model.arch, (slope * x).detach())
+    return [Importance(t.sum(2).abs().mean(0), k.sum(2).abs().mean(0)) for t, k in parts]
+
+
+def _parts(arch: FeatureArch, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Of each source (rows, numbers): its tokens' (rows, tokens, …), its kernels' (rows, kernels, …)."""
     found = []
-    for source, part in zip(model.arch.sources, change.split(sizes, 1), strict=True):
-        part = part.unflatten(1, (len(source.tokens), -1))  # (series, tokens, numbers)
-        kernels = torch.empty(0)
+    sizes = [len(s.tokens) * arch.numbers(s) for s in arch.sources]
+    for source, part in zip(arch.sources, values.split(sizes, 1), strict=True):
+        tokens = part.unflatten(1, (len(source.tokens), -1))
+        kernels = part.new_empty(len(part), 0, 1)
         if source.kernels:
-            kernels = part.unflatten(2, (len(source.kernels), -1)).sum((1, 3)).abs().mean(0)
-        found.append(Importance(part.sum(2).abs().mean(0), kernels))
+            kernels = tokens.unflatten(2, (len(source.kernels), -1)).transpose(1, 2).flatten(2)
+        found.append((tokens, kernels))
     return found
 
 

@@ -20,9 +20,12 @@ TRAINS = True
 
 
 def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
-    """Epochs, learning rate and teacher, and the rest of the ``train`` recipe."""
+    """Epochs, learning rate and teacher, and the rest of the ``train`` recipe.
+
+    What is not fitted by gradient descent has been fitted anew where it was pruned.
+    """
     p = cfg.prune
-    if not changed or not p.finetune_epochs:
+    if not changed or not p.finetune_epochs or not cfg.model.gradient:
         return {}
     teacher = {"distill": p.distill, "temperature": p.temperature} if p.distill else {}
     return {"epochs": p.finetune_epochs, "lr": p.finetune_lr, **teacher, "train": cfg.train.asked()}

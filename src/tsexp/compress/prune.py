@@ -73,10 +73,16 @@ def ready(cfg: Config) -> None:
     if ":" in method and not callable(look_up(method, {})):
         raise ConfigError(f"prune.method={method} is not a function; docs/extending.md has an example")
     scope = cfg.prune.scope
-    if cfg.prune.ratio and scope in features.SCOPES and not isinstance(cfg.model, views.Config):
+    on_features = isinstance(cfg.model, views.FeatureConfig)
+    if cfg.prune.ratio and scope in features.SCOPES and not on_features:
         raise Unsupported(
-            f"prune.scope={scope} with model={cfg.model.name} is not supported: it takes a transformer on "
-            "features (model=t4)"
+            f"prune.scope={scope} with model={cfg.model.name} is not supported: it takes a model on features "
+            "(model=t4, model=ridge)"
+        )
+    if cfg.prune.ratio and scope not in features.SCOPES and on_features and not cfg.model.gradient:
+        raise Unsupported(
+            f"prune.scope={scope} with model={cfg.model.name} is not supported: it has no heads, units or "
+            f"blocks; allowed: {', '.join(features.SCOPES)}"
         )
     if cfg.prune.ratio and scope in features.SCOPES and method not in features.SCORES:
         raise Unsupported(
@@ -110,14 +116,13 @@ def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list
 
 
 def prune(
-    model: Classifier, config: PruneConfig, dataset: Dataset, seed: int
-) -> tuple[Classifier, list[dict[str, Any]]]:
-    """Return the physically smaller transformer, and a description of what stays."""
+    model: Any, config: PruneConfig, dataset: Dataset, seed: int
+) -> tuple[Network, list[dict[str, Any]]]:
+    """Return the physically smaller transformer, or ridge regression, and a description of what stays."""
     seen: list[dict[str, Any]] = []
     if config.scope in features.SCOPES:
-        assert isinstance(model, views.ViewClassifier)
         model, seen = features.prune(model, config, dataset, seed)
-        if config.scope == "features":
+        if config.scope == "features" or not isinstance(model, Classifier | views.ViewClassifier):
             return model, seen
     stay = select(score(model, config, dataset, seed), config, model.arch.head_dim)
     return shrink(model, stay), seen + [asdict(k) for k in stay]

@@ -36,9 +36,10 @@ from tsexp.data import Dataset, FloatArray
 class Model(Protocol):
     """A classifier, fitted or not.
 
-    Torch models are `Network`: Lightning fits them. Any other has ``fit(dataset, seed)``, which returns its
-    training curves (`training.Fitted.history`; perhaps none), and ``use_threads(count)``, which says how
-    many one call of `scores` may use.
+    Torch models are `Network`, and Lightning fits them, unless their ``Config`` says that they are not fitted
+    by gradient descent. Any other model has ``fit(dataset, seed)``, which returns its training curves
+    (`training.Fitted.history`; perhaps none), and if it is no torch model ``use_threads(count)``, which says
+    how many one call of `scores` may use.
 
     Attributes
     ----------
@@ -71,8 +72,8 @@ def build(config: ModelConfig, dataset: Dataset) -> Model:
     Raises
     ------
     ConfigError
-        If the model says that it is of another family (as which it would be loaded again), or if it is a
-        network and its configuration says that it is not, or the other way round.
+        If the model says that it is of another family (as which it would be loaded again), or cannot be
+        fitted as its configuration says.
     """
     model: Model = family_module(config.family).build(config, dataset)
     if model.family != config.family:
@@ -80,10 +81,11 @@ def build(config: ModelConfig, dataset: Dataset) -> Model:
             f"model.family={config.family} builds a model whose `family` is {model.family}; "
             f'set family = "{config.family}" in its class'
         )
-    if config.gradient != isinstance(model, nn.Module):
+    if not (isinstance(model, nn.Module) if config.gradient else hasattr(model, "fit")):
         raise ConfigError(
-            f"model.family={config.family}: `gradient` of its Config is {config.gradient}, and its model is "
-            f"{'' if isinstance(model, nn.Module) else 'not '}a torch module; one of them is wrong"
+            f"model.family={config.family}: `gradient` of its Config is {config.gradient}, and its model "
+            f"{'is not a torch module' if config.gradient else 'has no fit(dataset, seed)'}; one of them is "
+            "wrong"
         )
     return model
 

@@ -96,7 +96,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
     }
     if ":" in model.family:  # what fits it may read more than describes it
         key["config"] = {k: v for k, v in asdict(model).items() if k != "name"}
-    if isinstance(fresh, Network):
+    if model.gradient:
         key["train"] = config.asked()
     family = family_module(model.family)
     if version := getattr(family, "VERSION", 0):
@@ -108,13 +108,13 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
     unfinished = cache.unfinished("dense", STAGE_VERSION, key, keepers())
 
     def build(folder: Path) -> None:
-        if isinstance(fresh, Network):
+        own: Any = fresh
+        if model.gradient:
             with using_threads(config.threads):
-                fresh.adapt(dataset.x_train[dataset.fit])
+                own.adapt(dataset.x_train[dataset.fit])
             title = f"train {dataset.name} {model.name}"
-            history = fit(fresh, config, dataset, seed, title, unfinished=unfinished)
+            history = fit(own, config, dataset, seed, title, unfinished=unfinished)
         else:
-            own: Any = fresh
             history = own.fit(dataset, seed)
         save(fresh, history, folder)
 

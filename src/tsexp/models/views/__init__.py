@@ -1,8 +1,21 @@
-"""A transformer whose tokens are features of a series, in views that answer apart and are averaged."""
+"""A transformer whose tokens are features of a series, in views that answer apart and are averaged.
 
-from tsexp.models.views.arch import Arch, Config, Source
+`ridge` is a family of its own: what a linear classifier makes of the same features.
+"""
+
+from tsexp.models.views.arch import Arch, Config, FeatureArch, FeatureConfig, Source
 from tsexp.models.views.classifier import EACH, ViewClassifier, build, rebuild
 
 VERSION = 4
 
-__all__ = ["EACH", "Arch", "Config", "Source", "ViewClassifier", "build", "rebuild"]
+__all__ = [
+    "EACH",
+    "Arch",
+    "Config",
+    "FeatureArch",
+    "FeatureConfig",
+    "Source",
+    "ViewClassifier",
+    "build",
+    "rebuild",
+]

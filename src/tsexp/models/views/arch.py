@@ -1,4 +1,4 @@
-"""The description of a transformer on features: plain values, no torch, no pickle."""
+"""The descriptions of what is built on features: plain values, no torch, no pickle."""
 
 from __future__ import annotations
 
@@ -39,13 +39,23 @@ PLACES = 256
 
 
 @dataclass
-class Config(ModelConfig):
-    """The ``model`` group of a transformer on features."""
+class FeatureConfig(ModelConfig):
+    """The ``model`` group of anything on features."""
 
-    views: list[list[str]] = field(default=MISSING)
     levels: int = number(ge=1, le=8)
     value_bins: int = number(ge=1)
     kernel_bins: int = number(ge=1)
+
+    def auto_scale(self) -> str:
+        """They see by themselves what scaling takes away."""
+        return "znorm"
+
+
+@dataclass
+class Config(FeatureConfig):
+    """The ``model`` group of a transformer on features."""
+
+    views: list[list[str]] = field(default=MISSING)
     d_model: int = number(ge=2)
     layers: int = number(ge=1)
     heads: int = number(ge=1)
@@ -56,20 +66,22 @@ class Config(ModelConfig):
     def problems(self) -> list[str]:
         """Views of known features, heads that share the width evenly."""
         named = [name for view in self.views for name in view]
-        found = [
-            f"model.views names {name}, which is not known; allowed: {', '.join(SOURCES)}"
-            for name in named
-            if name not in SOURCES
-        ]
-        found += [
-            f"model.views names {name} twice; once is enough" for name in SOURCES if named.count(name) > 1
-        ]
+        found = misnamed("model.views", named)
         if not named or any(set(view) <= {"scale", "intervals.raw"} for view in self.views):
             found.append(
                 "model.views must be one list per view, each with some intervals or kernels of another "
                 "signal than raw"
             )
         return found + uneven(self.heads, self.d_model)
+
+
+def misnamed(key: str, named: list[str]) -> list[str]:
+    """Return what is wrong with names of features, one line each."""
+    unknown = [name for name in named if name not in SOURCES]
+    twice = [name for name in SOURCES if named.count(name) > 1]
+    return [f"{key} names {name}, which is not known; allowed: {', '.join(SOURCES)}" for name in unknown] + [
+        f"{key} names {name} twice; once is enough" for name in twice
+    ]
 
 
 @dataclass(frozen=True)
@@ -104,31 +116,20 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Arch(BaseArch):
-    """Of a transformer on features.
+class FeatureArch(BaseArch):
+    """Of anything on features.
 
     Attributes
     ----------
     views
-        Each is encoded by itself and answers by itself.
+        What is described; of a transformer, each is encoded by itself and answers by itself.
     value_bins, kernel_bins
         Into how many, of about equal size, the values of a signal and the responses to a kernel fall.
-    d_model, head_dim, blocks, dropout
-        Of the encoder, as in `transformer.Arch`.
-    seen_tokens
-        Tokens of a view that a training step sees: at most so many, at most half of them, at least four.
     """
 
     views: tuple[tuple[Source, ...], ...]
     value_bins: int
     kernel_bins: int
-    d_model: int
-    head_dim: int
-    blocks: tuple[Block, ...]
-    dropout: float
-    seen_tokens: int
-    norm: str = "pre"
-    activation: str = "gelu"
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
@@ -137,8 +138,7 @@ class Arch(BaseArch):
             tuple(Source(s["name"], tuple(s["tokens"]), tuple(s["kernels"])) for s in view)
             for view in raw["views"]
         )
-        blocks = tuple(Block(**b) for b in raw["blocks"])
-        return super().from_dict(raw | {"views": views, "blocks": blocks})
+        return super().from_dict(raw | {"views": views})
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -152,6 +152,32 @@ class Arch(BaseArch):
         if source.kind == "kernels":
             return len(source.kernels) * self.kernel_bins
         return self.channels * self.value_bins
+
+
+@dataclass(frozen=True)
+class Arch(FeatureArch):
+    """Of a transformer on features.
+
+    Attributes
+    ----------
+    d_model, head_dim, blocks, dropout
+        Of the encoder, as in `transformer.Arch`.
+    seen_tokens
+        Tokens of a view that a training step sees: at most so many, at most half of them, at least four.
+    """
+
+    d_model: int
+    head_dim: int
+    blocks: tuple[Block, ...]
+    dropout: float
+    seen_tokens: int
+    norm: str = "pre"
+    activation: str = "gelu"
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Rebuild from the plain values of ``arch.json``."""
+        return super().from_dict(raw | {"blocks": tuple(Block(**b) for b in raw["blocks"])})
 
 
 def signal_length(signal: str, length: int) -> int:
@@ -196,8 +222,8 @@ def levels_differ(dataset: Dataset) -> bool:
     return bool((vary > DIFFERENT * spreads.mean(0)).any())
 
 
-def architecture(config: Config, dataset: Dataset) -> Arch:
-    """Fit a model configuration to a dataset.
+def sources(config: FeatureConfig, views: list[list[str]], dataset: Dataset) -> dict[str, Any]:
+    """Fit features to a dataset: the fields of `FeatureArch`.
 
     Raises
     ------
@@ -221,13 +247,20 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
         return Source(name, tuple(range(scales_of(size))), tuple(range(KERNELS)))
 
     differ = levels_differ(dataset)
+    return {
+        "views": tuple(
+            tuple(source(name) for name in view if differ or name != "intervals.raw") for view in views
+        ),
+        "value_bins": config.value_bins,
+        "kernel_bins": config.kernel_bins,
+    }
+
+
+def architecture(config: Config, dataset: Dataset) -> Arch:
+    """Fit a model configuration to a dataset."""
     return Arch.of(
         dataset,
-        views=tuple(
-            tuple(source(name) for name in view if differ or name != "intervals.raw") for view in config.views
-        ),
-        value_bins=config.value_bins,
-        kernel_bins=config.kernel_bins,
+        **sources(config, config.views, dataset),
         d_model=config.d_model,
         head_dim=config.d_model // config.heads,
         blocks=(Block(config.heads, config.ffn),) * config.layers,

@@ -21,7 +21,7 @@ from tsexp.models.preprocess import Preprocess
 from tsexp.models.views.arch import (
     KERNELS,
     REACH,
-    Arch,
+    FeatureArch,
     Source,
     fourier_points,
     lag_of,
@@ -57,7 +57,7 @@ class Features(nn.Module):
     floor: Tensor
     unit: Tensor
 
-    def __init__(self, arch: Arch) -> None:
+    def __init__(self, arch: FeatureArch) -> None:
         super().__init__()
         self.arch = arch
         self.preprocess = Preprocess(arch.preprocessing)
@@ -225,7 +225,7 @@ class Intervals(nn.Module):
 
     means: Tensor
 
-    def __init__(self, arch: Arch, source: Source) -> None:
+    def __init__(self, arch: FeatureArch, source: Source) -> None:
         super().__init__()
         self.signal = source.signal
         length = signal_length(source.signal, arch.preprocessing.length)
@@ -257,7 +257,7 @@ class Kernels(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, arch: Arch, source: Source) -> None:
+    def __init__(self, arch: FeatureArch, source: Source) -> None:
         super().__init__()
         self.signal, self.scales = source.signal, source.tokens
         chosen = torch.full((KERNELS, REACH), -1.0)
@@ -314,7 +314,7 @@ class Scale(nn.Module):
     at most 10: beyond, the logarithms tell it, and one flat series would outweigh all others.
     """
 
-    def __init__(self, arch: Arch, source: Source) -> None:
+    def __init__(self, arch: FeatureArch, source: Source) -> None:
         super().__init__()
         self.signal = source.signal
         self.ragged = arch.preprocessing.ragged
