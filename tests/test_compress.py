@@ -91,7 +91,7 @@ def test_steps_that_are_not_asked_for_are_left_out(home, italy, tmp_path, applie
     [
         (
             ["model=minirocket", "prune.ratio=0.5"],
-            "prune with model=minirocket .* transformer, views, convolution; .*: estimator",
+            "prune with model=minirocket .* transformer, views, ridge, convolution; .*: estimator",
         ),
         (["model=minirocket", "quant.mode=qat"], "qat .* transformer, views, convolution; .*: estimator"),
     ],

@@ -216,7 +216,7 @@ def test_the_same_seed_makes_the_same_model(name, italy, tmp_path):
 
 def pairs():
     nets = dict.fromkeys(("resnet", "inceptiontime", "litetime"), "convolution")
-    others = {"t4": "views", "ridge": "views", **nets}
+    others = {"t4": "views", "ridge": "ridge", **nets}
     for name, family in {"fcn": "convolution", "minirocket": "estimator", **others}.items():
         for runtime in runtimes.RUNTIMES:
             for mode in supported(runtime, family):
@@ -292,7 +292,11 @@ def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_da
         ("quant_forest", ["prune.ratio=0.5"], "prune with model=quant_forest .* this one is: estimator"),
         ("multirocket_hydra", ["quant.mode=bf16"], "for the estimator family"),
         ("dtw_1nn", ["runtime=openvino"], "eager +cpu +none"),
-        ("ridge", ["quant.mode=qat", "runtime=onnxruntime"], "qat with model=ridge .*not fitted by gradient"),
+        (
+            "ridge",
+            ["quant.mode=qat", "runtime=onnxruntime"],
+            "qat with model=ridge is .*this one is: ridge",
+        ),
         ("ridge", ["prune.ratio=0.5"], "prune.scope=local with model=ridge .*allowed: features, all"),
         ("ridge", ["train.devices=2"], "train.devices=2: model=ridge is not trained by gradient descent"),
         ("ridge", ["data.scale=znorm_raw"], "znorm_raw is not for model=ridge"),

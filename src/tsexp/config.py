@@ -84,7 +84,7 @@ FAMILIES = {
 }
 """Family of models → its module (`tsexp.models.family`)."""
 
-KINDS = ("transformer", "views", "convolution", "estimator")
+KINDS = ("transformer", "views", "ridge", "convolution", "estimator")
 """What runtimes and steps of compression tell apart; a family is one of them, or says in ``LIKE`` which."""
 
 

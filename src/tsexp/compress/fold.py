@@ -146,11 +146,6 @@ def check(cfg: Config) -> None:
                 f"{name} with model={cfg.model.name} is not supported: it takes models of these families: "
                 f"{', '.join(step.FAMILIES)}; this one is: {family}"
             )
-        if step.TRAINS and not cfg.model.gradient:
-            raise Unsupported(
-                f"{name} with model={cfg.model.name} is not supported: it trains, and this model is not "
-                "fitted by gradient descent"
-            )
 
 
 def trains(step: str) -> bool:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tsexp.compress.fold import Context
 
 VERSION = 3
-FAMILIES = ("transformer", "views", "convolution")
+FAMILIES = ("transformer", "views", "ridge", "convolution")
 TRAINS = False
 
 
@@ -107,6 +107,7 @@ def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list
     of_family: dict[str, Callable[..., tuple[Network, list[dict[str, Any]]]]] = {
         "transformer": prune,
         "views": prune,
+        "ridge": prune,
         "convolution": channels.prune,
     }
     cfg = context.cfg

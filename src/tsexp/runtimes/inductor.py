@@ -32,7 +32,7 @@ from tsexp.runtimes import Job, Layer
 from tsexp.runtimes.eager import to_bf16
 
 SUPPORTED = dict.fromkeys(("none", "bf16", "dynamic", "static", "qat"), ("cpu",))
-FAMILIES = dict.fromkeys(("convolution", "views"), dict.fromkeys(("none", "bf16"), ("cpu",)))
+FAMILIES = dict.fromkeys(("convolution", "views", "ridge"), dict.fromkeys(("none", "bf16"), ("cpu",)))
 """No int8. Weights used more than once (views share an encoder) the compiler makes fp32 again. An int8
 convolution in one dimension it takes for longer than it is (torch 2.13), and fails where padding is masked
 afterwards; `dynamic` PT2E has for linear layers only."""

@@ -22,9 +22,13 @@ from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
 SUPPORTED = {"none": ("cpu", "cuda"), **dict.fromkeys(("dynamic", "static", "qat", "weight_only"), ("cpu",))}
-FAMILIES = {"convolution": {"none": ("cpu", "cuda"), "static": ("cpu",), "qat": ("cpu",)}}
-"""No `dynamic`: an integer convolution whose ranges are found while it runs takes three times as long as one
-in fp32. No `weight_only`: there is none for convolutions."""
+FAMILIES = {
+    "convolution": {"none": ("cpu", "cuda"), "static": ("cpu",), "qat": ("cpu",)},
+    "ridge": {"none": ("cpu", "cuda"), "dynamic": ("cpu",), "static": ("cpu",)},
+}
+"""No `dynamic` of convolutions: if its ranges are found while it runs, one of integers takes three times as
+long as one in fp32. No `weight_only`: there is none for convolutions, nor for a product with a bias, the only
+one of a ridge regression."""
 PACKAGES = {"every": ("onnxruntime", "onnx", "onnxscript")}
 
 FILE = "model.onnx"

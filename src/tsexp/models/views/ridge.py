@@ -20,7 +20,6 @@ from tsexp.models.views.arch import FeatureArch, FeatureConfig, misnamed, source
 from tsexp.models.views.features import Features
 from tsexp.models.views.rewrite import lean
 
-LIKE = "views"
 PACKAGES = ("scikit-learn",)
 PENALTIES = np.logspace(0, 6, 13)
 """Of which that is taken whose squared error is least for a series that is left out."""
