@@ -50,6 +50,12 @@ BF16 = {
     "**T4-75**, OpenVINO, bf16": ("t4", "openvino", "all", 0.75, "bf16"),
 }
 """Measured in batches alone: pruned T4 is faster in ONNX Runtime for single series (docs/log.md)."""
+RIDGE = {
+    "Ridge on T4's features, eager PyTorch": ("ridge", "eager", "-", 0, "none"),
+    "Ridge on T4's features, ONNX Runtime": ("ridge", ORT, "-", 0, "none"),
+    "**Ridge-50**": ("ridge", ORT, "all", 0.5, "none"),
+    "**Ridge-75**": ("ridge", ORT, "all", 0.75, "none"),
+}
 ESTIMATORS = {
     "QUANT": ("quant_forest", "eager", "-", 0, "none"),
     "MiniROCKET": ("minirocket", "eager", "-", 0, "none"),
@@ -142,6 +148,7 @@ def accuracy_and_energy(row: Any) -> str:
 def in_short() -> None:
     """The first table of the README."""
     some = {k.strip("*"): T4[k] for k in ("T4, eager PyTorch", "T4, ONNX Runtime", "**T4-50**", "**T4-75**")}
+    some |= {k.strip("*"): way for k, way in RIDGE.items() if way[1] == ORT}
     some |= {"QUANT, a forest on quantiles": ESTIMATORS["QUANT"], "MiniROCKET": ESTIMATORS["MiniROCKET"]}
     some |= {
         f"{net}, half of its channels, static int8": CONVOLUTIONAL[
@@ -162,7 +169,7 @@ def _sizes() -> list[str]:
 
 def all_models() -> None:
     """Everything that was measured on single series."""
-    ways = T4 | ESTIMATORS | TRANSFORMERS | CONVOLUTIONAL
+    ways = T4 | RIDGE | ESTIMATORS | TRANSFORMERS | CONVOLUTIONAL
     by_dataset(ACCURACY_AND_ENERGY, ways, accuracy_and_energy)
 
 
@@ -206,6 +213,7 @@ def batches() -> None:
     """Energy in batches of 32."""
     ways = {k: ESTIMATORS[k] for k in ("QUANT", "MiniROCKET")} | {"T4, ONNX Runtime": T4["T4, ONNX Runtime"]}
     ways |= IN_OTHERS | {k: T4[k] for k in ("**T4-50**", "**T4-75**")} | BF16
+    ways |= {k: way for k, way in RIDGE.items() if way[1] == ORT}
     by_dataset(
         "energy† in mJ a series, batches of 32",
         ways,
@@ -231,6 +239,7 @@ def beside_quant() -> None:
     ways = {k: T4[k] for k in ("T4, ONNX Runtime", "**T4-50**", "**T4-75**")}
     ways["MiniROCKET"] = ESTIMATORS["MiniROCKET"]
     ways["T4, OpenVINO, bf16"] = T4["T4, OpenVINO, bf16"]
+    ways |= {k: way for k, way in RIDGE.items() if way[1] == ORT}
     made = []
     for batch_size, how in ((1, "single series"), (32, "batches of 32")):
         rows = averaged(batch_size)["estimated_j"]
@@ -245,7 +254,8 @@ def deployed() -> None:
     advice = dict(deploying.advice(company(), deploying.compared(_aggregated())))
     runtimes = {f"{ORT}, fp32": "", "openvino, bf16": " in OpenVINO, bf16"}
     names = {
-        f"t4 in {runtime}, pruned {ratio} (taylor all)": f"T4-{round(100 * ratio)}{where}"
+        f"{model} in {runtime}, pruned {ratio} (taylor all)": f"{called}-{round(100 * ratio)}{where}"
+        for model, called in {"t4": "T4", "ridge": "Ridge"}.items()
         for runtime, where in runtimes.items()
         for ratio in (0.5, 0.75)
     }
@@ -295,7 +305,7 @@ def convolutional() -> None:
 
 def head_to_head() -> None:
     """Every comparison of two artifacts in alternation."""
-    names = {"quant_forest": "QUANT", "minirocket": "MiniROCKET"}
+    names = {"quant_forest": "QUANT", "minirocket": "MiniROCKET", "ridge": "Ridge"}
     rows = company().comparisons
     rows = rows.assign(
         place=rows["dataset"].map(DATASETS.index), t4=rows["ratio_a"].map({0.5: "T4-50", 0.75: "T4-75"})

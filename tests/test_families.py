@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -614,3 +615,17 @@ def test_what_only_the_fit_of_a_family_of_ones_own_reads_makes_another_model(mon
         made.append(training.train(config, cfg.train, 0, italy, cache))
     assert [fitted.entry.reused for fitted in made] == [False, False, True]
     assert torch.allclose(made[1].load().means, made[0].load().means / 10)
+
+
+def test_the_manual_s_table_of_runtimes_is_right():
+    kinds = {"T": "transformer", "V": "views", "R": "ridge", "C": "convolution", "E": "estimator"}
+    manual = (Path(__file__).parents[1] / "docs" / "usage.md").read_text()
+    table = re.findall(r"^\| `runtime=(\w+)`[^|]*\|(.*)\|$", manual, re.M)
+    assert [name for name, _ in table] == list(runtimes.RUNTIMES)
+    (head,) = re.findall(r"^\| \| (none \|.*) \|$", manual, re.M)
+    for runtime, cells in table:
+        for modes, cell in zip(head.split(" | "), cells.split("|"), strict=True):
+            for letter, kind in kinds.items():
+                for mode in modes.split(", "):
+                    expected = letter in cell.split() and (letter, mode) != ("R", "qat")
+                    assert (mode in supported(runtime, kind)) == expected, (runtime, mode, kind)

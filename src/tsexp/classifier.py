@@ -117,12 +117,12 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
     Parameters
     ----------
     model
-        ``t1`` to ``t4``, ``fcn``, ``resnet``, ``inceptiontime``, ``litetime``, ``minirocket``,
+        ``t1`` to ``t4``, ``ridge``, ``fcn``, ``resnet``, ``inceptiontime``, ``litetime``, ``minirocket``,
         ``multirocket_hydra``, ``quant_forest``, ``dtw_1nn``.
     prune_ratio
         Share of what `prune_scope` names that is removed, 0 ≤ ratio < 1.
     prune_scope
-        ``local``, ``global``, ``depth``; of ``t4`` also ``features``, ``all``.
+        ``local``, ``global``, ``depth``; of ``t4`` also ``features``, ``all``, the only ones of ``ridge``.
     prune_method
         ``l1``, ``l2``, ``random``, ``taylor``, or your own as ``module:function``.
     finetune_epochs

@@ -25,7 +25,10 @@ from tsexp.quiet import quiet
 from tsexp.runtimes import FLOATS, Job, Layer
 
 SUPPORTED = dict.fromkeys(("none", "static", "qat", "weight_only", "bf16"), ("cpu",))
-FAMILIES = {"convolution": dict.fromkeys(("none", "static", "qat", "bf16"), ("cpu",))}
+FAMILIES = {
+    "convolution": dict.fromkeys(("none", "static", "qat", "bf16"), ("cpu",)),
+    "ridge": dict.fromkeys(("none", "static", "weight_only", "bf16"), ("cpu",)),
+}
 """No `weight_only`: the plugin makes the weights of convolutions fp32 again when it loads them."""
 PACKAGES = {"every": ("openvino",), "static": ("nncf",), "qat": ("nncf",), "weight_only": ("nncf",)}
 
