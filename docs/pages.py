@@ -181,6 +181,28 @@ def speed() -> None:
     by_dataset("times as fast", PRUNED, lambda row: between(row, "speedup", "{:.2f}"))
 
 
+def without_transformer() -> None:
+    """T4 beside ridge regression on the same features, with as much of them gone: points, and energy."""
+    rows = averaged()
+
+    def cell(t4: Any, ridge: Any) -> str:
+        points = t4["accuracy_pct"] - ridge["accuracy_pct"]
+        return f"{points:+z.1f}, {t4['estimated_j'] / ridge['estimated_j']:.2f}"
+
+    pairs = {
+        "T4 against Ridge": ("T4, ONNX Runtime", "Ridge on T4's features, ONNX Runtime"),
+        "T4-50 against Ridge-50": ("**T4-50**", "**Ridge-50**"),
+        "T4-75 against Ridge-75": ("**T4-75**", "**Ridge-75**"),
+    }
+    table(
+        "points more, times its energy†",
+        (
+            (k, [cell(rows.loc[(*T4[t4], d)], rows.loc[(*RIDGE[ridge], d)]) for d in DATASETS])
+            for k, (t4, ridge) in pairs.items()
+        ),
+    )
+
+
 def lost() -> None:
     """Points lost on test series, and what five seeds say of a loss of more than one."""
     words = {"kept": "**kept**", "undecided": "open", "lost": "lost", "reference": "–"}

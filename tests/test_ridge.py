@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from conftest import compose
-from tsexp import compress, models, training
+from tsexp import compress, models, pipeline, training
 from tsexp.cache import Cache
 from tsexp.compress import features
+from tsexp.config import Unsupported, identity
 from tsexp.models.views.arch import fourier_points, signal_length
 from tsexp.models.views.ridge import PENALTIES, RidgeClassifier
 
@@ -153,3 +154,36 @@ def test_it_is_pruned_without_any_training(scope, load_data, tmp_path):
     assert min(accuracy) > 0.9
     assert not steps["prune"].history()
     assert not dense.history()
+
+
+def test_what_is_not_tuned_does_not_depend_on_how_it_would_be():
+    pruned = ("prune.ratio=0.5", "prune.scope=features")
+    one, other = (identity(config(*pruned, f"prune.finetune_epochs={n}", "train.lr=0.1")) for n in (3, 9))
+    assert one == other
+    assert one != identity(config("prune.ratio=0.75", "prune.scope=features"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("prune.ratio=0.5",),
+            "prune with model=own is not supported: of models that fit themselves it takes",
+        ),
+        (("quant.mode=qat",), "qat with model=own is not supported: it trains"),
+    ],
+)
+def test_other_networks_that_fit_themselves_are_not_pruned_or_trained(
+    tmp_path, monkeypatch, overrides, message
+):
+    (tmp_path / "fits_itself.py").write_text(
+        "from tsexp.models.transformer import *\n"
+        "from tsexp.models import transformer\n"
+        "LIKE = 'transformer'\n"
+        "class Config(transformer.Config):\n"
+        "    gradient = False\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = compose("model=t3", "model.name=own", "model.family='fits_itself:'", *overrides)
+    with pytest.raises(Unsupported, match=message):
+        pipeline.able(own)

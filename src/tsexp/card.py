@@ -205,7 +205,7 @@ def _data(facts: Facts) -> list[tuple[str, str]]:
 def _training(facts: Facts) -> list[tuple[str, str]]:
     p, m = facts.row.params, facts.row.metrics
     rows = []
-    if configs.like(p["model.family"]) != "estimator":
+    if configs.family_module(p["model.family"]).Config.gradient:
         took = ", ".join(f"{part} {n}" for part, n in facts.epochs.items())
         rows = [
             ("optimizer", f"{p['train.optimizer']}, learning rate {p['train.lr']} ({p['train.schedule']})"),

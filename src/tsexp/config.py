@@ -708,8 +708,10 @@ def identity(cfg: Config) -> dict[str, Any]:
         group = getattr(cfg, f.name)
         if hasattr(group, "asked"):
             asked[f.name] = group.asked()
-    if not cfg.model.gradient:
+    if not cfg.model.gradient:  # it is not tuned either
         del asked["train"]
+        tuning = ("finetune_", "distill", "temperature")
+        asked["prune"] = {k: v for k, v in asked["prune"].items() if not k.startswith(tuning)}
     if version := getattr(family_module(cfg.model.family), "VERSION", 0):
         asked["family_version"] = version
     return asked | {"code": own_digests(*_own_names(asked))}

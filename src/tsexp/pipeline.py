@@ -14,7 +14,17 @@ from filelock import FileLock, Timeout
 
 from tsexp import alive, compress, data, energy, processes, runtimes, tasks, tracking, training
 from tsexp.cache import Cache, clear
-from tsexp.config import Config, ConfigError, RuntimeConfig, Unsupported, digest, identity, like, own_digests
+from tsexp.config import (
+    Config,
+    ConfigError,
+    RuntimeConfig,
+    Unsupported,
+    digest,
+    family_module,
+    identity,
+    like,
+    own_digests,
+)
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware, meters
 from tsexp.files import write_json
@@ -360,6 +370,11 @@ def _chosen_among(cfg: Config, family: str) -> dict[str, list[str]]:
     return {"among": [one.name for one in runtimes.candidates(cfg.quant, cfg.runtime, family)]}
 
 
+def _fits_with(cfg: Config) -> dict[str, str | None]:
+    """Libraries that decide what is learned, and their versions."""
+    return {p: runtimes.installed(p) for p in getattr(family_module(cfg.model.family), "PACKAGES", ())}
+
+
 def signature(cfg: Config, dataset: Dataset) -> str:
     """Content address of a record: what was asked, of which data, on what hardware, by which meter.
 
@@ -373,7 +388,7 @@ def signature(cfg: Config, dataset: Dataset) -> str:
             "data": dataset.checksum,
             "hardware": hardware.describe(cfg.runtime.device),
             "meter": meters.source(cfg.runtime.device, cfg.measure.meter),
-            "libraries": runtimes.versions(cfg.quant, cfg.runtime, family),
+            "libraries": runtimes.versions(cfg.quant, cfg.runtime, family) | _fits_with(cfg),
             "versions": versions(cfg.runtime.device),
             **runtimes.rewrites(cfg.quant, cfg.runtime, family),
             **_chosen_among(cfg, family),

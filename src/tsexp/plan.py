@@ -275,6 +275,8 @@ class _Speeds:
             steps = _steps(cfg, trained, dataset) * (1 if part == "dense" else 1 - SHORTER * ratio)
             took = tried.series_s * len(dataset.y_train) + tried.step_s * steps
             return None if math.isnan(took) else took
+        if part == "prune" and not cfg.model.gradient:  # which fits it anew
+            return None
         known = {
             "artifact": EXPORT_S.get(stage.runtime, max(EXPORT_S.values())),
             "scores": START_S + calls * answer_s,
@@ -294,7 +296,7 @@ class _Speeds:
 def _try(cfg: Config, dataset: Dataset) -> _Tried:
     """Train on one batch for a while, and answer some.
 
-    Of a model that fits itself no step is known, and its answer is taken for nothing.
+    Of a model that fits itself no step is known, and if it is no network its answer is taken for nothing.
     """
     import numpy as np
     import torch
@@ -321,9 +323,17 @@ def _try(cfg: Config, dataset: Dataset) -> _Tried:
         devices=1,
     )
     model = models.build(cfg.model, dataset)
-    if not cfg.model.gradient:
+    if not isinstance(model, Network):
         return _Tried(math.nan, math.nan, 0.0)
-    assert isinstance(model, Network)
+    question = torch.from_numpy(dataset.x_train[: cfg.measure.batch_size])
+
+    def answer_s() -> float:
+        with torch.inference_mode(), using_threads(cfg.measure.threads):
+            model(question)
+            return _cpu_s(lambda: [model(question) for _ in range(TRIED)]) / TRIED
+
+    if not cfg.model.gradient:
+        return _Tried(math.nan, math.nan, answer_s())
     model.adapt(some.x_train)
 
     def fit_s(steps: int) -> float:
@@ -333,11 +343,9 @@ def _try(cfg: Config, dataset: Dataset) -> _Tried:
     one = fit_s(1)
     more = min(TRIED, max(2, round(TRY_S / one)))
     step_s = max(0.0, fit_s(1 + more) - one) / more
-    question = torch.from_numpy(dataset.x_train[: cfg.measure.batch_size])
     with torch.inference_mode(), using_threads(cfg.measure.threads):
         series_s = _cpu_s(lambda: model.preprocess(torch.from_numpy(some.x_train))) / len(batch)
-        model(question)
-        return _Tried(step_s, series_s, _cpu_s(lambda: [model(question) for _ in range(TRIED)]) / TRIED)
+    return _Tried(step_s, series_s, answer_s())
 
 
 def _cpu_s(work: Callable[[], object]) -> float:

@@ -28,6 +28,7 @@ from tsexp.files import write_json
 from tsexp.models import Network, convolution, views
 from tsexp.models.transformer import Block, Classifier
 from tsexp.models.transformer.encoder import EncoderBlock
+from tsexp.models.views.ridge import Config as Ridge
 
 if TYPE_CHECKING:
     from tsexp.compress.fold import Context
@@ -68,12 +69,18 @@ def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
 
 
 def ready(cfg: Config) -> None:
-    """Refuse a method of somebody's own that is no function, and what cannot be done to convolutions."""
+    """Refuse a method of somebody's own that is no function, and what cannot be done to a kind of model."""
     method = cfg.prune.method
     if ":" in method and not callable(look_up(method, {})):
         raise ConfigError(f"prune.method={method} is not a function; docs/extending.md has an example")
     scope = cfg.prune.scope
     on_features = isinstance(cfg.model, views.FeatureConfig)
+    kind = like(cfg.model.family)
+    if cfg.prune.ratio and kind in FAMILIES and not (cfg.model.gradient or isinstance(cfg.model, Ridge)):
+        raise Unsupported(
+            f"prune with model={cfg.model.name} is not supported: of models that fit themselves it takes "
+            "ridge, for what is left has to be fitted anew"
+        )
     if cfg.prune.ratio and scope in features.SCOPES and not on_features:
         raise Unsupported(
             f"prune.scope={scope} with model={cfg.model.name} is not supported: it takes a model on features "
@@ -89,7 +96,7 @@ def ready(cfg: Config) -> None:
             f"prune.method={method} with prune.scope={scope} is not supported; "
             f"allowed: {', '.join(features.SCORES)}"
         )
-    if cfg.prune.ratio and like(cfg.model.family) == "convolution":
+    if cfg.prune.ratio and kind == "convolution":
         if not isinstance(cfg.model, convolution.Config):
             raise Unsupported(
                 f"prune with model={cfg.model.name} is not supported: of convolutional networks it takes "

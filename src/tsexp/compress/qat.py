@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsexp import training
-from tsexp.config import CALIBRATED, Config, QuantConfig, TrainConfig
+from tsexp.config import CALIBRATED, Config, QuantConfig, TrainConfig, Unsupported, like
 from tsexp.data import Dataset, IntArray
 from tsexp.models import Network
 from tsexp.training import Teacher
@@ -42,6 +42,15 @@ TRAINS = True
 EPS = 1e-12
 DISTILL, TEMPERATURE = 0.5, 2.0
 """The teacher is the model itself before any rounding: it must only learn to live with it."""
+
+
+def ready(cfg: Config) -> None:
+    """Refuse a model that fits itself."""
+    if cfg.quant.mode == "qat" and like(cfg.model.family) in FAMILIES and not cfg.model.gradient:
+        raise Unsupported(
+            f"qat with model={cfg.model.name} is not supported: it trains, and this model is not fitted by "
+            "gradient descent"
+        )
 
 
 def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:

@@ -36,9 +36,9 @@ from tsexp.data import Dataset, FloatArray
 class Model(Protocol):
     """A classifier, fitted or not.
 
-    Torch models are `Network`, and Lightning fits them, unless their ``Config`` says that they are not fitted
-    by gradient descent. Any other model has ``fit(dataset, seed)``, which returns its training curves
-    (`training.Fitted.history`; perhaps none), and if it is no torch model ``use_threads(count)``, which says
+    Torch models are `Network`, and Lightning fits them. A model whose ``Config`` says that it is not fitted
+    by gradient descent has ``fit(dataset, seed)``, which returns its training curves
+    (`training.Fitted.history`; perhaps none). What is no torch model has ``use_threads(count)``, which says
     how many one call of `scores` may use.
 
     Attributes

@@ -113,7 +113,7 @@ class Network(nn.Module):
     def adapt(self, series: FloatArray) -> None:
         """Take from the raw series that are fitted, (series, channels, time), what no gradient finds.
 
-        Called once, before training from scratch; what is taken is kept in buffers, as part of `state`.
+        Called once, before Lightning trains from scratch; kept in buffers, as part of `state`.
         """
 
     @torch.no_grad()

@@ -639,6 +639,8 @@ def _result(
             out[c.name] = places[place].get(key) if c.optional else places[place][key]
     if _ratio(row) == 0:  # nothing else about pruning matters then
         out |= {"method": "-", "scope": "-", "finetune_epochs": 0}
+    elif "finetune" not in row.tags.get("tsexp.steps", "finetune").split(","):  # of ridge, say
+        out["finetune_epochs"] = 0
     if not row.valid:
         out |= dict.fromkeys(FROM_WINDOWS)
     kinds = manifest.get("matmuls", {})

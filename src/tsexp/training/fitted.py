@@ -74,7 +74,7 @@ class Teacher:
 def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, cache: Cache) -> Fitted:
     """Fit a model from scratch, once per (data, model, train, seed).
 
-    Networks are trained by the ``train`` group; any other model fits itself.
+    Models that are fitted by gradient descent are trained by the ``train`` group; others fit themselves.
 
     Raises
     ------
@@ -115,7 +115,8 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
             title = f"train {dataset.name} {model.name}"
             history = fit(own, config, dataset, seed, title, unfinished=unfinished)
         else:
-            history = own.fit(dataset, seed)
+            with using_threads(config.threads):
+                history = own.fit(dataset, seed)
         save(fresh, history, folder)
 
     return Fitted(cache.stage("dense", STAGE_VERSION, key, build, unfinished))

@@ -7,6 +7,7 @@ from tsexp.models.views.arch import Arch, Config, FeatureArch, FeatureConfig, So
 from tsexp.models.views.classifier import EACH, ViewClassifier, build, rebuild
 
 VERSION = 4
+"""A change of the features raises that of `ridge`, too."""
 
 __all__ = [
     "EACH",

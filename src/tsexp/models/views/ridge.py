@@ -20,6 +20,7 @@ from tsexp.models.views.arch import FeatureArch, FeatureConfig, misnamed, source
 from tsexp.models.views.features import Features
 from tsexp.models.views.rewrite import lean
 
+VERSION = 1
 PACKAGES = ("scikit-learn",)
 PENALTIES = np.logspace(0, 6, 13)
 """Of which that is taken whose squared error is least for a series that is left out."""
@@ -76,10 +77,12 @@ class RidgeClassifier(Network):
     def refit(self, dataset: Dataset) -> None:
         """Fit the linear function alone, to the features that there are."""
         from sklearn.linear_model import RidgeClassifierCV
+        from threadpoolctl import threadpool_limits
 
         series = torch.from_numpy(dataset.x_train[dataset.fit])
         x = torch.cat([self.preprocess(part)[0] for part in series.split(self.at_once)])
-        ridge = RidgeClassifierCV(PENALTIES).fit(x.double().numpy(), dataset.y_train[dataset.fit])
+        with threadpool_limits(torch.get_num_threads()):
+            ridge = RidgeClassifierCV(PENALTIES).fit(x.double().numpy(), dataset.y_train[dataset.fit])
         weight, bias = np.atleast_2d(ridge.coef_), ridge.intercept_
         if len(weight) == 1:  # of two classes, the second
             weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
