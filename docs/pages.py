@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tsexp.report import claims, frozen
 from tsexp.report import company as deploying
 from tsexp.report.console import between
-from tsexp.report.statistics import aggregate
+from tsexp.report.statistics import aggregate, over_seeds_and_series
 
 COMPANY, STUDY = (Path(__file__).parent / part for part in ("company", "study"))
 DATASETS = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
@@ -182,12 +183,21 @@ def speed() -> None:
 
 
 def without_transformer() -> None:
-    """T4 beside ridge regression on the same features, with as much of them gone: points, and energy."""
-    rows = averaged()
+    """T4 beside ridge regression on the same features, with as much of them gone: points, and energy.
+
+    Intervals are over test series and trainings, paired: of a seed both have the same train series.
+    """
+    rows, predictions = averaged(), company().predictions
+    predictions = predictions.assign(right=predictions["predicted"] == predictions["label"])
+    right = {run: of["right"].to_numpy(float) for run, of in predictions.groupby("run_id", sort=False)}
+    seeds = company().results.set_index("run_id")["seed"]
+
+    def by_seed(row: Any) -> Any:
+        return np.array([right[run] for run in sorted(row["run_ids"].split(), key=seeds.get)])
 
     def cell(t4: Any, ridge: Any) -> str:
-        points = t4["accuracy_pct"] - ridge["accuracy_pct"]
-        return f"{points:+z.1f}, {t4['estimated_j'] / ridge['estimated_j']:.2f}"
+        value, low, high = (100 * v for v in over_seeds_and_series(by_seed(t4) - by_seed(ridge)))
+        return f"{value:+z.1f} [{low:+z.1f}, {high:+z.1f}], {t4['estimated_j'] / ridge['estimated_j']:.2f}"
 
     pairs = {
         "T4 against Ridge": ("T4, ONNX Runtime", "Ridge on T4's features, ONNX Runtime"),
@@ -195,7 +205,7 @@ def without_transformer() -> None:
         "T4-75 against Ridge-75": ("**T4-75**", "**Ridge-75**"),
     }
     table(
-        "points more, times its energy†",
+        "points more [95 %], times its energy†",
         (
             (k, [cell(rows.loc[(*T4[t4], d)], rows.loc[(*RIDGE[ridge], d)]) for d in DATASETS])
             for k, (t4, ridge) in pairs.items()
@@ -282,6 +292,7 @@ def deployed() -> None:
         for ratio in (0.5, 0.75)
     }
     names["quant_forest as trained"] = "QUANT"
+    names |= {f"{m} in {ORT}, fp32, not pruned": m.capitalize() for m in ("t4", "ridge")}
 
     def said(dataset: str, batch_size: int) -> str:
         words = advice[f"{dataset} (batch_size {batch_size})"]

@@ -86,10 +86,23 @@ def test_each_model_stands_there_as_trained_and_at_its_best_compression():
     assert list(zip(rows["model"], rows["what"], rows["joules"], strict=True)) == [
         ("minirocket", "as trained", 0.032),
         ("t4", "as trained", 0.07),
+        ("t4", "onnxruntime, fp32, not pruned", 0.037),
         # The least energy of those that lose at most a point on validation series.
         ("t4", "onnxruntime, fp32, pruned 0.5 (l1 features)", 0.016),
     ]
-    assert rows["chosen"].iloc[2] == "chosen on 40 validation series among 3, drop +0.9 there"
+    assert list(rows["chosen"].iloc[2:]) == [
+        "the same model",
+        "chosen on 40 validation series among 3, drop +0.9 there",
+    ]
+
+
+def test_the_same_model_in_another_runtime_is_named_once_and_may_be_deployed():
+    ways = run("t4", 90, 70), run("t4", 90, 37, runtime="onnxruntime")
+    rows = table(*ways, run("minirocket", 80, 32, estimator=True))
+    assert list(rows["what"]) == ["as trained", "as trained", "onnxruntime, fp32, not pruned"]
+    lossy = pruned("t4", 80, 8, ratio=0.7, val_drop=0.5)
+    text = said(*ways, lossy, run("minirocket", 80, 32, estimator=True))
+    assert text.startswith("deploy t4 in onnxruntime, fp32, not pruned: 90.0 %, 37 mJ†")
 
 
 def test_a_correct_answer_costs_what_a_series_does_over_the_accuracy_and_training_counts_compression():

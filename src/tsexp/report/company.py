@@ -64,11 +64,12 @@ class _Rival(NamedTuple):
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:
-    """Choose the rows of the table, of what `aggregate` made: two of each model, one if it has no other.
+    """Choose the rows of the table, of what `aggregate` made: up to three of each model.
 
-    The dense model as it was trained; and of all other ways to deploy it that have valid energy, and as many
-    seeds as any of them, the one that takes the least among those that lose at most the margin on validation
-    series, against their control.
+    The dense model as it was trained; the same, in fp32, in the other runtime in which it takes the least;
+    and of all ways to deploy it but the first that have valid energy, and as many seeds as any of them, the
+    one that takes the least among those that lose at most the margin on validation series, against their
+    control.
 
     Returns
     -------
@@ -102,6 +103,10 @@ def _of_model(rows: pd.DataFrame) -> list[dict[str, Any]]:
     others = others[others["n"] == others["n"].max()]
     if len(others):
         choice = claims.best(others, [-row[f"{row['energy']}_j"] for _, row in others.iterrows()])
+        same = [_numbers(row) for _, row in others.iterrows() if _is_dense(row)]
+        least = min(same, key=lambda row: row["joules"], default=None)
+        if least is not None and least["run_ids"] != choice.row["run_ids"]:
+            made.append(least | {"what": way(least), "chosen": "the same model"})
         how = ", ".join(filter(None, [choice.how, choice.loss]))
         made.append(_numbers(choice.row) | {"what": way(choice.row), "chosen": how})
     return made
@@ -252,8 +257,11 @@ def _lacks(top: Any, row: Any, runs: dict[str, tuple[int, Any]]) -> Interval:
 
 def deployed(row: Any) -> str:
     """How one way to deploy a model is called, by what `statistics.way` asks for."""
-    dense = not row["ratio"] and row["mode"] == "none" and row["runtime"] == "eager"
-    return AS_TRAINED if dense else way(row)
+    return AS_TRAINED if _is_dense(row) and row["runtime"] == "eager" else way(row)
+
+
+def _is_dense(row: Any) -> bool:
+    return not row["ratio"] and bool(row["mode"] == "none")
 
 
 def in_words(row: Any) -> str:

@@ -323,7 +323,7 @@ def _datasets(frozen: Frozen) -> Table:
 def _company(frozen: Frozen, rows: pd.DataFrame) -> Table:
     ids = {run_id for of in rows["run_ids"] for run_id in of.split()}
     records = frozen.results[frozen.results["run_id"].isin(ids)]
-    title = "Every model in the company of the others: as trained, and at its best compression"
+    title = "Every model beside the others: as trained, in another runtime, and at its best compression"
     table = _of_results("company", title, rows, COMPANY, records[~records["valid"]])
     said = [f"**{label}**: {words}" for label, words in company.advice(frozen, rows)]
     return replace(table, below=(*said, company.RULE))
@@ -590,7 +590,8 @@ COMPANY = (
     *(_word("chosen", "chosen"), N),
 )
 COMPANY_SAID = (
-    "As trained: dense, fp32, runtime eager; an estimator without a runtime. Best compression: the least "
+    "As trained: dense, fp32, runtime eager; an estimator without a runtime. The same model: in the other "
+    "runtime in which it takes the least energy, in fp32. Best compression, chosen among all: the least "
     f"energy of all that lose at most {MARGIN_PT:g} point on validation series against their control, or, if "
     "none does, the least loss there. mJ/correct: energy per correct answer, mJ/series over accuracy. "
     "Training: with pruning, tuning and conversion."
