@@ -39,7 +39,7 @@ def features_of(model, series):
 def test_the_penalty_is_the_best_for_a_series_that_is_left_out(source, load_data):
     """Each is left out once, and the rest is solved for it, for each penalty."""
     dataset = load_data(source)
-    dataset = replace(dataset, fit=dataset.fit[:: max(1, len(dataset.fit) // 24)])
+    dataset = replace(dataset, fit=dataset.fit[:: max(1, len(dataset.fit) // 12)])
     model = fitted(dataset)
     x, y = features_of(model, dataset.x_train[dataset.fit]), dataset.y_train[dataset.fit]
     targets = np.where(y[:, None] == np.arange(len(dataset.classes)), 1.0, -1.0)

@@ -1,4 +1,4 @@
-"""Every model beside its company: as trained, at its best compression, and which of all to deploy.
+"""Every model beside its company: as trained, in another runtime, best compressed, and which to deploy.
 
 A compression is chosen on validation series, as `claims` does; which of the models is deployed, on test
 series, paired, for there all of them have predictions.
@@ -30,8 +30,9 @@ RULE = (
     "chosen, unless there is but one model of as many. Brackets: 95 % interval of the difference, paired "
     "over test series and seeds where the seeds are the same; seen to be less accurate: all of it is above "
     "that. Of several recipes or settings of a model, that with the most records. The models are compared "
-    "on test series, so what is ahead there by little may have been lucky; compressions were chosen on "
-    "validation series. Energies of different models were not measured in alternation, which tsexp.compare "
+    "on test series, so what is ahead there by little may have been lucky, and whether one is compressed at "
+    "all is decided there, too; compressions were chosen on validation series. All that is said is of the "
+    "rows of this table. Energies of different models were not measured in alternation, which tsexp.compare "
     "does."
 )
 ROUNDING = 1e-9
