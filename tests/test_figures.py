@@ -626,8 +626,12 @@ def test_ranks_leave_room_for_every_model():
     assert any("each as trained and in its best other way only" in note for note in drawing.notes)
 
 
+BETWEEN = ("litetime", "resnet18", "litetimes1", "inceptiontime")
+
+
 @pytest.mark.parametrize(
-    "long", ["t1", "litetime", "resnet18", "litetimes1", "inceptiontime", "inceptiontime_of_mine"]
+    "long",
+    ["t1", *(pytest.param(name, marks=pytest.mark.slow) for name in BETWEEN), "inceptiontime_of_mine"],
 )
 def test_names_of_ranks_are_in_the_picture(long):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
