@@ -29,7 +29,7 @@ FAMILIES = {
     "convolution": dict.fromkeys(("none", "static", "qat", "bf16"), ("cpu",)),
     "ridge": dict.fromkeys(("none", "static", "weight_only", "bf16"), ("cpu",)),
 }
-"""No `weight_only`: the plugin makes the weights of convolutions fp32 again when it loads them."""
+"""No `weight_only` of convolutions: the plugin makes their weights fp32 again when it loads them."""
 PACKAGES = {"every": ("openvino",), "static": ("nncf",), "qat": ("nncf",), "weight_only": ("nncf",)}
 
 FILE = "model.xml"
