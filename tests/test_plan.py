@@ -135,6 +135,13 @@ def test_models_that_fit_themselves_take_an_unknown_time(here, capsys):
     assert "1 job, 0 measured" in said
 
 
+def test_what_is_fitted_anew_where_it_is_pruned_takes_an_unknown_time_too(here, capsys):
+    pruned = ("prune.ratio=0.5", "prune.scope=features")
+    assert plan.main(["model=ridge", "data=italy_power_demand", "debug=smoke", *pruned]) == 0
+    said = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert all(said[part].rstrip().endswith("+ 1 ?") for part in ("train", "prune"))
+
+
 def test_jobs_that_nothing_supports_are_counted_apart():
     jobs = sweep.asked([*ITALY, "quant.mode=none,static", "runtime=eager"])
     assert [type(j) for j in jobs] == [Config, Unsupported]

@@ -362,7 +362,7 @@ def test_what_stands_on_the_front_is_as_told(company, averaged):
     assert "T4-75 is the fastest that loses at most a point by the mean, on all four datasets" in page
 
 
-def test_what_is_told_of_ridge_is_what_was_measured(single):
+def test_what_is_told_of_ridge_is_what_was_measured(averaged, single, batched):
     readme, page = words("README.md"), words("docs/t4.md")
     whole, half, few = (
         single.loc[way]
@@ -389,6 +389,23 @@ def test_what_is_told_of_ridge_is_what_was_measured(single):
     pruned = pd.concat([energy, single.loc[T4_50]["estimated_j"] / half["estimated_j"]])
     assert f"Pruned, T4 needs {spread(pruned)} times the energy† of Ridge" in page
     assert f"Ridge loses {best['accuracy_pct'] - few.loc[place, 'accuracy_pct']:.1f} points" in page
+    joules = {way: single.loc[way].loc[place, "estimated_j"] for way in (T4_75, QUANT)}
+    least = few.loc[place, "estimated_j"]
+    assert 0.62 < least / joules[T4_75] < 0.71
+    assert "Ridge-75 needs a third less energy† than T4-75" in readme
+    assert "Ridge-75 needs a third less than T4-75 for single series" in page
+    assert 0.45 < least / joules[QUANT] < 0.55
+    assert "on RefrigerationDevices Ridge-75 (half of QUANT's)" in page
+    below = best["accuracy_pct"] - single.loc[T4_75].loc[place, "accuracy_pct"]
+    assert f"on RefrigerationDevices T4-75 is {below:.1f} points below Ridge" in readme
+    less = best["accuracy_pct"] - half.loc[place, "accuracy_pct"]
+    assert f"they chose Ridge-50, which has {less:.1f} points less" in page
+    times = []
+    for batch_size, of in ((1, single), (32, batched)):
+        t4 = averaged[(averaged["batch_size"] == batch_size) & (averaged["mode"] == "bf16")]
+        t4 = t4[(t4["model"] == "t4") & (t4["ratio"] == 0) & (t4["dataset"] == place)]["estimated_j"].item()
+        times.append(t4 / of.loc[("ridge", "onnxruntime", "all", 0.75)].loc[place, "estimated_j"])
+    assert f"of Ridge-75's, on RefrigerationDevices, {times[0]:.1f} and {times[1]:.1f} times." in page
     table = page.split("| points more [95 %], times its energy† |")[1].split("<!--")[0]
     cells = re.findall(r"\[([-+.\d]+), ([-+.\d]+)\]", table)
     seen = [float(low) > 0 or float(high) < 0 for low, high in cells]
