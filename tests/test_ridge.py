@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import compose
-from tsexp import compress, models, pipeline, training
+from tsexp import card, compress, models, pipeline, training
 from tsexp.cache import Cache
 from tsexp.compress import features
 from tsexp.config import Unsupported, identity
@@ -187,3 +188,8 @@ def test_other_networks_that_fit_themselves_are_not_pruned_or_trained(
     own = compose("model=t3", "model.name=own", "model.family='fits_itself:'", *overrides)
     with pytest.raises(Unsupported, match=message):
         pipeline.able(own)
+
+
+def test_a_card_tells_no_optimizer_of_what_is_not_trained_by_one():
+    row = SimpleNamespace(params={"model.family": "ridge", "seed": "0"}, metrics={})
+    assert card._training(SimpleNamespace(row=row)) == [("seed", "0 (one)")]
