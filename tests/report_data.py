@@ -353,6 +353,7 @@ def _asked(
                     yield dataset, model, *way, seed, seed == seeds[0], seed == seeds[-1]
 
 
+@cache
 def _run(
     dataset: str,
     model: str,

@@ -70,11 +70,25 @@ def left(root):
     return sorted(f.name for f in root.glob("*/*") if f.suffix not in (".lock",))
 
 
-@pytest.mark.parametrize(("kept", "died"), [(0, 0), (3, 5), (EPOCHS - 2, EPOCHS - 1)])
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_fit_that_died_goes_on_to_the_same_weights(italy, tmp_path, monkeypatch, recipe, kept, died):
+@pytest.fixture(scope="module")
+def never_died(tmp_path_factory):
+    """What fits are held against, each made once."""
+    return Cache(tmp_path_factory.mktemp("whole"))
+
+
+def deaths():
+    for recipe in RECIPES:
+        for kept, died in ((3, 5), (0, 0), (EPOCHS - 2, EPOCHS - 1)):
+            seldom = recipe == "validated now and then" and kept != 3  # 52 epochs
+            yield pytest.param(recipe, kept, died, marks=pytest.mark.slow if seldom else ())
+
+
+@pytest.mark.parametrize(("recipe", "kept", "died"), deaths())
+def test_a_fit_that_died_goes_on_to_the_same_weights(
+    italy, never_died, tmp_path, monkeypatch, recipe, kept, died
+):
     cfg = small(*RECIPES[recipe])
-    whole = training.train(cfg.model, cfg.train, 0, italy, Cache(tmp_path / "whole"))
+    whole = training.train(cfg.model, cfg.train, 0, italy, never_died)
     if died >= len(whole.history()):
         pytest.skip("it stops before")
     cache = Cache(tmp_path / "died")
