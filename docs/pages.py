@@ -49,11 +49,13 @@ IN_OTHERS = {
 BF16 = {
     "**T4-50**, OpenVINO, bf16": ("t4", "openvino", "all", 0.5, "bf16"),
     "**T4-75**, OpenVINO, bf16": ("t4", "openvino", "all", 0.75, "bf16"),
+    "**Ridge-75**, OpenVINO, bf16": ("ridge", "openvino", "all", 0.75, "bf16"),
 }
 """Measured in batches alone: pruned T4 is faster in ONNX Runtime for single series (docs/log.md)."""
 RIDGE = {
     "Ridge on T4's features, eager PyTorch": ("ridge", "eager", "-", 0, "none"),
     "Ridge on T4's features, ONNX Runtime": ("ridge", ORT, "-", 0, "none"),
+    "Ridge on T4's features, OpenVINO, bf16": ("ridge", "openvino", "-", 0, "bf16"),
     "**Ridge-50**": ("ridge", ORT, "all", 0.5, "none"),
     "**Ridge-75**": ("ridge", ORT, "all", 0.75, "none"),
 }
