@@ -76,14 +76,8 @@ def never_died(tmp_path_factory):
     return Cache(tmp_path_factory.mktemp("whole"))
 
 
-def deaths():
-    for recipe in RECIPES:
-        for kept, died in ((3, 5), (0, 0), (EPOCHS - 2, EPOCHS - 1)):
-            seldom = recipe == "validated now and then" and kept != 3  # 52 epochs
-            yield pytest.param(recipe, kept, died, marks=pytest.mark.slow if seldom else ())
-
-
-@pytest.mark.parametrize(("recipe", "kept", "died"), deaths())
+@pytest.mark.parametrize(("kept", "died"), [(0, 0), (3, 5), (EPOCHS - 2, EPOCHS - 1)])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_fit_that_died_goes_on_to_the_same_weights(
     italy, never_died, tmp_path, monkeypatch, recipe, kept, died
 ):
