@@ -116,6 +116,7 @@ def test_a_study_whose_parameters_have_the_store_is_refused_without_its_password
         f"postgresql:///db?sslpassword={PASSWORD}",
         f"mysql://h/db?PassWd={PASSWORD}",
         f"mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3D{PASSWORD}",
+        f"https://{PASSWORD}@host/mlflow",
         f"https://host/mlflow?access_token={PASSWORD}",
         f"https://host/mlflow?api_key={PASSWORD}",
     ],
@@ -182,7 +183,13 @@ def test_commands_that_take_a_store_look_for_a_password_first(command, monkeypat
 
 
 @pytest.mark.parametrize(
-    "text", ["http://127.0.0.1:5000/#/experiments/1?viewStateShareKey=tsexp", "sqlite:////a/b.db"]
+    "text",
+    [
+        "http://127.0.0.1:5000/#/experiments/1?viewStateShareKey=tsexp",
+        "https://host/users/me@host",
+        "postgresql://me@host/db",
+        "sqlite:////a/b.db",
+    ],
 )
 def test_what_is_no_password_is_shown(text):
     assert redact(text) == text

@@ -745,8 +745,9 @@ def flat(node: Any) -> dict[str, Any]:
 
 
 def redact(text: str) -> str:
-    """Replace passwords in URLs by ``***``."""
+    """Replace passwords in URLs by ``***``; of web addresses a user without one, too: a token."""
     text = re.sub(r"(://[^:/@\s]*:)\S+@", r"\1***@", text)  # SQLAlchemy takes passwords with a slash in them
+    text = re.sub(r"(https?://)[^:/?#@\s]+@", r"\1***@", text, flags=re.I)
     return re.sub(rf"([?&;][\w-]*(?:{'|'.join(SECRETS)})=)[^&;\s]+", r"\1***", text, flags=re.I)
 
 
