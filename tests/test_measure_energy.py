@@ -321,6 +321,32 @@ def test_files_of_all_kinds(files, artifact, italy):
     assert mixed.metrics["vs_dense/speedup"] > 0
 
 
+def test_exported_files_say_which_classes_their_columns_are(files, tmp_path):
+    """As `runtimes.annotate` writes them; without, labels 0 and 1 are taken for columns."""
+    import openvino as ov
+
+    from tsexp.runtimes.openvino import core
+
+    columns = ["1", "0"]
+    model = onnx.load(files / "plain.onnx")
+    onnx.helper.set_model_props(model, {"classes": json.dumps(columns)})
+    onnx.save(model, tmp_path / "told.onnx")
+    graph = core().read_model(files / "graph.xml")
+    graph.set_rt_info(json.dumps(columns), ["tsexp", "classes"])
+    ov.save_model(graph, tmp_path / "told.xml", compress_to_fp16=False)
+    labels = [int(columns[i]) for i in (X @ WEIGHT).argmax(1)]
+    found = measure_energy(tmp_path / "told.onnx", X, tmp_path / "told.xml", labels, **QUICK)
+    assert found.metrics["test/accuracy"] == found.metrics["test/control_accuracy"] == 1
+    assert measure_energy(files / "plain.onnx", X, None, labels, **QUICK).metrics["test/accuracy"] == 0
+
+
+@pytest.mark.parametrize("text", [None, "", "one, two", '{"a": 1}', "[]", "[[1], [2]]", "3"])
+def test_another_meaning_of_classes_is_none(text):
+    from tsexp.energy.subjects import _classes
+
+    assert _classes(text) is None
+
+
 class Odd:
     """Answers what it was told to."""
 

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,14 +104,27 @@ def facts(path: str, predictor: Any) -> dict[str, Any]:
     -------
     dict
         ``kind``, ``bytes`` (on disk), ``device``, ``dtype`` (that it takes), and where they can be counted
-        ``parameters`` and ``macs``; ``shape`` of a batch (None: any size); of an artifact also ``classes``.
+        ``parameters`` and ``macs``; ``shape`` of a batch (None: any size); ``classes``, of an artifact, or
+        where a file says them as an exported one does (``classes`` in its metadata, a JSON list).
     """
     if Path(path).is_dir():
         m = read_manifest(Path(path))
         kept = {k: m[k] for k in ("bytes", "parameters", "macs", "device", "classes") if m.get(k) is not None}
         kind = f"artifact, {m['runtime']} {m['mode']}"
         return {"kind": kind, "dtype": "float32", "shape": [None, m["shape"][0], None], **kept}
-    return {"kind": FILES[Path(path).suffix], "device": "cpu", **predictor.facts()}
+    classes = _classes(predictor.told("classes"))
+    told = {} if classes is None else {"classes": classes}
+    return {"kind": FILES[Path(path).suffix], "device": "cpu", **predictor.facts(), **told}
+
+
+def _classes(text: str | None) -> list[str | float] | None:
+    """Read what a file says of its classes, unless it means something else by the word."""
+    try:
+        found = json.loads(text or "")
+    except ValueError:
+        return None
+    labels = isinstance(found, list) and all(isinstance(one, str | int | float) for one in found)
+    return found if labels and found else None
 
 
 def check_shape(path: str, expected: list[int | None], series: FloatArray) -> None:

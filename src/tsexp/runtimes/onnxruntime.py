@@ -410,6 +410,10 @@ class OnnxFile(OnnxPredictor):
     def __call__(self, series: FloatArray) -> FloatArray:
         return self.session.run(self.outputs, {self.input: np.asarray(series, self.dtype)})[0]  # type: ignore[no-any-return]
 
+    def told(self, key: str) -> str | None:
+        """Return what its metadata say."""
+        return self.session.get_modelmeta().custom_metadata_map.get(key)  # type: ignore[no-any-return]
+
     def facts(self) -> dict[str, Any]:
         """Bytes on disk, kind and shape of the input, and the elements of all initializers but indices."""
         import onnx

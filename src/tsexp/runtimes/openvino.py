@@ -332,6 +332,11 @@ class OpenvinoFile(OpenvinoPredictor):
     def __call__(self, series: FloatArray) -> FloatArray:
         return super().__call__(np.asarray(series, self.dtype))
 
+    def told(self, key: str) -> str | None:
+        """Return what its ``rt_info`` says under ``tsexp``."""
+        there = self.model.has_rt_info([INFO, key])
+        return self.model.get_rt_info([INFO, key]).astype(str) if there else None
+
     def facts(self) -> dict[str, Any]:
         """Bytes on disk, and the kind and shape of the input."""
         return {
