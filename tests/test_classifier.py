@@ -116,7 +116,10 @@ def test_defaults_are_the_configurations():
         ({"model": "t9"}, "model=t9 is not there; allowed: dtw_1nn,"),
         ({"quant_mode": "int3"}, "quant_mode=int3 is not known; allowed: none, dynamic,"),
         ({"random_state": -1}, "random_state=-1 is out of range"),
+        ({"random_state": np.random.default_rng(0)}, "an integer, a numpy.random.RandomState or None"),
         ({"epochs": 0}, "epochs=0 is out of range"),
+        ({"batch_size": "2"}, "batch_size='2': an integer from 1 on is needed"),
+        ({"batch_size": None}, "batch_size=None: an integer from 1 on is needed"),
         ({"prune_ratio": [0.1, 0.2]}, "prune_ratio"),
         ({"overrides": ("train.lrr=1",)}, "train.lrr is not a key; allowed in train: batch_size,"),
         ({"overrides": ("prune.ratio=0.3",)}, "this is what the parameter prune_ratio is for"),
@@ -172,6 +175,8 @@ def test_one_series_is_answered_whatever_the_others_are(fitted, series):
     assert (fitted.predict_proba(X)[3:5] == fitted.predict_proba(X[3:5])).all()
     together = copy.deepcopy(fitted).set_params(batch_size=5)
     np.testing.assert_allclose(together.predict_proba(X), fitted.predict_proba(X), atol=1e-5)
+    with pytest.raises(ConfigError, match="batch_size=-4: an integer from 1 on is needed"):
+        together.set_params(batch_size=-4).predict(X)
 
 
 def test_copies_answer_alike_and_carry_no_series(fitted, series, tmp_path):

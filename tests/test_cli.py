@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from conftest import TINY
 from tsexp import __version__, jobs, processes, tracking
-from tsexp.command import SUBCOMMANDS, called, offered
+from tsexp.command import SUBCOMMANDS, called, dispatch, offered
 from tsexp.config import Config
 
 ITALY = [*TINY, "data=italy_power_demand"]
@@ -494,6 +494,37 @@ def test_a_subcommand_gets_the_rest_of_the_line_and_its_status_is_the_commands(t
     done = subprocess.run([COMMAND, "report", "tablse"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert "did you mean tables?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mesure", "model.onnx", "--data", "X.npz"], "mesure is no subcommand (did you mean measure?)"),
+        (["zzz"], "zzz is no subcommand; there are report, doctor,"),
+    ],
+)
+def test_a_first_word_that_is_nothing_is_told(words, said, capsys):
+    assert dispatch(words) == 2
+    assert capsys.readouterr().err.startswith(f"tsexp: error: {said}")
+
+
+def test_a_sweep_may_be_asked_for_behind_settings(tmp_path):
+    done = tsexp(tmp_path, "prune.ratio=2", "-m", "seed=0,1", check=False)
+    assert done.returncode == 2
+    assert "job prune.ratio=2 seed=0: prune.ratio=2" in done.stderr
+
+
+def test_a_sweep_that_runs_as_one_job_is_told(tmp_path):
+    done = tsexp(tmp_path, "experiment=quick", "prune.ratio=2", check=False)
+    assert done.returncode == 2
+    assert (
+        "tsexp: without -m this is one job, not the sweep over seed, data, model, prune.ratio," in done.stderr
+    )
+
+
+@pytest.mark.parametrize("first", ["--help", "-m", "model=t4", "~variant", "+prune.ratio=0.5"])
+def test_settings_and_options_are_no_subcommands(first):
+    assert dispatch([first]) is dispatch([]) is None
 
 
 COMPLETED = {

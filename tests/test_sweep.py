@@ -52,6 +52,16 @@ def test_the_quick_study_has_what_it_says(checked):
     assert names[0] == "seed=0 data=acsf1 prune.ratio=0 quant.mode=none runtime=eager"
 
 
+def test_jobs_that_are_the_same_whatever_their_names_say_are_told(checked, capsys):
+    checked("model=t3", "variant=onnxruntime,static,pruned_50", "quant.mode=none")
+    told = (
+        "one and the same job, whatever the names say: variant=onnxruntime, variant=static; another setting"
+    )
+    assert told in capsys.readouterr().err
+    checked("model=t3", "variant=onnxruntime,static,pruned_50")
+    assert not capsys.readouterr().err
+
+
 def test_a_value_of_the_command_line_narrows_a_study(checked):
     part = checked("experiment=paper", "data=plaid", "model=t1", "seed=0", "variant=static,depth_50")
     assert part.names == ["variant=static", "variant=depth_50"]

@@ -21,6 +21,8 @@ from omegaconf import DictConfig
 from tsexp import __version__, command, secret, signals
 from tsexp import config as configs
 
+MULTIRUN = ("-m", "--multirun")
+
 configs.register()
 
 
@@ -38,6 +40,9 @@ def main(cfg: DictConfig) -> tuple[float, ...] | None:
         parent, name = sweep.place(h.sweep.dir, h.job.num, secret.as_given(h.overrides.task))
         # The sweep goes on whatever happened; its end tells.
         return sweep.objectives(jobs.execute_apart(cfg, name, folder, parent), cfg, h.sweep.dir)
+    if swept := h.sweeper.get("params"):
+        what = ", ".join(swept)
+        print(f"tsexp: without -m this is one job, not the sweep over {what}", file=sys.stderr)
     outcome = jobs.execute(cfg, None, folder, None)
     if outcome.status in ("refused", "skipped"):
         print(f"tsexp: error: {outcome.error}", file=sys.stderr)
@@ -119,7 +124,10 @@ def _run() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
     # With the password in it; `sweep.ui_line` says the address.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    sys.argv[1:] = secret.hidden(sys.argv[1:])
+    words = secret.hidden(sys.argv[1:])
+    sys.argv[1:] = sorted(
+        words, key=lambda word: word not in MULTIRUN
+    )  # Hydra takes no option after settings
     shown = io.StringIO() if {"-c", "--cfg"} & {a.split("=")[0] for a in sys.argv[1:]} else sys.stdout
     try:
         with contextlib.redirect_stdout(shown):

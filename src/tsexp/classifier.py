@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize
@@ -315,6 +316,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         self._n_jobs = check_n_jobs(self.n_jobs)
         with _fitting, _by_parameters():
             cfg = self._config()
+            self._at_once()
             pipeline.able(cfg)
             labels = [str(label) for label in y]
             dataset = data.at_hand(cfg.data, X, labels, cfg.seed)
@@ -353,10 +355,16 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         series = data.filled(X, self._data, "series to predict")
         names = self.artifact_.manifest["classes"]
         predictor = _predictor(self.artifact_, self._n_jobs)
-        parts = (series[i : i + self.batch_size] for i in range(0, len(series), self.batch_size))
+        size = self._at_once()
+        parts = (series[i : i + size] for i in range(0, len(series), size))
         with using_threads(self._n_jobs):
             scores = np.concatenate([predictor(data.stack(part)) for part in parts])
         return scores[:, [names.index(str(label)) for label in self.classes_]]  # type: ignore[no-any-return]
+
+    def _at_once(self) -> int:
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size!r}: an integer from 1 on is needed")
+        return int(self.batch_size)
 
     def _refuse_other_lengths(self, X: Any) -> None:
         length = self.artifact_.manifest["shape"][1]
@@ -384,6 +392,10 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         random = self.random_state
         if random is None or isinstance(random, np.random.RandomState):
             random = int(check_random_state(random).randint(2**31))
+        elif not isinstance(random, Integral):
+            raise ConfigError(
+                f"random_state={random!r}: an integer, a numpy.random.RandomState or None is needed"
+            )
         given = {key: value for name, key in KEYS.items() if (value := getattr(self, name)) is not None}
         given |= {"seed": random, "measure.threads": check_n_jobs(self.n_jobs)}
         lines = [f"{key}={value}" for key, value in given.items()]

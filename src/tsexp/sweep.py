@@ -449,7 +449,24 @@ def _check(config: DictConfig) -> _Checked:
         return _Checked(checked, None, fixed)
     if len(unsupported) == len(jobs):
         raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
-    return _Checked(checked, _names(jobs), fixed)
+    names = _names(jobs)
+    _tell_of_same(names, found)
+    return _Checked(checked, names, fixed)
+
+
+def _tell_of_same(names: Sequence[str], jobs: Sequence[tuple[Config, Unsupported | None]]) -> None:
+    """Say which jobs ask the same under several names: ``quant.mode=none variant=static,qat``."""
+    same: dict[str, list[str]] = {}
+    for name, (cfg, unsupported) in zip(names, jobs, strict=True):
+        if unsupported is None:
+            same.setdefault(digest(configs.identity(cfg)), []).append(name)
+    for several in same.values():
+        if len(several) > 1:
+            print(
+                f"tsexp: one and the same job, whatever the names say: {', '.join(several)}; "
+                "another setting of this command overrules what should tell them apart",
+                file=sys.stderr,
+            )
 
 
 def asked(overrides: Sequence[str]) -> list[Config | Unsupported]:
