@@ -72,6 +72,7 @@ TRANSFORMERS = {
     "T3, half of its layers": ("t3", ORT, "depth", 0.5, "none"),
     "T3, OpenVINO": ("t3", "openvino", "-", 0, "none"),
     "T1, converged, ONNX Runtime": ("t1", ORT, "-", 0, "none"),
+    "T1, two of eight layers left": ("t1", ORT, "depth", 0.75, "none"),
     "T1, one of eight layers left": ("t1", ORT, "depth", 0.875, "none"),
     "T2, converged, ONNX Runtime": ("t2", ORT, "-", 0, "none"),
     "T2, three of twelve layers left": ("t2", ORT, "depth", 0.75, "none"),

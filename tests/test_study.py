@@ -334,7 +334,7 @@ def test_what_is_told_of_the_study_in_short_is_what_it_measured(rows):
 def test_what_stands_on_the_front_is_as_told(company, averaged):
     rows = averaged[averaged["batch_size"] == 1].sort_values("estimated_j")
     page = words("docs/t4.md")
-    less, forests = [], []
+    less, forests, behind = [], [], []
     ridges = {}
     for dataset in FOUR:
         of = rows[rows["dataset"] == dataset]
@@ -350,6 +350,9 @@ def test_what_stands_on_the_front_is_as_told(company, averaged):
         assert nets <= set(cheaper["model"]) <= {"t1", "t4", "ridge"} | nets
         assert set(cheaper[cheaper["model"].isin(nets)]["mode"]) <= {"static"}
         less += list(t4["accuracy_pct"] - cheaper["accuracy_pct"])
+        shallow = cheaper[cheaper["model"] == "t1"]
+        assert list(shallow["ratio"]) == {FOUR[2]: [], ELECTRIC: [0.875, 0.75]}.get(dataset, [0.875])
+        behind += list((t4["accuracy_pct"] - shallow["accuracy_pct"])[shallow["ratio"] == 0.875])
         ridge = front[front["model"] == "ridge"]
         if len(ridge):
             assert (ridge.iloc[0]["scope"], ridge.iloc[0]["ratio"]) == ("all", 0.75)
@@ -358,9 +361,10 @@ def test_what_stands_on_the_front_is_as_told(company, averaged):
     assert forests == [FOUR[0], FOUR[2]]
     assert f"QUANT is, too, on {' and '.join(forests)}, Ridge-75 on these and on ACSF1." in page
     told = (
-        f"front below T4-75 is {min(less):.0f} to {max(less):.0f} points less accurate: Ridge-75 on the three"
+        f"front below T4-75 is {min(less):.1f} to {max(less):.0f} points less accurate: Ridge-75 on the three"
     )
     assert f"{told} long datasets ({spread(ridges.values())} points)" in page
+    assert f"and ElectricDevices ({min(behind):.1f} to {max(behind):.0f} points; five, three and one" in page
     others = rows[rows["model"] != "t4"].groupby("dataset")["accuracy_pct"].max()
     ahead = rows[rows["model"] == "t4"].groupby("dataset")["accuracy_pct"].max() - others
     assert (
@@ -501,6 +505,31 @@ def test_what_is_told_of_convolutional_nets_is_what_was_measured(averaged):
     assert "ResNet on ElectricDevices is seen to keep its accuracy within a point" in page
     assert set(half.index[half["degradation"] == "lost"]) == {("litetime", "PLAID")}
     assert "LITETime on PLAID is seen to lose more, by one training; no other is." in page
+
+
+def test_what_is_told_of_t1_is_what_was_measured(single):
+    page = words("docs/t4.md")
+    two, one = (single.loc["t1", "onnxruntime", "depth", ratio] for ratio in (0.75, 0.875))
+    places = [FOUR[0], FOUR[1], ELECTRIC]
+    assert set(one.index) == set(two.index) == set(places)
+    two, one = two.loc[places], one.loc[places]
+    assert list(one["n"]) == list(two["n"]) == [5, 3, 1]
+    fast = "{:.1f}, {:.1f} and {:.1f} times as fast".format(*two["speedup"])
+    lost = "{:.1f}, {:.1f} and {:.1f} points less accurate".format(*two["drop_pt"])
+    assert (
+        f"with two of its eight layers left it is {fast} as its control in eager PyTorch, and {lost}." in page
+    )
+    fast = "{:.0f}, {:.0f} and {:.0f} times as fast".format(*one["speedup"])
+    lost = "{:.1f} points more on RefrigerationDevices, {:.1f} less on ACSF1, {:.1f} less on Elec".format(
+        -one["drop_pt"].iloc[0], *one["drop_pt"].iloc[1:]
+    )
+    assert f"With one it is {fast}, and has {lost}" in page
+    assert list(two["degradation"]) + list(one["degradation"]) == ["undecided"] * 5 + ["lost"]
+    plain = single.loc["t3", "onnxruntime", "-", 0.0].loc[FOUR[0]]
+    assert (
+        f"{one['accuracy_pct'].iloc[0] - plain['accuracy_pct']:.0f} points by the mean, for a ninth" in page
+    )
+    assert 8.5 < plain["estimated_j"] / one["estimated_j"].iloc[0] < 9.5
 
 
 def test_what_is_told_of_t3_and_t2_is_what_was_measured(single):
