@@ -499,7 +499,7 @@ def test_a_subcommand_gets_the_rest_of_the_line_and_its_status_is_the_commands(t
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["mesure", "model.onnx", "--data", "X.npz"], "mesure is no subcommand (did you mean measure?)"),
+        (["predicts", "RUN", "--output", "X.csv"], "predicts is no subcommand (did you mean predict?)"),
         (["zzz"], "zzz is no subcommand; there are report, doctor,"),
     ],
 )
