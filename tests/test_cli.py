@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from conftest import TINY
 from tsexp import __version__, jobs, processes, tracking
-from tsexp.command import SUBCOMMANDS, called, dispatch, offered
+from tsexp.command import SUBCOMMANDS, called, offered
 from tsexp.config import Config
 
 ITALY = [*TINY, "data=italy_power_demand"]
@@ -503,9 +503,17 @@ def test_a_subcommand_gets_the_rest_of_the_line_and_its_status_is_the_commands(t
         (["zzz"], "zzz is no subcommand; there are report, doctor,"),
     ],
 )
-def test_a_first_word_that_is_nothing_is_told(words, said, capsys):
-    assert dispatch(words) == 2
-    assert capsys.readouterr().err.startswith(f"tsexp: error: {said}")
+def test_a_first_word_that_is_nothing_is_told(words, said, tmp_path):
+    done = tsexp(tmp_path, *words, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tsexp: error: {said}")
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me:secret@host/db", "https://secret@host/mlflow"])
+def test_an_address_in_a_settings_place_shows_no_password(uri, tmp_path):
+    done = tsexp(tmp_path, uri, check=False)
+    assert done.returncode == 2
+    assert "secret" not in done.stdout + done.stderr
 
 
 def test_a_sweep_may_be_asked_for_behind_settings(tmp_path):
@@ -520,11 +528,6 @@ def test_a_sweep_that_runs_as_one_job_is_told(tmp_path):
     assert (
         "tsexp: without -m this is one job, not the sweep over seed, data, model, prune.ratio," in done.stderr
     )
-
-
-@pytest.mark.parametrize("first", ["--help", "-m", "model=t4", "~variant", "+prune.ratio=0.5"])
-def test_settings_and_options_are_no_subcommands(first):
-    assert dispatch([first]) is dispatch([]) is None
 
 
 COMPLETED = {

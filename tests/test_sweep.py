@@ -55,7 +55,7 @@ def test_the_quick_study_has_what_it_says(checked):
 def test_jobs_that_are_the_same_whatever_their_names_say_are_told(checked, capsys):
     checked("model=t3", "variant=onnxruntime,static,pruned_50", "quant.mode=none")
     told = (
-        "one and the same job, whatever the names say: variant=onnxruntime, variant=static; another setting"
+        "one and the same job, whatever the names say: variant=onnxruntime, variant=static; perhaps another"
     )
     assert told in capsys.readouterr().err
     checked("model=t3", "variant=onnxruntime,static,pruned_50")

@@ -21,8 +21,6 @@ from omegaconf import DictConfig
 from tsexp import __version__, command, secret, signals
 from tsexp import config as configs
 
-MULTIRUN = ("-m", "--multirun")
-
 configs.register()
 
 
@@ -97,6 +95,11 @@ def _cli() -> None:
     status = command.dispatch(arguments)
     if status is not None:
         sys.exit(status)
+    if arguments and (word := arguments[0]).isidentifier():  # neither a setting nor an option, nor an address
+        hint, known = configs.suggest(word, command.SUBCOMMANDS), ", ".join(command.SUBCOMMANDS)
+        what = f"{word} is no subcommand{hint}; there are {known}; settings are key=value"
+        print(f"tsexp: error: {what}", file=sys.stderr)
+        sys.exit(2)
     completing = {"-sc", "--shell-completion"} & set(arguments)
     sys.argv[0] = "tsexp" if completing else command.called()  # which Hydra's usage and completion name
     if completing and "COMP_LINE" in os.environ:
@@ -124,10 +127,8 @@ def _run() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
     # With the password in it; `sweep.ui_line` says the address.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    words = secret.hidden(sys.argv[1:])
-    sys.argv[1:] = sorted(
-        words, key=lambda word: word not in MULTIRUN
-    )  # Hydra takes no option after settings
+    # Hydra takes no option behind settings.
+    sys.argv[1:] = sorted(secret.hidden(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun"))
     shown = io.StringIO() if {"-c", "--cfg"} & {a.split("=")[0] for a in sys.argv[1:]} else sys.stdout
     try:
         with contextlib.redirect_stdout(shown):

@@ -5,7 +5,6 @@ Imports nothing that takes time: ``--help`` and the shell's completion go throug
 
 from __future__ import annotations
 
-import difflib
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -50,22 +49,11 @@ def dispatch(arguments: Sequence[str]) -> int | None:
     Returns
     -------
     int or None
-        The exit status, or None if there was nothing to run: 2 if the first word is neither a subcommand
-        nor an override nor an option.
+        The exit status, or None if there was nothing to run.
     """
-    first = arguments[0] if arguments else "--help"
-    if "=" in first or first.startswith(("-", "~")):
+    if not arguments or arguments[0] not in SUBCOMMANDS:
         return None
-    if first not in SUBCOMMANDS:
-        close = difflib.get_close_matches(first, SUBCOMMANDS, 1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        known = ", ".join(SUBCOMMANDS)
-        print(
-            f"tsexp: error: {first} is no subcommand{meant}; there are {known}; settings are key=value",
-            file=sys.stderr,
-        )
-        return 2
-    run, _ = SUBCOMMANDS[first]
+    run, _ = SUBCOMMANDS[arguments[0]]
     return pkgutil.resolve_name(run)(list(arguments[1:])) or 0
 
 

@@ -464,7 +464,7 @@ def _tell_of_same(names: Sequence[str], jobs: Sequence[tuple[Config, Unsupported
         if len(several) > 1:
             print(
                 f"tsexp: one and the same job, whatever the names say: {', '.join(several)}; "
-                "another setting of this command overrules what should tell them apart",
+                "perhaps another setting overrules what should tell them apart",
                 file=sys.stderr,
             )
 
