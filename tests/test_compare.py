@@ -106,6 +106,17 @@ def refused(capsys, place, *words):
     return line
 
 
+def test_a_run_beside_itself_is_told_before_anything_is_measured(place, monkeypatch, capsys):
+    def stop(*_):
+        raise compare.ConfigError("so far")
+
+    monkeypatch.setattr(compare, "_dataset", stop)
+    assert place.compare(place.dense, place.dense[:8]) == 2
+    told, error = capsys.readouterr().err.splitlines()
+    assert told == "tsexp.compare: A and B are one run: what will differ is noise"
+    assert error == "tsexp.compare: error: so far"
+
+
 def test_what_is_stored_can_be_recomputed_from_what_was_seen(place, compared):
     _, run = compared
     m = run.data.metrics

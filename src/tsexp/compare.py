@@ -100,7 +100,7 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
     client = connect(cfg.tracking.uri)
     rows = [_find(client, cfg.tracking.experiment, run) for run in runs]
     if rows[0].run_id == rows[1].run_id:
-        print("compare: A and B are one run: what will differ is noise", file=sys.stderr)
+        print("tsexp.compare: A and B are one run: what will differ is noise", file=sys.stderr)
     dataset = _dataset(rows, cfg)
     cache = Cache(Path(cfg.paths.cache))
     with alive.scratch("compare") as scratch:
