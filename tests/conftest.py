@@ -72,6 +72,14 @@ def _composed(folder: str, overrides: tuple[str, ...]) -> DictConfig:
         return hydra_compose("config", list(overrides))
 
 
+def skip_without_bf16(runtime: str, mode: str) -> None:
+    """Skip what OpenVINO refuses on a CPU without bf16; `test_runtimes` has the refusal."""
+    from tsexp.runtimes import openvino
+
+    if (runtime, mode) == ("openvino", "bf16") and "BF16" not in openvino.machine()["cpu"].split():
+        pytest.skip("this CPU has no bf16")
+
+
 @pytest.fixture(scope="session")
 def load_data() -> Callable[..., Dataset]:
     """Load one of the datasets in aeon's wheel: load_data("ItalyPowerDemand", scale="minmax")."""

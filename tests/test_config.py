@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 
 from conftest import TINY, compose
 from tsexp import config as configs
-from tsexp import models, pipeline, runtimes
+from tsexp import cpu, models, pipeline, runtimes
 from tsexp.command import SUBCOMMANDS
 from tsexp.compress import prune
 from tsexp.config import ConfigError, Unsupported, conf_dir, digest, flat, parse
@@ -161,6 +161,14 @@ def test_changed_code_of_ones_own_is_another_experiment(tmp_path, monkeypatch, i
     before = pipeline.signature(cfg, italy)
     assert pipeline.signature(cfg, italy) == before
     (tmp_path / "my_best.py").write_text("def best(*_): return []\n")
+    assert pipeline.signature(cfg, italy) != before
+
+
+def test_another_cpu_of_the_same_name_is_another_experiment(italy, monkeypatch):
+    cfg = compose("data=italy_power_demand")
+    here = cpu.facts()
+    before = pipeline.signature(cfg, italy)
+    monkeypatch.setattr(cpu, "facts", lambda: here | {"cpu_vectors": "mmx"})
     assert pipeline.signature(cfg, italy) != before
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from tsexp import doctor, energy
+from tsexp import cpu, doctor, energy
 from tsexp.energy import meters
 
 
@@ -121,6 +121,14 @@ def test_why_a_meter_does_not_answer_is_shown_letter_by_letter(monkeypatch):
     console = Console(file=io.StringIO(), width=250)
     console.print(doctor.findings())
     assert console.file.getvalue().count("[library] not found in [/usr/lib]") == 2
+
+
+@pytest.mark.parametrize(("largest", "told"), [(64, True), (127, False)])
+def test_where_int8_products_overflow_the_doctor_says_so(monkeypatch, largest, told):
+    monkeypatch.setattr(cpu, "int8_largest", lambda: largest)
+    console = Console(file=io.StringIO(), width=250)
+    console.print(doctor.findings())
+    assert ("products of int8 overflow here" in console.file.getvalue()) == told
 
 
 def test_the_udev_rule_is_one_and_says_how_to_use_it(capsys, tmp_path):

@@ -15,6 +15,7 @@ import openvino
 import pytest
 
 import made_runs
+from conftest import skip_without_bf16
 from tsexp import alive, card, export, merge, runtimes, stored
 from tsexp.cache import _damage
 from tsexp.energy.record import energy_interval_j
@@ -199,6 +200,22 @@ def test_the_card_tells_what_the_record_does(place):
     assert run.run_id in text
 
 
+@pytest.mark.parametrize(
+    ("products", "machine", "told"),
+    [
+        ({"int8": 9, "float32": 1}, {"int8_largest": "127"}, True),
+        ({"int8": 9, "float32": 1}, {"int8_largest": "64"}, False),
+        ({"int8": 9}, None, False),  # of another runtime
+        ({"float32": 10}, {"int8_largest": "127"}, False),
+    ],
+)
+def test_the_card_warns_of_cpus_on_which_int8_overflows(place, products, machine, told):
+    run = place.runs["onnxruntime"]
+    manifest = run.artifact.manifest | {"matmuls": products, "machine": machine}
+    facts = SimpleNamespace(row=run.client.get_run(run.run_id).data, manifest=manifest)
+    assert ("without VNNI" in card._limits(facts)) == told
+
+
 def test_the_record_is_whole_but_for_where_it_ran(place):
     run = place.runs["openvino"]
     record = json.loads((place.out / "openvino" / "record.json").read_text())
@@ -344,6 +361,7 @@ EVERY = [
 @pytest.mark.parametrize(("runtime", "mode"), EVERY)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_every_number_format_is_exported_bit_for_bit(tmp_path, italy, runtime, mode, batch_size):
+    skip_without_bf16(runtime, mode)
     asked = [f"runtime={runtime}", f"quant.mode={mode}", f"measure.batch_size={batch_size}"]
     run = made_runs.make(tmp_path, italy, "data=italy_power_demand", "model.d_model=32", *asked)
     assert export.main([run.run_id, f"{tmp_path}/out", *run.settings]) == 0

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import compose
+from conftest import compose, skip_without_bf16
 from tsexp import compress, energy, models, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.compress import qat
@@ -245,6 +245,7 @@ VIEWS = 2 * 2 * 4 + 6 + 2 + 2
 
 @pytest.mark.parametrize(("name", "runtime", "mode", "source"), pairs())
 def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_data, cache):
+    skip_without_bf16(runtime, mode)
     dataset = load_data(source)
     cfg = config(name, f"quant.mode={mode}")
     dense = train(name, dataset, cache)

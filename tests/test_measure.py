@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from conftest import TINY, compose, compressed
 from rapl_tree import add_zone, planted
-from tsexp import energy, models, runtimes, training
+from tsexp import cpu, energy, models, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, MeasureConfig, QuantConfig, RuntimeConfig, Unsupported
 from tsexp.data import Dataset
@@ -125,6 +126,19 @@ def test_scores_are_those_of_the_loaded_artifacts(bench: Bench, record: Record) 
     np.testing.assert_allclose(
         val, answers(bench.slim, bench.dataset.x_train[bench.dataset.val], 1), rtol=1e-4, atol=1e-5
     )
+
+
+def test_scores_are_kept_for_the_cpu_that_made_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score() -> None:
+        energy.score(bench.slim, bench.dataset, bench.cfg.measure, bench.cache)
+
+    score()
+    monkeypatch.setattr(measuring, "_asked", mock.Mock(side_effect=LookupError))
+    score()
+    here = cpu.facts()
+    monkeypatch.setattr(cpu, "facts", lambda: here | {"cpu_vectors": "mmx"})
+    with pytest.raises(LookupError):
+        score()
 
 
 def test_series_are_scored_in_batches_as_they_are_measured(bench: Bench) -> None:

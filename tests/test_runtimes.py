@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import openvino as ov
 import pytest
 import torch
@@ -16,8 +19,8 @@ from openvino import opset13 as ops
 from torch import nn
 from torch.torch_version import TorchVersion
 
-from conftest import TINY, compose, compressed
-from tsexp import models, pipeline, runtimes, tracking, training
+from conftest import TINY, compose, compressed, skip_without_bf16
+from tsexp import cpu, models, pipeline, runtimes, tracking, training
 from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
@@ -157,6 +160,7 @@ def test_macs_are_those_of_a_hand_formula(model, changes):
 
 @pytest.mark.parametrize(("name", "mode"), pairs())
 def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
+    skip_without_bf16(name, mode)
     italy = home[3]
     artifact, tuned = deploy(home, name, mode)
     exact = tuned.load()(torch.from_numpy(italy.x_test[:64])).detach().numpy()
@@ -473,6 +477,7 @@ def test_missing_library_is_told_before_any_work(monkeypatch, home):
 
 def test_the_doctor_learns_what_is_missing_of_each_runtime(monkeypatch):
     refused = {("inductor", mode) for mode in inductor.PACKAGES} if torch.__version__ < "2.12" else set()
+    refused |= set() if "BF16" in openvino.machine()["cpu"].split() else {("openvino", "bf16")}
     found = runtimes.available()
     assert {(name, mode) for name in found for mode in found[name] if found[name][mode]} == refused
 
@@ -499,6 +504,75 @@ def test_unsupported_pair_names_what_is_supported(home):
     with pytest.raises(Unsupported) as caught:
         runtimes.check(replace(home[0].quant, mode="bf16"), RuntimeConfig("onnxruntime", "cpu"))
     assert "onnxruntime  cpu   none, dynamic, static, qat, weight_only" in str(caught.value)
+
+
+@pytest.mark.parametrize("there_is", [True, False])
+def test_bf16_in_openvino_is_refused_before_any_work_where_the_cpu_has_none(home, monkeypatch, there_is):
+    monkeypatch.setattr(
+        openvino, "machine", lambda: {"cpu": "BF16 FP32 INT8" if there_is else "BIN FP32 INT8"}
+    )
+    bf16, in_openvino = replace(home[0].quant, mode="bf16"), RuntimeConfig("openvino", "cpu")
+    if there_is:
+        runtimes.check(bf16, in_openvino)
+    else:
+        with pytest.raises(Unsupported, match=r"on this CPU, which has no bf16.*quant\.mode=none"):
+            runtimes.check(bf16, in_openvino)
+    runtimes.check(replace(bf16, mode="static"), in_openvino)
+
+
+def int8_constants(folder):
+    """All of them in an artifact's graph."""
+    if (folder / onnxruntime.FILE).exists():
+        arrays = map(onnx.numpy_helper.to_array, onnx.load(folder / onnxruntime.FILE).graph.initializer)
+    else:
+        nodes = openvino.core().read_model(folder / openvino.FILE).get_ops()
+        arrays = (node.data for node in nodes if node.get_type_name() == "Constant")
+    return [a for a in arrays if a.dtype == np.int8 and a.size > 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("onnxruntime", "dynamic"), ("onnxruntime", "static"), ("openvino", "static")]
+)
+def test_weights_are_smaller_where_int8_products_overflow(home, name, mode, monkeypatch, tmp_path):
+    cfg, _, fitted, italy = home
+    monkeypatch.setattr(cpu, "int8_largest", lambda: 64)
+    quant, runtime = replace(cfg.quant, mode=mode), RuntimeConfig(name, "cpu")
+    artifact = runtimes.deploy(fitted, quant, runtime, italy, Cache(tmp_path))
+    assert artifact.manifest["machine"]["int8_largest"] == "64"
+    weights = int8_constants(artifact.folder)
+    assert len(weights) >= 2 * 4
+    assert 60 < max(np.abs(w.astype(int)).max() for w in weights) <= 64
+    runtimes.load(artifact.folder)
+    monkeypatch.setattr(cpu, "int8_largest", lambda: 127)
+    runtimes.load(artifact.folder)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_int8_artifact_is_refused_where_its_products_overflow(home, monkeypatch, tmp_path, told):
+    dynamic, plain = (deploy(home, "onnxruntime", mode)[0] for mode in ("dynamic", "none"))
+    for artifact in (dynamic, plain):
+        folder = tmp_path / artifact.manifest["mode"]
+        shutil.copytree(artifact.folder, folder)
+        manifest = artifact.manifest | {"machine": {"int8_largest": "127"} if told else None}  # as it was
+        (folder / artifact_module.MANIFEST).write_text(json.dumps(manifest))
+    monkeypatch.setattr(cpu, "int8_largest", lambda: 64)
+    with pytest.raises(ValueError, match="quantized for a CPU with VNNI; this one has none"):
+        runtimes.load(tmp_path / "dynamic")
+    runtimes.load(tmp_path / "none")
+    monkeypatch.setattr(cpu, "int8_largest", lambda: 127)
+    runtimes.load(tmp_path / "dynamic")
+
+
+def test_a_buffer_that_compiled_code_uses_again_keeps_its_number_format():
+    (product,) = inductor.read_layers(
+        """
+    aoti_torch_empty_strided(2, int_array_17, cached_torch_dtype_bfloat16, &buf0_handle));
+    auto buf3 = std::move(buf0);  // reuse
+    auto buf5 = wrap(reinterpret_tensor_wrapper(buf3, 2, int_array_17, 0L)); buf3.reset();  // reuse
+    aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu(reinterpret_tensor_wrapper(buf5), &buf6_handle)
+    """
+    )
+    assert (product.dtype, product.matmul) == ("bfloat16", True)
 
 
 def test_a_gpu_that_this_build_of_onnx_runtime_cannot_use_is_refused_before_any_work(tiny, monkeypatch):

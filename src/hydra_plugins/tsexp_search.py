@@ -124,8 +124,8 @@ class Search(Sweeper):
 
     def _name(self) -> str:
         """Name what is searched, and what it is learned from."""
+        from tsexp import cpu
         from tsexp.config import NOT_ASKED, digest
-        from tsexp.energy import hardware
         from tsexp.jobs import SWEEP
 
         about = json.loads((self.folder / SWEEP).read_text())
@@ -138,7 +138,7 @@ class Search(Sweeper):
             *self.constraints,
             about["search"],
             about["question"],
-            hardware.cpu_model(),
+            cpu.facts(),
         ]
         return f"tsexp-{digest(asked)[:16]}"
 

@@ -327,6 +327,11 @@ def _limits(facts: Facts) -> str:
         lines.append(
             "Other CPUs may round otherwise in this number format: scores may differ a little there."
         )
+    if "int8" in m["matmuls"] and (m["machine"] or {}).get("int8_largest") == "127":
+        lines.append(
+            "On x86 without VNNI (`avx512_vnni` or `avx_vnni` among the flags of its CPU) its int8 products "
+            "overflow, and its answers are wrong: `run.py` sees that, nothing else does."
+        )
     lines.append("Nothing is known of its fitness where a wrong answer harms somebody: do not use it there.")
     lines.append("The terms of the dataset are its own.")
     return "\n".join(f"- {line}" for line in lines)

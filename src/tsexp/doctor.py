@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tsexp import alive, stored
+from tsexp import alive, cpu, stored
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
@@ -43,7 +43,7 @@ TOO_WIDE = (
     "raise measure.processes"
 )
 INSTRUCTIONS = {
-    "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"),
+    "int8": (*cpu.VNNI, "asimddp", "i8mm"),
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
 }
 ADVICE = {
@@ -111,10 +111,13 @@ def findings() -> Table:
     out.add_column(style="bold")
     out.add_column(overflow="fold")
     facts = hardware.describe()
-    flags = hardware.cpu_flags()
+    flags = cpu.flags()
     out.add_row("CPU", f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gb']} GB")
     for kind, names in INSTRUCTIONS.items():
-        out.add_row(f"{kind} instructions", ", ".join(n for n in names if n in flags) or "none found")
+        found = ", ".join(n for n in names if n in flags) or "none found"
+        if kind == "int8" and cpu.int8_largest() < 127:
+            found += ": products of int8 overflow here, so weights get 7 bits"
+        out.add_row(f"{kind} instructions", found)
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     out.add_row(
         "frequency governor",

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import data, energy, processes, runtimes
+from tsexp import cpu, data, energy, processes, runtimes
 from tsexp.cache import Cache
 from tsexp.config import QuantConfig, RuntimeConfig
 from tsexp.doctor import untrained
@@ -182,7 +182,7 @@ def table(found: list[dict]) -> tuple[str, bool]:
         "# The meter against itself",
         "",
         f"`make bench-meter`: {len(nulls)} measurements (`measure=quick`) of an untrained artifact against "
-        f"itself, on {hardware.cpu_model()}, {hardware.describe()['cores']} cores. The true speedup is 1. "
+        f"itself, on {cpu.facts()['cpu']}, {hardware.describe()['cores']} cores. The true speedup is 1. "
         "*busy*: another process computes on the other core meanwhile. CPU time decides (energy is estimated "
         "from it here); wall time beside it.",
         "",

@@ -3,8 +3,8 @@
 Fine-tuning with fake quantization, so that the weights know what int8 will do to them.
 
 What is faked is what the runtimes deploy (mode ``static``): linear layers and convolutions, but for the
-stem's, on uint8 activations with one range per tensor, fixed beforehand, and int8 weights with one symmetric
-range per output channel (Jacob et al. 2018, arXiv 1712.05877).
+stem's, on uint8 activations with one range per tensor, fixed beforehand, and int8 weights (at most
+`cpu.int8_largest`) with one symmetric range per output channel (Jacob et al. 2018, arXiv 1712.05877).
 
 A batch norm that artifacts fold into a convolution scales its output channels one by one, and those ranges
 with them: rounding the weights before the norm is rounding the folded ones. So norms stay, and go on
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp import training
+from tsexp import cpu, training
 from tsexp.config import CALIBRATED, Config, QuantConfig, TrainConfig, Unsupported, like
 from tsexp.data import Dataset, IntArray
 from tsexp.models import Network
@@ -57,8 +57,10 @@ def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
     """In mode ``qat`` its recipe, and which series ranges are seen on."""
     if cfg.quant.mode != "qat":
         return {}
-    ranges = {} if control else {"calibration_series": cfg.quant.calibration_series}
-    return {**ranges, "distill": DISTILL, "temperature": TEMPERATURE, "train": _recipe(cfg).asked()}
+    rounding: dict[str, int] = {} if control else {"calibration_series": cfg.quant.calibration_series}
+    if not control and cpu.int8_largest() < 127:
+        rounding["largest"] = cpu.int8_largest()
+    return {**rounding, "distill": DISTILL, "temperature": TEMPERATURE, "train": _recipe(cfg).asked()}
 
 
 def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list[dict[str, float]]]:
@@ -153,6 +155,7 @@ class Rounded(nn.Module):
                 raise ValueError(f"padding_mode={source.padding_mode} of a convolution is not supported")
             same = {k: getattr(source, k) for k in ("stride", "padding", "dilation", "groups")}
             self.product = partial(F.conv1d, **same)
+        self.largest = cpu.int8_largest()
         low, high = min(low, 0.0), max(high, 0.0)  # zero is exact
         self.scale = max((high - low) / 255, EPS)
         self.zero = round(-low / self.scale)
@@ -160,8 +163,8 @@ class Rounded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Round, multiply, add."""
         x = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero, 0, 255)
-        scales = self.weight.detach().abs().flatten(1).amax(1).clamp_min(EPS) / 127
+        scales = self.weight.detach().abs().flatten(1).amax(1).clamp_min(EPS) / self.largest
         weight = torch.fake_quantize_per_channel_affine(
-            self.weight, scales, torch.zeros_like(scales, dtype=torch.int32), 0, -127, 127
+            self.weight, scales, torch.zeros_like(scales, dtype=torch.int32), 0, -self.largest, self.largest
         )
         return self.product(x, weight, self.bias)  # type: ignore[no-any-return]

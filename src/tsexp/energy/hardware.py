@@ -11,16 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tsexp import cpu
+
 
 def describe(device: str = "cpu") -> dict[str, Any]:
     """Return what is recorded of this machine.
 
-    CPU, cores, memory, GPU (only for ``device="cuda"``), system, versions.
+    CPU (`cpu.facts`), cores, memory, GPU (only for ``device="cuda"``), system, versions.
     """
     import psutil
 
     facts: dict[str, Any] = {
-        "cpu": cpu_model(),
+        **cpu.facts(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
@@ -74,26 +76,6 @@ def gpu_disturbances() -> dict[str, Any]:
         if os.getpid() in there:  # else it counts processes as the machine does, and this is a container
             foreign = len(there - {os.getpid(), *(p.pid for p in psutil.Process().parents())})
     return {"gpu_slowed_by": slowed_by, "gpu_foreign": foreign}
-
-
-def cpu_model() -> str:
-    """The CPU's name, e.g. ``AMD EPYC``; the architecture where the system does not tell."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def cpu_flags() -> set[str]:
-    """Instruction set flags as Linux names them (``avx512_vnni``, ``avx512_bf16``, ``amx_int8``, …).
-
-    Empty elsewhere.
-    """
-    return set(_cpuinfo("flags", "Features").split())
-
-
-def _cpuinfo(*keys: str) -> str:
-    """Return the first value of one of these keys that Linux tells of its CPUs; empty elsewhere."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(keys)), "")
 
 
 def throttle_count() -> int | None:

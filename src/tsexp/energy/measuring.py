@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import alive, processes, secret, signals, tasks
+from tsexp import alive, cpu, processes, secret, signals, tasks
 from tsexp.cache import FULL, Cache
 from tsexp.config import MeasureConfig
 from tsexp.data import Dataset, FloatArray
@@ -114,7 +114,7 @@ def score(
         "val": dataset.val.tolist(),
         "batch_size": config.batch_size,
         "threads": config.threads,
-        "cpu": hardware.cpu_model(),
+        **cpu.facts(),
         **({"gpu": hardware.describe("cuda")["gpu"]} if on_gpu else {}),
         "splits": list(splits),
     }

@@ -163,8 +163,9 @@ def markdown(table: Table) -> str:
 
 
 def csv(table: Table) -> str:
-    """Numbers in all their digits."""
-    return str(table.numbers.to_csv(index=False, lineterminator="\n"))
+    """Numbers, to ten digits."""
+    # Fewer digits than there are: the last ones depend on the CPU's vector instructions.
+    return str(table.numbers.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
 
 
 def latex(table: Table) -> str:

@@ -20,7 +20,9 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
     Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any
     work.
 ``machine()``
-    Optional. What of the machine an artifact depends on; like a version, another one is another artifact.
+    Optional. What of the machine an artifact depends on, by name; like a version, another one is another
+    artifact. With ``int8_largest`` among it (`tsexp.cpu.int8_largest`), int8 artifacts made with more are
+    refused.
 ``annotate(folder, facts, target)``, ``script(mode, device)``
     Optional, both: a copy of the files that tells what it is and runs without this package, and how
     (`tsexp.export`). Without them, the artifact folder is exported as it is.
@@ -508,13 +510,28 @@ def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor
     Raises
     ------
     ValueError
-        If a file is not the one that the manifest lists, or the artifact brings code that nobody allowed.
+        If a file is not the one that the manifest lists, the artifact brings code that nobody allowed, or its
+        int8 products would overflow on this CPU (`cpu.int8_largest`).
     """
     manifest = verified(folder)
-    predictor: Predictor = _module(manifest["runtime"]).load(
-        folder, manifest["mode"], device or manifest["device"], threads
-    )
+    module = _module(manifest["runtime"])
+    _refuse_overflow(folder, manifest, module)
+    predictor: Predictor = module.load(folder, manifest["mode"], device or manifest["device"], threads)
     return predictor
+
+
+def _refuse_overflow(folder: Path, manifest: Mapping[str, Any], module: Any) -> None:
+    """Refuse weights that the runtime would overflow with here, without a word."""
+    facts: dict[str, str] = module.machine() if hasattr(module, "machine") else {}
+    here = facts.get("int8_largest")
+    if here is None or "int8" not in manifest["matmuls"]:
+        return
+    there = (manifest["machine"] or {}).get("int8_largest", "127")  # older artifacts do not tell
+    if int(there) > int(here):
+        raise ValueError(
+            f"{folder} was quantized for a CPU with VNNI; this one has none, so that its products overflow "
+            "and its answers are wrong; deploy it on this machine"
+        )
 
 
 def standalone(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsexp import models
+from tsexp import cpu, models
 from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported, digest, must_be_trusted
 from tsexp.data import FloatArray
 from tsexp.models import Network
@@ -71,11 +71,14 @@ def ready(quant: QuantConfig, device: str) -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return what the machine code depends on: the compiler uses all that this CPU has."""
+    """Return what quantization and machine code depend on: the compiler uses all that this CPU has."""
     # The oldest PyTorch that is allowed does not have it.
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     flags = {k: v for k, v in known.items() if isinstance(v, bool | str)}
-    return {"cpu": f"{torch.backends.cpu.get_cpu_capability()} {digest(flags)[:12]}"}
+    return {
+        "cpu": f"{torch.backends.cpu.get_cpu_capability()} {digest(flags)[:12]}",
+        "int8_largest": str(cpu.int8_largest()),
+    }
 
 
 def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
@@ -156,7 +159,10 @@ def _quantized(graph: Any, series: Tensor, job: Job, stems: tuple[str, ...]) -> 
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     dynamic = job.quant.mode == "dynamic"
-    config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
+    # It reduces the range of activations, not of weights: as good against overflow.
+    config = x86.get_default_x86_inductor_quantization_config(
+        is_dynamic=dynamic, reduce_range=cpu.int8_largest() < 127
+    )
     if not dynamic:  # its default is a histogram, which is none of the calibrations there are
         config = replace(
             config,
@@ -228,8 +234,10 @@ def read_layers(wrapper: str) -> list[Layer]:
 
         aoti_torch_empty_strided(3, ..., cached_torch_dtype_float32, ..., &buf0_handle)
         aoti_torch_cpu__linear_pointwise(..., _frozen_param19, ..., &var_1, &buf6_handle)
+        auto buf7 = std::move(buf0);  // reuse
         cpp_fused_native_layer_norm_0((const float*)(encoder_norm_weight.data_ptr()), ...)
     """
+    reused = dict(re.findall(r"auto (\w+) = .*?\((buf\w+).*// reuse", wrapper))
     variables = dict(re.findall(r"int32_t (var_\d+) = cached_torch_dtype_(\w+);", wrapper))
     buffers: dict[str, str] = {}  # number format of each
     layers = []
@@ -237,12 +245,19 @@ def read_layers(wrapper: str) -> list[Layer]:
         if call.fused:
             layers += _fused_kernel(call)
             continue
-        read = [buffers[w] for w in call.words if w in buffers]
+        read = [buffers[first] for w in call.words if (first := _origin(w, reused)) in buffers]
         products = _product(call, read)
         layers += products
         made = call.formats(variables) or [p.dtype for p in products] or read or ["unknown"]
         buffers |= dict.fromkeys(call.written, made[-1])
     return layers
+
+
+def _origin(buffer: str, reused: dict[str, str]) -> str:
+    """Return the first name of a buffer."""
+    while buffer in reused:
+        buffer = reused[buffer]
+    return buffer
 
 
 @dataclass(frozen=True)

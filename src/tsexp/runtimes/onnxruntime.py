@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import alive
+from tsexp import alive, cpu
 from tsexp.config import ConfigError, QuantConfig
 from tsexp.data import FloatArray
 from tsexp.models.network import PREPROCESS, Network
@@ -86,6 +86,11 @@ def ready(quant: QuantConfig, device: str) -> None:
             f"runtime.device={device} with runtime=onnxruntime needs {wanted}, which the installed ONNX "
             "Runtime does not have; pip install onnxruntime-gpu in place of onnxruntime"
         )
+
+
+def machine() -> dict[str, str]:
+    """Return what quantization depends on."""
+    return {"int8_largest": str(cpu.int8_largest())}
 
 
 def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
@@ -176,6 +181,7 @@ def _quantize(source: Path, stem: list[str], preprocess: list[str], job: Job, ta
                 op_types_to_quantize=list(PRODUCTS),
                 per_channel=True,
                 weight_type=QuantType.QInt8,
+                reduce_range=cpu.int8_largest() < 127,
                 nodes_to_exclude=stem,
                 extra_options={"MatMulConstBOnly": True},
             )
@@ -218,6 +224,7 @@ def _static(source: Path, stem: list[str], job: Job, target: Path) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        reduce_range=cpu.int8_largest() < 127,
         calibrate_method=method[job.quant.calibration],
         extra_options={
             # Only products with weights, and their outputs stay float: what lies between them is faster and

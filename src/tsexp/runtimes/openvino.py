@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tsexp import cpu
 from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported
 from tsexp.data import FloatArray
 from tsexp.models.network import PREPROCESS, Network
@@ -54,7 +55,12 @@ STORED = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 
 def ready(quant: QuantConfig, device: str) -> None:
-    """Refuse entropy calibration: NNCF has no such estimator."""
+    """Refuse entropy calibration, which NNCF has no estimator for, and bf16 where the CPU has none."""
+    if quant.mode == "bf16" and "BF16" not in machine()["cpu"].split():
+        raise Unsupported(
+            "quant.mode=bf16 with runtime=openvino is not supported on this CPU, which has no bf16, so that "
+            "the plugin would compute in fp32; take quant.mode=none"
+        )
     if quant.mode in CALIBRATED and quant.calibration == "entropy":
         raise Unsupported(
             "quant.calibration=entropy with runtime=openvino is not supported; it has minmax and percentile"
@@ -75,8 +81,11 @@ def core() -> Any:
 
 
 def machine() -> dict[str, str]:
-    """Return what the graph that runs depends on: of a CPU without bf16 it is another."""
-    return {"cpu": " ".join(sorted(core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")))}
+    """Return what quantization and the graph that runs depend on: of a CPU without bf16 it is another."""
+    return {
+        "cpu": " ".join(sorted(core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))),
+        "int8_largest": str(cpu.int8_largest()),
+    }
 
 
 def export(model: Network, job: Job, folder: Path) -> dict[str, Any]:
@@ -209,6 +218,7 @@ def _static(model: Any, stem: list[str], job: Job) -> Any:
             # Off: it leaves nothing of T3 (docs/log.md).
             smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),
             disable_bias_correction=True,
+            **({"overflow_fix": advanced.OverflowFix.ENABLE} if cpu.int8_largest() < 127 else {}),
         ),
     )
 
