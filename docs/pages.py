@@ -1,4 +1,4 @@
-"""Tables of README.md, docs/t4.md and docs/results.md, made of frozen results (`make published`).
+"""Tables of README.md, docs/t4.md, docs/results.md and docs/reproducing.md, made of frozen results (`make published`).
 
 Each stands in its page between two comments, of which the first says what makes it: cog (cogapp) calls that.
 """
@@ -290,6 +290,42 @@ def beside_quant() -> None:
             shares = ((rows.get((*way, d)), rows[(*ESTIMATORS["QUANT"], d)]) for d in DATASETS)
             made.append((f"{label}, {how}", [f"{j / of:.2f}" if j else "–" for j, of in shares]))
     table("energy†, times QUANT's", made)
+
+
+WITHOUT_VNNI = {
+    **{k: T4[k] for k in ("T4, eager PyTorch", "T4, ONNX Runtime", "T4, OpenVINO", "T4, dynamic int8")},
+    **{k: T4[k] for k in ("**T4-50**", "**T4-75**")},
+    **{k: RIDGE[k] for k in ("Ridge on T4's features, ONNX Runtime", "**Ridge-75**")},
+    "MiniROCKET": ESTIMATORS["MiniROCKET"],
+    **{k: TRANSFORMERS[k] for k in ("T3, ONNX Runtime", "T3, half of its layers")},
+}
+
+
+@functools.cache
+def two_cpus() -> pd.DataFrame:
+    """Seed 0, single series: a row for each way and dataset that was measured on both, ``_there`` and here."""
+    there = frozen.load(COMPANY / "without_vnni").results
+    here = company().results
+    here = here[(here["seed"] == 0) & (here["batch_size"] == 1) & here["valid"]]
+    told = ["estimated_j", "speedup", "accuracy", "run_id"]
+    a, b = (of.set_index([*WAY, "dataset"])[told] for of in (here, there))
+    rows = a.join(b, rsuffix="_there", how="inner").sort_index()
+    assert rows.index.is_unique
+    return rows
+
+
+def on_another_cpu() -> None:
+    """Energy as multiples of QUANT's on the CPU without VNNI, and on the one of all other records."""
+    rows = two_cpus()
+    energy = rows[["estimated_j_there", "estimated_j"]]
+    made = []
+    for label, way in WITHOUT_VNNI.items():
+        cells = []
+        for d in DATASETS[:3]:
+            there, here = energy.loc[(*way, d)] / energy.loc[(*ESTIMATORS["QUANT"], d)]
+            cells.append(f"{there:.2f} ({here:.2f})")
+        made.append((label, cells))
+    table("energy†, times QUANT's", made, DATASETS[:3])
 
 
 def deployed() -> None:

@@ -76,7 +76,7 @@ def skip_without_bf16(runtime: str, mode: str) -> None:
     """Skip what OpenVINO refuses on a CPU without bf16; `test_runtimes` has the refusal."""
     from tsexp.runtimes import openvino
 
-    if (runtime, mode) == ("openvino", "bf16") and "BF16" not in openvino.machine()["cpu"].split():
+    if (runtime, mode) == ("openvino", "bf16") and not openvino.has_bf16():
         pytest.skip("this CPU has no bf16")
 
 

@@ -27,7 +27,7 @@ flags\t\t: amx_int8
 ZEN_4 = ZEN_3.replace("model\t\t: 1\n", "model\t\t: 17\n").replace("avx2", "avx512_vnni avx512_bf16 avx2")
 ARM = """\
 processor\t: 0
-Features\t: fp asimd bf16 sve2 smei8i32
+Features\t: fp asimd bf16 sve2
 CPU implementer\t: 0x41
 CPU part\t: 0xd4f
 """
@@ -44,7 +44,7 @@ CPU part\t: 0xd4f
             "avx avx2 avx512_bf16 avx512_vnni fma",
             127,
         ),
-        (ARM, "aarch64", "aarch64 (implementer 0x41, part 0xd4f)", "asimd bf16 smei8i32 sve2", 127),
+        (ARM, "aarch64", "aarch64 (implementer 0x41, part 0xd4f)", "asimd bf16 sve2", 127),
         (None, "arm64", "arm64", "", 127),  # no Linux
         (None, "AMD64", "AMD64", "", 64),
     ],

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from conftest import TINY, compose, compressed
-from tsexp import compress, runtimes, training
+from tsexp import compress, cpu, runtimes, training
 from tsexp.cache import Cache
 from tsexp.compress import qat
 from tsexp.config import RuntimeConfig
@@ -96,6 +96,20 @@ def test_tuning_with_and_without_rounding_are_kept_apart(home):
     # Ranges matter where there is rounding.
     assert tune(home, calibration_series=3).signature != first.signature
     assert tune(home, calibration_series=3, fake=False).signature == plain.signature
+
+
+@pytest.mark.parametrize("largest", [64, 127])
+def test_tuning_for_a_cpu_on_which_int8_overflows_is_another(home, largest, monkeypatch):
+    cfg = home[0]
+    monkeypatch.setattr(cpu, "int8_largest", lambda: largest)
+    fake, control = (qat.asked(cfg, True, is_control) for is_control in (False, True))
+    assert fake.get("largest") == (64 if largest == 64 else None)
+    assert "largest" not in control
+    weight = torch.linspace(-1, 1, 1001)[None]
+    layer = nn.Linear(1001, 1, bias=False)
+    layer.weight.data = weight
+    rounded = qat.Rounded(layer, 0, 255)(torch.eye(1001))  # its weights
+    assert len(rounded.unique()) == 2 * largest + 1
 
 
 def test_in_other_modes_nothing_is_tuned(home):

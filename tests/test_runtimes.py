@@ -20,7 +20,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from conftest import TINY, compose, compressed, skip_without_bf16
-from tsexp import cpu, models, pipeline, runtimes, tracking, training
+from tsexp import cpu, models, pipeline, runtimes, stored, tracking, training
 from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
@@ -348,7 +348,7 @@ def test_rewriting_leaves_an_own_tokenizer_alone(italy, tiny_model, tokenizer):
 
 
 @pytest.mark.parametrize("tokenizer", ["conv_stem", *(pytest.param(t, marks=pytest.mark.slow) for t in OWN)])
-def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, tokenizer):
+def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, tokenizer, monkeypatch):
     cfg = compose(*TINY, f"model.tokenizer={tokenizer}", "quant.calibration_series=16")
     cache = Cache(tmp_path)
     fitted = training.train(cfg.model, cfg.train, 0, italy, cache)
@@ -374,6 +374,16 @@ def test_in_int8_are_all_products_but_those_of_the_tokenizer(italy, tmp_path, to
     graph = inductor._quantized(program, x, job, fitted.load().STEM)
     weights = [n for n in graph.graph.nodes if "dequantize_per_channel" in str(n.target)]
     assert len(weights) == 2 * 4 + 1
+    monkeypatch.setattr(cpu, "int8_largest", lambda: 64)
+    program = torch.export.export(inductor.rewritten(fitted.load(), "static"), (x,)).module()
+    graph = inductor._quantized(program, x, job, fitted.load().STEM)
+    kinds = {
+        name: [n for n in graph.graph.nodes if f".dequantize_per_{name}" in str(n.target)]
+        for name in ("channel", "tensor")
+    }
+    assert len(kinds["channel"]) == 2 * 4 + 1
+    assert {n.args[4:6] for n in kinds["channel"]} == {(-64, 64)}
+    assert {n.args[3:5] for n in kinds["tensor"]} == {(0, 255)}
 
 
 @pytest.mark.parametrize("method", ["minmax", pytest.param("percentile", marks=pytest.mark.slow), "entropy"])
@@ -477,7 +487,7 @@ def test_missing_library_is_told_before_any_work(monkeypatch, home):
 
 def test_the_doctor_learns_what_is_missing_of_each_runtime(monkeypatch):
     refused = {("inductor", mode) for mode in inductor.PACKAGES} if torch.__version__ < "2.12" else set()
-    refused |= set() if "BF16" in openvino.machine()["cpu"].split() else {("openvino", "bf16")}
+    refused |= set() if openvino.has_bf16() else {("openvino", "bf16")}
     found = runtimes.available()
     assert {(name, mode) for name in found for mode in found[name] if found[name][mode]} == refused
 
@@ -515,8 +525,11 @@ def test_bf16_in_openvino_is_refused_before_any_work_where_the_cpu_has_none(home
     if there_is:
         runtimes.check(bf16, in_openvino)
     else:
-        with pytest.raises(Unsupported, match=r"on this CPU, which has no bf16.*quant\.mode=none"):
+        with pytest.raises(Unsupported, match=r"no bf16 on this CPU, .* as quant\.mode=none does"):
             runtimes.check(bf16, in_openvino)
+        artifact, _ = deploy(home, "openvino", "none")
+        with pytest.raises(Unsupported, match="no bf16"):  # made elsewhere
+            openvino.load(artifact.folder, "bf16", "cpu", 1)
     runtimes.check(replace(bf16, mode="static"), in_openvino)
 
 
@@ -556,11 +569,32 @@ def test_an_int8_artifact_is_refused_where_its_products_overflow(home, monkeypat
         manifest = artifact.manifest | {"machine": {"int8_largest": "127"} if told else None}  # as it was
         (folder / artifact_module.MANIFEST).write_text(json.dumps(manifest))
     monkeypatch.setattr(cpu, "int8_largest", lambda: 64)
-    with pytest.raises(ValueError, match="quantized for a CPU with VNNI; this one has none"):
+    with pytest.raises(ValueError, match=r"dynamic has int8 weights of 8 bits, .* x86 without VNNI, as this"):
         runtimes.load(tmp_path / "dynamic")
     runtimes.load(tmp_path / "none")
     monkeypatch.setattr(cpu, "int8_largest", lambda: 127)
     runtimes.load(tmp_path / "dynamic")
+
+
+@pytest.mark.parametrize(("largest", "refused"), [(64, True), (127, False)])
+def test_a_run_whose_artifact_overflows_is_refused_by_its_name(monkeypatch, largest, refused):
+    manifest = {"runtime": "onnxruntime", "mode": "static", "device": "cpu", "matmuls": {"int8": 9}}
+    row, artifact = SimpleNamespace(params={}), SimpleNamespace(manifest=manifest)
+    monkeypatch.setattr(cpu, "int8_largest", lambda: largest)
+    if refused:
+        with pytest.raises(ConfigError, match=r"^run 1 cannot run here: it has int8 weights of 8 bits"):
+            stored.check_runs_here(row, artifact, "run 1")
+    else:
+        stored.check_runs_here(row, artifact, "run 1")
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"matmuls": 5, "machine": "x"}, {"matmuls": {"int8": 1}, "machine": []}]
+)
+def test_a_manifest_that_does_not_tell_overflows_if_its_products_are_int8(told):
+    expected = 127 if told.get("matmuls") == {"int8": 1} else None
+    assert runtimes.int8_largest({"runtime": "onnxruntime", **told}) == expected
+    assert runtimes.int8_largest({"runtime": "eager", **told}) is None
 
 
 def test_a_buffer_that_compiled_code_uses_again_keeps_its_number_format():

@@ -1,5 +1,6 @@
 """What docs/study and docs/company keep: tables come from frozen results, numbers in prose from tables."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tsexp.report.statistics import aggregate
 ROOT = Path(__file__).parents[1]
 STUDY, COMPANY = (ROOT / "docs" / part for part in ("study", "company"))
 MAKEFILE = (ROOT / "Makefile").read_text()
-PAGES_WITH_TABLES = ["README.md", "docs/t4.md", "docs/results.md"]
+PAGES_WITH_TABLES = ["README.md", "docs/t4.md", "docs/results.md", "docs/reproducing.md"]
 FOUR = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
 INTERVAL = re.compile(r"[-+]?[\d.,]+x?(?: %)? \[[-+]?[\d.]+, [-+]?[\d.]+\]")
 
@@ -601,6 +602,72 @@ def cells(folder):
                 way = (row["model"], *(row.get(k, "") for k in ("runtime", "scope", "ratio", "mode")), name)
                 found[way] = float(row["speedup"].split()[0]), float(row["accuracy %"].split()[0])
     return found
+
+
+def test_what_a_cpu_without_vnni_changes_is_what_its_records_say(monkeypatch, company):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import pages
+
+    page = (ROOT / "docs" / "reproducing.md").read_text()
+    page = page[page.index("**The second time**") :]
+    there = frozen.load(ROOT / "docs" / "company" / "without_vnni")
+    assert set(there.results["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
+    assert there.results["valid"].all()
+    warned = (there.results["warnings"] != "").sum()
+    assert (
+        f"[{len(there.results)} records](company/without_vnni/results.csv), {warned} with a warning" in page
+    )
+    rows = pages.two_cpus()
+    ways = {"QUANT": pages.ESTIMATORS["QUANT"], **pages.WITHOUT_VNNI}
+
+    def of(label, column):
+        return [rows.loc[(*ways[label], d)][column] for d in FOUR[:3]]
+
+    pairs = [
+        (a, b, *(np.divide(of(a, c), of(b, c)) for c in ("estimated_j", "estimated_j_there")))
+        for a, b in itertools.combinations(ways, 2)
+    ]
+    alike = sum(((here > 1) == (other > 1)).sum() for _, _, here, other in pairs)
+    assert f"of {3 * len(pairs)} pairs of these" in page
+    assert f", {alike} are in the same order; of the other nine, six are T4 in different" in page
+    assert 3 * len(pairs) - alike == 9
+    of_t4 = {"T4, ONNX Runtime", "T4, OpenVINO", "T4, dynamic int8"}
+    near = {"**T4-50**", "Ridge on T4's features, ONNX Runtime"}
+    turned = [
+        ({a, b}, np.abs(np.log([x, y])).max())
+        for a, b, here, other in pairs
+        for x, y in zip(here, other, strict=True)
+        if (x > 1) != (y > 1)
+    ]
+    assert sum(two <= of_t4 for two, _ in turned) == 6
+    beside_ridge = [apart for two, apart in turned if two == near]
+    assert len(beside_ridge) == 2
+    assert max(beside_ridge) < np.log(7 / 6)
+    times = rows["estimated_j_there"] / rows["estimated_j"]
+    assert f"{times.min():.2f} to {times.max():.2f} times as large there, {times.median():.2f} in" in page
+    for label, text in (("**T4-75**", "T4-75 {} and {} times ({})"), ("**T4-50**", "T4-50 {} and {} ({})")):
+        first, second, third = (f"{v:.1f}" for v in of(label, "speedup_there"))
+        here = ", ".join(f"{v:.1f}" for v in of(label, "speedup"))
+        assert text.format(f"{first}, {second}", third, here) in page
+    answers = {
+        run: part.sort_values("series")["predicted"].to_numpy()
+        for predictions in (company.predictions, there.predictions)
+        for run, part in predictions.groupby("run_id")
+    }
+    equal = {way: (answers[r["run_id"]] == answers[r["run_id_there"]]) for way, r in rows.iterrows()}
+    others = [way for way, same in equal.items() if way[0] != "t3" and not same.all()]
+    assert [way[:5] for way in others] == [("t4", "onnxruntime", "-", 0, "dynamic")]
+    assert (~equal[others[0]]).sum() == 1
+    shares = [100 * same.mean() for way, same in equal.items() if way[0] == "t3"]
+    apart = 100 * (rows["accuracy_there"] - rows["accuracy"]).abs()
+    assert apart[[way[0] != "t3" for way in rows.index]].max() == 0
+    assert f"T3 answers {min(shares):.0f} to {max(shares):.0f} % alike" in page
+    assert f"up to {apart.max():.1f} points another (PLAID)" in page
+    assert apart.idxmax()[-1] == "PLAID"
+    rounded = np.divide(
+        of("T4, dynamic int8", "estimated_j_there"), of("T4, ONNX Runtime", "estimated_j_there")
+    )
+    assert "T4 in dynamic int8 needs {:.2f}, {:.2f} and {:.2f} times fp32's".format(*rounded) in page
 
 
 def test_how_far_two_machines_differ_is_what_their_tables_say(tmp_path):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tsexp import __version__
 from tsexp import config as configs
 from tsexp.marks import ENDS
+from tsexp.runtimes import int8_largest
 
 if TYPE_CHECKING:
     from tsexp.report.store import Row
@@ -327,10 +328,11 @@ def _limits(facts: Facts) -> str:
         lines.append(
             "Other CPUs may round otherwise in this number format: scores may differ a little there."
         )
-    if "int8" in m["matmuls"] and (m["machine"] or {}).get("int8_largest") == "127":
+    if (int8_largest(m) or 0) > 64:
         lines.append(
-            "On x86 without VNNI (`avx512_vnni` or `avx_vnni` among the flags of its CPU) its int8 products "
-            "overflow, and its answers are wrong: `run.py` sees that, nothing else does."
+            "Its int8 weights have 8 bits. On x86 without VNNI (none of `avx512_vnni`, `avx_vnni`, "
+            "`amx_int8` among the flags of the CPU) products overflow with them, and answers are worse or "
+            "wrong, without an error: make it anew on such a machine."
         )
     lines.append("Nothing is known of its fitness where a wrong answer harms somebody: do not use it there.")
     lines.append("The terms of the dataset are its own.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
+from itertools import takewhile
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 DESIGN = ("cpu family", "model", "stepping", "CPU implementer", "CPU variant", "CPU part", "CPU revision")
 """What x86 and ARM number their designs by."""
-VECTORS = ("avx", "fma", "f16c", "amx", "asimd", "fphp", "sve", "smei", "smef", "i8mm", "bf16")
+VECTORS = ("avx", "fma", "f16c", "amx", "asimd", "fphp", "sve", "i8mm", "bf16")
 """How the flags begin that products depend on."""
 X86 = ("x86_64", "AMD64", "i386", "i686", "x86")
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
@@ -57,6 +58,8 @@ def int8_largest() -> int:
 
 def _cpuinfo() -> dict[str, str]:
     """What Linux tells of its first CPU; empty elsewhere."""
-    first = CPUINFO.read_text().split("\n\n")[0] if CPUINFO.exists() else ""
-    lines = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in lines}
+    if not CPUINFO.exists():
+        return {}
+    with CPUINFO.open() as lines:
+        first = [line.partition(":") for line in takewhile(str.strip, lines)]
+    return {key.strip(): value.strip() for key, _, value in first}

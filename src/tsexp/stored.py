@@ -252,7 +252,7 @@ def _whole(folder: Path | None) -> bool:
 
 
 def check_runs_here(row: Row, artifact: Artifact, what: str) -> None:
-    """Refuse an artifact whose runtime is not there, or not for its device; `what` names it."""
+    """Refuse an artifact whose runtime is not there, or not for its device or CPU; `what` names it."""
     from tsexp import runtimes
     from tsexp.config import QuantConfig, RuntimeConfig
 
@@ -261,6 +261,7 @@ def check_runs_here(row: Row, artifact: Artifact, what: str) -> None:
         quant = QuantConfig(manifest["mode"], calibration="minmax", weight_bits=8)
         family = configs.like(row.params.get("model.family", "transformer"))
         runtimes.check(quant, RuntimeConfig(manifest["runtime"], manifest["device"]), family)
+        runtimes.refuse_overflow(manifest, "it")
     except (ConfigError, ImportError) as error:
         raise ConfigError(f"{what} cannot run here: {error}") from None
 

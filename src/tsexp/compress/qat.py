@@ -54,13 +54,13 @@ def ready(cfg: Config) -> None:
 
 
 def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
-    """In mode ``qat`` its recipe, and which series ranges are seen on."""
+    """In mode ``qat`` its recipe, which series ranges are seen on, and the largest weight but for 127."""
     if cfg.quant.mode != "qat":
         return {}
-    rounding: dict[str, int] = {} if control else {"calibration_series": cfg.quant.calibration_series}
-    if not control and cpu.int8_largest() < 127:
-        rounding["largest"] = cpu.int8_largest()
-    return {**rounding, "distill": DISTILL, "temperature": TEMPERATURE, "train": _recipe(cfg).asked()}
+    rounded: dict[str, int] = {} if control else {"calibration_series": cfg.quant.calibration_series}
+    if not control and (largest := cpu.int8_largest()) < 127:
+        rounded["largest"] = largest
+    return {**rounded, "distill": DISTILL, "temperature": TEMPERATURE, "train": _recipe(cfg).asked()}
 
 
 def apply(model: Network, context: Context, folder: Path) -> tuple[Network, list[dict[str, float]]]:

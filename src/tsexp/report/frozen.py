@@ -64,7 +64,7 @@ COLUMNS = (
     ),
     Column("git_sha", "str", "tag:tsexp.git_sha", "commit of the code that measured it"),
     Column("version", "str", "tag:tsexp.version", "of the package"),
-    Column("cpu", "str", "hardware:cpu", "name of the CPU"),
+    Column("cpu", "str", "hardware:cpu", "name and design of the CPU"),
     Column("gpu", "str", "hardware:gpu", "name of the GPU, if it was measured there", True),
     Column("machine", "str", "", "content address of all that is known of the machine, Python and PyTorch"),
     Column(

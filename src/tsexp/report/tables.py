@@ -1,7 +1,7 @@
 """Tables: functions of the frozen results, each as LaTeX (booktabs), Markdown and CSV.
 
 Markdown and LaTeX are for readers: value and interval in one cell. The CSV has the same rows with every
-number on its own, in all its digits.
+number on its own, to ten digits.
 """
 
 from __future__ import annotations

@@ -20,9 +20,8 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
     Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any
     work.
 ``machine()``
-    Optional. What of the machine an artifact depends on, by name; like a version, another one is another
-    artifact. With ``int8_largest`` among it (`tsexp.cpu.int8_largest`), int8 artifacts made with more are
-    refused.
+    Optional. What of the machine an artifact depends on, text by name; like a version, another one is another
+    artifact.
 ``annotate(folder, facts, target)``, ``script(mode, device)``
     Optional, both: a copy of the files that tells what it is and runs without this package, and how
     (`tsexp.export`). Without them, the artifact folder is exported as it is.
@@ -44,6 +43,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tsexp import cpu
 from tsexp.cache import ENTRY, Cache, Entry
 from tsexp.config import (
     ConfigError,
@@ -511,26 +511,36 @@ def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor
     ------
     ValueError
         If a file is not the one that the manifest lists, the artifact brings code that nobody allowed, or its
-        int8 products would overflow on this CPU (`cpu.int8_largest`).
+        int8 products would overflow on this CPU (`refuse_overflow`).
     """
     manifest = verified(folder)
-    module = _module(manifest["runtime"])
-    _refuse_overflow(folder, manifest, module)
-    predictor: Predictor = module.load(folder, manifest["mode"], device or manifest["device"], threads)
+    refuse_overflow(manifest, str(folder))
+    predictor: Predictor = _module(manifest["runtime"]).load(
+        folder, manifest["mode"], device or manifest["device"], threads
+    )
     return predictor
 
 
-def _refuse_overflow(folder: Path, manifest: Mapping[str, Any], module: Any) -> None:
-    """Refuse weights that the runtime would overflow with here, without a word."""
-    facts: dict[str, str] = module.machine() if hasattr(module, "machine") else {}
-    here = facts.get("int8_largest")
-    if here is None or "int8" not in manifest["matmuls"]:
-        return
-    there = (manifest["machine"] or {}).get("int8_largest", "127")  # older artifacts do not tell
-    if int(there) > int(here):
-        raise ValueError(
-            f"{folder} was quantized for a CPU with VNNI; this one has none, so that its products overflow "
-            "and its answers are wrong; deploy it on this machine"
+OVERFLOWING = ("inductor", "onnxruntime", "openvino")
+"""Runtimes whose int8 products overflow with large weights, on some CPUs."""
+
+
+def int8_largest(manifest: Mapping[str, Any]) -> int | None:
+    """How large weights of an artifact's int8 products may be (`cpu.int8_largest`); None of any other."""
+    products, machine = (
+        told if isinstance(told := manifest.get(key), Mapping) else {} for key in ("matmuls", "machine")
+    )
+    if manifest["runtime"] not in OVERFLOWING or "int8" not in products:
+        return None
+    return 64 if machine.get("int8_largest") == "64" else 127  # older artifacts do not tell
+
+
+def refuse_overflow(manifest: Mapping[str, Any], what: str) -> None:
+    """Refuse an artifact whose int8 products would overflow on this CPU, without a word; `what` names it."""
+    if (int8_largest(manifest) or 0) > cpu.int8_largest():
+        raise ConfigError(
+            f"{what} has int8 weights of 8 bits, with which products overflow on x86 without VNNI, as this "
+            "CPU is; make it on this machine, where weights get 7 bits"
         )
 
 

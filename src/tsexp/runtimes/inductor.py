@@ -159,10 +159,9 @@ def _quantized(graph: Any, series: Tensor, job: Job, stems: tuple[str, ...]) -> 
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     dynamic = job.quant.mode == "dynamic"
-    # It reduces the range of activations, not of weights: as good against overflow.
-    config = x86.get_default_x86_inductor_quantization_config(
-        is_dynamic=dynamic, reduce_range=cpu.int8_largest() < 127
-    )
+    config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
+    if (largest := cpu.int8_largest()) < 127:  # its own `reduce_range` takes a bit of activations instead
+        config = replace(config, weight=replace(config.weight, quant_min=-largest, quant_max=largest))
     if not dynamic:  # its default is a histogram, which is none of the calibrations there are
         config = replace(
             config,
@@ -237,7 +236,7 @@ def read_layers(wrapper: str) -> list[Layer]:
         auto buf7 = std::move(buf0);  // reuse
         cpp_fused_native_layer_norm_0((const float*)(encoder_norm_weight.data_ptr()), ...)
     """
-    reused = dict(re.findall(r"auto (\w+) = .*?\((buf\w+).*// reuse", wrapper))
+    reused = dict(re.findall(r"auto (\w+) = .*?\((buf\w+).*// (?:reuse|alias)", wrapper))
     variables = dict(re.findall(r"int32_t (var_\d+) = cached_torch_dtype_(\w+);", wrapper))
     buffers: dict[str, str] = {}  # number format of each
     layers = []
@@ -336,4 +335,7 @@ def _product(call: _Call, read: list[str]) -> list[Layer]:
     if not any(product in call.op for product in PRODUCTS):
         return []
     int8 = "qlinear" in call.op or "qconv" in call.op
-    return [call.layer("int8" if int8 else call.weight_dtype or read[0], True)]
+    dtype = "int8" if int8 else call.weight_dtype or next(iter(read), None)
+    if dtype is None:
+        raise RuntimeError(f"what {call.op} computes in cannot be seen; this is a bug, please report it")
+    return [call.layer(dtype, True)]

@@ -48,6 +48,10 @@ GROUP = 32
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
 WITH_WEIGHTS = ("MatMul", "Convolution", "GroupConvolution")
 """Of the graph as converted: what modes round."""
+NO_BF16 = (
+    "quant.mode=bf16 with runtime=openvino is not supported here: OpenVINO finds no bf16 on this CPU, and "
+    "would compute in fp32, as quant.mode=none does"
+)
 COMPUTED = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 """How the name of a kernel ends → what it computes in; a layer's ``runtimePrecision`` is that of its weights
 or of its mask."""
@@ -56,11 +60,8 @@ STORED = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 def ready(quant: QuantConfig, device: str) -> None:
     """Refuse entropy calibration, which NNCF has no estimator for, and bf16 where the CPU has none."""
-    if quant.mode == "bf16" and "BF16" not in machine()["cpu"].split():
-        raise Unsupported(
-            "quant.mode=bf16 with runtime=openvino is not supported on this CPU, which has no bf16, so that "
-            "the plugin would compute in fp32; take quant.mode=none"
-        )
+    if quant.mode == "bf16" and not has_bf16():
+        raise Unsupported(NO_BF16)
     if quant.mode in CALIBRATED and quant.calibration == "entropy":
         raise Unsupported(
             "quant.calibration=entropy with runtime=openvino is not supported; it has minmax and percentile"
@@ -78,6 +79,11 @@ def core() -> Any:
     import openvino as ov
 
     return ov.Core()
+
+
+def has_bf16() -> bool:
+    """Whether the plugin computes in bf16 on this CPU."""
+    return "BF16" in machine()["cpu"].split()
 
 
 def machine() -> dict[str, str]:
@@ -225,6 +231,8 @@ def _static(model: Any, stem: list[str], job: Job) -> Any:
 
 def load(folder: Path, mode: str, device: str, threads: int) -> OpenvinoPredictor:
     """Load what `export` wrote."""
+    if mode == "bf16" and not has_bf16():
+        raise Unsupported(NO_BF16)
     return OpenvinoPredictor(folder / FILE, mode, threads)
 
 
