@@ -645,6 +645,13 @@ def test_what_a_cpu_without_vnni_changes_is_what_its_records_say(monkeypatch, co
     assert max(beside_ridge) < np.log(7 / 6)
     times = rows["estimated_j_there"] / rows["estimated_j"]
     assert f"{times.min():.2f} to {times.max():.2f} times as large there, {times.median():.2f} in" in page
+    readme = (ROOT / "README.md").read_text()
+    assert f"take {times.min():.2f} to {times.max():.2f} times the energy†" in readme
+    quarter = {c: np.divide(of("**T4-75**", c), of("QUANT", c)) for c in ("estimated_j", "estimated_j_there")}
+    there_and_here = [
+        f"{f(quarter[c]):.2f}" for c in ("estimated_j_there", "estimated_j") for f in (min, max)
+    ]
+    assert "T4-75 {} to {} of QUANT's, as here, {} to {} (".format(*there_and_here) in readme
     for label, text in (("**T4-75**", "T4-75 {} and {} times ({})"), ("**T4-50**", "T4-50 {} and {} ({})")):
         first, second, third = (f"{v:.1f}" for v in of(label, "speedup_there"))
         here = ", ".join(f"{v:.1f}" for v in of(label, "speedup"))
