@@ -76,15 +76,15 @@ notebooks: .venv/.dev ## notebooks/*.ipynb with their output, made from the .py 
 	JUPYTER_PATH='$(CURDIR)/.venv/share/jupyter' $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 lint: .venv/.dev ## style, types, spelling, and which part may import which
-	$(BIN)/ruff check src tests notebooks
-	$(BIN)/ruff format --check src tests notebooks
+	$(BIN)/ruff check src tests notebooks docs/pages.py
+	$(BIN)/ruff format --check src tests notebooks docs/pages.py
 	$(BIN)/mypy
 	$(BIN)/codespell src tests conf docs notebooks README.md Makefile
 	$(BIN)/lint-imports
 
 format: .venv/.dev ## put the code into shape
-	$(BIN)/ruff check --fix src tests notebooks
-	$(BIN)/ruff format src tests notebooks
+	$(BIN)/ruff check --fix src tests notebooks docs/pages.py
+	$(BIN)/ruff format src tests notebooks docs/pages.py
 
 docs: .venv/.dev ## the site with the API reference, in site/; a dead link or a warning fails it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -1,4 +1,4 @@
-"""Tables of README.md, docs/t4.md, docs/results.md and docs/reproducing.md, made of frozen results (`make published`).
+"""Tables of README.md and of pages in docs, made of frozen results (`make published`).
 
 Each stands in its page between two comments, of which the first says what makes it: cog (cogapp) calls that.
 """
@@ -303,7 +303,7 @@ WITHOUT_VNNI = {
 
 @functools.cache
 def two_cpus() -> pd.DataFrame:
-    """Seed 0, single series: a row for each way and dataset that was measured on both, ``_there`` and here."""
+    """Seed 0, single series: a row for each way and dataset measured on both CPUs, ``_there`` and here."""
     there = frozen.load(COMPANY / "without_vnni").results
     here = company().results
     here = here[(here["seed"] == 0) & (here["batch_size"] == 1) & here["valid"]]
