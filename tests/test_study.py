@@ -651,7 +651,7 @@ def test_what_a_cpu_without_vnni_changes_is_what_its_records_say(monkeypatch, co
     there_and_here = [
         f"{f(quarter[c]):.2f}" for c in ("estimated_j_there", "estimated_j") for f in (min, max)
     ]
-    assert "T4-75 {} to {} of QUANT's, as here, {} to {} (".format(*there_and_here) in readme
+    assert "T4-75 {} to {} of QUANT's (here {} to {}; [".format(*there_and_here) in readme
     for label, text in (("**T4-75**", "T4-75 {} and {} times ({})"), ("**T4-50**", "T4-50 {} and {} ({})")):
         first, second, third = (f"{v:.1f}" for v in of(label, "speedup_there"))
         here = ", ".join(f"{v:.1f}" for v in of(label, "speedup"))
