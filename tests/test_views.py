@@ -18,7 +18,7 @@ from tsexp.compress import features as prune_features
 from tsexp.config import ConfigError, Unsupported
 from tsexp.data import Preprocessing
 from tsexp.models.transformer import Block
-from tsexp.models.views import Arch, Source, ViewClassifier, features, rebuild
+from tsexp.models.views import Arch, Source, ViewClassifier, features, linear, rebuild, seen
 from tsexp.models.views.arch import fourier_points, levels_of, scales_of, signal_length
 
 TINY = ("model.d_model=16", "model.ffn=24", "model.heads=4")
@@ -41,7 +41,7 @@ def model_of(dataset, *overrides, adapted=True):
         for view in model.views:
             view.each.data.normal_(std=0.1)
     if adapted:
-        model.adapt(dataset.x_train[dataset.fit])
+        model = model.adapt(dataset)
     return model.eval()
 
 
@@ -404,8 +404,8 @@ def test_what_is_left_answers_as_if_the_rest_were_average(name):
     dataset = dataset_of(name)
     model = model_of(dataset)
     scores = prune_features.SCORES["l1"](model)
-    views = prune_features.select(scores, model.arch.views, 0.5)
-    slim = prune_features.shrink(model, views)
+    views = seen.select(scores, model.arch.views, 0.5)
+    slim = seen.shrink(model, views)
     assert slim.arch.views == views
     # Zero what goes in the projections, leave the tokens that go out of everything, and answer.
     x, _ = model.preprocess(torch.from_numpy(dataset.x_test[:5]))
@@ -472,10 +472,10 @@ def test_a_single_step_is_refused(italy):
 def test_the_least_important_go_of_all_views_together(italy):
     first, second = (Source(f"kernels.{s}", (0, 1, 2), (3, 5, 7, 9)) for s in ("values", "differences"))
     scores = [
-        prune_features.Importance(torch.tensor([3.0, 0.1, 2.0]), torch.tensor([1.0, 4.0, 2.0, 3.0])),
-        prune_features.Importance(torch.tensor([0.2, 5.0, 0.3]), torch.tensor([9.0, 8.0, 1.0, 2.0])),
+        seen.Importance(torch.tensor([3.0, 0.1, 2.0]), torch.tensor([1.0, 4.0, 2.0, 3.0])),
+        seen.Importance(torch.tensor([0.2, 5.0, 0.3]), torch.tensor([9.0, 8.0, 1.0, 2.0])),
     ]
-    kept = prune_features.select(scores, ((first,), (second,)), 0.5)
+    kept = seen.select(scores, ((first,), (second,)), 0.5)
     assert kept == (
         (replace(first, tokens=(0, 2), kernels=(5, 9)),),
         (replace(second, tokens=(1,), kernels=(3, 5)),),
@@ -505,7 +505,7 @@ def test_what_is_not_read_is_what_goes(italy, method):
                     kernels = tuple(k for k, u in zip(kernels, used.tolist(), strict=True) if u)
                 expected.append((source.name, stays, kernels))
     scores = prune_features.SCORES[method](model)
-    kept = prune_features.select(scores, model.arch.views, gone / counts)
+    kept = seen.select(scores, model.arch.views, gone / counts)
     found = {s.name: (s.name, s.tokens, s.kernels) for view in kept for s in view}
     assert list(found.values()) == [e for e in expected if e[1]]
 
@@ -519,7 +519,7 @@ def test_of_tokens_with_the_same_weights_those_of_the_largest_view_go(italy, met
         for view in model.views:
             view.each.normal_(generator=draw)
     assert [view.tokens for view in model.views] == [14, 4]
-    kept = prune_features.select(prune_features.SCORES[method](model), model.arch.views, 0.5)
+    kept = seen.select(prune_features.SCORES[method](model), model.arch.views, 0.5)
     assert [sum(len(s.tokens) for s in view) for view in kept] == [5, 4]
 
 
@@ -561,9 +561,9 @@ def test_taylor_is_the_slope_of_the_loss(italy):
 
 def test_a_view_keeps_a_token(italy):
     model = model_of(italy)
-    views = prune_features.select(prune_features.SCORES["l1"](model), model.arch.views, 0.999)
+    views = seen.select(prune_features.SCORES["l1"](model), model.arch.views, 0.999)
     assert [sum(len(s.tokens) for s in view) for view in views] == [1, 1]
-    assert np.isfinite(prune_features.shrink(model, views).scores(italy.x_test[:3])).all()
+    assert np.isfinite(seen.shrink(model, views).scores(italy.x_test[:3])).all()
 
 
 def test_features_are_those_of_a_transformer_on_features():
@@ -594,3 +594,140 @@ def test_pruned_features_are_tuned_with_the_dense_model_as_teacher(italy, tmp_pa
         assert torch.equal(after.preprocess.state_dict()[name], value), name
     kept = json.loads((made["prune"].entry.folder / "kept.json").read_text())
     assert {"view", "heads"} <= set().union(*kept)
+
+
+@pytest.mark.parametrize("numbers", [9, 200])  # fewer than series, and more
+def test_ridge_in_closed_form_is_scikit_learns(numbers):
+    from sklearn.linear_model import RidgeClassifierCV
+
+    draw = torch.Generator().manual_seed(numbers)
+    y = torch.arange(60) % 3
+    x = torch.randn(60, numbers, generator=draw) + 3 + y[:, None] * torch.linspace(0, 1, numbers)
+    weight, bias, _ = linear.ridge(x, y, 4)
+    known = RidgeClassifierCV(linear.PENALTIES.numpy()).fit(x.double().numpy(), y.numpy())
+    np.testing.assert_allclose(weight[:3], known.coef_, atol=1e-5)
+    np.testing.assert_allclose(bias[:3], known.intercept_, atol=1e-5)
+    assert torch.equal(weight[3], torch.zeros(numbers))
+    assert float(bias[3]) == pytest.approx(-1), "nothing is of the fourth class"
+
+
+def test_scores_of_ridge_are_scaled_by_what_series_that_are_left_out_say():
+    """Each is left out in turn, and the penalty and the scale are found by trying."""
+    from sklearn.linear_model import Ridge
+
+    draw = torch.Generator().manual_seed(0)
+    y = torch.arange(24) % 3
+    x = torch.randn(24, 5, generator=draw) + 0.8 * torch.nn.functional.one_hot(y, 5)
+    wanted = 2.0 * torch.nn.functional.one_hot(y, 3).double() - 1
+
+    def left_out(penalty):
+        rows = [
+            Ridge(penalty).fit(np.delete(x, i, 0).double(), np.delete(wanted, i, 0)).predict(x[i : i + 1])
+            for i in range(24)
+        ]
+        return torch.from_numpy(np.concatenate(rows))
+
+    said = min((left_out(float(p)) for p in linear.PENALTIES), key=lambda s: float((s - wanted).square().mean()))
+    losses = [float(torch.nn.functional.cross_entropy(s * said, y)) for s in linear.SCALES]
+    _, _, scale = linear.ridge(x, y, 3)
+    assert 0 < int(np.argmin(losses)) < len(losses) - 1, "else this tells nothing"
+    assert float(scale) == pytest.approx(float(linear.SCALES[np.argmin(losses)]))
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_ridge_of_series_that_are_all_alike_or_of_one_class(classes):
+    x = torch.ones(6, 4)
+    weight, bias, scale = linear.ridge(x, torch.arange(6) % classes, 2)
+    assert weight.isfinite().all() and bias.isfinite().all() and scale.isfinite()
+    torch.testing.assert_close(bias, torch.tensor([1.0, -1.0] if classes == 1 else [0.0, 0.0]))
+
+
+def test_what_ridge_says_of_features_is_the_slope_of_its_loss(italy):
+    from tsexp.models.views.ridge import RidgeClassifier
+
+    model = model_of(italy)
+    alone = RidgeClassifier(model.arch)
+    alone.preprocess = model.preprocess
+    draw = torch.Generator().manual_seed(0)
+    alone.head.weight.data.normal_(std=0.05, generator=draw)
+    cfg = compose("model=t4", "prune.method=taylor", "prune.calibration_series=1000").prune
+    by_gradient = prune_features.SCORES["taylor"](alone, cfg, italy, 0)
+    x, y = model._described(italy)
+    with torch.no_grad():
+        found = seen.by_ridge(model.arch, alone.head.weight, x, alone.head(x), y)
+    for a, b in zip(found, by_gradient, strict=True):
+        torch.testing.assert_close(a.tokens / a.tokens.sum(), b.tokens / b.tokens.sum())
+        if len(a.kernels):
+            torch.testing.assert_close(a.kernels / a.kernels.sum(), b.kernels / b.kernels.sum())
+
+
+def ridged(dataset, *overrides):
+    return model_of(dataset, "model.kept=0.5", "model.ridge=true", *overrides)
+
+
+def test_ridge_leaves_half_before_training(italy):
+    """What it says of what: all kernels and tokens are asked, and the first half stays."""
+    whole, half = model_of(italy), ridged(italy)
+    x, y = whole._described(italy)
+    weight, bias, _ = linear.ridge(x, y, 2)
+    scores = seen.by_ridge(whole.arch, weight, x, x @ weight.T + bias, y)
+    assert half.arch.views == seen.select(scores, whole.arch.views, 0.5) != whole.arch.views
+    tokens, kernels = (
+        [sum(len(getattr(s, kind)) for s in m.arch.sources) for m in (whole, half)]
+        for kind in ("tokens", "kernels")
+    )
+    assert tokens == [18, 9]
+    assert kernels == [168, 84]
+    again, _ = half._described(italy)
+    names = [(s.name, t) for s in whole.arch.sources for t in s.tokens]
+    assert again.shape[1] == sum(len(s.tokens) * half.arch.numbers(s) for s in half.arch.sources) < x.shape[1]
+    assert {(s.name, t) for s in half.arch.sources for t in s.tokens} < set(names)
+
+
+def test_ridge_has_a_third_of_the_answer(italy):
+    model = ridged(italy)
+    x, y = model._described(italy)
+    weight, bias, scale = linear.ridge(x, y, 2)
+    with torch.no_grad():
+        said = [*model.members(x), scale * (x @ weight.T + bias)]
+        assert len(said) == 3
+        expected = torch.stack([s.softmax(-1) for s in said]).mean(0)
+        torch.testing.assert_close(model.network(x).exp(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_gradient_changes_what_ridge_says_and_pruning_fits_it_anew(tmp_path):
+    cfg = compose(
+        "data=italy_power_demand", "model=t4r", *TINY, "train.epochs=2", "train.min_steps=0", "train.progress=false",
+        "prune.ratio=0.5", "prune.scope=all", "prune.method=taylor", "prune.finetune_epochs=2",
+    )  # fmt: skip
+    dataset = data.load(cfg.data, "nowhere", 0)
+    cache = Cache(tmp_path)
+    dense = training.train(cfg.model, cfg.train, 0, dataset, cache)
+    slim = list(compress.compress(dense, cfg, dataset, cache).values())[-1]
+    kernels = []
+    for fitted in (dense, slim):
+        model = fitted.load()
+        x, y = model._described(dataset)
+        weight, bias, scale = linear.ridge(x, y, 2)
+        torch.testing.assert_close(model.ridge.weight, scale * weight, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.ridge.bias, scale * bias, atol=1e-4, rtol=1e-4)
+        kernels.append(max(len(s.kernels) for s in model.arch.sources))
+    assert kernels == [42, 21]
+    views = [m for m in dense.load().views]
+    assert all(v.each.abs().sum() > 0 for v in views), "the rest has learned"
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_with_ridge_rewritten_it_answers_the_same(italy, flat):
+    model = ridged(italy)
+    x = torch.from_numpy(italy.x_test[:9])
+    with torch.no_grad():
+        torch.testing.assert_close(model.deployable(flat=flat)(x), model(x))
+
+
+def test_products_and_parameters_of_ridge_by_hand(italy):
+    without, model = model_of(italy, "model.kept=0.5"), ridged(italy)
+    assert without.arch.views == model.arch.views
+    numbers = sum(len(s.tokens) * model.arch.numbers(s) for s in model.arch.sources)
+    assert models.count_parameters(model) == models.count_parameters(without) + 2 * numbers + 2
+    assert models.count_macs(model) == models.count_macs(without) + 2 * numbers

@@ -334,7 +334,7 @@ def _try(cfg: Config, dataset: Dataset) -> _Tried:
 
     if not cfg.model.gradient:
         return _Tried(math.nan, math.nan, answer_s())
-    model.adapt(some.x_train)
+    model = model.adapt(some)
 
     def fit_s(steps: int) -> float:
         return _cpu_s(lambda: training.fit(model, replace(recipe, epochs=steps), some, 0, "trial"))

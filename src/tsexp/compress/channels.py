@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from tsexp import tasks
-from tsexp.compress import choose
 from tsexp.config import ConfigError, PruneConfig, look_up
 from tsexp.data import Dataset
+from tsexp.models import choose
 from tsexp.models.convolution import Convolutional
 from tsexp.models.convolution.network import Channels
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from tsexp import tasks
-from tsexp.compress import channels, choose, features
+from tsexp.compress import channels, features
 from tsexp.config import Config, ConfigError, PruneConfig, Unsupported, like, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.files import write_json
-from tsexp.models import Network, convolution, views
+from tsexp.models import Network, choose, convolution, views
 from tsexp.models.transformer import Block, Classifier
 from tsexp.models.transformer.encoder import EncoderBlock
 from tsexp.models.views.ridge import Config as Ridge

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tsexp.config import look_up
-from tsexp.data import FloatArray
+from tsexp.data import Dataset, FloatArray
 from tsexp.models.preprocess import Preprocess
 
 PREPROCESS = "preprocess"
@@ -110,11 +110,12 @@ class Network(nn.Module):
         """
         return (self.network(x, mask),)
 
-    def adapt(self, series: FloatArray) -> None:
-        """Take from the raw series that are fitted, (series, channels, time), what no gradient finds.
+    def adapt(self, dataset: Dataset) -> Self:
+        """Take from ``dataset.fit`` what no gradient finds; return the model to train: this one, or another.
 
-        Called once, before Lightning trains from scratch; kept in buffers, as part of `state`.
+        Called once, before Lightning trains from scratch; what is found is part of `state` and ``arch``.
         """
+        return self
 
     @torch.no_grad()
     def scores(self, series: FloatArray) -> FloatArray:

@@ -111,13 +111,13 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         own: Any = fresh
         if model.gradient:
             with using_threads(config.threads):
-                own.adapt(dataset.x_train[dataset.fit])
+                own = own.adapt(dataset)
             title = f"train {dataset.name} {model.name}"
             history = fit(own, config, dataset, seed, title, unfinished=unfinished)
         else:
             with using_threads(config.threads):
                 history = own.fit(dataset, seed)
-        save(fresh, history, folder)
+        save(own, history, folder)
 
     return Fitted(cache.stage("dense", STAGE_VERSION, key, build, unfinished))
 

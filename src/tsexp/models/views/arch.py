@@ -62,6 +62,8 @@ class Config(FeatureConfig):
     ffn: int = number(ge=1)
     dropout: float = number(ge=0, lt=1)
     seen_tokens: int = number(ge=1)
+    kept: float = number(gt=0, le=1)
+    ridge: bool = field(default=MISSING)
 
     def problems(self) -> list[str]:
         """Views of known features, heads that share the width evenly."""
@@ -164,6 +166,10 @@ class Arch(FeatureArch):
         Of the encoder, as in `transformer.Arch`.
     seen_tokens
         Tokens of a view that a training step sees: at most so many, at most half of them, at least four.
+    kept
+        Share of kernels and tokens that was left before training; `views` are what is left.
+    ridge
+        Whether ridge regression on all features answers, too.
     """
 
     d_model: int
@@ -173,6 +179,8 @@ class Arch(FeatureArch):
     seen_tokens: int
     norm: str = "pre"
     activation: str = "gelu"
+    kept: float = 1.0
+    ridge: bool = False
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
@@ -266,4 +274,6 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
         blocks=(Block(config.heads, config.ffn),) * config.layers,
         dropout=config.dropout,
         seen_tokens=config.seen_tokens,
+        kept=config.kept,
+        ridge=config.ridge,
     )

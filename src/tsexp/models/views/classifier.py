@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp.data import Dataset, FloatArray
+from tsexp.data import Dataset
 from tsexp.models.network import Network
 from tsexp.models.transformer.encoder import Encoder
+from tsexp.models.views import linear, seen
 from tsexp.models.views.arch import Arch, Config, Source, architecture
 from tsexp.models.views.features import Features
 
@@ -23,6 +24,9 @@ EACH = 6.0
 class ViewClassifier(Network):
     """Features → tokens of each view → encoder, the same for all views → head; the mean of their answers.
 
+    Ridge regression on the same features may answer, too. No gradient changes it: it is fitted in closed form
+    before training, and anew where features go.
+
     Parameters
     ----------
     arch
@@ -30,7 +34,7 @@ class ViewClassifier(Network):
     """
 
     family: ClassVar[str] = "views"
-    STEM: ClassVar[tuple[str, ...]] = ("preprocess",)
+    STEM: ClassVar[tuple[str, ...]] = ("preprocess", "ridge")
 
     arch: Arch
 
@@ -40,6 +44,9 @@ class ViewClassifier(Network):
         self.preprocess = Features(arch)  # type: ignore[assignment]
         self.views = nn.ModuleList(View(arch, view) for view in arch.views)
         self.encoder = Encoder(arch)  # type: ignore[arg-type]
+        self.ridge = None
+        if arch.ridge:
+            self.ridge = nn.Linear(self.preprocess.mean.numel(), len(arch.classes)).requires_grad_(False)  # type: ignore[operator,union-attr]
         self.sizes = [sum(len(s.tokens) * arch.numbers(s) for s in view) for view in arch.views]
 
     @property
@@ -47,19 +54,52 @@ class ViewClassifier(Network):
         """As its features."""
         return self.preprocess.at_once  # type: ignore[return-value]
 
-    def adapt(self, series: FloatArray) -> None:
-        """Take thresholds, means and spreads of the features from the series that are fitted."""
+    @torch.no_grad()
+    def adapt(self, dataset: Dataset) -> Self:
+        """Take thresholds, means and spreads of the features from the series that are fitted.
+
+        Of kernels and tokens, ridge regression on all of them chooses the share that the model is to see, as
+        features are left in Detach-ROCKET (Uribarri et al. 2024, arXiv 2309.14518), here in one step.
+        """
         features: Any = self.preprocess
-        features.adapt(torch.from_numpy(series))
+        features.adapt(torch.from_numpy(dataset.x_train[dataset.fit]))
+        model = self
+        if self.arch.kept < 1:
+            x, y = self._described(dataset)
+            weight, bias, _ = linear.ridge(x, y, len(self.arch.classes))
+            scores = seen.by_ridge(self.arch, weight, x, F.linear(x, weight, bias), y)
+            model = seen.shrink(self, seen.select(scores, self.arch.views, 1 - self.arch.kept))
+        model.refit(dataset)
+        return model
+
+    @torch.no_grad()
+    def refit(self, dataset: Dataset) -> None:
+        """Fit ridge regression, if it has a say, to the features that there are."""
+        if self.ridge is None:
+            return
+        x, y = self._described(dataset)
+        weight, bias, scale = linear.ridge(x, y, len(self.arch.classes))
+        self.ridge.weight.copy_(scale * weight)
+        self.ridge.bias.copy_(scale * bias)
+
+    def _described(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
+        """The fit series: features (series, numbers), and classes."""
+        series = torch.from_numpy(dataset.x_train[dataset.fit])
+        x = torch.cat([self.preprocess(part)[0] for part in series.split(self.at_once)])
+        return x, torch.from_numpy(dataset.y_train[dataset.fit])
 
     def members(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Features (batch, numbers) → the class scores of each view."""
         parts = x.split(self.sizes, 1)
         return tuple(view(part, self.encoder) for view, part in zip(self.views, parts, strict=True))
 
+    def voices(self, x: Tensor) -> tuple[Tensor, ...]:
+        """As `members`, and what ridge regression says, if it has a say."""
+        return self.members(x) + (() if self.ridge is None else (self.ridge(x),))
+
     def network(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (batch, numbers) → logarithms of the views' mean probabilities."""
-        said = torch.stack(self.members(x), 1).log_softmax(-1)
+        """Features (batch, numbers) → logarithms of the mean probabilities of all that answer."""
+        said = torch.stack(self.voices(x), 1).log_softmax(-1)
         return said.logsumexp(1) - math.log(said.shape[1])
 
     def prunable(self) -> int:

@@ -97,6 +97,10 @@ class RidgeClassifier(Network):
         """Features (batch, numbers) → class scores."""
         return self.head(x)  # type: ignore[no-any-return]
 
+    def voices(self, x: Tensor) -> tuple[Tensor, ...]:
+        """As `ViewClassifier`, of which it is one."""
+        return (self.network(x),)
+
     def prunable(self) -> int:
         """Tokens and kernels."""
         return sum(len(s.tokens) + len(s.kernels) for s in self.arch.sources)

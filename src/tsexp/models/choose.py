@@ -1,4 +1,4 @@
-"""What all kinds of structured pruning share: how many of what is scored stay, and which.
+"""How many of what is scored stay, and which: of structured pruning, and of a model that chooses what it sees.
 
 Scores are one float tensor per layer; the lowest go first, and no layer is ever emptied.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tsexp.models import Network
+from tsexp.models.network import Network
 
 
 def refuse_replaced(model: Network) -> None:
