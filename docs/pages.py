@@ -328,6 +328,61 @@ def on_another_cpu() -> None:
     table("energy†, times QUANT's", made, DATASETS[:3])
 
 
+T4R = {
+    "T4R, ONNX Runtime": ("t4r", ORT, "-", 0, "none"),
+    "**T4R-50**": ("t4r", ORT, "all", 0.5, "none"),
+    "**T4R-75**": ("t4r", ORT, "all", 0.75, "none"),
+}
+BESIDE_T4R = {
+    "T4, ONNX Runtime": T4["T4, ONNX Runtime"],
+    **{k: RIDGE[k] for k in ("Ridge on T4's features, ONNX Runtime", "**Ridge-75**")},
+    **{k: ESTIMATORS[k] for k in ("QUANT", "MiniROCKET")},
+}
+
+
+@functools.cache
+def t4r(batch_size: int = 1) -> pd.DataFrame:
+    """As `averaged`, of T4R and what was measured beside it."""
+    rows = aggregate(frozen.load(COMPANY / "t4r"))
+    rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"]).sort_index()
+    assert rows.index.is_unique
+    return rows
+
+
+def beside_t4r() -> None:
+    """T4R and others on one CPU: accuracy, energy, and energy as multiples of QUANT's."""
+    rows = t4r()
+
+    def cell(way: tuple[Any, ...], dataset: str) -> str:
+        if (*way, dataset) not in rows.index:
+            return "–"
+        row, quant = (rows.loc[(*w, dataset)] for w in (way, ESTIMATORS["QUANT"]))
+        return f"{accuracy_and_energy(row)}, {row['estimated_j'] / quant['estimated_j']:.2f}"
+
+    ways = T4R | BESIDE_T4R
+    table(
+        "test accuracy %, energy† in mJ a series, times QUANT's",
+        ((k, [cell(way, d) for d in DATASETS]) for k, way in ways.items()),
+    )
+
+
+def t4r_pruned() -> None:
+    """How much faster than T4R in eager PyTorch, and what of its accuracy is lost."""
+    rows, words = t4r(), {"kept": "**kept**", "undecided": "open", "lost": "lost"}
+
+    def cell(way: tuple[Any, ...], dataset: str) -> str:
+        row = rows.loc[(*way, dataset)]
+        faster = between(row, "speedup", "{:.1f}")
+        if not way[3]:
+            return faster
+        return f"{faster}; {between(row, 'drop_pt', '{:+z.1f}')} {words[row['degradation']]}"
+
+    table(
+        "times as fast as eager; points lost",
+        ((k, [cell(way, d) for d in DATASETS]) for k, way in T4R.items()),
+    )
+
+
 def deployed() -> None:
     """What the report's rule deploys."""
     advice = dict(deploying.advice(company(), deploying.compared(_aggregated())))

@@ -627,7 +627,9 @@ def test_scores_of_ridge_are_scaled_by_what_series_that_are_left_out_say():
         ]
         return torch.from_numpy(np.concatenate(rows))
 
-    said = min((left_out(float(p)) for p in linear.PENALTIES), key=lambda s: float((s - wanted).square().mean()))
+    said = min(
+        (left_out(float(p)) for p in linear.PENALTIES), key=lambda s: float((s - wanted).square().mean())
+    )
     losses = [float(torch.nn.functional.cross_entropy(s * said, y)) for s in linear.SCALES]
     _, _, scale = linear.ridge(x, y, 3)
     assert 0 < int(np.argmin(losses)) < len(losses) - 1, "else this tells nothing"

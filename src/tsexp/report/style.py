@@ -16,7 +16,7 @@ STYLE = Path(__file__).with_name("tsexp.mplstyle")
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, faint on white; then
 # as many more as there are models.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-COLOURS += ["#882255", "#8A8A00", "#6A3FC0", "#7FD13B", "#0F0FFF", "#FF1493"]
+COLOURS += ["#882255", "#8A8A00", "#6A3FC0", "#7FD13B", "#0F0FFF", "#FF1493", "#5C4033"]
 MARKERS = "osD^vP*X"
 LEAST = 1e-9
 """Stands for nothing where there is no logarithm of it."""

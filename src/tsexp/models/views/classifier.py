@@ -19,6 +19,9 @@ from tsexp.models.views.features import Features
 
 EACH = 6.0
 """How much faster what single tokens say is learned than what their mean says."""
+SERIES = 4096
+"""Ridge regression is fitted to so many, at most: it solves for as many numbers as there are series, or
+features where these are fewer."""
 
 
 class ViewClassifier(Network):
@@ -83,10 +86,11 @@ class ViewClassifier(Network):
         self.ridge.bias.copy_(scale * bias)
 
     def _described(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
-        """The fit series: features (series, numbers), and classes."""
-        series = torch.from_numpy(dataset.x_train[dataset.fit])
-        x = torch.cat([self.preprocess(part)[0] for part in series.split(self.at_once)])
-        return x, torch.from_numpy(dataset.y_train[dataset.fit])
+        """Fit series, at most `SERIES`: features (series, numbers), and classes."""
+        draw = torch.Generator().manual_seed(0)
+        some = dataset.fit[torch.randperm(len(dataset.fit), generator=draw)[:SERIES].numpy()]
+        features: Any = self.preprocess
+        return features.of(dataset.x_train[some]), torch.from_numpy(dataset.y_train[some])
 
     def members(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Features (batch, numbers) → the class scores of each view."""

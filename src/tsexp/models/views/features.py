@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp.data import SMALL
+from tsexp.data import SMALL, FloatArray
 from tsexp.models.preprocess import Preprocess
 from tsexp.models.views.arch import (
     KERNELS,
@@ -79,6 +79,11 @@ class Features(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         described = (self._described(x) - self.mean) * self.scale
         return described.clamp(-LARGEST, LARGEST), None
+
+    @torch.no_grad()
+    def of(self, series: FloatArray) -> Tensor:
+        """Describe any number of raw series, some at a time: (series, channels, time) → (series, numbers)."""
+        return torch.cat([self(part)[0] for part in torch.from_numpy(series).split(self.at_once)])
 
     def _described(self, x: Tensor) -> Tensor:
         signals = self._signals(x)

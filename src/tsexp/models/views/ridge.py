@@ -79,8 +79,8 @@ class RidgeClassifier(Network):
         from sklearn.linear_model import RidgeClassifierCV
         from threadpoolctl import threadpool_limits
 
-        series = torch.from_numpy(dataset.x_train[dataset.fit])
-        x = torch.cat([self.preprocess(part)[0] for part in series.split(self.at_once)])
+        features: Any = self.preprocess
+        x = features.of(dataset.x_train[dataset.fit])
         with threadpool_limits(torch.get_num_threads()):
             ridge = RidgeClassifierCV(PENALTIES).fit(x.double().numpy(), dataset.y_train[dataset.fit])
         weight, bias = np.atleast_2d(ridge.coef_), ridge.intercept_

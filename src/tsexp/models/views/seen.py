@@ -133,8 +133,6 @@ def parts(arch: FeatureArch, values: Tensor) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-
-
 def by_ridge(arch: FeatureArch, weight: Tensor, x: Tensor, scores: Tensor, y: Tensor) -> list[Importance]:
     """How much the loss of ridge regression changes, to first order, without what goes.
 
