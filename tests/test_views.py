@@ -640,7 +640,7 @@ def test_scores_of_ridge_are_scaled_by_what_series_that_are_left_out_say():
 def test_ridge_of_series_that_are_all_alike_or_of_one_class(classes):
     x = torch.ones(6, 4)
     weight, bias, scale = linear.ridge(x, torch.arange(6) % classes, 2)
-    assert weight.isfinite().all() and bias.isfinite().all() and scale.isfinite()
+    assert all(found.isfinite().all() for found in (weight, bias, scale))
     torch.testing.assert_close(bias, torch.tensor([1.0, -1.0] if classes == 1 else [0.0, 0.0]))
 
 
@@ -699,8 +699,8 @@ def test_ridge_has_a_third_of_the_answer(italy):
 
 def test_no_gradient_changes_what_ridge_says_and_pruning_fits_it_anew(tmp_path):
     cfg = compose(
-        "data=italy_power_demand", "model=t4r", *TINY, "train.epochs=2", "train.min_steps=0", "train.progress=false",
-        "prune.ratio=0.5", "prune.scope=all", "prune.method=taylor", "prune.finetune_epochs=2",
+        "data=italy_power_demand", "model=t4r", *TINY, "train.epochs=2", "train.min_steps=0",
+        "train.progress=false", "prune.ratio=0.5", "prune.scope=all", "prune.method=taylor", "prune.finetune_epochs=2",
     )  # fmt: skip
     dataset = data.load(cfg.data, "nowhere", 0)
     cache = Cache(tmp_path)
@@ -715,8 +715,7 @@ def test_no_gradient_changes_what_ridge_says_and_pruning_fits_it_anew(tmp_path):
         torch.testing.assert_close(model.ridge.bias, scale * bias, atol=1e-4, rtol=1e-4)
         kernels.append(max(len(s.kernels) for s in model.arch.sources))
     assert kernels == [42, 21]
-    views = [m for m in dense.load().views]
-    assert all(v.each.abs().sum() > 0 for v in views), "the rest has learned"
+    assert all(v.each.abs().sum() > 0 for v in dense.load().views), "the rest has learned"
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -322,9 +322,10 @@ def _try(cfg: Config, dataset: Dataset) -> _Tried:
         device="cpu",
         devices=1,
     )
-    model = models.build(cfg.model, dataset)
-    if not isinstance(model, Network):
+    built = models.build(cfg.model, dataset)
+    if not isinstance(built, Network):
         return _Tried(math.nan, math.nan, 0.0)
+    model = built.adapt(some) if cfg.model.gradient else built
     question = torch.from_numpy(dataset.x_train[: cfg.measure.batch_size])
 
     def answer_s() -> float:
@@ -334,7 +335,6 @@ def _try(cfg: Config, dataset: Dataset) -> _Tried:
 
     if not cfg.model.gradient:
         return _Tried(math.nan, math.nan, answer_s())
-    model = model.adapt(some)
 
     def fit_s(steps: int) -> float:
         return _cpu_s(lambda: training.fit(model, replace(recipe, epochs=steps), some, 0, "trial"))

@@ -1,4 +1,4 @@
-"""How many of what is scored stay, and which: of structured pruning, and of a model that chooses what it sees.
+"""How many of what is scored stay, and which: for pruning, and for a model that chooses what it sees.
 
 Scores are one float tensor per layer; the lowest go first, and no layer is ever emptied.
 """

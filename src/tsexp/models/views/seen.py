@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ def shrink(model: M, views: tuple[tuple[Source, ...], ...]) -> M:
         If another step has replaced layers already: pruning comes first.
     """
     choose.refuse_replaced(model)
-    slim = type(model)(replace(model.arch, views=views))
+    kind: Any = type(model)
+    slim: M = kind(replace(model.arch, views=views))
     before = model.state_dict()
     encoded = hasattr(model, "views")
     state = {name: before[name] for name in slim.state_dict() if name in before}
