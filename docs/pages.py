@@ -328,12 +328,12 @@ def on_another_cpu() -> None:
     table("energy†, times QUANT's", made, DATASETS[:3])
 
 
-T4R = {
-    "T4R, ONNX Runtime": ("t4r", ORT, "-", 0, "none"),
-    "**T4R-50**": ("t4r", ORT, "all", 0.5, "none"),
-    "**T4R-75**": ("t4r", ORT, "all", 0.75, "none"),
+T4H = {
+    "T4H, ONNX Runtime": ("t4h", ORT, "-", 0, "none"),
+    "**T4H-50**": ("t4h", ORT, "all", 0.5, "none"),
+    "**T4H-75**": ("t4h", ORT, "all", 0.75, "none"),
 }
-BESIDE_T4R = {
+BESIDE_T4H = {
     "T4, ONNX Runtime": T4["T4, ONNX Runtime"],
     **{k: RIDGE[k] for k in ("Ridge on T4's features, ONNX Runtime", "**Ridge-75**")},
     **{k: ESTIMATORS[k] for k in ("QUANT", "MiniROCKET")},
@@ -341,17 +341,17 @@ BESIDE_T4R = {
 
 
 @functools.cache
-def t4r(batch_size: int = 1) -> pd.DataFrame:
-    """As `averaged`, of T4R and what was measured beside it."""
-    rows = aggregate(frozen.load(COMPANY / "t4r"))
+def t4h(batch_size: int = 1) -> pd.DataFrame:
+    """As `averaged`, of T4H and what was measured beside it."""
+    rows = aggregate(frozen.load(COMPANY / "t4h"))
     rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"]).sort_index()
     assert rows.index.is_unique
     return rows
 
 
-def beside_t4r() -> None:
-    """T4R and others on one CPU: accuracy, energy, and energy as multiples of QUANT's."""
-    rows = t4r()
+def beside_t4h() -> None:
+    """T4H and others on one CPU: accuracy, energy, and energy as multiples of QUANT's."""
+    rows = t4h()
 
     def cell(way: tuple[Any, ...], dataset: str) -> str:
         if (*way, dataset) not in rows.index:
@@ -359,16 +359,16 @@ def beside_t4r() -> None:
         row, quant = (rows.loc[(*w, dataset)] for w in (way, ESTIMATORS["QUANT"]))
         return f"{accuracy_and_energy(row)}, {row['estimated_j'] / quant['estimated_j']:.2f}"
 
-    ways = T4R | BESIDE_T4R
+    ways = T4H | BESIDE_T4H
     table(
         "test accuracy %, energy† in mJ a series, times QUANT's",
         ((k, [cell(way, d) for d in DATASETS]) for k, way in ways.items()),
     )
 
 
-def t4r_pruned() -> None:
-    """How much faster than T4R in eager PyTorch, and what of its accuracy is lost."""
-    rows, words = t4r(), {"kept": "**kept**", "undecided": "open", "lost": "lost"}
+def t4h_pruned() -> None:
+    """How much faster than T4H in eager PyTorch, and what of its accuracy is lost."""
+    rows, words = t4h(), {"kept": "**kept**", "undecided": "open", "lost": "lost"}
 
     def cell(way: tuple[Any, ...], dataset: str) -> str:
         row = rows.loc[(*way, dataset)]
@@ -379,7 +379,7 @@ def t4r_pruned() -> None:
 
     table(
         "times as fast as eager; points lost",
-        ((k, [cell(way, d) for d in DATASETS]) for k, way in T4R.items()),
+        ((k, [cell(way, d) for d in DATASETS]) for k, way in T4H.items()),
     )
 
 

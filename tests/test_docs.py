@@ -136,7 +136,7 @@ def tiny(models):
     names = set(models.split(","))
     if names <= {"t1", "t2", "t3"}:
         return TINY
-    other = "model.patch" if names <= {"t1", "t2", "t3", "t4", "t4r"} else "model."
+    other = "model.patch" if names <= {"t1", "t2", "t3", "t4", "t4h"} else "model."
     return [override for override in TINY if not override.startswith(other)]
 
 

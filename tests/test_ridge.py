@@ -15,7 +15,8 @@ from tsexp.cache import Cache
 from tsexp.compress import features
 from tsexp.config import Unsupported, identity
 from tsexp.models.views.arch import fourier_points, signal_length
-from tsexp.models.views.ridge import PENALTIES, RidgeClassifier
+from tsexp.models.views.linear import PENALTIES
+from tsexp.models.views.ridge import RidgeClassifier
 
 DATASETS = ("ItalyPowerDemand", "PickupGestureWiimoteZ", "BasicMotions")
 

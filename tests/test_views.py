@@ -19,7 +19,9 @@ from tsexp.config import ConfigError, Unsupported
 from tsexp.data import Preprocessing
 from tsexp.models.transformer import Block
 from tsexp.models.views import Arch, Source, ViewClassifier, features, linear, rebuild, seen
+from tsexp.models.views import classifier as views_classifier
 from tsexp.models.views.arch import fourier_points, levels_of, scales_of, signal_length
+from tsexp.models.views.ridge import RidgeClassifier
 
 TINY = ("model.d_model=16", "model.ffn=24", "model.heads=4")
 
@@ -596,57 +598,17 @@ def test_pruned_features_are_tuned_with_the_dense_model_as_teacher(italy, tmp_pa
     assert {"view", "heads"} <= set().union(*kept)
 
 
-@pytest.mark.parametrize("numbers", [9, 200])  # fewer than series, and more
-def test_ridge_in_closed_form_is_scikit_learns(numbers):
-    from sklearn.linear_model import RidgeClassifierCV
-
-    draw = torch.Generator().manual_seed(numbers)
-    y = torch.arange(60) % 3
-    x = torch.randn(60, numbers, generator=draw) + 3 + y[:, None] * torch.linspace(0, 1, numbers)
-    weight, bias, _ = linear.ridge(x, y, 4)
-    known = RidgeClassifierCV(linear.PENALTIES.numpy()).fit(x.double().numpy(), y.numpy())
-    np.testing.assert_allclose(weight[:3], known.coef_, atol=1e-5)
-    np.testing.assert_allclose(bias[:3], known.intercept_, atol=1e-5)
-    assert torch.equal(weight[3], torch.zeros(numbers))
-    assert float(bias[3]) == pytest.approx(-1), "nothing is of the fourth class"
-
-
-def test_scores_of_ridge_are_scaled_by_what_series_that_are_left_out_say():
-    """Each is left out in turn, and the penalty and the scale are found by trying."""
-    from sklearn.linear_model import Ridge
-
+def test_ridge_of_a_class_without_series_says_wrong():
     draw = torch.Generator().manual_seed(0)
-    y = torch.arange(24) % 3
-    x = torch.randn(24, 5, generator=draw) + 0.8 * torch.nn.functional.one_hot(y, 5)
-    wanted = 2.0 * torch.nn.functional.one_hot(y, 3).double() - 1
-
-    def left_out(penalty):
-        rows = [
-            Ridge(penalty).fit(np.delete(x, i, 0).double(), np.delete(wanted, i, 0)).predict(x[i : i + 1])
-            for i in range(24)
-        ]
-        return torch.from_numpy(np.concatenate(rows))
-
-    said = min(
-        (left_out(float(p)) for p in linear.PENALTIES), key=lambda s: float((s - wanted).square().mean())
-    )
-    losses = [float(torch.nn.functional.cross_entropy(s * said, y)) for s in linear.SCALES]
-    _, _, scale = linear.ridge(x, y, 3)
-    assert 0 < int(np.argmin(losses)) < len(losses) - 1, "else this tells nothing"
-    assert float(scale) == pytest.approx(float(linear.SCALES[np.argmin(losses)]))
-
-
-@pytest.mark.parametrize("classes", [1, 2])
-def test_ridge_of_series_that_are_all_alike_or_of_one_class(classes):
-    x = torch.ones(6, 4)
-    weight, bias, scale = linear.ridge(x, torch.arange(6) % classes, 2)
-    assert all(found.isfinite().all() for found in (weight, bias, scale))
-    torch.testing.assert_close(bias, torch.tensor([1.0, -1.0] if classes == 1 else [0.0, 0.0]))
+    y = torch.arange(60) % 2 * 2
+    x = torch.randn(60, 9, generator=draw) + y[:, None]
+    weight, bias = linear.ridge(x, y, 4)
+    scores = x @ weight.T + bias
+    assert torch.equal(scores[:, 1::2], torch.full((60, 2), -1.0))
+    assert torch.equal(scores.argmax(1), y)
 
 
 def test_what_ridge_says_of_features_is_the_slope_of_its_loss(italy):
-    from tsexp.models.views.ridge import RidgeClassifier
-
     model = model_of(italy)
     alone = RidgeClassifier(model.arch)
     alone.preprocess = model.preprocess
@@ -654,24 +616,20 @@ def test_what_ridge_says_of_features_is_the_slope_of_its_loss(italy):
     alone.head.weight.data.normal_(std=0.05, generator=draw)
     cfg = compose("model=t4", "prune.method=taylor", "prune.calibration_series=1000").prune
     by_gradient = prune_features.SCORES["taylor"](alone, cfg, italy, 0)
-    x, y = model._described(italy)
+    x, y = (torch.from_numpy(of[italy.fit]) for of in (italy.x_train, italy.y_train))
     with torch.no_grad():
+        x, _ = model.preprocess(x)
         found = seen.by_ridge(model.arch, alone.head.weight, x, alone.head(x), y)
     for a, b in zip(found, by_gradient, strict=True):
-        torch.testing.assert_close(a.tokens / a.tokens.sum(), b.tokens / b.tokens.sum())
-        if len(a.kernels):
-            torch.testing.assert_close(a.kernels / a.kernels.sum(), b.kernels / b.kernels.sum())
-
-
-def ridged(dataset, *overrides):
-    return model_of(dataset, "model.kept=0.5", "model.ridge=true", *overrides)
+        torch.testing.assert_close(a.tokens, b.tokens)
+        torch.testing.assert_close(a.kernels, b.kernels)
 
 
 def test_ridge_leaves_half_before_training(italy):
-    """What it says of what: all kernels and tokens are asked, and the first half stays."""
-    whole, half = model_of(italy), ridged(italy)
-    x, y = whole._described(italy)
-    weight, bias, _ = linear.ridge(x, y, 2)
+    whole, half = model_of(italy), model_of(italy, "model.kept=0.5")
+    x = whole.preprocess.of(italy.x_train[italy.fit])
+    y = torch.from_numpy(italy.y_train[italy.fit])
+    weight, bias = linear.ridge(x, y, 2)
     scores = seen.by_ridge(whole.arch, weight, x, x @ weight.T + bias, y)
     assert half.arch.views == seen.select(scores, whole.arch.views, 0.5) != whole.arch.views
     tokens, kernels = (
@@ -680,55 +638,38 @@ def test_ridge_leaves_half_before_training(italy):
     )
     assert tokens == [18, 9]
     assert kernels == [168, 84]
-    again, _ = half._described(italy)
-    names = [(s.name, t) for s in whole.arch.sources for t in s.tokens]
-    assert again.shape[1] == sum(len(s.tokens) * half.arch.numbers(s) for s in half.arch.sources) < x.shape[1]
-    assert {(s.name, t) for s in half.arch.sources for t in s.tokens} < set(names)
+    # What is left is described as it was, by all series that are fitted.
+    some = half.preprocess.of(italy.x_test[:5])
+    assert some.shape[1] == half.preprocess.mean.numel() < x.shape[1]
+    both = whole.preprocess.of(italy.x_test[:5])
+    assert all(((both - column[:, None]).abs() < 1e-5).all(0).any() for column in some.T)
 
 
-def test_ridge_has_a_third_of_the_answer(italy):
-    model = ridged(italy)
-    x, y = model._described(italy)
-    weight, bias, scale = linear.ridge(x, y, 2)
-    with torch.no_grad():
-        said = [*model.members(x), scale * (x @ weight.T + bias)]
-        assert len(said) == 3
-        expected = torch.stack([s.softmax(-1) for s in said]).mean(0)
-        torch.testing.assert_close(model.network(x).exp(), expected, atol=1e-4, rtol=1e-4)
+def test_ridge_chooses_by_some_of_many_series(italy, monkeypatch):
+    """The others could be anything."""
+    monkeypatch.setattr(views_classifier, "SERIES", 20)
+    draw = torch.Generator().manual_seed(0)
+    asked = italy.fit[torch.randperm(len(italy.fit), generator=draw)[:20].numpy()]
+    y = italy.y_train.copy()
+    others = np.setdiff1d(np.arange(len(y)), asked)
+    y[others] = 1 - y[others]
+    assert (
+        model_of(italy, "model.kept=0.5").arch == model_of(replace(italy, y_train=y), "model.kept=0.5").arch
+    )
+    monkeypatch.setattr(views_classifier, "SERIES", 60)
+    found = model_of(replace(italy, y_train=y), "model.kept=0.5").arch
+    assert found != model_of(italy, "model.kept=0.5").arch, "else this tells nothing"
 
 
-def test_no_gradient_changes_what_ridge_says_and_pruning_fits_it_anew(tmp_path):
-    cfg = compose(
-        "data=italy_power_demand", "model=t4r", *TINY, "train.epochs=2", "train.min_steps=0",
-        "train.progress=false", "prune.ratio=0.5", "prune.scope=all", "prune.method=taylor", "prune.finetune_epochs=2",
-    )  # fmt: skip
-    dataset = data.load(cfg.data, "nowhere", 0)
-    cache = Cache(tmp_path)
+def test_what_is_kept_is_trained_kept_in_the_cache_and_pruned_further(tmp_path):
+    training_of = ("train.epochs=2", "train.min_steps=0", "train.progress=false")
+    pruning = ("prune.ratio=0.5", "prune.scope=all", "prune.method=taylor", "prune.finetune_epochs=2")
+    cfg = compose("data=italy_power_demand", "model=t4h", *TINY, *training_of, *pruning)
+    dataset, cache = data.load(cfg.data, "nowhere", 0), Cache(tmp_path)
     dense = training.train(cfg.model, cfg.train, 0, dataset, cache)
     slim = list(compress.compress(dense, cfg, dataset, cache).values())[-1]
-    kernels = []
-    for fitted in (dense, slim):
-        model = fitted.load()
-        x, y = model._described(dataset)
-        weight, bias, scale = linear.ridge(x, y, 2)
-        torch.testing.assert_close(model.ridge.weight, scale * weight, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(model.ridge.bias, scale * bias, atol=1e-4, rtol=1e-4)
-        kernels.append(max(len(s.kernels) for s in model.arch.sources))
+    kernels = [max(len(s.kernels) for s in f.load().arch.sources) for f in (dense, slim)]
     assert kernels == [42, 21]
-    assert all(v.each.abs().sum() > 0 for v in dense.load().views), "the rest has learned"
-
-
-@pytest.mark.parametrize("flat", [False, True])
-def test_with_ridge_rewritten_it_answers_the_same(italy, flat):
-    model = ridged(italy)
-    x = torch.from_numpy(italy.x_test[:9])
-    with torch.no_grad():
-        torch.testing.assert_close(model.deployable(flat=flat)(x), model(x))
-
-
-def test_products_and_parameters_of_ridge_by_hand(italy):
-    without, model = model_of(italy, "model.kept=0.5"), ridged(italy)
-    assert without.arch.views == model.arch.views
-    numbers = sum(len(s.tokens) * model.arch.numbers(s) for s in model.arch.sources)
-    assert models.count_parameters(model) == models.count_parameters(without) + 2 * numbers + 2
-    assert models.count_macs(model) == models.count_macs(without) + 2 * numbers
+    assert all(v.each.abs().sum() > 0 for v in dense.load().views), "it has learned"
+    whole = training.train(replace(cfg.model, kept=1.0), cfg.train, 0, dataset, cache)
+    assert whole.signature != dense.signature

@@ -43,7 +43,8 @@ def prune(model: M, config: PruneConfig, dataset: Dataset, seed: int) -> tuple[M
         for s in view
     ]
     slim = shrink(model, views)
-    slim.refit(dataset)
+    if isinstance(slim, RidgeClassifier):
+        slim.refit(dataset)
     return slim, described
 
 
@@ -81,7 +82,7 @@ def _taylor(model: OnFeatures, config: PruneConfig, dataset: Dataset, seed: int)
     with torch.enable_grad():
         y, task = torch.from_numpy(dataset.y_train[index]), tasks.of(dataset)
         # Of each series by itself: the sum of gradients would cancel.
-        loss = sum(task.loss(scores, y) for scores in model.voices(x)) * len(index)
+        loss = sum(task.loss(scores, y) for scores in model.members(x, None)) * len(index)
         (slope,) = torch.autograd.grad(loss, x)
     of = parts(model.arch, (slope * x).detach())
     return [Importance(t.sum(2).abs().mean(0), k.sum(2).abs().mean(0)) for t, k in of]

@@ -63,7 +63,6 @@ class Config(FeatureConfig):
     dropout: float = number(ge=0, lt=1)
     seen_tokens: int = number(ge=1)
     kept: float = number(gt=0, le=1)
-    ridge: bool = field(default=MISSING)
 
     def problems(self) -> list[str]:
         """Views of known features, heads that share the width evenly."""
@@ -167,9 +166,7 @@ class Arch(FeatureArch):
     seen_tokens
         Tokens of a view that a training step sees: at most so many, at most half of them, at least four.
     kept
-        Share of kernels and tokens that was left before training; `views` are what is left.
-    ridge
-        Whether ridge regression on all features answers, too.
+        Share of kernels and tokens that is left before training: of a fitted model, `views` are what is left.
     """
 
     d_model: int
@@ -180,7 +177,6 @@ class Arch(FeatureArch):
     norm: str = "pre"
     activation: str = "gelu"
     kept: float = 1.0
-    ridge: bool = False
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
@@ -275,5 +271,4 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
         dropout=config.dropout,
         seen_tokens=config.seen_tokens,
         kept=config.kept,
-        ridge=config.ridge,
     )

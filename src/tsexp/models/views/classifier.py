@@ -19,16 +19,12 @@ from tsexp.models.views.features import Features
 
 EACH = 6.0
 """How much faster what single tokens say is learned than what their mean says."""
-SERIES = 4096
-"""Ridge regression is fitted to so many, at most: it solves for as many numbers as there are series, or
-features where these are fewer."""
+SERIES = 2048
+"""Ridge regression chooses by so many, at most: what it takes grows with their cube."""
 
 
 class ViewClassifier(Network):
     """Features → tokens of each view → encoder, the same for all views → head; the mean of their answers.
-
-    Ridge regression on the same features may answer, too. No gradient changes it: it is fitted in closed form
-    before training, and anew where features go.
 
     Parameters
     ----------
@@ -37,7 +33,7 @@ class ViewClassifier(Network):
     """
 
     family: ClassVar[str] = "views"
-    STEM: ClassVar[tuple[str, ...]] = ("preprocess", "ridge")
+    STEM: ClassVar[tuple[str, ...]] = ("preprocess",)
 
     arch: Arch
 
@@ -47,9 +43,6 @@ class ViewClassifier(Network):
         self.preprocess = Features(arch)  # type: ignore[assignment]
         self.views = nn.ModuleList(View(arch, view) for view in arch.views)
         self.encoder = Encoder(arch)  # type: ignore[arg-type]
-        self.ridge = None
-        if arch.ridge:
-            self.ridge = nn.Linear(self.preprocess.mean.numel(), len(arch.classes)).requires_grad_(False)  # type: ignore[operator,union-attr]
         self.sizes = [sum(len(s.tokens) * arch.numbers(s) for s in view) for view in arch.views]
 
     @property
@@ -61,49 +54,28 @@ class ViewClassifier(Network):
     def adapt(self, dataset: Dataset) -> Self:
         """Take thresholds, means and spreads of the features from the series that are fitted.
 
-        Of kernels and tokens, ridge regression on all of them chooses the share that the model is to see, as
-        features are left in Detach-ROCKET (Uribarri et al. 2024, arXiv 2309.14518), here in one step.
+        Ridge regression on all of them chooses which kernels and tokens the model is to see, as features are
+        in Detach-ROCKET (Uribarri et al. 2024, arXiv 2309.14518), here in one step.
         """
         features: Any = self.preprocess
         features.adapt(torch.from_numpy(dataset.x_train[dataset.fit]))
-        model = self
-        if self.arch.kept < 1:
-            x, y = self._described(dataset)
-            weight, bias, _ = linear.ridge(x, y, len(self.arch.classes))
-            scores = seen.by_ridge(self.arch, weight, x, F.linear(x, weight, bias), y)
-            model = seen.shrink(self, seen.select(scores, self.arch.views, 1 - self.arch.kept))
-        model.refit(dataset)
-        return model
-
-    @torch.no_grad()
-    def refit(self, dataset: Dataset) -> None:
-        """Fit ridge regression, if it has a say, to the features that there are."""
-        if self.ridge is None:
-            return
-        x, y = self._described(dataset)
-        weight, bias, scale = linear.ridge(x, y, len(self.arch.classes))
-        self.ridge.weight.copy_(scale * weight)
-        self.ridge.bias.copy_(scale * bias)
-
-    def _described(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
-        """Fit series, at most `SERIES`: features (series, numbers), and classes."""
+        if self.arch.kept == 1:
+            return self
         draw = torch.Generator().manual_seed(0)
         some = dataset.fit[torch.randperm(len(dataset.fit), generator=draw)[:SERIES].numpy()]
-        features: Any = self.preprocess
-        return features.of(dataset.x_train[some]), torch.from_numpy(dataset.y_train[some])
+        x, y = features.of(dataset.x_train[some]), torch.from_numpy(dataset.y_train[some])
+        weight, bias = linear.ridge(x, y, len(self.arch.classes))
+        scores = seen.by_ridge(self.arch, weight, x, F.linear(x, weight, bias), y)
+        return seen.shrink(self, seen.select(scores, self.arch.views, 1 - self.arch.kept))
 
     def members(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Features (batch, numbers) → the class scores of each view."""
         parts = x.split(self.sizes, 1)
         return tuple(view(part, self.encoder) for view, part in zip(self.views, parts, strict=True))
 
-    def voices(self, x: Tensor) -> tuple[Tensor, ...]:
-        """As `members`, and what ridge regression says, if it has a say."""
-        return self.members(x) + (() if self.ridge is None else (self.ridge(x),))
-
     def network(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features (batch, numbers) → logarithms of the mean probabilities of all that answer."""
-        said = torch.stack(self.voices(x), 1).log_softmax(-1)
+        """Features (batch, numbers) → logarithms of the views' mean probabilities."""
+        said = torch.stack(self.members(x), 1).log_softmax(-1)
         return said.logsumexp(1) - math.log(said.shape[1])
 
     def prunable(self) -> int:

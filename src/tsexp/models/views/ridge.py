@@ -9,21 +9,19 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 
 from tsexp.data import Dataset
 from tsexp.models.network import Network
+from tsexp.models.views import linear
 from tsexp.models.views.arch import FeatureArch, FeatureConfig, misnamed, sources
 from tsexp.models.views.features import Features
 from tsexp.models.views.rewrite import lean
 
 VERSION = 1
 PACKAGES = ("scikit-learn",)
-PENALTIES = np.logspace(0, 6, 13)
-"""Of which that is taken whose squared error is least for a series that is left out."""
 
 
 @dataclass
@@ -76,30 +74,17 @@ class RidgeClassifier(Network):
     @torch.no_grad()
     def refit(self, dataset: Dataset) -> None:
         """Fit the linear function alone, to the features that there are."""
-        from sklearn.linear_model import RidgeClassifierCV
-        from threadpoolctl import threadpool_limits
-
         features: Any = self.preprocess
         x = features.of(dataset.x_train[dataset.fit])
-        with threadpool_limits(torch.get_num_threads()):
-            ridge = RidgeClassifierCV(PENALTIES).fit(x.double().numpy(), dataset.y_train[dataset.fit])
-        weight, bias = np.atleast_2d(ridge.coef_), ridge.intercept_
-        if len(weight) == 1:  # of two classes, the second
-            weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
-        # A class of which no series is fitted has the score of a wrong one.
-        self.head.weight.zero_()
-        self.head.bias.fill_(-1)
-        self.head.weight[ridge.classes_] = torch.from_numpy(weight).float()
-        self.head.bias[ridge.classes_] = torch.from_numpy(bias).float()
+        y = torch.from_numpy(dataset.y_train[dataset.fit])
+        weight, bias = linear.ridge(x, y, len(self.arch.classes))
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
         self.eval()
 
     def network(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features (batch, numbers) → class scores."""
         return self.head(x)  # type: ignore[no-any-return]
-
-    def voices(self, x: Tensor) -> tuple[Tensor, ...]:
-        """As `ViewClassifier`, of which it is one."""
-        return (self.network(x),)
 
     def prunable(self) -> int:
         """Tokens and kernels."""

@@ -13,8 +13,6 @@ from tsexp.models.network import Network
 from tsexp.models.views.arch import FeatureArch, Source
 
 M = TypeVar("M", bound=Network)
-LINEAR = ("ridge.weight", "head.weight")
-"""Weights that read all features at once: of a transformer's own ridge regression, of one that is alone."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,8 @@ def shrink(model: M, views: tuple[tuple[Source, ...], ...]) -> M:
     stays = torch.cat(numbers)
     for name in ("mean", "scale"):
         state[f"preprocess.{name}"] = before[f"preprocess.{name}"][stays]
-    for name in LINEAR:
-        if name in before:
-            state[name] = before[name][:, stays]
+    if not encoded:
+        state["head.weight"] = before["head.weight"][:, stays]
     slim.load_state_dict(state)
     return slim.eval()
 
