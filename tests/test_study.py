@@ -464,6 +464,88 @@ def test_what_is_told_of_ridge_is_what_was_measured(averaged, single, batched):
     ]
 
 
+def test_what_t4h_is_worth_is_what_its_records_say(monkeypatch, single):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import pages
+
+    readme, page = words("README.md"), words("docs/t4.md")
+    there = frozen.load(COMPANY / "t4h")
+    assert set(there.results["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
+    assert there.results["valid"].all()
+    warned = (there.results["warnings"] != "").sum()
+    assert (
+        f"{len(there.results)} records ([results](company/t4h/results.csv), {warned} with a warning" in page
+    )
+    rows, together = pages.t4h(), pages.t4h(32)
+    ways = pages.T4H | pages.BESIDE_T4H
+
+    def of(label, column="estimated_j", rows=rows, where=FOUR):
+        return np.array([rows.loc[(*ways[label], d)][column] for d in where])
+
+    times, half = (of(label) / of("QUANT") for label in ("T4H, ONNX Runtime", "**T4H-50**"))
+    told = "for {:.1f}, {:.1f}, {:.1f} and {:.1f} times QUANT's energy†".format(*times)
+    assert (times <= 2).all()
+    assert told in readme
+    reached = f"reached for single series: {times[:3].min():.2f} to {times[:3].max():.2f} times"
+    assert f"{reached} on the three long datasets, {times[3]:.2f} on ElectricDevices" in page
+    two = pages.two_cpus()["estimated_j_there"]
+    t4, quant = (
+        np.array([two[(*way, d)] for d in FOUR[:3]])
+        for way in (pages.T4["T4, ONNX Runtime"], pages.ESTIMATORS["QUANT"])
+    )
+    assert f"where T4 needs {(t4 / quant).min():.2f} to {(t4 / quant).max():.2f} on the long ones" in page
+    accuracies = ["{:.1f}, {:.1f}, {:.1f} and {:.1f}".format(*of(a, "accuracy_pct")) for a in (*ways,)[:2]]
+    assert f"T4H has {accuracies[0]} %" in page
+    assert f"T4H-50 {accuracies[1]}" in page
+    assert f"T4H-50 needs {half.min():.2f} to {half.max():.2f} times QUANT's energy†" in page
+    assert f"T4H-50 needs {half.min():.2f} to {half.max():.2f} times" in readme
+    before = [single.loc[T4_75].loc[d, "estimated_j"] / single.loc[QUANT].loc[d, "estimated_j"] for d in FOUR]
+    assert f"(T4-75 {min(before):.2f} to {max(before):.2f}, on the other CPU)" in page
+    fast = of("**T4H-50**", "speedup")
+    assert f"{fast.min():.1f} to {fast.max():.1f} times as fast as T4H in eager PyTorch" in page
+    assert list(of("**T4H-50**", "degradation")) == ["undecided", "undecided", "kept", "kept"]
+    assert list(of("**T4H-75**", "degradation")) == ["undecided"] * 3 + ["lost"]
+    lost = {label: of(label, "drop_pt") for label in ("**T4H-50**", "**T4H-75**")}
+    assert lost["**T4H-50**"].argmax() == 1
+    assert f"loses at most {lost['**T4H-50**'].max():.1f} points by the means (ACSF1)" in page
+    fast = {label: of(label, "speedup") for label in lost}
+    told = f"T4H-75 is {fast['**T4H-75**'].min():.1f} to {fast['**T4H-75**'].max():.1f} times as fast"
+    least, most = (f(lost["**T4H-75**"]) for f in (min, max))
+    assert f"{told} and loses {least:.1f} to {most:.1f}, which is seen on ElectricDevices alone" in page
+    both = [[(fast[a] >= 10) & (lost[a] <= 1)] for a in lost]
+    assert list(np.any(both, axis=(0, 1))) == [True, False, False, True]
+    where = FOUR[:3]
+    few = {
+        c: [of(a, c, where=where) for a in ("**T4H-75**", "**Ridge-75**")]
+        for c in ("estimated_j", "accuracy_pct")
+    }
+    ridge = np.divide(*few["estimated_j"])
+    more = np.subtract(*few["accuracy_pct"])
+    assert (
+        f"T4H-75 needs {ridge.min():.2f} to {ridge.max():.2f} times Ridge-75's energy†, with "
+        f"{more.min():.1f} to {more.max():.1f} points more by the means"
+    ) in page
+    whole = of("T4H, ONNX Runtime", where=where)[0] / few["estimated_j"][1][0]
+    assert f"{whole:.1f} times Ridge-75's on RefrigerationDevices" in page
+    again = of("T4H, ONNX Runtime", rows=together) / of("QUANT", rows=together)
+    assert "T4H needs {:.1f}, {:.1f}, {:.1f} and {:.1f} times QUANT's energy†".format(*again) in page
+    again = of("**T4H-50**", rows=together) / of("QUANT", rows=together)
+    assert "T4H-50 {:.2f}, {:.2f}, {:.2f} and {:.2f} times".format(*again) in page
+    in_batches = of("**T4H-50**", "speedup", rows=together)
+    assert f"{in_batches.min():.1f} to {in_batches.max():.1f} times as fast as eager PyTorch" in page
+    cells = re.findall(r"([-+][.\d]+) \[([-+.\d]+), ([-+.\d]+)\]", page.split("| points more [95 %] |")[1])
+    seen = [float(low) > 0 or float(high) < 0 for _, low, high in cells[:12]]
+    assert [i for i, apart in enumerate(seen) if apart] == [3, 7]
+    assert (cells[3][0], cells[7][0]) == ("+0.5", "-0.7"), "T4H half a point ahead, T4H-50 .7 behind"
+    rounded = [rows.loc[("t4h", "onnxruntime", "-", 0, "dynamic", d)]["estimated_j"] for d in FOUR]
+    one = there.results[(there.results["seed"] == 0) & (there.results["batch_size"] == 1)]
+    one = one.set_index([*pages.WAY, "dataset"])["estimated_j"]
+    less = [
+        a / one[("t4h", "onnxruntime", "all", 0.5, "none", d)] for a, d in zip(rounded, FOUR, strict=True)
+    ]
+    assert f"{min(less):.1f} to {max(less):.1f} times as much energy† as T4H-50" in page
+
+
 NETS = {"fcn": "FCN", "resnet": "ResNet", "litetime": "LITETime", "inceptiontime": "InceptionTime"}
 
 
@@ -581,11 +663,13 @@ def test_how_many_records_bear_a_warning_is_as_told(company):
 
 
 def test_means_of_other_sets_are_as_told():
-    section = (ROOT / "docs" / "t4.md").read_text().split("### Other sets")[1]
+    section = (ROOT / "docs" / "t4.md").read_text().split("### Other sets")[1].split("\n##")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
     for _, *sets, mean in rows:
         assert f"{np.mean([float(s) for s in sets]):.1f}" == mean
     means = {row[0]: row[-1] for row in rows}
+    told = f"{means['[T4H](#t4h)']} % on average of the [six](#other-sets), T4 {means['T4']}"
+    assert told in words("docs/t4.md")
     ridge, t4, quant = (means[name] for name in ("Ridge", "T4", "QUANT"))
     told = f"MiniROCKET has {means['MiniROCKET']} % on average, Ridge {ridge}, T4 {t4}, QUANT {quant}."
     assert told in words("README.md")
