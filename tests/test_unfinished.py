@@ -260,6 +260,26 @@ def test_a_fit_that_begins_anew_costs_what_it_costs_alone(tmp_path):
     assert unfinished.before is None
 
 
+def test_a_fit_does_not_go_on_with_other_features(italy, tmp_path, monkeypatch, caplog):
+    """Another machine may have chosen others."""
+    cfg = small("model=t4h", "model.d_model=16", "model.heads=4", "model.ffn=24")
+    whole = training.train(cfg.model, cfg.train, 0, italy, Cache(tmp_path / "whole"))
+    for other, warned in ((False, []), (True, [True])):
+        caplog.clear()
+        cache = Cache(tmp_path / str(other))
+        train_and_die(monkeypatch, cfg, italy, cache, 3, 3)
+        (file,) = cache.root.glob("*/*.unfinished/1/training.ckpt")
+        content = torch.load(file, weights_only=True)
+        assert content["callbacks"]["Keeping"]["arch"]
+        if other:
+            kept_instead(
+                cache, content | {"callbacks": content["callbacks"] | {"Keeping": {"arch": "another"}}}
+            )
+        again = training.train(cfg.model, cfg.train, 0, italy, cache)
+        assert ["sees other features" in r.getMessage() for r in caplog.records] == warned
+        assert same(again.load(), whole.load())
+
+
 def test_what_does_not_fit_is_named(italy, tmp_path, monkeypatch):
     cfg = small("model=t3")
     cache = Cache(tmp_path)

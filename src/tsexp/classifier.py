@@ -118,12 +118,13 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
     Parameters
     ----------
     model
-        ``t1`` to ``t4``, ``ridge``, ``fcn``, ``resnet``, ``inceptiontime``, ``litetime``, ``minirocket``,
-        ``multirocket_hydra``, ``quant_forest``, ``dtw_1nn``.
+        ``t1`` to ``t4``, ``t4h``, ``ridge``, ``fcn``, ``resnet``, ``inceptiontime``, ``litetime``,
+        ``minirocket``, ``multirocket_hydra``, ``quant_forest``, ``dtw_1nn``.
     prune_ratio
         Share of what `prune_scope` names that is removed, 0 ≤ ratio < 1.
     prune_scope
-        ``local``, ``global``, ``depth``; of ``t4`` also ``features``, ``all``, the only ones of ``ridge``.
+        ``local``, ``global``, ``depth``; of ``t4`` and ``t4h`` also ``features``, ``all``, the only ones of
+        ``ridge``.
     prune_method
         ``l1``, ``l2``, ``random``, ``taylor``, or your own as ``module:function``.
     finetune_epochs

@@ -148,6 +148,10 @@ class ModelConfig:
         """What ``data.scale=auto`` means to this model."""
         return "znorm" if self.gradient else "none"
 
+    def packages(self) -> tuple[str, ...]:
+        """Return distributions, beside PyTorch, whose version decides what is learned."""
+        return tuple(getattr(family_module(self.family), "PACKAGES", ()))
+
     def ready(self) -> None:
         """Raise `ConfigError` for what only a look at code or libraries can tell, before any work."""
 

@@ -20,7 +20,6 @@ from tsexp.config import (
     RuntimeConfig,
     Unsupported,
     digest,
-    family_module,
     identity,
     like,
     own_digests,
@@ -372,7 +371,7 @@ def _chosen_among(cfg: Config, family: str) -> dict[str, list[str]]:
 
 def _fits_with(cfg: Config) -> dict[str, str | None]:
     """Libraries that decide what is learned, and their versions."""
-    return {p: runtimes.installed(p) for p in getattr(family_module(cfg.model.family), "PACKAGES", ())}
+    return {p: runtimes.installed(p) for p in cfg.model.packages()}
 
 
 def signature(cfg: Config, dataset: Dataset) -> str:

@@ -84,7 +84,7 @@ def ready(cfg: Config) -> None:
     if cfg.prune.ratio and scope in features.SCOPES and not on_features:
         raise Unsupported(
             f"prune.scope={scope} with model={cfg.model.name} is not supported: it takes a model on features "
-            "(model=t4, model=ridge)"
+            "(model=t4, t4h, ridge)"
         )
     if cfg.prune.ratio and scope not in features.SCOPES and on_features and not cfg.model.gradient:
         raise Unsupported(

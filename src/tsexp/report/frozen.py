@@ -666,10 +666,13 @@ def _result(
     }
 
 
+ONCE = {"model.kept": "1.0"}
+"""Keys that there were not, and the value that says what was done then."""
+
+
 def _asked(row: Row, *groups: str) -> str:
-    return digest(
-        {k: v for k, v in row.params.items() if k.startswith(groups) and not k.startswith(NOT_ASKED)}
-    )
+    said = {k: v for k, v in row.params.items() if k.startswith(groups) and not k.startswith(NOT_ASKED)}
+    return digest({k: v for k, v in said.items() if (k, v) not in ONCE.items()})
 
 
 def _ratio(row: Row) -> float:

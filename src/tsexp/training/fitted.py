@@ -85,8 +85,11 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         torch.manual_seed(seed)
         fresh = models.build(model, dataset)
     arch = json.loads(json.dumps(asdict(fresh.arch)))
-    if not arch["preprocessing"]["unit"]:  # there was no such key: what was trained then is not trained again
+    # There were no such keys: what was trained then is not trained again.
+    if not arch["preprocessing"]["unit"]:
         del arch["preprocessing"]["unit"]
+    if arch.get("kept") == 1:
+        del arch["kept"]
     key = {
         "data": dataset.checksum,
         "fit": dataset.fit.tolist(),
@@ -101,8 +104,7 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
     family = family_module(model.family)
     if version := getattr(family, "VERSION", 0):
         key["version"] = version
-    packages = getattr(family, "PACKAGES", ())
-    if packages:
+    if packages := model.packages():
         key["libraries"] = {name: metadata.version(name) for name in packages}
 
     unfinished = cache.unfinished("dense", STAGE_VERSION, key, keepers())

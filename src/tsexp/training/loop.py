@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from torchmetrics import MeanMetric
 
 from tsexp import alive, signals, tasks
 from tsexp.cache import Unfinished
-from tsexp.config import ConfigError, TrainConfig
+from tsexp.config import ConfigError, TrainConfig, digest
 from tsexp.data import Dataset
 from tsexp.models import Network, using_threads
 from tsexp.progress import bar
@@ -70,7 +70,9 @@ def fit(
         torch.manual_seed(seed)
         batches = Batches(model, config, dataset, teacher, seed)
         fitting = Fitting(model, config, teacher, tasks.of(dataset))
-        keeping = Keeping(unfinished) if unfinished is not None and config.devices == 1 else None
+        keeping = None
+        if unfinished is not None and config.devices == 1:
+            keeping = Keeping(unfinished, digest(asdict(model.arch)))
         trainer = _trainer(config, dataset, seed, title, keeping)
         model.train()  # Lightning keeps the mode that it finds, and a loaded model is ready to answer
         kept = None if keeping is None else keeping.checkpoint()
@@ -543,19 +545,25 @@ class Keeping(Checkpoint):
         From when a checkpoint is asked for until a fit goes on from it.
     """
 
-    def __init__(self, unfinished: Unfinished) -> None:
+    def __init__(self, unfinished: Unfinished, arch: str = "") -> None:
         self.unfinished = unfinished
+        self.arch = arch
         self.restoring = False
         self._last = time.monotonic()
         self._drawn: dict[str, Tensor] = {}
 
     def checkpoint(self) -> Path | None:
-        """Return what a process before this one kept, if it can be read."""
+        """Return what a process before this one kept, if it can be read and is of the same model.
+
+        Which features a model chooses may hang on rounding, and so on the machine.
+        """
         if self.unfinished.found is None:
             return None
         path = self.unfinished.found / CHECKPOINT
         try:
-            torch.load(path, "cpu", weights_only=True)
+            kept = torch.load(path, "cpu", weights_only=True)["callbacks"][self.state_key]
+            if kept.get("arch", self.arch) != self.arch:
+                raise ValueError("it is of a model that sees other features")
         except Exception as error:  # whatever somebody made of it
             log.warning("what was kept in %s cannot be read (%s): not used", path.parent, error)
             self.unfinished.before = None
@@ -565,7 +573,9 @@ class Keeping(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         cuda = torch.cuda.is_initialized()
-        return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if cuda else {})
+        return {"cpu": torch.get_rng_state(), "arch": self.arch} | (
+            {"cuda": torch.cuda.get_rng_state()} if cuda else {}
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._drawn = state_dict

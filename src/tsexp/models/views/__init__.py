@@ -6,7 +6,6 @@
 from tsexp.models.views.arch import Arch, Config, FeatureArch, FeatureConfig, Source
 from tsexp.models.views.classifier import EACH, ViewClassifier, build, rebuild
 
-PACKAGES = ("scikit-learn",)
 VERSION = 4
 """A change of the features raises that of `ridge`, too."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -63,6 +63,14 @@ class Config(FeatureConfig):
     dropout: float = number(ge=0, lt=1)
     seen_tokens: int = number(ge=1)
     kept: float = number(gt=0, le=1)
+
+    def packages(self) -> tuple[str, ...]:
+        """What chooses features, if they are chosen."""
+        return ("scikit-learn",) if self.kept < 1 else ()
+
+    def asked(self) -> dict[str, Any]:
+        """Return all keys; what there was no other value of once goes unsaid."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("kept", 1)}
 
     def problems(self) -> list[str]:
         """Views of known features, heads that share the width evenly."""

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from tsexp.data import Dataset
 from tsexp.models.network import Network
 from tsexp.models.transformer.encoder import Encoder
-from tsexp.models.views import linear, seen
+from tsexp.models.views import linear
 from tsexp.models.views.arch import Arch, Config, Source, architecture
 from tsexp.models.views.features import Features
+from tsexp.models.views.seen import by_ridge, select, shrink
 
 EACH = 6.0
 """How much faster what single tokens say is learned than what their mean says."""
@@ -65,8 +66,8 @@ class ViewClassifier(Network):
         some = dataset.fit[torch.randperm(len(dataset.fit), generator=draw)[:SERIES].numpy()]
         x, y = features.of(dataset.x_train[some]), torch.from_numpy(dataset.y_train[some])
         weight, bias = linear.ridge(x, y, len(self.arch.classes))
-        scores = seen.by_ridge(self.arch, weight, x, F.linear(x, weight, bias), y)
-        return seen.shrink(self, seen.select(scores, self.arch.views, 1 - self.arch.kept))
+        scores = by_ridge(self.arch, weight, x, F.linear(x, weight, bias), y)
+        return shrink(self, select(scores, self.arch.views, 1 - self.arch.kept))
 
     def members(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Features (batch, numbers) → the class scores of each view."""

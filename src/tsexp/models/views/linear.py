@@ -30,12 +30,15 @@ def ridge(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     from sklearn.linear_model import RidgeClassifierCV
     from threadpoolctl import threadpool_limits
 
+    weight, bias = torch.zeros(classes, x.shape[1]), torch.full((classes,), -1.0)
+    if len(y.unique()) == 1:  # nothing to tell apart
+        bias[y[0]] = 1
+        return weight, bias
     with threadpool_limits(torch.get_num_threads()):
         fitted = RidgeClassifierCV(PENALTIES).fit(x.double().numpy(), y.numpy())
     found, level = np.atleast_2d(fitted.coef_), fitted.intercept_
     if len(found) == 1:  # of two classes, the second
         found, level = np.concatenate([-found, found]), np.concatenate([-level, level])
-    weight, bias = torch.zeros(classes, x.shape[1]), torch.full((classes,), -1.0)
     weight[fitted.classes_] = torch.from_numpy(found).float()
     bias[fitted.classes_] = torch.from_numpy(level).float()
     return weight, bias

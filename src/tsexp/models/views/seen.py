@@ -71,7 +71,7 @@ def shrink(model: M, views: tuple[tuple[Source, ...], ...]) -> M:
     kind: Any = type(model)
     slim: M = kind(replace(model.arch, views=views))
     before = model.state_dict()
-    encoded = hasattr(model, "views")
+    encoded = hasattr(model, "views")  # else ridge regression; neither class can be imported here
     state = {name: before[name] for name in slim.state_dict() if name in before}
     numbers: list[Tensor] = []
     place = start = 0
@@ -132,7 +132,10 @@ def parts(arch: FeatureArch, values: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def by_ridge(arch: FeatureArch, weight: Tensor, x: Tensor, scores: Tensor, y: Tensor) -> list[Importance]:
-    """How much the loss of ridge regression changes, to first order, without what goes.
+    """How much the loss changes, to first order, if the features are what they are on average.
+
+    The loss is the cross-entropy of what ridge regression says, its scores taken for logarithms; the change
+    is that of each series by itself, its absolute value, on average: ``prune.method=taylor`` of ridge.
 
     Parameters
     ----------
