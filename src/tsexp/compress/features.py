@@ -20,7 +20,7 @@ from tsexp.config import PruneConfig
 from tsexp.data import Dataset
 from tsexp.models.views import EACH, ViewClassifier
 from tsexp.models.views.ridge import RidgeClassifier
-from tsexp.models.views.seen import Importance, parts, select, shrink
+from tsexp.models.views.seen import Importance, first_order, parts, select, shrink
 
 OnFeatures = ViewClassifier | RidgeClassifier
 M = TypeVar("M", ViewClassifier, RidgeClassifier)
@@ -84,8 +84,7 @@ def _taylor(model: OnFeatures, config: PruneConfig, dataset: Dataset, seed: int)
         # Of each series by itself: the sum of gradients would cancel.
         loss = sum(task.loss(scores, y) for scores in model.members(x, None)) * len(index)
         (slope,) = torch.autograd.grad(loss, x)
-    of = parts(model.arch, (slope * x).detach())
-    return [Importance(t.sum(2).abs().mean(0), k.sum(2).abs().mean(0)) for t, k in of]
+    return first_order(model.arch, (slope * x).detach())
 
 
 SCORES: dict[str, Callable[..., list[Importance]]] = {

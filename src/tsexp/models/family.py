@@ -11,7 +11,8 @@ A family is a module with one line in `config.FAMILIES` (or somebody's own, ``mo
 ``LIKE``
     Of a family whose name is not in `config.KINDS`: as which of these runtimes and steps are to treat it.
 ``PACKAGES``
-    Optional. Distributions, beside PyTorch, whose version decides what is learned.
+    Optional. Distributions, beside PyTorch, whose version decides what is learned; where that hangs on the
+    configuration, ``Config.packages``.
 ``VERSION``
     Optional. Raised when what was fitted or measured before a change of its code no longer holds.
 

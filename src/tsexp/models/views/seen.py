@@ -152,5 +152,12 @@ def by_ridge(arch: FeatureArch, weight: Tensor, x: Tensor, scores: Tensor, y: Te
     """
     wrong = scores.softmax(1)
     wrong[torch.arange(len(y)), y] -= 1
-    each = parts(arch, wrong @ weight * x)
-    return [Importance(t.sum(2).abs().mean(0), k.sum(2).abs().mean(0)) for t, k in each]
+    return first_order(arch, wrong @ weight * x)
+
+
+def first_order(arch: FeatureArch, changes: Tensor) -> list[Importance]:
+    """How much a loss changes without each feature (series, numbers) → without a token or kernel.
+
+    Absolute values of single series, on average: sums over series would cancel.
+    """
+    return [Importance(t.sum(2).abs().mean(0), k.sum(2).abs().mean(0)) for t, k in parts(arch, changes)]
