@@ -15,7 +15,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from tsexp import compress, data
+from tsexp import compress, data, jobs
 from tsexp import config as configs
 from tsexp.cache import Cache
 from tsexp.config import Config, DataConfig
@@ -46,6 +46,8 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     # A shell in the background has Ctrl-C ignored, and everything started from here would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # of many tests, all processes are forked from one server
+        jobs.start_server()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -69,9 +69,8 @@ def frozen(
     columns
         Values that every row has in these columns of ``results``.
     """
-    made = [_run(*what, measured, series) for what in _asked(datasets, models, seeds)]
-    results = pd.DataFrame([m[0] | columns for m in made], columns=[c.name for c in COLUMNS])
-    windows, predictions, channels = (pd.concat([m[i] for m in made], ignore_index=True) for i in (1, 2, 3))
+    asked = datasets, models, seeds, measured, series
+    results, windows, predictions, channels = (t.copy() for t in _tables(*asked, tuple(columns.items())))
     says = {
         "schema": SCHEMA_VERSION,
         "experiment": "tsexp",
@@ -84,8 +83,23 @@ def frozen(
         for dataset in datasets
         if set(models) - set(OTHERS)
     ]
-    results = schema().validate(results)
     return Frozen(results, windows, predictions, channels, says, comparisons.table(beside))
+
+
+@cache
+def _tables(
+    datasets: tuple[str, ...],
+    models: tuple[str, ...],
+    seeds: tuple[int, ...],
+    measured: bool,
+    series: int,
+    columns: tuple[tuple[str, object], ...],
+) -> tuple[pd.DataFrame, ...]:
+    """Results, windows, predictions and channels; made once, for copies."""
+    made = [_run(*what, measured, series) for what in _asked(datasets, models, seeds)]
+    results = pd.DataFrame([m[0] | dict(columns) for m in made], columns=[c.name for c in COLUMNS])
+    rest = (pd.concat([m[i] for m in made], ignore_index=True) for i in (1, 2, 3))
+    return schema().validate(results), *rest
 
 
 def _compared(results: pd.DataFrame, predictions: pd.DataFrame, dataset: str, model: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_the_meter_is_held_against_itself(tmp_path):
 def test_training_is_held_against_a_bare_loop_fp32_and_kernels_of_pytorch(tmp_path):
     asked = (
         "--data italy_power_demand --models t4,fcn --kernels t1,fcn --precision bf16 "
-        "--pairs 2 --steps 10 --few-steps 10"
+        "--pairs 2 --steps 4 --few-steps 4"
     )
     ratio = r"\d+\.\d{3} \(median of 2; \d+\.\d{3} to \d+\.\d{3}\)"
     expected = (

@@ -75,7 +75,7 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != processes.ADDRESS}
 
 
-def tsexp(folder, *arguments, check=True, **popen):
+def tsexp(folder, *arguments, check=True, env=os.environ, **popen):
     """Run the command in a folder, to its end."""
     command = [sys.executable, "-m", "tsexp", *arguments]
     done = subprocess.run(
@@ -84,7 +84,7 @@ def tsexp(folder, *arguments, check=True, **popen):
         capture_output=True,
         text=True,
         timeout=240,
-        env=environment() | {"COLUMNS": "170"},
+        env=env | {"COLUMNS": "170"},
         **popen,
     )
     if check:
@@ -114,6 +114,7 @@ def sweep(tmp_path_factory):
         "prune.scope=global",
         f"hydra.sweep.dir={folder}/multirun/one",
         *ITALY,
+        env=environment(),
     )
     return folder, done
 

@@ -29,7 +29,7 @@ RECIPES = {
     "t1 selects the best": ("model=t1", "train=paper", "train.select=best"),
     "t1 may stop early": ("model=t1", "train=paper", "train.patience=3", "train.lr=0.05"),
     "t4": ("model=t4", "model.dropout=0.1"),
-    "fcn": ("model=fcn", "train.precision=bf16"),
+    "fcn": ("model=fcn", "model.filters=[8,16,8]", "train.precision=bf16"),
     "validated now and then": ("model=t3", "train.ema=0", "train.epochs=52"),
     "inceptiontime": ("model=inceptiontime", "model.members=2", "model.filters=[4,4,4]"),
 }

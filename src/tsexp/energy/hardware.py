@@ -128,9 +128,10 @@ def peaks(threads: int) -> dict[str, float]:
 
 
 def _gmacs(product: Callable[[], object]) -> float:
-    product()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < PEAK_S:
+    while (
+        len(times) < 2 or sum(times) < PEAK_S
+    ):  # the first try is never the best; emulated bf16 takes a second
         start = time.process_time()
         product()
         times.append(max(time.process_time() - start, 1e-6))  # a coarse clock may not move

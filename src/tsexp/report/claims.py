@@ -347,12 +347,11 @@ def change_in_runtime(kind: str, row: Any, rows: pd.DataFrame) -> Interval | Non
     if row["runtime"] == "eager":  # what it was paired with is just that
         alone = _log_cost(kind, row)
     else:
-        like = rows[(rows["ratio"] == 0) & (rows["mode"] == "none")]
-        for key in COMPARABLE:
-            like = like[like[key] == row[key]]
-        if like.empty:
+        shared = {key: row[key] for key in COMPARABLE} | {"ratio": 0, "mode": "none"}
+        like = np.flatnonzero(np.logical_and.reduce([rows[key] == value for key, value in shared.items()]))
+        if not len(like):
             return None
-        alone = _apart(kind, row, like.iloc[0])
+        alone = _apart(kind, row, rows.iloc[like[0]])
     if any(math.isnan(v) for v in alone):
         return None
     if kind == "energy":
