@@ -189,7 +189,7 @@ def speed() -> None:
 def _right() -> dict[str, tuple[int, Any]]:
     """Of each run its seed, and which test series it has right."""
     found = {}
-    for part in (company(), frozen.load(COMPANY / "t4h")):
+    for part in (company(), beside()):
         seeds = part.results.set_index("run_id")["seed"]
         answers = part.predictions.sort_values("series", kind="stable")
         right = answers["predicted"] == answers["label"]
@@ -355,9 +355,15 @@ BESIDE_T4H = {
 
 
 @functools.cache
+def beside() -> frozen.Frozen:
+    """T4H, and what was measured beside it."""
+    return frozen.load(COMPANY / "t4h")
+
+
+@functools.cache
 def t4h(batch_size: int = 1) -> pd.DataFrame:
-    """As `averaged`, of T4H and what was measured beside it."""
-    rows = aggregate(frozen.load(COMPANY / "t4h"))
+    """As `averaged`, of these."""
+    rows = aggregate(beside())
     rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"]).sort_index()
     assert rows.index.is_unique
     return rows
@@ -377,6 +383,33 @@ def beside_t4h() -> None:
     table(
         "test accuracy %, energy† in mJ a series, times QUANT's",
         ((k, [cell(way, d) for d in DATASETS]) for k, way in ways.items()),
+    )
+
+
+T4H_IN_BATCHES = T4H | {"T4H, OpenVINO": ("t4h", "openvino", "-", 0, "none")}
+
+
+def times_quant_in_batches(way: tuple[Any, ...], dataset: str) -> list[float]:
+    """Energy over QUANT's of the same hour, batches of 32, by training.
+
+    Seed 0 was measured in an hour of its own, but for OpenVINO: that was the hour of the other two.
+    """
+    rows = beside().results
+    rows = rows[(rows["batch_size"] == 32) & (rows["dataset"] == dataset)].set_index([*WAY, "seed"])
+    joules, quant = (rows["estimated_j"].sort_index().loc[key] for key in (way, ESTIMATORS["QUANT"]))
+    return [joules[seed] / quant[seed] for seed in (0, 1, 2) if (seed, way[1]) != (0, "openvino")]
+
+
+def t4h_in_batches() -> None:
+    """The same, as a table."""
+
+    def cell(way: tuple[Any, ...], dataset: str) -> str:
+        numbers = [f"{times:.2f}" for times in times_quant_in_batches(way, dataset)]
+        return ", ".join(["–"] * (3 - len(numbers)) + numbers)
+
+    table(
+        "energy†, times QUANT's; seeds 0, 1, 2",
+        ((k, [cell(way, d) for d in DATASETS]) for k, way in T4H_IN_BATCHES.items()),
     )
 
 
@@ -470,20 +503,27 @@ def convolutional() -> None:
 
 def head_to_head() -> None:
     """Every comparison of two artifacts in alternation."""
+    _head_to_head("compressed T4 against", company().comparisons)
+
+
+def t4h_head_to_head() -> None:
+    """The same, of T4H."""
+    _head_to_head("T4H-50 against", beside().comparisons)
+
+
+def _head_to_head(head: str, rows: pd.DataFrame) -> None:
     names = {"quant_forest": "QUANT", "minirocket": "MiniROCKET", "ridge": "Ridge"}
-    rows = company().comparisons
-    rows = rows.assign(
-        place=rows["dataset"].map(DATASETS.index), t4=rows["ratio_a"].map({0.5: "T4-50", 0.75: "T4-75"})
-    )
-    assert set(rows["model_a"] + rows["scope_a"]) == {"t4all"}
+    pruned = rows["model_a"].str.upper() + "-" + (100 * rows["ratio_a"]).map("{:.0f}".format)
+    rows = rows.assign(place=rows["dataset"].map(DATASETS.index), pruned=pruned)
+    assert set(rows["scope_a"]) == {"all"}
     made = []
     for _, row in rows.sort_values(
-        ["model_b", "place", "t4", "seed_a"], ascending=[False, True, True, True]
+        ["model_b", "place", "pruned", "seed_a"], ascending=[False, True, True, True]
     ).iterrows():
         p = row["mcnemar_p"]
         made.append(
             (
-                f"{row['dataset']}, {row['t4']} against {names[row['model_b']]}",
+                f"{row['dataset']}, {row['pruned']} against {names[row['model_b']]}",
                 [
                     str(row["seed_a"]),
                     f"{100 * row['accuracy_a']:.1f}, {100 * row['accuracy_b']:.1f}",
@@ -494,7 +534,7 @@ def head_to_head() -> None:
             )
         )
     columns = ("seed", "accuracy %", "difference, points [95 %]", "McNemar p", "less energy†, % [95 %]")
-    table("compressed T4 against", made, columns)
+    table(head, made, columns)
 
 
 def spread_over_seeds() -> None:
