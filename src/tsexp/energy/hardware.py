@@ -129,9 +129,7 @@ def peaks(threads: int) -> dict[str, float]:
 
 def _gmacs(product: Callable[[], object]) -> float:
     times: list[float] = []
-    while (
-        len(times) < 2 or sum(times) < PEAK_S
-    ):  # the first try is never the best; emulated bf16 takes a second
+    while len(times) < 2 or sum(times) < PEAK_S:  # twice at least: the first one warms up
         start = time.process_time()
         product()
         times.append(max(time.process_time() - start, 1e-6))  # a coarse clock may not move

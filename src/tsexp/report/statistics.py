@@ -212,7 +212,7 @@ def aggregate(frozen: Frozen) -> pd.DataFrame:
     dense_right = (predictions["dense_predicted"] == predictions["label"]).to_numpy()
     places = predictions.groupby("run_id", sort=False).indices
     scored = rows[rows["scored"]]
-    # Taken apart once: a frame for every group takes ten times as long as all that is done with it.
+    # Taken apart once: a frame of all columns for every group takes longer than all that is done with it.
     columns, by_seed = {name: scored[name].to_numpy() for name in scored}, _by_seed(scored)
     numbers = scored.groupby(SAME, sort=False).ngroup().to_numpy()
     made = []
