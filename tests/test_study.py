@@ -563,7 +563,7 @@ def test_what_t4h_is_worth_is_what_its_records_say(monkeypatch, single):
         slower = of_quiet[:, 1:] / of_quiet[:, :1]
         assert f"{slower.min():.1f} to {slower.max():.1f} times" in page.split("Seed 0 in ONNX Runtime")[1]
     paired = pages.beside().comparisons
-    assert (paired["warnings"] != "").all()
+    assert paired["warnings"].str.contains("varies|drifts").all()
     assert f"{len(paired)} in the busy hour" in page
     saved = paired["estimated_saving_pct"]
     told = f"{saved.min():.0f} to {saved.max():.0f} % less"
