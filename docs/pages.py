@@ -189,7 +189,7 @@ def speed() -> None:
 def _right() -> dict[str, tuple[int, Any]]:
     """Of each run its seed, and which test series it has right."""
     found = {}
-    for part in (company(), beside()):
+    for part in (company(), t4h_records()):
         seeds = part.results.set_index("run_id")["seed"]
         answers = part.predictions.sort_values("series", kind="stable")
         right = answers["predicted"] == answers["label"]
@@ -355,15 +355,15 @@ BESIDE_T4H = {
 
 
 @functools.cache
-def beside() -> frozen.Frozen:
+def t4h_records() -> frozen.Frozen:
     """T4H, and what was measured beside it."""
     return frozen.load(COMPANY / "t4h")
 
 
 @functools.cache
 def t4h(batch_size: int = 1) -> pd.DataFrame:
-    """As `averaged`, of these."""
-    rows = aggregate(beside())
+    """As `averaged`, of `t4h_records`."""
+    rows = aggregate(t4h_records())
     rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"]).sort_index()
     assert rows.index.is_unique
     return rows
@@ -394,14 +394,14 @@ def times_quant_in_batches(way: tuple[Any, ...], dataset: str) -> list[float]:
 
     Seed 0 was measured in an hour of its own, but for OpenVINO: that was the hour of the other two.
     """
-    rows = beside().results
+    rows = t4h_records().results
     rows = rows[(rows["batch_size"] == 32) & (rows["dataset"] == dataset)].set_index([*WAY, "seed"])
     joules, quant = (rows["estimated_j"].sort_index().loc[key] for key in (way, ESTIMATORS["QUANT"]))
     return [joules[seed] / quant[seed] for seed in (0, 1, 2) if (seed, way[1]) != (0, "openvino")]
 
 
 def t4h_in_batches() -> None:
-    """The same, as a table."""
+    """`times_quant_in_batches`, of T4H and what is left of it when pruned."""
 
     def cell(way: tuple[Any, ...], dataset: str) -> str:
         numbers = [f"{times:.2f}" for times in times_quant_in_batches(way, dataset)]
@@ -507,8 +507,8 @@ def head_to_head() -> None:
 
 
 def t4h_head_to_head() -> None:
-    """The same, of T4H."""
-    _head_to_head("T4H-50 against", beside().comparisons)
+    """Every comparison of T4H with another, in alternation."""
+    _head_to_head("T4H-50 against", t4h_records().comparisons)
 
 
 def _head_to_head(head: str, rows: pd.DataFrame) -> None:

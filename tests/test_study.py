@@ -562,7 +562,7 @@ def test_what_t4h_is_worth_is_what_its_records_say(monkeypatch, single):
         of_quiet = np.array([[joules[(*ways[label], d, s)] for s in range(3)] for d in FOUR])
         slower = of_quiet[:, 1:] / of_quiet[:, :1]
         assert f"{slower.min():.1f} to {slower.max():.1f} times" in page.split("Seed 0 in ONNX Runtime")[1]
-    paired = pages.beside().comparisons
+    paired = pages.t4h_records().comparisons
     assert paired["warnings"].str.contains("varies|drifts").all()
     assert f"{len(paired)} in the busy hour" in page
     saved = paired["estimated_saving_pct"]
