@@ -6,6 +6,9 @@ ARGS ?=
 # What make ui shows, and where: make ui STORE=path/mlflow.db PORT=5001
 STORE ?= mlflow.db
 PORT ?= 5000
+# pip would compile all 21,000 modules, a minute; a quarter is ever imported, and kept compiled from then on, whatever the environment says.
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run study test test-slow test-oldest test-cluster audit lock test-notebooks notebooks test-browser lint format docs bench-train bench-runtimes bench-meter selftest freeze tables figures report published ui clean
@@ -17,12 +20,12 @@ setup: .venv/.dev ## make .venv with everything but what clusters and a team's s
 
 .venv/.done: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[optuna,parallel,report,runtimes]'
+	$(PIP_INSTALL) -e '.[optuna,parallel,report,runtimes]'
 	@touch $@
 
 # What only developers need; make run does not wait for it.
 .venv/.dev: .venv/.done
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs,notebooks]'
+	$(PIP_INSTALL) -e '.[dev,docs,notebooks]'
 	@touch $@
 
 run: .venv/.done ## the main job: train T4, deploy it, prune it twice, measure; a table and a picture at the end
@@ -64,8 +67,8 @@ test-browser: .venv/.dev ## the tests that need Chromium
 
 test-cluster: .venv/.dev ## sweeps on SLURM, Ray, PostgreSQL and MLflow's server, started and stopped here (minutes; Debian, as root)
 	@sh tests/engines.sh
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[postgres,slurm]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[ray]' || echo 'the extra ray cannot be installed here: its tests are skipped'
+	$(PIP_INSTALL) -e '.[postgres,slurm]'
+	$(PIP_INSTALL) -e '.[ray]' || echo 'the extra ray cannot be installed here: its tests are skipped'
 	$(BIN)/python -m pytest --timeout 3600 -m cluster
 
 test-notebooks: .venv/.dev ## execute the notebooks, to their end (minutes)
