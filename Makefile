@@ -121,7 +121,7 @@ published: .venv/.dev ## tables, figures and pages of docs/study and docs/compan
 	for part in study company; do \
 		$(BIN)/python -m tsexp.report tables figures page paths.frozen=docs/$$part/frozen paths.report=docs/$$part $(ARGS) || exit; \
 	done
-	$(BIN)/python -m cogapp -r -P -I docs -p 'import pages' README.md docs/t4.md docs/results.md docs/reproducing.md
+	$(BIN)/python -m cogapp -r -P -I docs -p 'import pages' README.md docs/t4.md docs/t4h.md docs/results.md docs/reproducing.md
 
 ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this folder's, another port: STORE=path/mlflow.db PORT=5001
 	@$(BIN)/python -m tsexp.ui '$(STORE)' --port '$(PORT)'

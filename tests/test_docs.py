@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,9 @@ def shrunk(command):
     """A documented command on small embedded data with a tiny model; of a sweep, its ends."""
     flags = [a for a in command.split()[1:] if a.startswith("-")]
     given = dict(a.split("=", 1) for a in command.split()[1:] if not a.startswith("-"))
-    asked = SMALLEST.get(given.get("experiment", ""), {}) | given | {"data": "italy_power_demand"}
+    asked = SMALLEST.get(given.get("experiment", ""), {}) | given
+    if "data.path" not in given:
+        asked["data"] = "italy_power_demand"
     if "experiment" in asked:
         asked.setdefault("model", "t3")
     values = {key: value.split(",") for key, value in asked.items()}
@@ -158,6 +161,10 @@ def visitor(tmp_path_factory):
     ),
 )
 def test_commands_run_to_their_end(visitor, command):
+    bundled = Path(importlib.util.find_spec("aeon").origin).parent / "datasets/data/ItalyPowerDemand"
+    (visitor / "FOLDER").mkdir(exist_ok=True)
+    for part in ("TRAIN", "TEST"):
+        shutil.copy(bundled / f"ItalyPowerDemand_{part}.ts", visitor / "FOLDER" / f"Mine_{part}.ts")
     said = python("-m", "tsexp", *shrunk(command), folder=visitor)
     assert "compare: mlflow ui" in said or {"--help", "--cfg", "--version"} & set(command.split())
 
