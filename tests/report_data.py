@@ -264,6 +264,7 @@ class Store:
                 "memory/peak_mb": 512.0,
                 "energy/per_inference_j": 0.01,
                 "test/nll": 0.7,
+                "dense/train_loss": 1.0,
             },
             **{f"size/{k}": 1000 for k in ("parameters", "macs", "bytes")},
             **{"vs_dense/size_ratio": 2.0, "prune/achieved_ratio": float(params["prune.ratio"])},

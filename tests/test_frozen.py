@@ -9,6 +9,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -130,6 +131,30 @@ def test_runs_from_before_there_was_a_precision_share_the_recipe_of_fp32(store, 
     store.run("rounded", seed=2, train__precision="bf16")
     recipes = freeze(store, tmp_path / "frozen").results.set_index("seed")["recipe"]
     assert recipes[0] == recipes[1] != recipes[2]
+
+
+def test_what_is_fitted_without_the_train_group_has_no_recipe(store, tmp_path):
+    store.run("learned", seed=0)
+    for seed, recipe in ((1, "fp32"), (2, "bf16")):
+        store.run(
+            f"ridge {seed}",
+            seed=seed,
+            model__name="ridge",
+            train__precision=recipe,
+            without=("dense/train_loss",),
+        )
+    recipes = freeze(store, tmp_path / "frozen").results.set_index("seed")["recipe"]
+    assert recipes[0] != "-"
+    assert recipes[1] == recipes[2] == "-"
+
+
+def test_older_parts_forget_the_recipes_of_what_is_fitted_without_one():
+    newer, older = (made_up(datasets=("PLAID",), models=("t1", "ridge"), seeds=(s,)) for s in (0, 1))
+    ridge = newer.results["model"] == "ridge"
+    newer.results.loc[ridge, "recipe"] = "-"
+    both = frozen.together({"1": older, "2": newer}).results
+    assert set(both.loc[both["model"] == "ridge", "recipe"]) == {"-"}
+    assert "-" not in set(both.loc[both["model"] == "t1", "recipe"])
 
 
 def test_the_libraries_of_an_artifact_are_told(store, tmp_path):
@@ -552,8 +577,9 @@ def test_a_job_that_fails_as_it_is_measured_is_told_from_what_is_no_job(monkeypa
 
     entered = []
     monkeypatch.setattr(pipeline, "reference", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_untuned", lambda *_: {})
     monkeypatch.setattr(pipeline, "_measure", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        pipeline.judge(None, None, None, None, None, entered.append)
+        pipeline.judge(SimpleNamespace(dense=None), None, None, None, None, entered.append)
     assert entered
     assert not OTHERS.keys() & set(entered)

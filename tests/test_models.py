@@ -1,5 +1,6 @@
 """Models: published sizes, files, and scores that depend on the series alone."""
 
+import copy
 import json
 from dataclasses import asdict, replace
 
@@ -383,6 +384,17 @@ def test_a_description_calls_nothing_but_a_module_class(italy, tiny_model, monke
         Classifier(arch)
 
 
+class Twice(nn.Module):
+    """A layer whose output is doubled: of another class than PyTorch's."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.source = copy.deepcopy(source)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.source(x)
+
+
 class Halves(nn.Module):
     """A linear layer whose inputs come in two halves: something that a step might put in its place."""
 
@@ -419,6 +431,18 @@ def test_what_replaces_a_layer_is_saved_loaded_and_deployed_with_the_model(
     assert torch.equal(again(x), model(x))
     for how in ({}, {"flat": True}, {"fused": False, "products": False}):
         assert (again.deployable(**how)(x) - model(x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("t1", "tokenizer.embed"), ("t3", "tokenizer.conv1"), ("t3", "tokenizer.conv2"), ("t3", "head.0")],
+)
+def test_rewrites_leave_alone_what_they_do_not_know(tiny_model, italy, name, layer):
+    model = tiny_model(italy, f"model={name}")
+    model.replace(layer, Twice(model.get_submodule(layer)))
+    x = as_tensor(italy.x_test[:9])
+    for how in ({}, {"flat": True}, {"products": False}):
+        assert (model.deployable(**how)(x) - model(x)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("own", ["", "os"])

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,57 @@ def test_features_of_many_channels_are_taken_a_few_series_and_numbers_at_a_time(
     assert parts.at_once == 3
     for name, expected in whole.preprocess.state_dict().items():
         torch.testing.assert_close(parts.preprocess.state_dict()[name], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["views.0.project.0", "views.1.head", "encoder.blocks.0.fc1"])
+def test_rewrites_leave_alone_what_they_do_not_know(italy, layer):
+    class Other(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = model_of(italy)
+    replaced = model.get_submodule(layer)
+    other = Other(replaced.in_features, replaced.out_features).requires_grad_(False)
+    model.replace(layer, other)
+    x = torch.from_numpy(italy.x_test[:9])
+    for flat in (False, True):
+        assert (model.deployable(flat=flat)(x) - model(x)).abs().max() < 1e-5
+
+
+def test_taylor_takes_a_few_series_at_a_time_where_channels_are_many(monkeypatch):
+    dataset = dataset_of("BasicMotions")
+    model = model_of(dataset)
+    config = compose("model=t4", "prune.method=taylor", "prune.scope=all").prune
+    whole = prune_features.SCORES["taylor"](model, config, dataset, 0)
+    monkeypatch.setattr(features, "NUMBERS", 3 * 6 * 100 * 32)
+    described, most = model.preprocess._described, []
+    monkeypatch.setattr(model.preprocess, "_described", lambda x: most.append(len(x)) or described(x))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = prune_features.SCORES["taylor"](model, config, dataset, 0)
+    assert max(most) == 3
+    assert sum(most) == len(dataset.fit)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one.tokens, other.tokens, atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(one.kernels, other.kernels, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["t4", "t4h", "ridge"])
+def test_features_that_find_no_room_are_refused_before_any_work(monkeypatch, model):
+    dataset = dataset_of("BasicMotions")
+    config = compose(f"model={model}").model
+    arch = models.build(config, dataset).arch
+    assert arch.width == sum(len(s.tokens) * arch.numbers(s) for s in arch.sources) > 10_000
+    needed = 8 * arch.width * len(dataset.fit)
+
+    def memory(size):
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=size))
+
+    memory(needed)
+    models.build(config, dataset)
+    memory(needed - 1)
+    with pytest.raises(ConfigError, match=f"6 channels have {arch.width:,} features each.*model.value_bins"):
+        models.build(config, dataset)
 
 
 @pytest.mark.parametrize("length", [8, 24, 96, 97, 150])

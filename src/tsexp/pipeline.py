@@ -191,9 +191,10 @@ def judge(
     """Measure what was made against the control, on the test split."""
     control = reference(made, cfg, dataset, cache, enter)
     enter("measuring")
+    untuned = _untuned(made.dense, cfg, dataset, cache)
     record = _measure(artifact, control, cfg, dataset, cache)
     record = record.with_costs(made.train_cost(), made.costs(), cfg.measure.watts_per_core)
-    record.metrics.update(_untuned(made.dense, cfg, dataset, cache))
+    record.metrics.update(untuned)
     return record
 
 

@@ -76,9 +76,8 @@ def _random(model: OnFeatures, config: PruneConfig, dataset: Dataset, seed: int)
 def _taylor(model: OnFeatures, config: PruneConfig, dataset: Dataset, seed: int) -> list[Importance]:
     chosen = torch.randperm(len(dataset.fit))[: config.calibration_series].numpy()
     index = dataset.fit[chosen]
-    with torch.no_grad():
-        x, _ = model.preprocess(torch.from_numpy(dataset.x_train[index]))
-    x.requires_grad_(True)
+    features: Any = model.preprocess
+    x = features.of(dataset.x_train[index]).requires_grad_(True)
     with torch.enable_grad():
         y, task = torch.from_numpy(dataset.y_train[index]), tasks.of(dataset)
         # Of each series by itself: the sum of gradients would cancel.

@@ -126,7 +126,8 @@ def fake_quantize(model: Network, series: Tensor) -> None:
         if isinstance(m, nn.Linear | nn.Conv1d) and not model.in_stem(n)
     }
     hooks = [m.register_forward_pre_hook(see) for m in products.values()]
-    model(series)
+    for part in series.split(model.at_once):
+        model(part)
     for hook in hooks:
         hook.remove()
     for name, product in products.items():

@@ -82,7 +82,9 @@ COLUMNS = (
         "",
         "content address of the model and data groups, but where files are; empty: an older version froze it",
     ),
-    Column("recipe", "str", "", "content address of the train group"),
+    Column(
+        "recipe", "str", "", "content address of the train group; - for a model that is fitted without it"
+    ),
     Column(
         "tuning",
         "str",
@@ -90,7 +92,7 @@ COLUMNS = (
         "content address of the tuning that artifact and control share; - if there is none",
     ),
     Column("method", "str", "param:prune.method", "of importance; - at ratio 0"),
-    Column("scope", "str", "param:prune.scope", "local, global, depth; - at ratio 0"),
+    Column("scope", "str", "param:prune.scope", "local, global, depth, features, all; - at ratio 0"),
     Column("ratio", "float", "param:prune.ratio", "asked for"),
     Column(
         "achieved_ratio",
@@ -395,7 +397,11 @@ def together(parts: Mapping[str, Frozen]) -> Frozen:
     """
     import pandas as pd
 
-    results = _settings_told(pd.concat([part.results for part in parts.values()], ignore_index=True))
+    results = pd.concat([part.results for part in parts.values()], ignore_index=True)
+    # What an older version froze has recipes for models that are fitted without one.
+    fitted = results.loc[results["recipe"] == "-", "model"]
+    results.loc[results["model"].isin(fitted), "recipe"] = "-"
+    results = _settings_told(results)
     by_worth = results.sort_values("valid", kind="stable")  # an invalid record replaces none that is valid
     last = ~by_worth.duplicated(list(REPETITION), keep="last").sort_index()
     left_out: dict[str, list[str]] = {}
@@ -651,7 +657,7 @@ def _result(
         "run_id": row.run_id,
         "run_name": row.name,
         "setting": _asked(row, "model.", "data."),
-        "recipe": _asked(row, "train."),
+        "recipe": _asked(row, "train.") if _learned(row) else "-",
         "tuning": _tuning(row, out["finetune_epochs"]),
         "machine": digest(hardware),
         "libraries": ", ".join(f"{k} {v}" for k, v in sorted(manifest.get("versions", {}).items())),
@@ -673,6 +679,11 @@ ONCE = {"model.kept": "1.0"}
 def _asked(row: Row, *groups: str) -> str:
     said = {k: v for k, v in row.params.items() if k.startswith(groups) and not k.startswith(NOT_ASKED)}
     return digest({k: v for k, v in said.items() if (k, v) not in ONCE.items()})
+
+
+def _learned(row: Row) -> bool:
+    """Whether the train group mattered: an estimator, or ridge, has no history."""
+    return any(key.startswith("dense/") for key in row.metrics)
 
 
 def _ratio(row: Row) -> float:

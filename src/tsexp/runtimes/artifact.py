@@ -352,14 +352,15 @@ def deploy(
     check(quant, runtime, fitted.family)
     module = _module(runtime.name)
     chosen = calibration(quant, dataset)
-    compared = np.random.default_rng(1).permutation(dataset.fit)[:64]
+    compared = np.random.default_rng(1).permutation(dataset.fit)
 
     def build(folder: Path) -> None:
         model = fitted.load()
         facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
         predictor: Predictor = module.load(folder, quant.mode, runtime.device, 1)
+        some = compared[: min(64, getattr(model, "at_once", 64))]  # memory is to suffice
         sqnr_db = _compare(
-            model, predictor, dataset.x_train[compared], f"{runtime.name} {quant.mode}", least_db(quant)
+            model, predictor, dataset.x_train[some], f"{runtime.name} {quant.mode}", least_db(quant)
         )
         layers = predictor.layers()
         files = digests(folder)

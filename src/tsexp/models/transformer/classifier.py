@@ -139,8 +139,9 @@ class Classifier(Network):
         return sum(b.heads * self.arch.head_dim + b.ffn for b in self.arch.blocks)
 
     def lengths(self) -> set[int]:
-        """Steps and tokens."""
-        return {self.arch.preprocessing.length, self.tokenizer.tokens}
+        """Steps, and tokens without the class token and with it."""
+        tokens = self.tokenizer.tokens
+        return {self.arch.preprocessing.length, tokens, tokens + (self.cls is not None)}
 
 
 def build(config: Config, dataset: Dataset) -> Classifier:

@@ -215,7 +215,8 @@ def deployed(
     new = copy.deepcopy(model).eval().requires_grad_(False)
     parts: Any = new  # the parts are replaced by others that are called alike
     # Of somebody's own nothing is known, of a subclass as little.
-    if products and type(parts.tokenizer) in (PatchTokenizer, ConvStemTokenizer):
+    known = type(parts.tokenizer) in (PatchTokenizer, ConvStemTokenizer)
+    if products and known and all(type(conv) is nn.Conv1d for conv in parts.tokenizer.children()):
         parts.tokenizer = ProductTokenizer(parts.tokenizer)
     if new.cls is not None:
         parts.tokenizer = MaskWithClass(parts.tokenizer)
@@ -253,17 +254,18 @@ def flattenable(encoder: Encoder) -> bool:
     """Whether `FlatEncoder` takes it, before or after `pack`."""
     blocks: Any = encoder.blocks
     return all(
-        (isinstance(b.attention, PackedAttention) or packable(b)) and _plain(b.fc1, b.fc2) for b in blocks
+        (isinstance(b.attention, PackedAttention) or packable(b)) and plain(b.fc1, b.fc2) for b in blocks
     )
 
 
 def packable(block: EncoderBlock) -> bool:
     """Whether queries, keys and values are what they were built as: nothing is known of replacements."""
     a = block.attention
-    return _plain(a.q, a.k, a.v)
+    return plain(a.q, a.k, a.v)
 
 
-def _plain(*layers: nn.Module) -> bool:
+def plain(*layers: nn.Module) -> bool:
+    """Whether these are linear layers of PyTorch's own: of somebody's own nothing is known."""
     return all(type(layer) is nn.Linear for layer in layers)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
+import psutil
 from omegaconf import MISSING
 
 from tsexp.config import ConfigError, ModelConfig, number
@@ -33,6 +34,9 @@ SHORTEST = 2
 LAG = 5
 """Steps between the values whose difference is a change, or fewer in shorter series: what QUANT gets by
 averaging five differences, for those of neighbours are mostly noise where a signal is sampled finely."""
+
+BYTES = 8
+"""Of a feature in fp32, when the parts that were described are joined."""
 
 PLACES = 256
 """Where a kernel looks at a signal, at least, unless there are fewer."""
@@ -162,6 +166,28 @@ class FeatureArch(BaseArch):
             return len(source.kernels) * self.kernel_bins
         return self.channels * self.value_bins
 
+    @property
+    def width(self) -> int:
+        """Features of a series."""
+        return sum(len(s.tokens) * self.numbers(s) for s in self.sources)
+
+    def check(self, dataset: Dataset) -> Self:
+        """Return this, if the features of all fit series may find room in memory.
+
+        Raises
+        ------
+        ConfigError
+            If not even they do; fitting wants more.
+        """
+        needed, there = BYTES * self.width * len(dataset.fit), psutil.virtual_memory().total
+        if needed > there:
+            raise ConfigError(
+                f"{len(dataset.fit):,} series of {self.channels:,} channels have {self.width:,} features "
+                f"each, which takes {needed / 2**30:,.0f} GiB of memory at least; there are "
+                f"{there / 2**30:,.0f}. Smaller model.value_bins and model.levels make them fewer"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Arch(FeatureArch):
@@ -279,4 +305,4 @@ def architecture(config: Config, dataset: Dataset) -> Arch:
         dropout=config.dropout,
         seen_tokens=config.seen_tokens,
         kept=config.kept,
-    )
+    ).check(dataset)

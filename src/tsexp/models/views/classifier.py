@@ -97,7 +97,9 @@ class ViewClassifier(Network):
 
         new = copy.deepcopy(self).eval().requires_grad_(False)
         rewrite.pack(new.encoder, fused)
-        if flat and rewrite.flattenable(new.encoder):
+        views: Any = new.views
+        known = [layer for view in views for layer in (view.head, *view.project)]
+        if flat and rewrite.flattenable(new.encoder) and rewrite.plain(*known):
             return Flat.of(new)  # type: ignore[return-value]
         return new
 

@@ -102,7 +102,8 @@ class RidgeClassifier(Network):
 
 def build(config: Config, dataset: Dataset) -> RidgeClassifier:
     """Return an unfitted model for a dataset."""
-    return RidgeClassifier(FeatureArch.of(dataset, **sources(config, [config.features], dataset)))
+    arch = FeatureArch.of(dataset, **sources(config, [config.features], dataset)).check(dataset)
+    return RidgeClassifier(arch)
 
 
 def rebuild(arch: dict[str, Any]) -> RidgeClassifier:
