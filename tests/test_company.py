@@ -239,11 +239,12 @@ def test_what_is_compressed_is_of_the_setting_of_what_is_dense():
     assert list(rows.loc[rows["model"] == "t4", "accuracy_pct"].round(6)) == [70]
 
 
-def test_the_words_stand_below_the_table_and_in_the_page(tmp_path):
+def test_the_words_stand_above_the_table_and_in_the_page(tmp_path):
     results = study(run("t4", 92, 16), run("quant_forest", 93, 368, estimator=True))
     tables.write(results, tmp_path)
     text = (tmp_path / "company.md").read_text()
-    assert text.index("| PLAID") < text.index("**PLAID**: deploy t4 as trained: 92.0 %")
+    assert text.startswith("**PLAID**: deploy t4 as trained: 92.0 %")
+    assert text.index("deploy t4") < text.index("| PLAID") < text.index(company.RULE)
     assert text.rstrip().endswith(company.RULE)
     html = page.write(results, tmp_path / "index.html", "http://127.0.0.1:5000").read_text()
     assert "PLAID: deploy t4 as trained: 92.0 %" in html

@@ -522,6 +522,10 @@ def test_what_t4h_is_worth_is_what_its_records_say(monkeypatch, single):
         for way in (pages.T4["T4, ONNX Runtime"], pages.ESTIMATORS["QUANT"])
     )
     assert f"where T4 needs {(t4 / quant).min():.2f} to {(t4 / quant).max():.2f} on the long ones" in page
+    t4_75 = np.array([two[(*pages.T4["**T4-75**"], d)] for d in FOUR[:3]])
+    whole, pruned = of("T4H, ONNX Runtime")[:3] / t4, of("**T4H-50**")[:3] / t4_75
+    assert f"Not pruned, it needs {spread(whole, 2)} times T4's energy†" in page
+    assert f"T4H-50 needs {spread(pruned, 2)} times as much as T4-75 there" in page
     accuracies = ["{:.1f}, {:.1f}, {:.1f} and {:.1f}".format(*of(a, "accuracy_pct")) for a in (*ways,)[:2]]
     assert f"T4H has {accuracies[0]} %" in page
     short = np.array([58, 92]) - of("T4H, ONNX Runtime", "accuracy_pct")[:2]

@@ -75,13 +75,14 @@ class Show(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A finished table: `shown` is text, `numbers` what it was made of, `below` paragraphs in Markdown."""
+    """A finished table: `shown` is text, `numbers` what it was made of, the rest paragraphs in Markdown."""
 
     name: str
     caption: str
     shown: pd.DataFrame
     numbers: pd.DataFrame
     right: tuple[bool, ...]
+    above: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
 
 
@@ -159,7 +160,7 @@ def markdown(table: Table) -> str:
     cells = table.shown.map(lambda text: text.replace("|", r"\|"))
     align = ["right" if right else "left" for right in table.right]
     text = cells.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return "\n\n".join([table.caption, text, *table.below]) + "\n"
+    return "\n\n".join([*table.above, table.caption, text, *table.below]) + "\n"
 
 
 def csv(table: Table) -> str:
@@ -327,7 +328,7 @@ def _company(frozen: Frozen, rows: pd.DataFrame) -> Table:
     title = "Every model beside the others: as trained, in another runtime, and at its best compression"
     table = _of_results("company", title, rows, COMPANY, records[~records["valid"]])
     said = [f"**{label}**: {words}" for label, words in company.advice(frozen, rows)]
-    return replace(table, below=(*said, company.RULE))
+    return replace(table, above=tuple(said), below=(company.RULE,))
 
 
 def _comparisons(rows: pd.DataFrame) -> Table:
