@@ -522,7 +522,7 @@ def t4h_head_to_head() -> None:
 def _head_to_head(head: str, rows: pd.DataFrame) -> None:
     names = {"quant_forest": "QUANT", "minirocket": "MiniROCKET", "ridge": "Ridge"}
     pruned = rows["model_a"].str.upper() + "-" + (100 * rows["ratio_a"]).map("{:.0f}".format)
-    rows = rows.assign(place=rows["dataset"].map(DATASETS.index), pruned=pruned)
+    rows = rows.assign(place=rows["dataset"].map((*DATASETS, "PigCVP").index), pruned=pruned)
     assert set(rows["scope_a"]) == {"all"}
     made = []
     for _, row in rows.sort_values(
@@ -543,6 +543,54 @@ def _head_to_head(head: str, rows: pd.DataFrame) -> None:
         )
     columns = ("seed", "accuracy %", "difference, points [95 %]", "McNemar p", "less energy†, % [95 %]")
     table(head, made, columns)
+
+
+PIGCVP = {k: T4[k] for k in ("T4, ONNX Runtime", "**T4-50**", "**T4-75**")} | {
+    "Ridge on T4's features, ONNX Runtime": RIDGE["Ridge on T4's features, ONNX Runtime"],
+    **{k: ESTIMATORS[k] for k in ("QUANT", "MiniROCKET")},
+}
+
+
+@functools.cache
+def pigcvp_records() -> frozen.Frozen:
+    """T4 and others on a dataset that nobody had looked at."""
+    return frozen.load(COMPANY / "pigcvp")
+
+
+@functools.cache
+def of_pigcvp() -> pd.DataFrame:
+    """One row for each way, means over seeds."""
+    rows = aggregate(pigcvp_records()).set_index(WAY).sort_index()
+    assert rows.index.is_unique
+    return rows
+
+
+def pigcvp() -> None:
+    """Accuracy, energy and what pruning brings, one dataset."""
+    rows = of_pigcvp()
+    made = []
+    for label, way in PIGCVP.items():
+        row, quant = rows.loc[way], rows.loc[ESTIMATORS["QUANT"]]
+        t4 = way[0] == "t4"
+        made.append(
+            (
+                label,
+                [
+                    between(row, "accuracy_pct", "{:.1f}"),
+                    mj(row),
+                    f"{row['estimated_j'] / quant['estimated_j']:.2f}",
+                    between(row, "speedup", "{:.1f}") if t4 else "–",
+                    between(row, "drop_pt", "{:+z.1f}") if t4 and way[3] else "–",
+                ],
+            )
+        )
+    columns = ("accuracy %", "energy† in mJ a series", "times QUANT's", "times as fast as dense eager")
+    table("PigCVP", made, (*columns, "points lost"))
+
+
+def pigcvp_head_to_head() -> None:
+    """T4-75 and others in alternation."""
+    _head_to_head("T4-75 against", pigcvp_records().comparisons)
 
 
 def spread_over_seeds() -> None:

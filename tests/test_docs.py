@@ -163,8 +163,9 @@ def visitor(tmp_path_factory):
 def test_commands_run_to_their_end(visitor, command):
     bundled = Path(importlib.util.find_spec("aeon").origin).parent / "datasets/data/ItalyPowerDemand"
     (visitor / "FOLDER").mkdir(exist_ok=True)
-    for part in ("TRAIN", "TEST"):
-        shutil.copy(bundled / f"ItalyPowerDemand_{part}.ts", visitor / "FOLDER" / f"Mine_{part}.ts")
+    for name in re.findall(r"data\.name=(\w+) data\.path=FOLDER", command):
+        for part in ("TRAIN", "TEST"):
+            shutil.copy(bundled / f"ItalyPowerDemand_{part}.ts", visitor / "FOLDER" / f"{name}_{part}.ts")
     said = python("-m", "tsexp", *shrunk(command), folder=visitor)
     assert "compare: mlflow ui" in said or {"--help", "--cfg", "--version"} & set(command.split())
 
