@@ -100,15 +100,18 @@ def company() -> frozen.Frozen:
 @functools.cache
 def averaged(batch_size: int = 1) -> pd.DataFrame:
     """One row for each way and dataset, means over seeds."""
-    rows = _aggregated()
-    rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"]).sort_index()
-    assert rows.index.is_unique
-    return rows
+    return _by_way(_aggregated(), batch_size)
 
 
 @functools.cache
 def _aggregated() -> pd.DataFrame:
     return aggregate(company())
+
+
+def _by_way(rows: pd.DataFrame, batch_size: int = 1) -> pd.DataFrame:
+    rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"], drop=False).sort_index()
+    assert rows.index.is_unique
+    return rows
 
 
 def table(head: str, rows: Iterable[tuple[str, Iterable[str]]], columns: Iterable[str] = DATASETS) -> None:
@@ -187,10 +190,8 @@ def speed() -> None:
 
 def speed_by_pruning() -> None:
     """Times as fast as T4 in ONNX Runtime."""
-    rows = _aggregated()
-    rows = rows[rows["batch_size"] == 1].set_index([*WAY, "dataset"], drop=False).sort_index()
     ways = {k: way for k, way in PRUNED.items() if way[3]}
-    by_dataset("times as fast as T4 in ONNX Runtime", ways, lambda row: in_runtime(rows.loc[row.name], rows))
+    by_dataset("times as fast as T4 in ONNX Runtime", ways, lambda row: in_runtime(row, averaged()))
 
 
 @functools.cache
@@ -371,10 +372,7 @@ def t4h_records() -> frozen.Frozen:
 @functools.cache
 def t4h(batch_size: int = 1) -> pd.DataFrame:
     """As `averaged`, of `t4h_records`."""
-    rows = aggregate(t4h_records())
-    rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"]).sort_index()
-    assert rows.index.is_unique
-    return rows
+    return _by_way(aggregate(t4h_records()), batch_size)
 
 
 def beside_t4h() -> None:
@@ -560,9 +558,7 @@ def pigcvp_records() -> frozen.Frozen:
 @functools.cache
 def of_pigcvp() -> pd.DataFrame:
     """One row for each way, means over seeds."""
-    rows = aggregate(pigcvp_records()).set_index(WAY).sort_index()
-    assert rows.index.is_unique
-    return rows
+    return _by_way(aggregate(pigcvp_records())).droplevel("dataset")
 
 
 def pigcvp() -> None:
@@ -628,7 +624,7 @@ def study() -> pd.DataFrame:
 @functools.cache
 def studied() -> pd.DataFrame:
     """One row for each way and dataset, means over seeds."""
-    return aggregate(frozen.load(STUDY / "frozen")).set_index([*WAY, "dataset"], drop=False).sort_index()
+    return _by_way(aggregate(frozen.load(STUDY / "frozen")))
 
 
 def in_runtime(row: Any, rows: pd.DataFrame) -> str:

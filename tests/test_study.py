@@ -775,6 +775,9 @@ def test_what_is_told_of_pigcvp_is_what_was_measured(monkeypatch):
     )
     assert 0.45 < t4_75["estimated_j"] / ridge["estimated_j"] < 0.55
     assert rows["accuracy_pct"].idxmax() == pages.PIGCVP["MiniROCKET"]
+    warned = kept.comparisons["warnings"][kept.comparisons["warnings"] != ""]
+    assert len(kept.comparisons) - len(warned) == 1, "all but one"
+    assert warned.str.contains("varies|drifts").all()
     beside = kept.comparisons[kept.comparisons["model_b"] == "minirocket"]
     told = (
         f"T4-75 is {spread(-beside['difference_pt'])} points behind it, of which the last is more than chance"
