@@ -6,7 +6,7 @@ ARGS ?=
 # What make ui shows, and where: make ui STORE=path/mlflow.db PORT=5001
 STORE ?= mlflow.db
 PORT ?= 5000
-# pip would compile all 21,000 modules, a minute; a quarter is ever imported, and kept compiled from then on, whatever the environment says.
+# pip would compile all 21,000 modules, a minute; make run imports a third, which are kept compiled from then on, whatever the environment says.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 export PYTHONDONTWRITEBYTECODE =
 
