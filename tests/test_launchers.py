@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from conftest import compose
 from tsexp import data, energy, jobs, launchers, locking, pipeline, sweep, tracking
 from tsexp.config import PLUGINS, ConfigError, TrackingConfig, at_once, conf_dir, identity
+from tsexp.runtimes import openvino
 from tsexp.tracking import client as tracking_client
 
 NAMES = ("joblib", "submitit_local", "submitit_slurm", "ray")
@@ -93,6 +94,18 @@ def test_jobs_of_a_cluster_are_not_judged_by_the_machine_that_submits_them(compo
         if not __import__("torch").cuda.is_available():
             with pytest.raises(ConfigError, match="PyTorch sees no GPU here"):
                 sweep._check(config)
+
+
+def test_nor_by_its_cpu(composed, monkeypatch):
+    monkeypatch.setattr(data, "ensure", lambda *_: None)
+    monkeypatch.setattr(openvino, "machine", lambda: {"cpu": "FP32 INT8"})
+    asked = ["runtime=openvino", "quant.mode=bf16", "seed=0,1"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = GlobalHydra.instance().config_loader().load_configuration("config", asked, RunMode.MULTIRUN)
+        with pytest.raises(ConfigError, match="no bf16 on this CPU"):
+            sweep._check(config)
+        monkeypatch.setattr(launchers, "ELSEWHERE", ("basic",))
+        assert len(sweep._check(config).names) == 2
 
 
 def test_a_search_that_measures_nothing_is_refused(composed):

@@ -296,7 +296,7 @@ def check(cfg: Config, here: bool = True) -> None:
     cfg
         The experiment.
     here
-        False: it will run on another machine, so that devices and meters of this one do not matter.
+        False: it will run on another machine, so that this one's CPU, devices and meters do not matter.
 
     Raises
     ------
@@ -320,7 +320,7 @@ def able(cfg: Config, here: bool = True) -> None:
         series so scaled.
     """
     compress.check(cfg)
-    runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family))
+    runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family), here)
     cfg.model.ready()
     devices = cfg.train.devices
     if devices > 1 and not cfg.model.gradient:

@@ -19,6 +19,8 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
 ``ready(quant, device)``
     Optional. Raise `ConfigError` or `Unsupported` for what SUPPORTED and PACKAGES cannot say, before any
     work.
+``here(quant)``
+    Optional. The same for what this machine lacks; not asked where a sweep for other machines is started.
 ``machine()``
     Optional. What of the machine an artifact depends on, text by name; like a version, another one is another
     artifact.
@@ -174,7 +176,9 @@ class Artifact:
         return self.entry.folder
 
 
-def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer") -> None:
+def check(
+    quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer", here: bool = True
+) -> None:
     """Refuse a combination that no runtime supports, or whose libraries are not there.
 
     Parameters
@@ -183,6 +187,8 @@ def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer
         The groups of these names.
     family
         Of the model (`config.like`).
+    here
+        False: it will run on another machine, so that what this one's CPU lacks does not matter.
 
     Raises
     ------
@@ -219,6 +225,8 @@ def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer
         )
     if hasattr(module, "ready"):
         module.ready(quant, runtime.device)
+    if here and hasattr(module, "here"):
+        module.here(quant)
 
 
 def candidates(

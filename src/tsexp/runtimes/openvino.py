@@ -59,13 +59,17 @@ STORED = {"i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 
 
 def ready(quant: QuantConfig, device: str) -> None:
-    """Refuse entropy calibration, which NNCF has no estimator for, and bf16 where the CPU has none."""
-    if quant.mode == "bf16" and not has_bf16():
-        raise Unsupported(NO_BF16)
+    """Refuse entropy calibration, which NNCF has no estimator for."""
     if quant.mode in CALIBRATED and quant.calibration == "entropy":
         raise Unsupported(
             "quant.calibration=entropy with runtime=openvino is not supported; it has minmax and percentile"
         )
+
+
+def here(quant: QuantConfig) -> None:
+    """Refuse bf16 where the CPU has none."""
+    if quant.mode == "bf16" and not has_bf16():
+        raise Unsupported(NO_BF16)
 
 
 @cache
