@@ -406,6 +406,7 @@ def _run(
         "config": digest(asked),
         "git_sha": "0" * 40,
         "version": "0.1.0",
+        "ended": "2026-12-01 10:00",
         "cpu": "A CPU",
         "machine": "aaaaaaaaaaaaaaaa",
         "libraries": "torch 2.13.0",

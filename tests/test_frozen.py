@@ -163,6 +163,12 @@ def test_the_libraries_of_an_artifact_are_told(store, tmp_path):
     assert told == "onnxruntime 1.32.0, torch 2.13.0"
 
 
+def test_when_a_run_ended_is_told(store, tmp_path):
+    run_id = store.run()
+    store.client.set_terminated(run_id, end_time=1_796_119_259_000)
+    assert list(freeze(store, tmp_path / "frozen").results["ended"]) == ["2026-12-01 10:00"]
+
+
 def test_of_what_model_and_of_what_data_is_a_setting(store, tmp_path):
     store.run(seed=0)
     store.run(seed=1, data__path="elsewhere", train__epochs=9)
@@ -403,8 +409,9 @@ def test_a_part_that_does_not_tell_its_settings_takes_those_that_are_known(tmp_p
     for name, part in (("1", told), ("2", older)):
         written(part, tmp_path / name)
     file = tmp_path / "2" / "results.parquet"
-    pd.read_parquet(file).drop(columns=["setting", "libraries"]).to_parquet(file)
+    pd.read_parquet(file).drop(columns=["setting", "libraries", "ended"]).to_parquet(file)
     assert set(frozen.load(tmp_path / "2").results["setting"]) == {""}
+    assert set(frozen.load(tmp_path / "2").results["ended"]) == {""}
     assert set(frozen.load(tmp_path).results["setting"]) == {"ssssssssssssssss"}
     unsaid = frozen.load(tmp_path / "2")
     dense = told.results["ratio"] == 0

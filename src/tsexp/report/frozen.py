@@ -64,6 +64,13 @@ COLUMNS = (
     ),
     Column("git_sha", "str", "tag:tsexp.git_sha", "commit of the code that measured it"),
     Column("version", "str", "tag:tsexp.version", "of the package"),
+    Column(
+        "ended",
+        "str",
+        "",
+        "when its run ended, UTC: hours differ by more than intervals say (docs/results.md); empty: an older "
+        "version froze it",
+    ),
     Column("cpu", "str", "hardware:cpu", "name and design of the CPU"),
     Column("gpu", "str", "hardware:gpu", "name of the GPU, if it was measured there", True),
     Column("machine", "str", "", "content address of all that is known of the machine, Python and PyTorch"),
@@ -465,7 +472,7 @@ def _load(folder: Path) -> Frozen:
                 f"{other}; the reference that accuracy is compared with is another one since; {again}"
             )
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
-        for name, before in (("libraries", "dataset"), ("setting", "recipe")):
+        for name, before in (("ended", "cpu"), ("libraries", "dataset"), ("setting", "recipe")):
             if name not in (results := tables["results"]):
                 results.insert(results.columns.get_loc(before), name, "")
         file = folder / f"{COMPARISONS}.parquet"
@@ -656,6 +663,7 @@ def _result(
     return out | {
         "run_id": row.run_id,
         "run_name": row.name,
+        "ended": row.ended,
         "setting": _asked(row, "model.", "data."),
         "recipe": _asked(row, "train.") if _learned(row) else "-",
         "tuning": _tuning(row, out["finetune_epochs"]),

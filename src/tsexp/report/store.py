@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class ReportError(ValueError):
 class Row:
     """One run of the store: its name, status, params (but `UNSAID`), metrics and tags as MLflow has them.
 
-    ``artifacts`` is the URI of the folder that its files are in.
+    ``artifacts`` is the URI of the folder that its files are in, ``ended`` the minute in which it ended, UTC.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class Row:
     metrics: dict[str, float]
     tags: dict[str, str]
     artifacts: str = ""
+    ended: str = ""
 
     @property
     def measured(self) -> bool:
@@ -136,4 +138,7 @@ def row(run: Any) -> Row:
     """Return an `mlflow.entities.Run` as a row."""
     info, of_it = run.info, run.data
     params = {k: v for k, v in of_it.params.items() if UNSAID.get(k) != v}
-    return Row(info.run_id, info.run_name, info.status, params, of_it.metrics, of_it.tags, info.artifact_uri)
+    ended = f"{datetime.fromtimestamp(info.end_time / 1000, UTC):%Y-%m-%d %H:%M}" if info.end_time else ""
+    return Row(
+        info.run_id, info.run_name, info.status, params, of_it.metrics, of_it.tags, info.artifact_uri, ended
+    )

@@ -176,9 +176,7 @@ class Artifact:
         return self.entry.folder
 
 
-def check(
-    quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer", here: bool = True
-) -> None:
+def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer", here: bool = True) -> None:
     """Refuse a combination that no runtime supports, or whose libraries are not there.
 
     Parameters
