@@ -7,6 +7,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,24 @@ def only(whole: Frozen, keep: pd.Series) -> Frozen:
     return Frozen(results, *rest, about=whole.about, comparisons=beside)
 
 
+def beside(whole: Frozen, mark: str = "-b", **values: Any) -> Frozen:
+    """The same records again, of other numbers, with these values."""
+    rest = {
+        name: getattr(whole, name).assign(run_id=getattr(whole, name)["run_id"] + mark)
+        for name in ("windows", "predictions", "channels")
+    }
+    again = whole.results.assign(**values)
+    again[["run_id", "signature"]] += mark
+    return replace(whole, results=again, comparisons=comparisons.none(), **rest)
+
+
+def attached(whole: Frozen, source: str = "external:plug", mark: str = "-plug") -> Frozen:
+    """What `tsexp.attach` makes of estimates: records beside them, with a counter's joules."""
+    estimates = [c.name for c in COLUMNS if c.name.startswith("estimated_")]
+    measured = {f"measured_{c.removeprefix('estimated_')}": whole.results[c] for c in estimates}
+    return beside(whole, mark, energy_source=source, **measured, **dict.fromkeys(estimates, np.nan))
+
+
 class Store:
     """A real MLflow store in a folder, to be filled with made-up runs."""
 
@@ -221,7 +240,9 @@ class Store:
             },
         }
         params |= {
-            k: v for k, v in changes.items() if k in params or k.startswith(("train.", "model.", "data."))
+            k: v
+            for k, v in changes.items()
+            if k in params or k.startswith(("train.", "model.", "data.", "measure."))
         }
         metrics = {
             **{

@@ -144,6 +144,7 @@ def test_tables_show_both_in_columns_of_their_own_and_average_nothing(place: Pla
     assert math.isnan(estimated["measured_j"])
     assert math.isnan(measured["cost_train_j"])
     assert estimated["config"] == measured["config"]
+    assert estimated["recipe"] == measured["recipe"] != "-"
 
 
 @pytest.mark.parametrize("older", [False, True])

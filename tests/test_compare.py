@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from conftest import TINY
-from tsexp import compare, energy, tracking
+from tsexp import compare, energy, merge, tracking
 from tsexp.config import TrackingConfig
 from tsexp.energy.record import Record
 from tsexp.tasks import classification
@@ -242,6 +242,46 @@ def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(plac
     assert not any("compare" in name for names in made.about["left_out"].values() for name in names)
     signature = place.client.get_run(place.dense).data.tags["tsexp.signature"]
     assert tracking.finished(TrackingConfig(place.uri, "tsexp"), signature) == place.dense
+
+
+def test_of_chosen_runs_comparisons_of_two_that_are_chosen_stay(place, compared, tmp_path):
+    from tsexp.report import frozen
+
+    _, run = compared
+    for where, there in (
+        ("params.`data.name` = 'ItalyPowerDemand'", True),  # which a comparison has no param of
+        ("params.`prune.ratio` = '0.5'", False),
+    ):
+        made = frozen.freeze(place.client, "tsexp", tmp_path / "frozen", where)
+        assert (run.info.run_id in set(made.comparisons["run_id"])) is there
+        assert not any("compare" in name for names in made.about["left_out"].values() for name in names)
+
+
+def test_it_is_merged_with_the_runs_that_it_is_of(place, compared, tmp_path, capsys):
+    from tsexp.report import frozen
+
+    _, run = compared
+    into = f"sqlite:///{tmp_path}/all.db"
+    count = len(place.runs("attributes.status = 'FINISHED'")) - 1  # but the sweep
+    for brought in (count, 0):
+        assert merge.main([place.uri, "--into", into]) == 0
+        assert f"{brought} brought, {count - brought} there already" in capsys.readouterr().out
+    one, two = (
+        frozen.freeze(mlflow.MlflowClient(uri), "tsexp", tmp_path / name)
+        for name, uri in (("one", place.uri), ("two", into))
+    )
+    assert set(two.comparisons["run_id_a"]) <= set(two.results["run_id"])
+    places = ["run_id", "run_id_a", "run_id_b"]
+    there, here = (f.comparisons.drop(columns=places) for f in (one, two))
+    order = ["batch_size", "accuracy_a", "accuracy_b", "estimated_j_a", "measured_j_a"]
+    pd.testing.assert_frame_equal(*(c.sort_values(order, ignore_index=True) for c in (there, here)))
+    (moved,) = mlflow.MlflowClient(into).search_runs(
+        [mlflow.MlflowClient(into).get_experiment_by_name("tsexp").experiment_id],
+        f"tags.`tsexp.merged_run` = '{run.info.run_id}'",
+    )
+    note = moved.data.tags["mlflow.note.content"]
+    assert moved.data.tags["tsexp.compare_a"] in note
+    assert place.pruned not in note
 
 
 def test_a_comparison_of_a_run_that_is_gone_is_left_out(place, compared, tmp_path):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from report_data import CLASSES, DATASETS, frozen, only
+from report_data import CLASSES, DATASETS, attached, frozen, only
 from tsexp.config import conf_dir
 from tsexp.report import figures
 from tsexp.report.figures import (
@@ -29,6 +29,7 @@ from tsexp.report.figures import (
     words,
 )
 from tsexp.report.figures.drawing import CannotDraw
+from tsexp.report.frozen import together
 from tsexp.report.points import WAY, study_of
 from tsexp.report.style import COLOURS, STYLE, log_axis
 
@@ -377,6 +378,27 @@ def test_two_meters_share_no_panel_and_no_mean():
     assert set(chosen.runs["energy_source"]) == {"zeus:rapl"}
     assert chosen.points["measured_j"].max() < 1
     assert f"Records with less common sources of energy left out: {rare.sum()}." in chosen.notes
+
+
+def test_measured_energy_is_shown_before_its_estimates_unless_there_is_far_less_of_it():
+    estimates = small(datasets=("PLAID", "ElectricDevices"))
+    both = together({"1": estimates, "2": attached(estimates)})
+    chosen = study_of(both)
+    assert set(chosen.runs["energy_source"]) == {"external:plug"}
+    assert f"Estimates of energy left out where it was measured: {len(chosen.runs)}." in chosen.notes
+    assert accuracy_energy.accuracy_energy(chosen, "measured").figure.axes
+    few = only(
+        both, (both.results["dataset"] == "PLAID") | both.results["energy_source"].str.startswith("est")
+    )
+    kinds = study_of(few).runs.groupby("dataset")["energy_source"].unique()
+    assert {name: list(of) for name, of in kinds.items()} == {
+        "ElectricDevices": ["estimated:cpu_time"],
+        "PLAID": ["external:plug"],
+    }
+    part = attached(only(estimates, estimates.results["ratio"] == 0))
+    chosen = study_of(together({"1": estimates, "2": part}))
+    assert set(chosen.runs["energy_source"]) == {"estimated:cpu_time"}
+    assert any("Measured energy left out in datasets with more than twice as many" in n for n in chosen.notes)
 
 
 def test_the_commonest_setup_is_shown_and_the_others_are_counted():

@@ -341,6 +341,30 @@ def test_a_study_in_parts_is_the_study(tmp_path):
     assert len(read.comparisons) == 1
 
 
+def test_estimates_by_other_watts_are_of_another_source(store, tmp_path):
+    store.run(seed=0)
+    store.run(seed=1, measure__watts_per_core=10.0)
+    store.run(seed=2, measure__watts_per_core=5.0)
+    store.run(seed=3, measure__watts_per_core=5.0, energy_source="zeus:rapl")
+    sources = freeze(store, tmp_path / "frozen").results.set_index("seed")["energy_source"].to_dict()
+    assert sources == {
+        0: "estimated:cpu_time",
+        1: "estimated:cpu_time",
+        2: "estimated:cpu_time, 5 W per core",
+        3: "zeus:rapl",
+    }
+
+
+def test_an_estimate_replaces_no_measured_comparison():
+    first = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
+    measured, later = (
+        replace(first, comparisons=first.comparisons.assign(run_id=name, energy_source=source))
+        for name, source in (("measured", "zeus:rapl"), ("later", "estimated:cpu_time"))
+    )
+    both = frozen.together({"1": measured, "2": later}).comparisons
+    assert sorted(both["run_id"]) == ["later", "measured"]
+
+
 def test_of_comparisons_of_the_same_two_the_newest_valid_one_counts(tmp_path):
     first = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
     again, invalid = (

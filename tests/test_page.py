@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 from plotly.offline import get_plotlyjs
 
-from report_data import frozen, only
+from report_data import attached, beside, frozen, only
 from tsexp.report import page
 from tsexp.report.front import front
+from tsexp.report.frozen import together
 
 UI = "http://127.0.0.1:5000"
 EVIL = """</script><script>window.stolen = 1</script><img src=x onerror="window.stolen = 1">"'&{{plotly}} †"""
@@ -128,6 +129,26 @@ def test_two_meters_are_two_setups(tmp_path):
         f"A CPU, 1 thread, batch 1, energy by {source}" for source in ("zeus:rapl", "mains:plug")
     }
     assert shown["commonest"].endswith("zeus:rapl")
+
+
+def test_what_a_counter_measured_is_first_choice(tmp_path):
+    estimates = small()
+    both = together({"1": estimates, "2": attached(estimates)})
+    assert data(page.write(both, tmp_path / "page.html", UI))["commonest"].endswith("energy by external:plug")
+    part = attached(only(estimates, estimates.results["ratio"] == 0))
+    few = data(page.write(together({"1": estimates, "2": part}), tmp_path / "few.html", UI))
+    assert few["commonest"].endswith("energy by estimated:cpu_time")
+
+
+def test_a_run_is_looked_for_in_its_own_experiment(tmp_path):
+    one, seven = (
+        replace(of, about={**of.about, "experiment_id": number})
+        for of, number in ((small(), "1"), (beside(small(), machine="b" * 16), "7"))
+    )
+    shown = data(page.write(together({"1": one, "2": seven}), tmp_path / "page.html", UI))
+    experiments = [re.search(r"/experiments/(\d+)/runs/(.*)", run["url"]).groups() for run in shown["runs"]]
+    assert {number for number, run_id in experiments if run_id.endswith("-b")} == {"7"}
+    assert {number for number, run_id in experiments if not run_id.endswith("-b")} == {"1"}
 
 
 def test_text_of_the_store_cannot_become_markup_of_the_page(tmp_path):

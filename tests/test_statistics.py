@@ -265,6 +265,33 @@ def test_notes_tell_what_is_missing(whole):
     )
 
 
+def test_libraries_of_several_machines_are_not_averaged(whole):
+    part = only(whole, whole.results["dataset"] == "PLAID")
+    there = part.results["seed"] == 1
+    apart = part.results.assign(
+        machine=part.results["machine"].mask(there, "b" * 16),
+        libraries=part.results["libraries"]
+        .mask(there, "onnxruntime 1.31.0")
+        .where(there, "onnxruntime 1.32.0"),
+    )
+    made = replace(part, results=apart)
+    assert not any("several versions" in note for note in st.notes(made, st.aggregate(made)))
+
+
+def test_a_model_without_a_count_of_products_may_be_deployed_in_several_ways():
+    row = {
+        "ratio": 0.0,
+        "method": "-",
+        "scope": "-",
+        "mode": "none",
+        "runtime": "eager",
+        "macs": float("nan"),
+    }
+    assert st.way(row) == "as trained"
+    assert st.way(row | {"runtime": "onnxruntime"}) == "onnxruntime, fp32, not pruned"
+    assert st.way(row | {"macs": 1.0}) == "eager, fp32, not pruned"
+
+
 def test_a_model_without_one_of_the_seeds_is_told(whole):
     more = frozen(datasets=("PLAID",), models=("t1", "t2"))
     part = only(more, ~((more.results["model"] == "t2") & (more.results["seed"] == 1)))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from report_data import frozen, only
+from report_data import attached, beside, frozen, only
 from test_statistics import both
 from tsexp.report import claims, costs, machines, tables
 from tsexp.report.frozen import together
@@ -328,14 +328,7 @@ def two_machines(small, faster=1.25):
     itself = small.results[["ratio", "mode", "runtime"]].eq([0, "none", "eager"]).all(axis=1)
     times = np.where(itself, 1, faster)
     scaled = {f"speedup{end}": small.results[f"speedup{end}"] * times for end in ("", "_lo", "_hi")}
-    there = small.results.assign(machine="b" * 64, cpu="B CPU", **scaled)
-    there["signature"] += "-b"
-    there["run_id"] += "-b"
-    rest = {
-        n: getattr(small, n).assign(run_id=getattr(small, n)["run_id"] + "-b")
-        for n in ("windows", "predictions", "channels")
-    }
-    return together({"here": small, "there": replace(small, results=there, **rest)})
+    return together({"here": small, "there": beside(small, machine="b" * 64, cpu="B CPU", **scaled)})
 
 
 def test_two_machines_stand_side_by_side(small):
@@ -384,6 +377,29 @@ def test_two_machines_stand_side_by_side_whatever_their_meters(small):
     source = two.results["energy_source"].where(~there, "zeus:rapl")
     mixed = replace(two, results=two.results.assign(energy_source=source))
     assert np.allclose(made(mixed)["machines"].numbers["times"].dropna(), 1.25)
+
+
+def test_two_machines_are_compared_once_though_power_logs_were_attached(small):
+    two = two_machines(small)
+    alone = made(two)["machines"]
+    with_logs = made(together({"1": two, "2": attached(two)}))["machines"]
+    pd.testing.assert_frame_equal(alone.numbers[["times", "n"]], with_logs.numbers[["times", "n"]])
+    assert alone.below == with_logs.below
+
+
+def test_machines_of_one_name_are_told_apart_and_gpus_named(small):
+    same = beside(small, "-c", machine="c" * 64)
+    table = made(together({"1": small, "2": same}))["machines"]
+    assert set(table.shown["there"]) == {"A CPU (cccccc)"}
+    assert f"On A CPU (cccccc), of {len(table.numbers)} ways" in table.below[0]
+    assert "of those on A CPU (aaaaaa); in" in table.below[0]
+    on_gpus = [
+        beside(small, f"-{gpu}", machine=gpu[0].lower() * 64, device="cuda", gpu=gpu)
+        for gpu in ("H100", "T4")
+    ]
+    table = made(together({"1": on_gpus[0], "2": on_gpus[1]}))["machines"]
+    assert set(table.shown["there"]) == {"T4"}
+    assert "of those on H100; in" in table.below[0]
 
 
 def test_one_machine_answers_for_the_claims(small):

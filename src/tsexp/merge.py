@@ -15,11 +15,14 @@ from tsexp import alive, secret, stored, stores
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
-from tsexp.marks import ATTACHED_TO, FROM_RUN
+from tsexp.marks import ATTACHED_TO, COMPARISON, FROM_RUN
 
 FROM_STORE = "tsexp.merged_from"
 """Tag of a run that was brought: the store that it was copied from. ``tsexp.host`` says which machine
 measured it."""
+SIGNATURE = "tsexp.signature"
+COMPARED = ("tsexp.compare_a", "tsexp.compare_b")
+"""Tags of a comparison: the runs that it is of."""
 OF_THE_STORE = ("mlflow.artifactLocation", "mlflow.parentRunId", "mlflow.user")
 """Tags that mean something in their own store alone."""
 
@@ -89,7 +92,7 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
             valid = tags.get("tsexp.valid") == "true"
             with tracking.asking(into):
                 known = _brought(into, run.info.run_id) or (
-                    valid and tracking.finished(into, tags["tsexp.signature"])
+                    valid and SIGNATURE in tags and tracking.finished(into, tags[SIGNATURE])
                 )
             if known:
                 there += 1
@@ -103,6 +106,9 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                     old = tags.get(ATTACHED_TO)
                     if old:  # it is older, so it is there
                         _add_tag(parcel, ATTACHED_TO, _brought(into, old) or old)
+                    for side in COMPARED:  # jobs come first, so they are there
+                        if side in tags:
+                            _renumber(parcel, side, _there(client, into, tags[side]))
                     parent = tags.get("mlflow.parentRunId")
                     if parent:
                         if parent not in parents:
@@ -130,12 +136,35 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
 
 
 def _results(client: Any, number: str) -> list[Any]:
-    """All finished jobs, oldest first."""
+    """All finished jobs, oldest first, then the comparisons of two of them."""
     from tsexp.report.store import every
 
-    done = "attributes.status = 'FINISHED' and tags.`tsexp.stage` = 'done'"
-    found = every(client, number, done, "attributes.start_time ASC")
-    return [run for run in found if "tsexp.signature" in run.data.tags]
+    jobs, comparisons = (
+        every(
+            client,
+            number,
+            f"attributes.status = 'FINISHED' and tags.`tsexp.stage` = '{stage}'",
+            "attributes.start_time ASC",
+        )
+        for stage in ("done", COMPARISON)
+    )
+    return [*(run for run in jobs if SIGNATURE in run.data.tags), *comparisons]
+
+
+def _there(client: Any, into: TrackingConfig, run_id: str) -> str:
+    """Return what a job of the other store is in this one; its own number if it is nowhere."""
+    from mlflow.exceptions import MlflowException
+
+    from tsexp import tracking
+
+    with tracking.asking(into):
+        if found := _brought(into, run_id):
+            return found
+        try:
+            signature = client.get_run(run_id).data.tags.get(SIGNATURE)
+        except MlflowException:  # deleted for good; the report says so
+            return run_id
+        return (signature and tracking.finished(into, signature)) or run_id
 
 
 def _brought(into: TrackingConfig, run_id: str) -> str | None:
@@ -191,7 +220,7 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> bool:
         "record": record,
         "store": {"uri": configs.redact(uri), "experiment": ""},
         "run_id": None,
-        "again": tags.get("tsexp.valid") != "true",
+        "again": SIGNATURE not in tags or tags.get("tsexp.valid") != "true",
         "start_ms": run.info.start_time,
         "end_ms": run.info.end_time,
         "params": dict(run.data.params),
@@ -248,6 +277,16 @@ def _add_tag(parcel: Path, key: str, value: str) -> None:
     about = spool.read(parcel)
     about["tags"][key] = value
     (parcel / spool.ABOUT).write_text(json.dumps(about))
+
+
+def _renumber(parcel: Path, key: str, value: str) -> None:
+    """Name another run in a tag, and in the note, which says the same in words."""
+    from tsexp.tracking import spool
+
+    tags = spool.read(parcel)["tags"]
+    note = tags.get("mlflow.note.content", "")
+    _add_tag(parcel, "mlflow.note.content", note.replace(tags[key], value))
+    _add_tag(parcel, key, value)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ KINDS: dict[str, str] = {
 }
 """Column → kind. Those that end in ``_a`` and ``_b`` are of one side; a difference is A less B, a saving or
 speedup that of A against B. What the windows say is empty where the measurement is invalid."""
-ONCE = ("run_id_a", "run_id_b", "machine", "batch_size", "threads")
+ONCE = ("run_id_a", "run_id_b", "machine", "energy_source", "batch_size", "threads")
 """One row for each, the newest valid one."""
 GONE = "compared with a run that is not there any more"
 
@@ -82,7 +82,7 @@ def of_run(row: Row, sides: Mapping[str, Row], hardware: Mapping[str, Any]) -> d
         "data_checksum": row.tags["tsexp.data_checksum"],
         "cpu": hardware["cpu"],
         "machine": digest(dict(hardware)),
-        "energy_source": row.tags["tsexp.energy_source"],
+        "energy_source": row.energy_source,
         "mcnemar_p": found["mcnemar_p"],
         **{k: row.params[f"measure.{k}"] for k in ("batch_size", "threads", "repeats", "processes")},
         "window_s": row.params["measure.window_s"],

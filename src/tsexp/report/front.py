@@ -70,7 +70,7 @@ def by_source(rows: Sequence[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.valid:
-            groups[row.tags["tsexp.energy_source"]].append(row)
+            groups[row.energy_source].append(row)
     return dict(sorted(groups.items()))
 
 

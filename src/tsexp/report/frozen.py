@@ -158,7 +158,12 @@ COLUMNS = (
         "points lost against the control, on them",
         True,
     ),
-    Column("energy_source", "str", "tag:tsexp.energy_source", "zeus:nvml, zeus:rapl, …, estimated:cpu_time"),
+    Column(
+        "energy_source",
+        "str",
+        "tag:tsexp.energy_source",
+        "zeus:nvml, zeus:rapl, …, estimated:cpu_time; of other watts than 10 a core with those",
+    ),
     Column("measured_j", "float", "", "J per series, from a counter", True),
     Column("measured_reference_j", "float", "", "J per series of the reference, in the same windows", True),
     Column("measured_saving_pct", "float", "", "% against the reference", True),
@@ -304,7 +309,7 @@ def freeze(client: Any, experiment: str, folder: Path, where: str = "") -> Froze
         name: pd.concat([parts[run_id] for run_id in results["run_id"]], ignore_index=True)
         for name, parts in tables.items()
     }
-    beside = _comparisons(client, there, left_out)
+    beside = _comparisons(client, experiment_id, there, where, left_out)
     about = {
         "schema": SCHEMA_VERSION,
         "store": store_id(str(client.tracking_uri)),
@@ -427,6 +432,11 @@ def together(parts: Mapping[str, Frozen]) -> Frozen:
         "experiment": " + ".join(dict.fromkeys(part.about["experiment"] for part in parts.values())),
         "where": "" if "" in filters else " or ".join(filters),
         "experiment_id": next(iter(parts.values())).about["experiment_id"],
+        "experiment_ids": {
+            run_id: part.about["experiment_id"]
+            for part in parts.values()
+            for run_id in part.results["run_id"]
+        },
         "left_out": {reason: sorted(names) for reason, names in sorted(left_out.items())},
     }
     tables = {}
@@ -565,16 +575,21 @@ def _newest(rows: list[Row], left_out: LeftOut) -> list[Row]:
     return list(best.values())
 
 
-def _comparisons(client: Any, rows: list[Row], left_out: LeftOut) -> pd.DataFrame:
-    """The newest valid comparison of each two runs."""
+def _comparisons(
+    client: Any, experiment_id: str, rows: list[Row], where: str, left_out: LeftOut
+) -> pd.DataFrame:
+    """The newest valid comparison of each two runs; where runs are chosen, of two that are."""
     from mlflow.exceptions import MlflowException
 
     known = {row.run_id: row for row in rows}
     made = []
-    for row in rows:
-        if row.tags.get("tsexp.stage") != COMPARISON or row.status != "FINISHED":
+    # A filter is of runs: a comparison has neither their dataset nor their seeds among its params.
+    for row in _search(client, experiment_id, f"tags.`tsexp.stage` = '{COMPARISON}'"):
+        if row.status != "FINISHED":
             continue
         sides = {s: row.tags.get(f"tsexp.compare_{s}", "") for s in comparisons.SIDES}
+        if where and not all(run_id in known for run_id in sides.values()):
+            continue
         try:
             of = {s: known.get(i) or as_row(client.get_run(i)) for s, i in sides.items()}
         except MlflowException:
@@ -664,6 +679,7 @@ def _result(
         "run_id": row.run_id,
         "run_name": row.name,
         "ended": row.ended,
+        "energy_source": row.energy_source,
         "setting": _asked(row, "model.", "data."),
         "recipe": _asked(row, "train.") if _learned(row) else "-",
         "tuning": _tuning(row, out["finetune_epochs"]),

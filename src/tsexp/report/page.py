@@ -8,14 +8,16 @@ import json
 import math
 import re
 from base64 import b64encode
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsexp.files import whole
+from tsexp.marks import ESTIMATED
 from tsexp.report import company
 from tsexp.report.console import ESTIMATE, FRONT
 from tsexp.report.frozen import Frozen
-from tsexp.report.points import SETUP, colours
+from tsexp.report.points import SETUP, colours, prefer_measured
 from tsexp.report.statistics import aggregate
 from tsexp.report.style import relative
 
@@ -110,21 +112,20 @@ def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
     shares |= {f"{of}_accuracy_pct": f"{of}_accuracy" for of in ("control", "dense", "val")}
     energies = [f"{side}_{what}" for side in sides for what in ("j", "saving_pct", "saving_lo", "saving_hi")]
     setups = _setups(runs)
+    first, experiments = frozen.about["experiment_id"], frozen.about.get("experiment_ids", {})
     return {
         "runs": [
             {name: _plain(run[name]) for name in (*SHOWN, *energies)}
             | _relative(run, sides)
             | {name: _plain(100 * run[column]) for name, column in shares.items()}
             | {"setup": setups[tuple(run[SETUP])]}
-            | {"url": f"{ui}/#/experiments/{frozen.about['experiment_id']}/runs/{run['run_id']}"}
+            | {"url": f"{ui}/#/experiments/{experiments.get(run['run_id'], first)}/runs/{run['run_id']}"}
             for _, run in runs.iterrows()
         ],
         "axes": _axes(sides),
         "sides": {side: ESTIMATE if side == "estimated" else "" for side in sides},
         "setups": list(dict.fromkeys(setups[tuple(run[SETUP])] for _, run in runs.iterrows())),
-        "commonest": max(
-            setups.values(), key=[setups[tuple(run[SETUP])] for _, run in runs.iterrows()].count, default=""
-        ),
+        "commonest": _first(setups, Counter(tuple(run[SETUP]) for _, run in runs.iterrows())),
         "no_energy": int((~runs["valid"]).sum()),
         "invalid": len(frozen.results) - len(runs),
         "left_out": {reason: len(names) for reason, names in frozen.about.get("left_out", {}).items()},
@@ -198,6 +199,17 @@ def _setups(runs: pd.DataFrame) -> dict[tuple[Any, ...], str]:
         )
     twice = {n for n in named.values() if list(named.values()).count(n) > 1}
     return {key: f"{name} ({key[0][:6]})" if name in twice else name for key, name in named.items()}
+
+
+def _first(setups: dict[tuple[Any, ...], str], records: Counter[tuple[Any, ...]]) -> str:
+    """Which is shown first: the commonest, but one that was measured before one that is estimated."""
+    estimated = {key: str(key[SETUP.index("energy_source")]).startswith(ESTIMATED) for key in setups}
+    best = {
+        side: max((k for k in setups if estimated[k] is side), key=records.__getitem__, default=None)
+        for side in (True, False)
+    }
+    counts = {side: records[key] if key else 0 for side, key in best.items()}
+    return setups.get(best[not prefer_measured(counts[True], counts[False])] or (), "")
 
 
 def _plain(value: Any) -> Any:

@@ -108,9 +108,12 @@ def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str]]:
     if others:
         notes.append(f"That is the commonest of {setups} setups; records of the others left out: {others}.")
     runs = runs.assign(estimated=runs["energy_source"].str.startswith(ESTIMATED))
+    runs, others = _commonest(runs, ["estimated"], ["energy_source"])
+    if others:
+        notes.append(f"Records with less common sources of energy left out: {others}.")
+    runs, said = _one_side(runs)
+    notes += said
     for by, columns, what in (
-        (["estimated"], ["energy_source"], "sources of energy"),
-        (["dataset"], ["energy_source"], "sources of energy in their dataset"),
         (["dataset"], ["data_checksum"], "data files"),
         (["dataset", "model"], ["recipe"], "training recipes"),
         (["dataset", "model"], ["setting"], "settings of model and data"),
@@ -121,6 +124,24 @@ def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str]]:
             notes.append(f"Records with less common {what} left out: {others}.")
     runs = runs.drop(columns="estimated")
     return runs.sort_values([*WAY, "seed", "run_id"], kind="stable", ignore_index=True), notes
+
+
+def _one_side(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Of each dataset the records with measured energy, or the estimates if there are far more of them."""
+    estimated = runs["estimated"]
+    shown = {name: prefer_measured(of.sum(), (~of).sum()) for name, of in estimated.groupby(runs["dataset"])}
+    left = estimated == runs["dataset"].map(shown).astype(bool)
+    notes = []
+    if n := int((left & estimated).sum()):
+        notes.append(f"Estimates of energy left out where it was measured: {n}.")
+    if n := int((left & ~estimated).sum()):
+        notes.append(f"Measured energy left out in datasets with more than twice as many estimates: {n}.")
+    return runs[~left], notes
+
+
+def prefer_measured(estimated: int, measured: int) -> bool:
+    """Whether to show what a counter measured: of both there is one to be seen at a time."""
+    return measured > 0 and 2 * measured >= estimated
 
 
 def _setup(record: pd.Series) -> str:

@@ -355,9 +355,10 @@ def describe(row: Any) -> str:
 def way(row: Any, runtime: bool = True) -> str:
     """How a model is deployed, in words: ``onnxruntime, static, pruned 0.5 (l1 global)``.
 
-    Of a model whose products are not counted, which is no network: ``as trained``.
+    Of an estimator, which has no other way and no count of products: ``as trained``.
     """
-    if math.isnan(row["macs"]):
+    plain = not row["ratio"] and row["mode"] == "none" and row["runtime"] == "eager"
+    if plain and math.isnan(row["macs"]):
         return "as trained"
     pruned = f"pruned {row['ratio']:.3g} ({row['method']} {row['scope']})" if row["ratio"] else "not pruned"
     number_format = "fp32" if row["mode"] == "none" else row["mode"]
@@ -428,12 +429,15 @@ def count(n: int, what: str) -> str:
 
 def _other_libraries(results: pd.DataFrame) -> str:
     """Name the libraries beside PyTorch that ran in more than one version, on one machine."""
-    found: dict[str, set[str]] = {}
-    for told in results["libraries"].unique():
+    found: dict[tuple[str, str], set[str]] = {}
+    for machine, told in results[["machine", "libraries"]].drop_duplicates().itertuples(index=False):
         for name, version in (library.split(" ") for library in told.split(", ") if library):
-            found.setdefault(name, set()).add(version)
-    several = {n: sorted(v) for n, v in found.items() if len(v) > 1 and n != "torch"}
-    return ", ".join(f"{name} ({', '.join(versions)})" for name, versions in sorted(several.items()))
+            found.setdefault((name, machine), set()).add(version)
+    several: dict[str, set[str]] = {}
+    for (name, _), versions in found.items():
+        if len(versions) > 1 and name != "torch":
+            several.setdefault(name, set()).update(versions)
+    return ", ".join(f"{name} ({', '.join(sorted(versions))})" for name, versions in sorted(several.items()))
 
 
 def _some(names: list[str]) -> str:

@@ -18,6 +18,8 @@ from tsexp.marks import ESTIMATED, NOT_FINITE
 
 UNSAID = {"train.precision": "fp32"}
 """What runs of before there was a choice do not say; a row does not, either, whoever made its run."""
+WATTS = 10.0
+"""``measure.watts_per_core`` as shipped."""
 AT_ONCE = 100
 """Ids in one question; the parser of MLflow's filters takes some thousands at most."""
 
@@ -46,6 +48,13 @@ class Row:
     def measured(self) -> bool:
         """Its energy comes from a counter, not from an estimate."""
         return not self.tags.get("tsexp.energy_source", ESTIMATED).startswith(ESTIMATED)
+
+    @property
+    def energy_source(self) -> str:
+        """Where its energy comes from; an estimate by other watts than usual is of another source."""
+        source = self.tags.get("tsexp.energy_source", "")
+        watts = float(self.params.get("measure.watts_per_core", WATTS))
+        return source if self.measured or watts == WATTS else f"{source}, {watts:g} W per core"
 
     @property
     def valid(self) -> bool:

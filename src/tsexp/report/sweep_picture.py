@@ -219,7 +219,7 @@ def _title(rows: Sequence[Row]) -> str:
 def _lines(rows: list[Row]) -> dict[str, list[Row]]:
     """Label → its rows, by rising ratio."""
     rows = _with_dense_on_every_line(rows)
-    several = len({r.tags["tsexp.energy_source"] for r in rows}) > 1
+    several = len({r.energy_source for r in rows}) > 1
     lines: dict[str, list[Row]] = defaultdict(list)
     shown: dict[frozenset[str], list[str]] = {}  # depends on the names of a row's params alone
     for row in sorted(rows, key=_ratio):
@@ -227,7 +227,7 @@ def _lines(rows: list[Row]) -> dict[str, list[Row]]:
         if names not in shown:
             shown[names] = _shown(names, rows)
         # Measured and estimated energy never share a line.
-        source = f" ({row.tags['tsexp.energy_source']})" if several else ""
+        source = f" ({row.energy_source})" if several else ""
         lines[_label(row, shown[names]) + source].append(row)
     return lines
 

@@ -741,7 +741,7 @@ OF_ALL = {
         "within: the same of speedups over the dense model in fp32 in the same runtime",
         lambda frozen, _: machines.compared(frozen),
         (
-            _word("there", "other_cpu"),
+            _word("there", "other_name"),
             *WAY,
             SPEEDUP,
             _interval("speedup there", "other_speedup", 2),
