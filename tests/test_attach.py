@@ -232,6 +232,10 @@ def test_what_was_found_of_the_artifact_stays_a_warning(empty_store: Path, tmp_p
             "tracking.url is not a key; allowed in tracking: artifacts, experiment, uri",
         ),
         (("RUN", "LOG", "--name", "my plug"), "'my plug' is no name of a meter"),
+        (
+            ("RUN", "my log.csv"),
+            "'my log' is no name of a meter: letters, digits, _, . and - are allowed; give one",
+        ),
         (("RUN", "LOG", "--offset-s", "nan"), "--offset-s is no number of seconds"),
         (("RUN", "/nowhere/log.csv"), "/nowhere/log.csv cannot be read"),
         (("xyz", "LOG"), "xyz is not a run id"),

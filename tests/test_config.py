@@ -127,6 +127,8 @@ def test_all_problems_are_told_at_once():
         ("ratio=0.5", "did you mean prune.ratio?"),
         ("name=x", "did you mean data.name or model.name or runtime.name?"),
         ("experiment=null", "null is no option of a group; leave the group out"),
+        ("data.name=Mein Sët", "quote its value: 'data.name=\"Mein Sët\"'"),
+        ("data.path=../Daten (1)", "quote its value: 'data.path=\"../Daten (1)\"'"),
     ],
 )
 def test_hydras_own_errors_are_explained(override, words):

@@ -506,6 +506,16 @@ def test_a_ts_file_brings_its_labels(tmp_path, italy):
         _data(unequal, None)
 
 
+def test_labels_of_a_ts_file_are_spelt_as_they_are_written(tmp_path):
+    from tsexp.measure import _data
+
+    (tmp_path / "mixed.ts").write_text(
+        "@problemName mixed\n@timeStamps false\n@univariate true\n@equalLength true\n"
+        "@classLabel true Walk run\n@data\n1,2,3:Walk\n4,5,6:run\n"
+    )
+    assert _data(tmp_path / "mixed.ts", None)[1] == ["Walk", "run"]
+
+
 def test_a_ts_file_without_labels_brings_none(tmp_path):
     from tsexp.measure import _data
 
@@ -536,6 +546,106 @@ def test_what_columns_stand_for_where_nobody_says(labels, classes):
             _guessed(labels, 3, "model")
     else:
         assert _guessed(labels, 3, "model") == classes
+
+
+def test_columns_are_not_guessed_of_words_that_sort_otherwise_than_as_numbers():
+    """Who encodes '1' to '12' by NumPy or scikit-learn has '10' in the second column."""
+    from tsexp.measure import _guessed
+
+    few = [str(i) for i in range(1, 10)]
+    assert _guessed([float(w) for w in few], 9, "model", set(few)) == [float(w) for w in few]
+    for words in ([*few, "10"], ["0", *few, "10"]):
+        with pytest.raises(
+            ConfigError, match=r"sorted otherwise than as numbers \(.*1, 10, 2.*\); give y as"
+        ):
+            _guessed([float(w) for w in words], len(words), "model", set(words))
+    written = {"Walk", "run"}
+    assert _guessed(["run", "Walk"], 2, "model", written) == ["Walk", "run"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [
+        ([10**17, 10**17 + 1], [10**17 + 1, 10**17]),
+        (["01", "1"], ["1", "01"]),
+        (["Run", "Walk"], ["walk", "run"]),  # of a .ts file
+        (["run", "walk"], ["Walk", "Run"]),
+        (["A", "a"], ["a", "A"]),
+    ],
+)
+def test_labels_that_are_one_number_or_differ_by_case_are_told_apart(classes, labels):
+    from tsexp.measure import _judged, _Side
+
+    side = _Side("model", "model.onnx", {"classes": classes})
+    scores = np.array([[0.0, 1], [1, 0]], np.float32)  # the second class, then the first
+    targets, (judged,) = _judged([side], [scores], labels)
+    assert (judged.argmax(1) == targets).all()
+    assert sorted(targets) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["pairs of classes", "a threshold of its own", "as usual"])
+def test_an_estimator_is_judged_by_what_it_predicts(kind):
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import FixedThresholdClassifier
+    from sklearn.svm import SVC
+
+    from tsexp.energy import subjects
+    from tsexp.measure import _Answered, _as_predicted, _judged, _Side
+
+    series, labels = load_iris(return_X_y=True)
+    if kind == "a threshold of its own":
+        series, labels = series[50:], labels[50:]
+    made = {
+        "pairs of classes": SVC(decision_function_shape="ovo"),
+        "a threshold of its own": FixedThresholdClassifier(LogisticRegression(), threshold=0.9),
+        "as usual": LogisticRegression(max_iter=500),
+    }[kind].fit(series, labels)
+    subject = subjects.named(made)
+    answers = subjects.answers(subject, series)
+    sides = (_Side("mine", subject, {}),) * 2
+    answered = _Answered(sides, (answers, answers), series, series, "cpu", True)
+    found, said = _as_predicted(answered)
+    targets, judged = _judged(sides, found, labels.tolist())
+    assert (judged[0].argmax(1) == targets).mean() == made.score(series, labels)
+    assert said == (
+        []
+        if kind == "as usual"
+        else [f"accuracy of mine is that of predict, which is not the largest of {subject.method}"]
+    )
+
+
+def test_gaps_are_no_ends():
+    """What takes series of any length takes NaN for their ends, and answers."""
+    from tsexp.measure import _without_gaps
+
+    ends = np.ones((2, 2, 5), np.float32)
+    ends[1, :, 3:] = np.nan
+    _without_gaps("artifact", ends)
+    for place in ((0, slice(None), 2), (0, 0, 4)):
+        gaps = ends.copy()
+        gaps[place] = np.nan
+        with pytest.raises(ConfigError, match=r"in 1 of 2 series, first series 0; artifact is an artifact"):
+            _without_gaps("artifact", gaps)
+
+
+@pytest.mark.parametrize("unknown", ["output", "input"])
+def test_a_file_need_not_say_how_many_axes_there_are(unknown, tmp_path):
+    model = onnx.load(onnx_file(tmp_path / "plain.onnx"))
+    value = model.graph.output[0] if unknown == "output" else model.graph.input[0]
+    value.type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "unknown.onnx")
+    check(measure_energy(tmp_path / "unknown.onnx", X, **QUICK))
+
+
+def test_an_openvino_file_need_not_either(tmp_path):
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    x = ops.parameter(ov.PartialShape.dynamic(), np.float32)
+    product = ops.matmul(x, ops.constant(WEIGHT.astype(np.float32)), False, False)
+    ov.save_model(ov.Model([product], [x]), tmp_path / "graph.xml", compress_to_fp16=False)
+    check(measure_energy(tmp_path / "graph.xml", X, **QUICK))
 
 
 def test_labels_are_the_same_only_if_they_mean_the_same():

@@ -54,6 +54,15 @@ def test_no_experiment_is_made_to_plan(here, empty_store):
     assert "try" not in {e.name for e in client.search_experiments()}
 
 
+def test_configurations_of_ones_own_are_planned_too(here, capsys):
+    (here / "mine" / "data").mkdir(parents=True)
+    (here / "mine" / "data" / "my_set.yaml").write_text("defaults: [italy_power_demand]\n")
+    assert plan.main(["--config-dir", "mine", *TINY, "data=my_set", "prune.ratio=0,0.5"]) == 0
+    assert "2 jobs" in capsys.readouterr().out
+    assert plan.main(["--config-dir", "nowhere", *TINY]) == 2
+    assert "--config-dir nowhere is not a folder" in capsys.readouterr().err
+
+
 def test_a_store_is_looked_for_whatever_else_its_address_says(here, empty_store):
     (here / "mlflow.db").write_bytes(empty_store.read_bytes())
     cfg = compose(*ITALY, "tracking.uri='sqlite:///mlflow.db?timeout=5'", "tracking.experiment=Default")

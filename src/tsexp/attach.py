@@ -98,7 +98,10 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
     from tsexp.tracking import experiment_of
 
     (run, file), tracking = _sort(words)
-    name = external.named(Path(file).stem if name is None else name)
+    try:
+        name = external.named(Path(file).stem if name is None else name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; give one: --name NAME" if name is None else str(error)) from None
     if not math.isfinite(offset_s):
         raise ConfigError("--offset-s is no number of seconds")
     client = connect(tracking.uri)

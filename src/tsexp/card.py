@@ -228,7 +228,8 @@ def _compression(facts: Facts) -> list[tuple[str, str]]:
     steps = [step for step in facts.row.tags.get("tsexp.steps", "").split(",") if step]
     rows = [("steps", ", ".join(steps) or "none")]
     if "prune" in steps:
-        removed = f"; {100 * m['prune/achieved_ratio']:.0f} % removed" if "prune/achieved_ratio" in m else ""
+        of_all = m.get("prune/achieved_ratio")
+        removed = "" if of_all is None else f"; {100 * of_all:.0f} % of all that can be pruned removed"
         asked = f"{p['prune.method']}, {p['prune.scope']}, ratio {p['prune.ratio']}"
         rows.append(("pruning", f"{asked}{removed}"))
     mode = manifest["mode"]

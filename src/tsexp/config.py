@@ -507,8 +507,13 @@ def explain(error: BaseException) -> str:
 
     What is allowed where a key or an option is wrong, else the part of the message that is for people.
     """
-    from hydra.errors import MissingConfigException
+    from hydra.errors import MissingConfigException, OverrideParseException
 
+    if isinstance(error, OverrideParseException):
+        key, _, value = str(error.override).partition("=")
+        why = str(error).splitlines()[-1].strip()
+        quoted = value.strip("\"'").replace('"', '\\"')
+        return f"{error.override} cannot be read ({why}); quote its value: '{key}=\"{quoted}\"'"
     for option, (what, extra) in PLUGINS.items():
         if f"Could not find '{option}'" in str(error):
             return f"{what} is not installed; install it: pip install 'tsexp[{extra}]'"

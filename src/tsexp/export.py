@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 from datetime import UTC, datetime
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(words[1]).absolute()
         _check_folder(folder)
         name = _export(words[0], folder, configs.parse(configs.composed(*settings)))
-        print(f"{name} → {words[1]}; try it: python {Path(words[1]) / 'run.py'}")
+        print(f"{name} → {words[1]}; try it: {shlex.join(['python', str(Path(words[1]) / 'run.py')])}")
 
     return stored.carried_out("export", work, "nothing was written", unknown)
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,8 @@ CORES = 1.2
 """Times the threads asked for; a subject that uses more cores is warned of."""
 COLD = ("cost/load_", "cost/first_", "memory/")
 """Metrics that say nothing of a subject in a fork of the caller: it is loaded, warm, and not alone there."""
+PREDICTED = 256
+"""Series by which an estimator's ``predict`` is held against its scores."""
 SETTINGS = {
     "measure=quick|paper": "measure",
     "measure.…": "measure.",
@@ -274,6 +276,7 @@ def _read(file: Path) -> tuple[Any, Any]:
         raise ConfigError(f"{file} is not there; X is an array, or the path of a .npz or .ts file")
     if file.suffix == ".ts":
         series, labels = tsfile.read(file, labelled=False)
+        labels = tsfile.as_written(file, labels)
         lengths = {s.shape for s in series}
         if len(lengths) > 1:
             raise ConfigError(
@@ -348,7 +351,8 @@ def _measure(
 
     alone = reference is None
     asked = _answered([subject] if alone else [subject, reference], series, cfg, name, progress)
-    targets, judged = _judged(asked.sides, [answers[: len(series)] for answers in asked.answers], labels)
+    answers, otherwise = _as_predicted(asked) if labels is not None else (asked.answers, [])
+    targets, judged = _judged(asked.sides, [one[: len(series)] for one in answers], labels)
     raw = _windows(asked, cfg, progress)
     invalid, warnings = doubts(raw)
     measured = summarize(raw)
@@ -363,7 +367,7 @@ def _measure(
         metrics=metrics,
         energy_source=raw["source"],
         invalid_reasons=invalid,
-        warnings=warnings if invalid else (*warnings, *_greedy(raw, cfg.measure.threads)),
+        warnings=warnings if invalid else (*warnings, *otherwise, *_greedy(raw, cfg.measure.threads)),
         raw=raw,
         scores=judged[0],
         reference_scores=judged[1],
@@ -396,6 +400,9 @@ def _answered(
     whole = np.resize(np.arange(len(series)), -(-len(series) // size) * size)
     names = [_name(g, f) for g, f in zip(given, found, strict=True)]
     names[0] = name or names[0]
+    for one, of in zip(names, found, strict=True):
+        if isinstance(of, str) and Path(of).is_dir():
+            _without_gaps(one, series)
     with locking.sharing_the_machine():
         sides = [
             _asked(n, f, series[whole[:size]], device, held, cfg) for n, f in zip(names, found, strict=True)
@@ -454,6 +461,21 @@ def _placed(given: Sequence[Any], config: MeasureConfig) -> tuple[list[str | InM
     if len(in_memory) < len(found):
         processes.start(energy.PRELOAD)
     return found, devices[0]
+
+
+def _without_gaps(name: str, series: FloatArray) -> None:
+    """Refuse what an artifact would take for the end of a series; files of others may know gaps."""
+    if series.ndim != 3:
+        return
+    missing = np.isnan(series)
+    ends = np.flip(np.logical_and.accumulate(np.flip(missing.all(1), -1), axis=-1), -1)
+    gaps = (missing & ~ends[:, None]).any((1, 2))
+    if gaps.any():
+        raise ConfigError(
+            f"X has NaN before the end, or not in all channels, in {int(gaps.sum())} of {len(series)} "
+            f"series, first series {int(gaps.argmax())}; {name} is an artifact, which takes NaN for the end "
+            "of a shorter series: fill the gaps first, as tsexp.predict does, by interpolation"
+        )
 
 
 def _finite(name: str, answers: FloatArray) -> None:
@@ -532,9 +554,16 @@ def _judged(
     if labels is None:
         return np.zeros(0, np.int64), list(scores)
     known = next((s.classes for s in sides if s.classes is not None), None)
-    keys = [_key(label) for label in labels]
-    classes = [_key(c) for c in known] if known else _guessed(keys, scores[0].shape[1], sides[0].name)
-    strange = sorted({str(label) for label, key in zip(labels, keys, strict=True) if key not in classes})
+    given = list(known) if known else labels
+    # Where two labels are one number ("01" and "1", ids beyond 2**53), they are words.
+    key = _key if len({_key(c) for c in given}) == len({str(c) for c in given}) else str
+    if known:
+        classes = [key(c) for c in known]
+        keys = _as_known([key(label) for label in labels], classes)
+    else:
+        keys = [key(label) for label in labels]
+        classes = _guessed(keys, scores[0].shape[1], sides[0].name, words=set(filter(_is_word, labels)))
+    strange = sorted({str(label) for label, k in zip(labels, keys, strict=True) if k not in classes})
     if strange:
         raise ConfigError(
             f"y has labels that the subject does not know: {', '.join(strange[:5])}; it knows "
@@ -542,14 +571,50 @@ def _judged(
         )
     ordered = []
     for side, one in zip(sides, scores, strict=True):
-        own = [_key(c) for c in side.classes] if side.classes is not None else classes
+        own = _as_known([key(c) for c in side.classes], classes) if side.classes is not None else classes
         if set(own) != set(classes) or one.shape[1] != len(classes):
             raise ConfigError(
                 f"{side.name} answers {one.shape[1]} numbers per series, which are no scores of the "
                 f"{len(classes)} classes; leave y out to measure energy alone"
             )
         ordered.append(np.ascontiguousarray(one[:, [own.index(c) for c in classes]]))
-    return np.array([classes.index(key) for key in keys], np.int64), ordered
+    return np.array([classes.index(k) for k in keys], np.int64), ordered
+
+
+def _is_word(label: Any) -> bool:
+    return isinstance(label, str)
+
+
+def _as_known(keys: Sequence[float | str], classes: Sequence[float | str]) -> list[float | str]:
+    """Spell labels as they are known where they differ by case alone: aeon makes those of .ts files small."""
+    folded = {c.casefold(): c for c in classes if isinstance(c, str)}
+    if len(folded) < sum(map(_is_word, classes)):
+        return list(keys)
+    return [k if k in classes or not isinstance(k, str) else folded.get(k.casefold(), k) for k in keys]
+
+
+def _as_predicted(asked: _Answered) -> tuple[Sequence[FloatArray], list[str]]:
+    """Judge an estimator by its ``predict`` where that is not the largest of the scores that are timed.
+
+    So it is where it has a threshold of its own, or scores of pairs of classes. Also returns what to warn of.
+    """
+    from tsexp.energy.subjects import Estimator
+
+    judged, said = list(asked.answers), {}
+    some = np.unique(np.linspace(0, len(asked.series) - 1, PREDICTED).astype(int))
+    for i, side in enumerate(asked.sides):
+        subject = side.subject
+        if not isinstance(subject, Estimator):
+            continue
+        own = subject.predicted(asked.series[some])
+        if own is None or np.array_equal(own, asked.answers[i][some].argmax(1)):
+            continue
+        every = subject.predicted(asked.series)
+        judged[i] = np.eye(len(side.classes or ()), dtype=np.float32)[every]
+        said[side.name] = (
+            f"accuracy of {side.name} is that of predict, which is not the largest of {subject.method}"
+        )
+    return judged, list(said.values())
 
 
 def _key(label: Any) -> float | str:
@@ -562,12 +627,27 @@ def _key(label: Any) -> float | str:
     return str(label) if word else number
 
 
-def _guessed(keys: Sequence[float | str], columns: int, name: str) -> list[float | str]:
-    """Return the classes that columns stand for where nobody says: their numbers, else the sorted labels."""
+def _in_order(key: float | str) -> tuple[bool, float | str]:
+    return isinstance(key, str), key
+
+
+def _guessed(
+    keys: Sequence[float | str], columns: int, name: str, words: Collection[str] = ()
+) -> list[float | str]:
+    """Return the classes that columns stand for where nobody says: their numbers, else the sorted labels.
+
+    Of labels that are `words`, only where sorted as words and as numbers is the same: "10" comes before "2".
+    """
+    if [_key(word) for word in sorted(words)] != sorted(map(_key, words), key=_in_order):
+        raise ConfigError(
+            f"nobody says which of the {columns} numbers per series of {name} is of which class, and y has "
+            f"words that are sorted otherwise than as numbers ({', '.join(sorted(words)[:4])}, …); give y as "
+            f"numbers of columns, 0 to {columns - 1}, or leave it out to measure energy alone"
+        )
     numbers: list[float | str] = [float(i) for i in range(columns)]
     if 0.0 in keys and set(keys) <= set(numbers):
         return numbers
-    there = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
+    there = sorted(set(keys), key=_in_order)
     if len(there) != columns:  # labels 1 and 2 of three columns may be the first two, or the last
         raise ConfigError(
             f"y has {len(there)} classes, but {name} answers {columns} numbers per series; give series of "

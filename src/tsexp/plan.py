@@ -145,13 +145,15 @@ class Plan:
         return (self.seconds - measuring) / cores + measuring
 
 
-def of(overrides: list[str], progress: bool = True) -> Plan:
+def of(overrides: list[str], config_dir: str | None = None, progress: bool = True) -> Plan:
     """Return the plan of a command.
 
     Parameters
     ----------
     overrides
         As after ``python -m tsexp -m``.
+    config_dir
+        Its ``--config-dir``.
     progress
         Show a bar.
 
@@ -164,7 +166,7 @@ def of(overrides: list[str], progress: bool = True) -> Plan:
     from tsexp.jobs import dataset_of
     from tsexp.progress import bar
 
-    jobs = sweep.asked(overrides)
+    jobs = sweep.asked(overrides, config_dir)
     seen: set[str] = set()
     counted: set[str] = set()
     parts: dict[str, Part] = defaultdict(Part)
@@ -417,15 +419,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Plan what is asked for and return the exit status: 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog=called("plan"),
-        usage="%(prog)s [-m] [key=value ...]",
+        usage="%(prog)s [-m] [--config-dir DIR] [key=value ...]",
         description="Say what a sweep would do: jobs, what is there already, hours by part on this machine.",
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="as in the command that is planned")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="as in the command that is planned")
     parser.add_argument("words", nargs="*", metavar="key=value", help=argparse.SUPPRESS)
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
-    return stored.carried_out("plan", lambda: show(of(asked.words)), "nothing was begun")
+    return stored.carried_out("plan", lambda: show(of(asked.words, asked.config_dir)), "nothing was begun")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -469,8 +470,15 @@ def _tell_of_same(names: Sequence[str], jobs: Sequence[tuple[Config, Unsupported
             )
 
 
-def asked(overrides: Sequence[str]) -> list[Config | Unsupported]:
+def asked(overrides: Sequence[str], config_dir: str | None = None) -> list[Config | Unsupported]:
     """Return the jobs of a command in their order: of one that nothing supports, why.
+
+    Parameters
+    ----------
+    overrides
+        Its ``key=value``.
+    config_dir
+        Its ``--config-dir``.
 
     Raises
     ------
@@ -478,8 +486,17 @@ def asked(overrides: Sequence[str]) -> list[Config | Unsupported]:
         What the command itself would refuse; or if it is a search, which chooses its jobs on the way.
     """
     configs.register()
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir} is not a folder")
     try:
         with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
+            if config_dir is not None:  # as Hydra does with its own option
+                hydra = GlobalHydra.instance().hydra
+                assert hydra is not None
+                places = hydra.config_loader.get_search_path()
+                own = f"file://{Path(config_dir).absolute()}"
+                places.prepend("command-line", own, SearchPathQuery(provider="schema"))
+                hydra.config_loader = compose.Loader(places)
             config = (
                 GlobalHydra.instance()
                 .config_loader()

@@ -64,6 +64,16 @@ def read(file: Path, labelled: bool = True) -> tuple[Sequence[Any], list[str]]:
     return raw, ["" if gone else label for label, gone in zip(labels, missing, strict=True)]
 
 
+def as_written(file: Path, labels: Sequence[str]) -> list[str]:
+    """Return labels of `read` as the file spells them: aeon makes their letters small."""
+    if all(label.upper() == label for label in labels):
+        return list(labels)
+    lines = _lines(file)
+    start = _header(lines)[0] or 0
+    spelled = {label.lower(): label for line in lines[start + 1 :] if (label := line.split(":")[-1].strip())}
+    return [spelled.get(label, label) for label in labels]
+
+
 def _cut_off(file: Path, labels: Sequence[str]) -> bool:
     """The file ends without a line break, in the beginning of a label."""
     last = labels[-1].lower()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tsexp.config import ConfigError
-from tsexp.data import FloatArray
+from tsexp.data import FloatArray, IntArray
 from tsexp.runtimes import load as load_artifact
 from tsexp.runtimes import read_manifest
 
@@ -128,7 +128,7 @@ def _classes(text: str | None) -> list[str | float] | None:
 
 
 def check_shape(path: str, expected: list[int | None], series: FloatArray) -> None:
-    """Refuse a batch that a file does not take; None in `expected` is any size.
+    """Refuse a batch that a file does not take; None in `expected` is any size, nothing in it not known.
 
     Raises
     ------
@@ -136,7 +136,9 @@ def check_shape(path: str, expected: list[int | None], series: FloatArray) -> No
         With what it takes.
     """
     found = series.shape
-    if expected and expected[0] not in (None, len(series)):
+    if not expected:
+        return
+    if expected[0] not in (None, len(series)):
         raise ConfigError(f"{path} takes batches of {expected[0]}; use batch_size={expected[0]}")
     fits = [e in (None, f) for e, f in zip(expected, found, strict=False)]
     if len(expected) != len(found) or not all(fits):
@@ -289,6 +291,15 @@ class Estimator(InMemory):
         if self.method == "predict":
             return found[:, None] == np.asarray(classes)[None]
         return raw
+
+    def predicted(self, batch: FloatArray) -> IntArray | None:
+        """Which of `classes` its ``predict`` answers; None where that is what it is asked by, or has none."""
+        classes = self.classes()
+        if classes is None or self.method == "predict" or not hasattr(self.subject, "predict"):
+            return None
+        said = np.asarray(self.subject.predict(batch))
+        found = said[:, None] == np.asarray(classes)[None] if said.ndim == 1 else np.zeros((1, 1), bool)
+        return found.argmax(1) if found.any(1).all() else None
 
     def weights_digest(self) -> str:
         """Of all that it holds."""

@@ -105,7 +105,7 @@ COLUMNS = (
         "achieved_ratio",
         "float",
         "metric:prune/achieved_ratio",
-        "channels removed over channels there were; empty for a model without any",
+        "removed over all that can be pruned, whatever the scope takes from; empty for a model without any",
         True,
     ),
     Column(

@@ -406,7 +406,8 @@ class OnnxFile(OnnxPredictor):
         if len(inputs) != 1 or inputs[0].type not in kinds:
             found = ", ".join(f"{i.name} ({i.type})" for i in inputs)
             raise ConfigError(f"{file} has the inputs {found}; one of float32 or float64 can be fed")
-        outputs = [o for o in self.session.get_outputs() if o.type in (*kinds, "tensor(float16)") and o.shape]
+        outputs = [o for o in self.session.get_outputs() if o.type in (*kinds, "tensor(float16)")]
+        outputs.sort(key=lambda o: not o.shape)  # of how many axes may be unknown
         if not outputs:
             found = ", ".join(f"{o.name} ({o.type})" for o in self.session.get_outputs())
             raise ConfigError(f"{file} has the outputs {found}; one of floats (batch, …) is needed")

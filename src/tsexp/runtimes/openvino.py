@@ -349,7 +349,10 @@ class OpenvinoFile(OpenvinoPredictor):
                 f"{file} has inputs of type {', '.join(found)}; one of float32 or float64 can be fed"
             )
         self.dtype = kinds[found[0]]
-        self.shape = [None if d.is_dynamic else d.get_length() for d in inputs[0].partial_shape]
+        shape = inputs[0].partial_shape
+        self.shape = (
+            [] if shape.rank.is_dynamic else [None if d.is_dynamic else d.get_length() for d in shape]
+        )
 
     def __call__(self, series: FloatArray) -> FloatArray:
         return super().__call__(np.asarray(series, self.dtype))
