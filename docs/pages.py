@@ -24,6 +24,8 @@ DATASETS = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
 WAY = ["model", "runtime", "scope", "ratio", "mode"]
 ORT = "onnxruntime"
 ACCURACY_AND_ENERGY = "test accuracy %, energy† in mJ a series"
+VERDICT = {"kept": "**kept**", "undecided": "open", "lost": "lost", "reference": "–"}
+"""Whether a loss of more than a point is ruled out, neither, or seen; of the dense model itself."""
 
 T4 = {
     "T4, eager PyTorch": ("t4", "eager", "-", 0, "none"),
@@ -250,10 +252,11 @@ def without_transformer() -> None:
 
 def lost() -> None:
     """Points lost on test series, and what five seeds say of a loss of more than one."""
-    words = {"kept": "**kept**", "undecided": "open", "lost": "lost", "reference": "–"}
     ways = {k: way for k, way in PRUNED.items() if way[3]}
     by_dataset(
-        "points lost", ways, lambda row: f"{between(row, 'drop_pt', '{:+z.1f}')} {words[row['degradation']]}"
+        "points lost",
+        ways,
+        lambda row: f"{between(row, 'drop_pt', '{:+z.1f}')} {VERDICT[row['degradation']]}",
     )
 
 
@@ -437,14 +440,14 @@ def t4h_against_t4() -> None:
 
 def t4h_pruned() -> None:
     """How much faster than T4H in eager PyTorch, and what of its accuracy is lost."""
-    rows, words = t4h(), {"kept": "**kept**", "undecided": "open", "lost": "lost"}
+    rows = t4h()
 
     def cell(way: tuple[Any, ...], dataset: str) -> str:
         row = rows.loc[(*way, dataset)]
         faster = between(row, "speedup", "{:.1f}")
         if not way[3]:
             return faster
-        return f"{faster}; {between(row, 'drop_pt', '{:+z.1f}')} {words[row['degradation']]}"
+        return f"{faster}; {between(row, 'drop_pt', '{:+z.1f}')} {VERDICT[row['degradation']]}"
 
     table(
         "times as fast as eager; points lost",
@@ -587,6 +590,32 @@ def pigcvp() -> None:
 def pigcvp_head_to_head() -> None:
     """T4-75 and others in alternation."""
     _head_to_head("T4-75 against", pigcvp_records().comparisons)
+
+
+T1_TUNED = {
+    "ElectricDevices, two of eight layers left (n = 1)": ("ElectricDevices", 0.75),
+    "ACSF1, two left (n = 3)": ("ACSF1", 0.75),
+    "ACSF1, two left, `prune.ratio=0.78` (n = 3)": ("ACSF1", 0.78),
+    "ACSF1, two left, a fifth of their heads and units gone (n = 3)": ("ACSF1", 0.8),
+}
+
+
+@functools.cache
+def of_t1_tuned() -> pd.DataFrame:
+    """One row for each way and dataset of converged T1 that was tuned until validation says stop."""
+    return _by_way(aggregate(frozen.load(COMPANY / "t1")))
+
+
+def t1_tuned() -> None:
+    """What is left of converged T1, and how fast it is."""
+    made = []
+    for label, (dataset, ratio) in T1_TUNED.items():
+        row = of_t1_tuned().loc[("t1", ORT, "depth", ratio, "none", dataset)]
+        lost = f"{between(row, 'drop_pt', '{:+z.1f}')} {VERDICT[row['degradation']]}"
+        fast = between(row, "speedup", "{:.1f}")
+        made.append((label, [f"{row['accuracy_pct']:.1f}", f"{row['control_accuracy_pct']:.1f}", lost, fast]))
+    columns = ("accuracy %", "its control's", "points lost", "times as fast as dense eager")
+    table("T1, converged", made, columns)
 
 
 def spread_over_seeds() -> None:

@@ -712,6 +712,32 @@ def test_what_is_told_of_t3_and_t2_is_what_was_measured(single):
     assert f"{told}, as its control, and {three['speedup']:.1f} times as fast" in page
 
 
+def test_what_tuning_until_validation_says_stop_brings_to_t1_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend("docs")
+    import pages
+
+    page = words("docs/t4.md")
+    kept = frozen.load(COMPANY / "t1").results
+    assert f"[{len(kept)} records](company/t1/results.csv)" in page
+    assert kept["valid"].all()
+    assert (kept["warnings"] == "").sum() == 2
+    assert set(kept["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
+    rows = pages.of_t1_tuned()
+    electric, *acsf1 = (
+        rows.loc[("t1", "onnxruntime", "depth", ratio, "none", d)] for d, ratio in pages.T1_TUNED.values()
+    )
+    assert electric["speedup"] > 20
+    assert (electric["degradation"], electric["n"]) == ("kept", 1)
+    assert electric["drop_pt_hi"] < 0  # a gain
+    assert [row["n"] for row in acsf1] == [3, 3, 3]
+    within = max(row["speedup"] for row in acsf1 if round(row["drop_pt"], 9) <= 1)
+    assert f"on ACSF1 {within:.1f} times is, {acsf1[-1]['speedup']:.1f} times loses more" in page
+    assert acsf1[-1]["degradation"] == "lost"
+    assert f"T1 on ACSF1: {within:.1f} times within a point, tuned likewise (three trainings" in page
+    others = kept[(kept["runtime"] == "openvino") | (kept["mode"] == "static")]["speedup"]
+    assert f"({others.min():.1f} to {others.max():.1f} times, seed 0)" in page
+
+
 def test_goals_are_reached_and_missed_as_told(company, averaged, single, batched):
     page = words("docs/t4.md")
     for rows, times in ((single, 10), (batched, 8)):
