@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tsexp import alive, attach, merge, tracking
 from tsexp.config import TrackingConfig
 from tsexp.energy.record import doubts, summarize
 from tsexp.report import frozen
+from tsexp.report.store import Row, minute
 
 MADE = make()
 
@@ -145,6 +146,14 @@ def test_tables_show_both_in_columns_of_their_own_and_average_nothing(place: Pla
     assert math.isnan(measured["cost_train_j"])
     assert estimated["config"] == measured["config"]
     assert estimated["recipe"] == measured["recipe"] != "-"
+    assert estimated["ended"] == measured["ended"] == minute(MADE.raw()["windows"][-1]["end_unix_s"])
+
+
+def test_what_an_older_version_attached_has_a_recipe_too() -> None:
+    twin = Row("id", "name", "FINISHED", {"model.family": "views"}, {}, {"tsexp.attached_to": "another"})
+    assert frozen._learned(twin)
+    assert not frozen._learned(replace(twin, params={"model.family": "ridge"}))
+    assert not frozen._learned(replace(twin, tags={}))
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -284,6 +284,23 @@ def test_it_is_merged_with_the_runs_that_it_is_of(place, compared, tmp_path, cap
     assert place.pruned not in note
 
 
+def test_it_is_merged_no_sooner_than_the_runs_that_it_is_of(place, compared, tmp_path, capsys):
+    from tsexp.report import frozen
+
+    into = f"sqlite:///{tmp_path}/all.db"
+    files = Path(place.client.get_run(place.dense).info.artifact_uri.removeprefix("file://"))
+    files.rename(tmp_path / "away")
+    try:
+        assert merge.main([place.uri, "--into", into]) == 2
+        assert "for their files are not where the store says" in capsys.readouterr().err
+    finally:
+        (tmp_path / "away").rename(files)
+    assert merge.main([place.uri, "--into", into]) == 0
+    made = frozen.freeze(mlflow.MlflowClient(into), "tsexp", tmp_path / "frozen")
+    assert len(made.comparisons)
+    assert set(made.comparisons["run_id_b"]) <= set(made.results["run_id"])
+
+
 def test_a_comparison_of_a_run_that_is_gone_is_left_out(place, compared, tmp_path):
     from tsexp.report import comparisons, frozen
 

@@ -127,8 +127,9 @@ def test_all_problems_are_told_at_once():
         ("ratio=0.5", "did you mean prune.ratio?"),
         ("name=x", "did you mean data.name or model.name or runtime.name?"),
         ("experiment=null", "null is no option of a group; leave the group out"),
-        ("data.name=Mein Sët", "quote its value: 'data.name=\"Mein Sët\"'"),
-        ("data.path=../Daten (1)", "quote its value: 'data.path=\"../Daten (1)\"'"),
+        ("data.name=Mein Sët", "if it is one value, quote it: 'data.name=\"Mein Sët\"'"),
+        ("data.path=../Daten (1)", "(mismatched input ' (' expecting <EOF>); if it is one value, quote it: "),
+        ("acsf1", "acsf1 is no setting: those are key=value"),
     ],
 )
 def test_hydras_own_errors_are_explained(override, words):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -29,7 +30,7 @@ from tsexp.report.figures import (
     words,
 )
 from tsexp.report.figures.drawing import CannotDraw
-from tsexp.report.frozen import together
+from tsexp.report.frozen import FROM_WINDOWS, together
 from tsexp.report.points import WAY, study_of
 from tsexp.report.style import COLOURS, STYLE, log_axis
 
@@ -395,6 +396,10 @@ def test_measured_energy_is_shown_before_its_estimates_unless_there_is_far_less_
         "ElectricDevices": ["estimated:cpu_time"],
         "PLAID": ["external:plug"],
     }
+    bad = attached(estimates)
+    emptied = bad.results.assign(valid=False, **dict.fromkeys(FROM_WINDOWS, np.nan))
+    chosen = study_of(together({"1": estimates, "2": replace(bad, results=emptied)}))
+    assert set(chosen.runs["energy_source"]) == {"estimated:cpu_time"}
     part = attached(only(estimates, estimates.results["ratio"] == 0))
     chosen = study_of(together({"1": estimates, "2": part}))
     assert set(chosen.runs["energy_source"]) == {"estimated:cpu_time"}

@@ -556,11 +556,12 @@ def test_columns_are_not_guessed_of_words_that_sort_otherwise_than_as_numbers():
     assert _guessed([float(w) for w in few], 9, "model", set(few)) == [float(w) for w in few]
     for words in ([*few, "10"], ["0", *few, "10"]):
         with pytest.raises(
-            ConfigError, match=r"sorted otherwise than as numbers \(.*1, 10, 2.*\); give y as"
+            ConfigError, match=r"sorted otherwise as numbers or .* \(.*1, 10, 2.*\); give y as"
         ):
             _guessed([float(w) for w in words], len(words), "model", set(words))
-    written = {"Walk", "run"}
-    assert _guessed(["run", "Walk"], 2, "model", written) == ["Walk", "run"]
+    with pytest.raises(ConfigError, match=r"without capitals \(Walk, run, …\); give y as"):
+        _guessed(["run", "Walk"], 2, "model", {"Walk", "run"})
+    assert _guessed(["Walk", "Run"], 2, "model", {"Walk", "Run"}) == ["Run", "Walk"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from report_data import attached, beside, frozen, only
 from tsexp.report import page
 from tsexp.report.front import front
-from tsexp.report.frozen import together
+from tsexp.report.frozen import FROM_WINDOWS, together
 
 UI = "http://127.0.0.1:5000"
 EVIL = """</script><script>window.stolen = 1</script><img src=x onerror="window.stolen = 1">"'&{{plotly}} †"""
@@ -135,6 +135,10 @@ def test_what_a_counter_measured_is_first_choice(tmp_path):
     estimates = small()
     both = together({"1": estimates, "2": attached(estimates)})
     assert data(page.write(both, tmp_path / "page.html", UI))["commonest"].endswith("energy by external:plug")
+    bad = attached(estimates)
+    emptied = bad.results.assign(valid=False, **dict.fromkeys(FROM_WINDOWS, float("nan")))
+    both = together({"1": estimates, "2": replace(bad, results=emptied)})
+    assert data(page.write(both, tmp_path / "bad.html", UI))["commonest"].endswith("estimated:cpu_time")
     part = attached(only(estimates, estimates.results["ratio"] == 0))
     few = data(page.write(together({"1": estimates, "2": part}), tmp_path / "few.html", UI))
     assert few["commonest"].endswith("energy by estimated:cpu_time")

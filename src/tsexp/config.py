@@ -14,6 +14,7 @@ import operator
 import os
 import pkgutil
 import re
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING as NO_FACTORY
@@ -510,10 +511,14 @@ def explain(error: BaseException) -> str:
     from hydra.errors import MissingConfigException, OverrideParseException
 
     if isinstance(error, OverrideParseException):
-        key, _, value = str(error.override).partition("=")
-        why = str(error).splitlines()[-1].strip()
+        key, assigned, value = str(error.override).partition("=")
+        if not assigned:
+            return f"{error.override} is no setting: those are key=value (--help lists groups and keys)"
+        lines = [line.strip() for line in str(error.message).splitlines()]
+        why = next((line for line in reversed(lines) if line.strip("^") and not line.startswith("See ")), "")
         quoted = value.strip("\"'").replace('"', '\\"')
-        return f"{error.override} cannot be read ({why}); quote its value: '{key}=\"{quoted}\"'"
+        hint = shlex.quote(f'{key}="{quoted}"')
+        return f"{error.override} cannot be read ({why}); if it is one value, quote it: {hint}"
     for option, (what, extra) in PLUGINS.items():
         if f"Could not find '{option}'" in str(error):
             return f"{what} is not installed; install it: pip install 'tsexp[{extra}]'"

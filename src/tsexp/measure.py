@@ -40,8 +40,6 @@ CORES = 1.2
 """Times the threads asked for; a subject that uses more cores is warned of."""
 COLD = ("cost/load_", "cost/first_", "memory/")
 """Metrics that say nothing of a subject in a fork of the caller: it is loaded, warm, and not alone there."""
-PREDICTED = 256
-"""Series by which an estimator's ``predict`` is held against its scores."""
 SETTINGS = {
     "measure=quick|paper": "measure",
     "measure.…": "measure.",
@@ -601,16 +599,14 @@ def _as_predicted(asked: _Answered) -> tuple[Sequence[FloatArray], list[str]]:
     from tsexp.energy.subjects import Estimator
 
     judged, said = list(asked.answers), {}
-    some = np.unique(np.linspace(0, len(asked.series) - 1, PREDICTED).astype(int))
     for i, side in enumerate(asked.sides):
         subject = side.subject
         if not isinstance(subject, Estimator):
             continue
-        own = subject.predicted(asked.series[some])
-        if own is None or np.array_equal(own, asked.answers[i][some].argmax(1)):
+        own = subject.predicted(asked.series)
+        if own is None or np.array_equal(own, asked.answers[i][: len(own)].argmax(1)):
             continue
-        every = subject.predicted(asked.series)
-        judged[i] = np.eye(len(side.classes or ()), dtype=np.float32)[every]
+        judged[i] = np.eye(len(side.classes or ()), dtype=np.float32)[own]
         said[side.name] = (
             f"accuracy of {side.name} is that of predict, which is not the largest of {subject.method}"
         )
@@ -636,13 +632,17 @@ def _guessed(
 ) -> list[float | str]:
     """Return the classes that columns stand for where nobody says: their numbers, else the sorted labels.
 
-    Of labels that are `words`, only where sorted as words and as numbers is the same: "10" comes before "2".
+    Of labels that are `words`, only where their order is certain: "10" comes before "2" and "Walk" before
+    "run", unless they were taken for numbers, or made small, as aeon does.
     """
-    if [_key(word) for word in sorted(words)] != sorted(map(_key, words), key=_in_order):
+    as_words = sorted(words)
+    if [_key(word) for word in as_words] != sorted(map(_key, words), key=_in_order) or as_words != sorted(
+        words, key=str.casefold
+    ):
         raise ConfigError(
             f"nobody says which of the {columns} numbers per series of {name} is of which class, and y has "
-            f"words that are sorted otherwise than as numbers ({', '.join(sorted(words)[:4])}, …); give y as "
-            f"numbers of columns, 0 to {columns - 1}, or leave it out to measure energy alone"
+            f"words that are sorted otherwise as numbers or without capitals ({', '.join(as_words[:4])}, …); "
+            f"give y as numbers of columns, 0 to {columns - 1}, or leave it out to measure energy alone"
         )
     numbers: list[float | str] = [float(i) for i in range(columns)]
     if 0.0 in keys and set(keys) <= set(numbers):

@@ -96,6 +96,8 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                 )
             if known:
                 there += 1
+            elif not {tags.get(side) for side in COMPARED}.isdisjoint(bare):
+                bare.append(run.info.run_id)  # it comes with the jobs that it is of
             else:
                 with alive.scratch("merge") as folder:
                     parcel = folder / "parcel"

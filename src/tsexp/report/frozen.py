@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp import alive
 from tsexp.config import NOT_ASKED, digest, redact
-from tsexp.marks import COMPARISON, ENDS, OTHERS, PROTOCOL_VERSION
+from tsexp.marks import ATTACHED_TO, COMPARISON, ENDS, OTHERS, PROTOCOL_VERSION
 from tsexp.progress import bar
 from tsexp.report import comparisons
-from tsexp.report.store import ReportError, Row, every
+from tsexp.report.store import ReportError, Row, every, minute
 from tsexp.report.store import row as as_row
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ COLUMNS = (
         "ended",
         "str",
         "",
-        "when its run ended, UTC: hours differ by more than intervals say (docs/results.md); empty: an older "
-        "version froze it",
+        "when its windows ended, UTC: hours differ by more than intervals say (docs/results.md); empty: an "
+        "older version froze it",
     ),
     Column("cpu", "str", "hardware:cpu", "name and design of the CPU"),
     Column("gpu", "str", "hardware:gpu", "name of the GPU, if it was measured there", True),
@@ -678,7 +678,7 @@ def _result(
     return out | {
         "run_id": row.run_id,
         "run_name": row.name,
-        "ended": row.ended,
+        "ended": _ended(raw) or row.ended,
         "energy_source": row.energy_source,
         "setting": _asked(row, "model.", "data."),
         "recipe": _asked(row, "train.") if _learned(row) else "-",
@@ -696,6 +696,12 @@ def _result(
     }
 
 
+def _ended(raw: dict[str, Any]) -> str:
+    """When the last window ended: of an attached log, that was before its run was made."""
+    ends = [w["end_unix_s"] for w in raw["windows"] if w.get("end_unix_s")]
+    return minute(max(ends)) if ends else ""
+
+
 ONCE = {"model.kept": "1.0"}
 """Keys that there were not, and the value that says what was done then."""
 
@@ -705,9 +711,15 @@ def _asked(row: Row, *groups: str) -> str:
     return digest({k: v for k, v in said.items() if (k, v) not in ONCE.items()})
 
 
+LEARNED = ("transformer", "views", "convolution")
+"""Families that are trained by gradient descent."""
+
+
 def _learned(row: Row) -> bool:
     """Whether the train group mattered: an estimator, or ridge, has no history."""
-    return any(key.startswith("dense/") for key in row.metrics)
+    return any(key.startswith("dense/") for key in row.metrics) or (
+        ATTACHED_TO in row.tags and row.params.get("model.family") in LEARNED  # by an older version
+    )
 
 
 def _ratio(row: Row) -> float:

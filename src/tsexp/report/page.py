@@ -125,7 +125,7 @@ def _data(frozen: Frozen, ui: str) -> dict[str, Any]:
         "axes": _axes(sides),
         "sides": {side: ESTIMATE if side == "estimated" else "" for side in sides},
         "setups": list(dict.fromkeys(setups[tuple(run[SETUP])] for _, run in runs.iterrows())),
-        "commonest": _first(setups, Counter(tuple(run[SETUP]) for _, run in runs.iterrows())),
+        "commonest": _first(setups, runs),
         "no_energy": int((~runs["valid"]).sum()),
         "invalid": len(frozen.results) - len(runs),
         "left_out": {reason: len(names) for reason, names in frozen.about.get("left_out", {}).items()},
@@ -201,15 +201,20 @@ def _setups(runs: pd.DataFrame) -> dict[tuple[Any, ...], str]:
     return {key: f"{name} ({key[0][:6]})" if name in twice else name for key, name in named.items()}
 
 
-def _first(setups: dict[tuple[Any, ...], str], records: Counter[tuple[Any, ...]]) -> str:
+def _first(setups: dict[tuple[Any, ...], str], runs: pd.DataFrame) -> str:
     """Which is shown first: the commonest, but one that was measured before one that is estimated."""
-    estimated = {key: str(key[SETUP.index("energy_source")]).startswith(ESTIMATED) for key in setups}
-    best = {
-        side: max((k for k in setups if estimated[k] is side), key=records.__getitem__, default=None)
-        for side in (True, False)
-    }
-    counts = {side: records[key] if key else 0 for side, key in best.items()}
-    return setups.get(best[not prefer_measured(counts[True], counts[False])] or (), "")
+    every, valid = (
+        Counter(of[SETUP].itertuples(index=False, name=None)) for of in (runs, runs[runs["valid"]])
+    )
+    sides: dict[bool, list[tuple[Any, ...]]] = {True: [], False: []}
+    for key in setups:
+        sides[str(key[SETUP.index("energy_source")]).startswith(ESTIMATED)].append(key)
+    estimates, measured = (
+        max(sides[side], key=lambda key: (valid[key], every[key]), default=None) for side in (True, False)
+    )
+    if measured and (not estimates or prefer_measured(valid[estimates], valid[measured])):
+        return setups[measured]
+    return setups[estimates] if estimates else ""
 
 
 def _plain(value: Any) -> Any:

@@ -129,7 +129,11 @@ def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str]]:
 def _one_side(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Of each dataset the records with measured energy, or the estimates if there are far more of them."""
     estimated = runs["estimated"]
-    shown = {name: prefer_measured(of.sum(), (~of).sum()) for name, of in estimated.groupby(runs["dataset"])}
+    shown = {
+        name: prefer_measured((of["valid"] & of["estimated"]).sum(), (of["valid"] & ~of["estimated"]).sum())
+        or not of["estimated"].any()
+        for name, of in runs.groupby("dataset")
+    }
     left = estimated == runs["dataset"].map(shown).astype(bool)
     notes = []
     if n := int((left & estimated).sum()):
@@ -140,7 +144,7 @@ def _one_side(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def prefer_measured(estimated: int, measured: int) -> bool:
-    """Whether to show what a counter measured: of both there is one to be seen at a time."""
+    """Whether to show what a counter measured, by the valid records of both: one is to be seen at a time."""
     return measured > 0 and 2 * measured >= estimated
 
 

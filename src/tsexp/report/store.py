@@ -143,11 +143,16 @@ def every(client: Any, experiment_id: str, where: str, order: str) -> Iterator[A
             return
 
 
+def minute(unix_s: float) -> str:
+    """``2026-12-01 10:00``, UTC."""
+    return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d %H:%M}"
+
+
 def row(run: Any) -> Row:
     """Return an `mlflow.entities.Run` as a row."""
     info, of_it = run.info, run.data
     params = {k: v for k, v in of_it.params.items() if UNSAID.get(k) != v}
-    ended = f"{datetime.fromtimestamp(info.end_time / 1000, UTC):%Y-%m-%d %H:%M}" if info.end_time else ""
+    ended = minute(info.end_time / 1000) if info.end_time else ""
     return Row(
         info.run_id, info.run_name, info.status, params, of_it.metrics, of_it.tags, info.artifact_uri, ended
     )
