@@ -18,7 +18,7 @@ SUBCOMMANDS = {
     "predict": ("tsexp.predict:main", ("--output",)),
     "measure": ("tsexp.measure:main", ("--data", "--reference", "--name", "--no-store")),
     "attach": ("tsexp.attach:main", ("--name", "--offset-s")),
-    "plan": ("tsexp.plan:main", ()),
+    "plan": ("tsexp.plan:main", ("--config-dir",)),
     "status": ("tsexp.status:main", ("--retry-failed",)),
     "sync": ("tsexp.sync:main", ("--all",)),
     "merge": ("tsexp.merge:main", ("--into", "--experiment", "--artifacts")),

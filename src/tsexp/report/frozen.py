@@ -584,8 +584,9 @@ def _comparisons(
     known = {row.run_id: row for row in rows}
     made = []
     # A filter is of runs: a comparison has neither their dataset nor their seeds among its params.
-    for row in _search(client, experiment_id, f"tags.`tsexp.stage` = '{COMPARISON}'"):
-        if row.status != "FINISHED":
+    every_one = _search(client, experiment_id, f"tags.`tsexp.stage` = '{COMPARISON}'") if where else rows
+    for row in every_one:
+        if row.tags.get("tsexp.stage") != COMPARISON or row.status != "FINISHED":
             continue
         sides = {s: row.tags.get(f"tsexp.compare_{s}", "") for s in comparisons.SIDES}
         if where and not all(run_id in known for run_id in sides.values()):
