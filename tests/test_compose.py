@@ -26,8 +26,9 @@ GRID = [
 
 
 @pytest.fixture
-def loaders():
+def loaders(monkeypatch):
     """Hydra's loader, the short one, and what composes the master configuration of a sweep."""
+    monkeypatch.setattr(compose, "_bases", {})  # a process has one command, but for those of tests
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         short = compose.loader()
         hydras = ConfigLoaderImpl(short.get_search_path())
