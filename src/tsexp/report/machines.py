@@ -13,7 +13,7 @@ import numpy as np
 from tsexp.marks import ENDS, ESTIMATED
 from tsexp.report import claims
 from tsexp.report.frozen import Frozen
-from tsexp.report.statistics import Interval, aggregate, difference, first_machine
+from tsexp.report.statistics import Interval, aggregate, difference, first_machine, processor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,10 +72,10 @@ def compared(frozen: Frozen) -> pd.DataFrame:
 
 def _names(results: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Machine and device → what computed there; where two have one name, with the machine's number."""
-    named = {}
-    for _, record in results.drop_duplicates(["machine", "device"]).iterrows():
-        on_gpu = record["device"] != "cpu" and isinstance(record["gpu"], str)
-        named[record["machine"], record["device"]] = str(record["gpu" if on_gpu else "cpu"])
+    named = {
+        (record["machine"], record["device"]): processor(record)
+        for _, record in results.drop_duplicates(["machine", "device"]).iterrows()
+    }
     times = Counter((name, device) for (_, device), name in named.items())
     return {
         (machine, device): f"{name} ({machine[:6]})" if times[name, device] > 1 else name

@@ -18,7 +18,7 @@ from tsexp.report import company
 from tsexp.report.console import ESTIMATE, FRONT
 from tsexp.report.frozen import Frozen
 from tsexp.report.points import SETUP, colours, prefer_measured
-from tsexp.report.statistics import aggregate
+from tsexp.report.statistics import aggregate, processor
 from tsexp.report.style import relative
 
 if TYPE_CHECKING:
@@ -192,10 +192,9 @@ def _setups(runs: pd.DataFrame) -> dict[tuple[Any, ...], str]:
     """Name of each setup; energies of different ones are not comparable."""
     named = {}
     for _, run in runs.drop_duplicates(SETUP).iterrows():
-        processor = run["gpu"] if run["device"] != "cpu" and isinstance(run["gpu"], str) else run["cpu"]
         threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
         named[tuple(run[SETUP])] = (
-            f"{processor}, {threads}, batch {run['batch_size']}, energy by {run['energy_source']}"
+            f"{processor(run)}, {threads}, batch {run['batch_size']}, energy by {run['energy_source']}"
         )
     twice = {n for n in named.values() if list(named.values()).count(n) > 1}
     return {key: f"{name} ({key[0][:6]})" if name in twice else name for key, name in named.items()}

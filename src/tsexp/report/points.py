@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tsexp.marks import ENDS, ESTIMATED
 from tsexp.report.frozen import Frozen
-from tsexp.report.statistics import aggregate
+from tsexp.report.statistics import aggregate, processor
 from tsexp.report.style import COLOURS, LEAST
 
 if TYPE_CHECKING:
@@ -149,9 +149,8 @@ def prefer_measured(estimated: int, measured: int) -> bool:
 
 
 def _setup(record: pd.Series) -> str:
-    on_gpu = record["device"] != "cpu" and isinstance(record["gpu"], str)
     threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
-    return f"Setup: {record['gpu' if on_gpu else 'cpu']}, batch {record['batch_size']}, {threads}."
+    return f"Setup: {processor(record)}, batch {record['batch_size']}, {threads}."
 
 
 def _none() -> tuple[pd.DataFrame, pd.DataFrame]:

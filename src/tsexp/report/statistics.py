@@ -422,6 +422,12 @@ def _distinct(table: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
     return sorted(table[list(columns)].drop_duplicates().itertuples(index=False, name=None), key=str)
 
 
+def processor(record: Any) -> str:
+    """What a record was measured on: the GPU where it ran on one, else the CPU."""
+    on_gpu = record["device"] != "cpu" and isinstance(record["gpu"], str)
+    return str(record["gpu" if on_gpu else "cpu"])
+
+
 def count(n: int, what: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{n} {what}{'' if n == 1 else 's'}"
