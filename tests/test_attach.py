@@ -22,6 +22,7 @@ from conftest import TINY
 from power_logs import WATTS, Made, make, sample, write
 from report_data import Store
 from tsexp import alive, attach, merge, tracking
+from tsexp.compress import finetune
 from tsexp.config import TrackingConfig
 from tsexp.energy.record import doubts, summarize
 from tsexp.report import frozen
@@ -154,6 +155,7 @@ def test_what_an_older_version_attached_has_a_recipe_too() -> None:
     assert frozen._learned(twin)
     assert not frozen._learned(replace(twin, params={"model.family": "ridge"}))
     assert not frozen._learned(replace(twin, tags={}))
+    assert frozen.LEARNED == finetune.FAMILIES  # which the report may not import
 
 
 @pytest.mark.parametrize("older", [False, True])

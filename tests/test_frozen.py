@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from conftest import compose
 from report_data import Store, only
 from report_data import frozen as made_up
 from tsexp.report import frozen
-from tsexp.report.store import ReportError, connect
+from tsexp.report.store import WATTS, ReportError, connect
 
 
 @pytest.fixture
@@ -353,6 +354,7 @@ def test_estimates_by_other_watts_are_of_another_source(store, tmp_path):
         2: "estimated:cpu_time, 5 W per core",
         3: "zeus:rapl",
     }
+    assert {compose(f"measure={m}").measure.watts_per_core for m in ("quick", "paper")} == {WATTS}
 
 
 def test_an_estimate_replaces_no_measured_comparison():
