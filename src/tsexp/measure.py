@@ -600,6 +600,9 @@ def _as_predicted(asked: _Answered) -> tuple[Sequence[FloatArray], list[str]]:
 
     judged, said = list(asked.answers), {}
     for i, side in enumerate(asked.sides):
+        if i and side is asked.sides[0]:  # measured against itself
+            judged[i] = judged[0]
+            continue
         subject = side.subject
         if not isinstance(subject, Estimator):
             continue
