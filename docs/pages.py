@@ -645,15 +645,15 @@ GONE = {
 
 
 @functools.cache
-def study() -> pd.DataFrame:
+def study() -> frozen.Frozen:
     """All records of the study."""
-    return frozen.load(STUDY / "frozen").results
+    return frozen.load(STUDY / "frozen")
 
 
 @functools.cache
 def studied() -> pd.DataFrame:
     """One row for each way and dataset, means over seeds."""
-    return _by_way(aggregate(frozen.load(STUDY / "frozen")))
+    return _by_way(aggregate(study()))
 
 
 def in_runtime(row: Any, rows: pd.DataFrame) -> str:
@@ -736,7 +736,8 @@ def study_tuned() -> None:
 
 def study_by_seed() -> None:
     """Points lost against the control, each training."""
-    of = study()[(study()["runtime"] == ORT) & (study()["mode"] == "none") & (study()["ratio"] > 0)]
+    of = study().results
+    of = of[(of["runtime"] == ORT) & (of["mode"] == "none") & (of["ratio"] > 0)]
     of = of.set_index(["model", "scope", "ratio", "dataset", "seed"])["accuracy_drop_pt"].sort_index() + 0.0
     ways = [("t1", "local", 0.3), ("t1", "local", 0.5), ("t1", "local", 0.7), ("t1", "depth", 0.75)]
     ways += [("t2", "local", 0.5), ("t2", "depth", 0.5), ("t2", "depth", 0.75)]
@@ -754,7 +755,8 @@ def study_by_seed() -> None:
 
 def study_hours() -> None:
     """How far other seeds, and their hours, are from seed 0: T1 to T3."""
-    of = study()[study()["model"].isin(KINDS[:3])]
+    of = study().results
+    of = of[of["model"].isin(KINDS[:3])]
     parts = {seed: part.set_index("config") for seed, part in of.groupby("seed")}
     itself = parts[0][["ratio", "mode", "runtime"]].eq([0, "none", "eager"]).all(axis=1)
 

@@ -59,6 +59,24 @@ def _little_to_collect() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _operators_once() -> Iterator[None]:
+    """PyTorch makes the same registry of ONNX operators for each export, in a second; here for the first."""
+    export = torch.onnx.export
+
+    def first(*args: object, **kwargs: object) -> object:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        made = functools.cache(ONNXRegistry.from_torchlib.__func__)  # type: ignore[attr-defined]
+        ONNXRegistry.from_torchlib = classmethod(made)  # type: ignore[method-assign, assignment]
+        torch.onnx.export = export
+        return export(*args, **kwargs)  # type: ignore[arg-type]
+
+    torch.onnx.export = first  # type: ignore[assignment]
+    yield
+    torch.onnx.export = export
+
+
 def compose(*overrides: str) -> Config:
     """The checked configuration that these overrides make."""
     return configs.parse(copy.deepcopy(_composed(str(configs.conf_dir()), overrides)))

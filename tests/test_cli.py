@@ -17,8 +17,9 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from commands import environment, tsexp
 from conftest import TINY
-from tsexp import __version__, jobs, processes, tracking
+from tsexp import __version__, jobs, tracking
 from tsexp.command import SUBCOMMANDS, called, offered
 from tsexp.config import Config
 from tsexp.runtimes import openvino
@@ -68,28 +69,6 @@ METRICS = {
 def rows_of(path):
     with Path(path).open(newline="") as f:
         return list(csv.DictReader(f))
-
-
-def environment():
-    """As a user has it: without a server of warm processes that another test has left."""
-    return {k: v for k, v in os.environ.items() if k != processes.ADDRESS}
-
-
-def tsexp(folder, *arguments, check=True, env=os.environ, **popen):
-    """Run the command in a folder, to its end."""
-    command = [sys.executable, "-m", "tsexp", *arguments]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=env | {"COLUMNS": "170"},
-        **popen,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def client(folder):

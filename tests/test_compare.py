@@ -6,8 +6,6 @@ import io
 import json
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from commands import tsexp
 from conftest import TINY
 from tsexp import compare, energy, merge, tracking
 from tsexp.config import TrackingConfig
@@ -65,14 +64,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
-    done = subprocess.run(
-        [sys.executable, "-m", "tsexp", "-m", "prune.ratio=0,0.5", *TINY, "data=italy_power_demand"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    tsexp(folder, "-m", "prune.ratio=0,0.5", *TINY, "data=italy_power_demand")
     place = Place(folder, "", "", "")
     found = {
         run.data.params.get("prune.ratio", "sweep"): run.info.run_id

@@ -21,8 +21,9 @@ import psutil
 import pytest
 import torch
 
+from commands import environment, tsexp
 from conftest import TINY, as_tensor, compose
-from test_cli import ITALY, environment, everybody, runs, tsexp
+from test_cli import ITALY, everybody, runs
 from test_training import evaluate, same, states
 from tsexp import pipeline, training
 from tsexp.cache import Cache

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from commands import tsexp
 from conftest import compose, skip_without_bf16
 from tsexp import compress, cpu, energy, models, pipeline, runtimes, training
 from tsexp.cache import Cache
@@ -524,11 +523,7 @@ def test_what_is_faked_is_what_is_deployed(italy, cache, largest, monkeypatch):
 def test_end_to_end(name, tmp_path):
     places = [f"paths.cache={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     places += [f"hydra.run.dir={tmp_path}/run"]
-    command = [sys.executable, "-m", "tsexp", f"model={name}", "debug=smoke", "data=italy_power_demand"]
-    done = subprocess.run(
-        [*command, *MODELS[name], *places], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+    done = tsexp(tmp_path, f"model={name}", "debug=smoke", "data=italy_power_demand", *MODELS[name], *places)
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert outcome["status"] == "finished"
     assert name in done.stdout

@@ -5,8 +5,9 @@ from collections import Counter
 import mlflow
 import pytest
 
+from commands import tsexp
 from conftest import TINY, compose
-from test_cli import runs, tsexp
+from test_cli import runs
 from tsexp import command, locking, plan, sweep
 from tsexp.config import Config, ConfigError, Unsupported
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from commands import tsexp
 from conftest import TINY
-from test_cli import tsexp
 from tsexp import merge, plan, secret, stores, sync, tracking
 from tsexp.config import ConfigError, redact
 

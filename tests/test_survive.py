@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
+from commands import environment
 from conftest import TINY, compose
 from tsexp import alive, jobs, merge, pipeline, runtimes, signals, status, sweep, sync, tracking, training
 from tsexp.cache import Cache, full
@@ -825,7 +826,6 @@ def test_a_sweep_whose_server_dies_keeps_its_results_and_the_same_command_delive
 
 @pytest.mark.slow
 def test_retry_failed_runs_what_failed_and_leaves_out_what_is_done(tmp_path):
-    from test_cli import environment
     from test_cli import runs as stored
 
     # The second seed fails as long as there is a file.

@@ -18,8 +18,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from commands import tsexp
 from conftest import TINY, compose
-from test_cli import runs, tsexp
+from test_cli import runs
 from tsexp import data, jobs, pipeline, sweep, tracking
 from tsexp.config import Config, ConfigError, Unsupported, conf_dir, digest, identity
 from tsexp.progress import bar
