@@ -592,30 +592,36 @@ def pigcvp_head_to_head() -> None:
     _head_to_head("T4-75 against", pigcvp_records().comparisons)
 
 
-T1_TUNED = {
-    "ElectricDevices, two of eight layers left (n = 1)": ("ElectricDevices", 0.75),
-    "ACSF1, two left (n = 3)": ("ACSF1", 0.75),
-    "ACSF1, two left, `prune.ratio=0.78` (n = 3)": ("ACSF1", 0.78),
-    "ACSF1, two left, a fifth of their heads and units gone (n = 3)": ("ACSF1", 0.8),
+CONVERGED = {
+    "t1": {
+        "ElectricDevices, two of eight layers left (n = 1)": ("ElectricDevices", 0.75),
+        "ACSF1, two left (n = 3)": ("ACSF1", 0.75),
+        "ACSF1, two left, `prune.ratio=0.78` (n = 3)": ("ACSF1", 0.78),
+        "ACSF1, two left, a fifth of their heads and units gone (n = 3)": ("ACSF1", 0.8),
+    },
+    "t2": {
+        "RefrigerationDevices, three of twelve layers left (n = 2)": ("RefrigerationDevices", 0.75),
+        "ElectricDevices, three left (n = 1)": ("ElectricDevices", 0.75),
+    },
 }
 
 
 @functools.cache
-def of_t1_tuned() -> pd.DataFrame:
-    """One row for each way and dataset of converged T1 that was tuned until validation says stop."""
-    return _by_way(aggregate(frozen.load(COMPANY / "t1")))
+def of_converged(model: str) -> pd.DataFrame:
+    """One row for each way and dataset of T1 or T2 with `train=converged`, on the CPU without VNNI."""
+    return _by_way(aggregate(frozen.load(COMPANY / model)))
 
 
-def t1_tuned() -> None:
-    """What is left of converged T1, and how fast it is."""
+def converged(model: str) -> None:
+    """What is left of it, and how fast that is."""
     made = []
-    for label, (dataset, ratio) in T1_TUNED.items():
-        row = of_t1_tuned().loc[("t1", ORT, "depth", ratio, "none", dataset)]
+    for label, (dataset, ratio) in CONVERGED[model].items():
+        row = of_converged(model).loc[(model, ORT, "depth", ratio, "none", dataset)]
         lost = f"{between(row, 'drop_pt', '{:+z.1f}')} {VERDICT[row['degradation']]}"
         fast = between(row, "speedup", "{:.1f}")
         made.append((label, [f"{row['accuracy_pct']:.1f}", f"{row['control_accuracy_pct']:.1f}", lost, fast]))
     columns = ("accuracy %", "its control's", "points lost", "times as fast as dense eager")
-    table("T1, converged", made, columns)
+    table(f"{model.upper()}, converged", made, columns)
 
 
 def spread_over_seeds() -> None:

@@ -698,18 +698,30 @@ def test_what_is_told_of_t3_and_t2_is_what_was_measured(single):
     assert f"PyTorch, {three['drop_pt']:.1f} points less accurate" in page
     assert f"with two {two['speedup']:.1f} times, {two['drop_pt']:.1f} points less" in page
     assert {three["degradation"], two["degradation"]} == {"undecided"}
-    again = frozen.load(COMPANY / "t2").results.set_index("ratio").loc[[0, 0.75]]
-    assert (again["seed"] == 1).all()
-    assert again["valid"].all()
-    assert (again["warnings"] != "").all()
-    assert set(again["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
-    whole, three = (again.loc[ratio] for ratio in (0, 0.75))
-    assert f"{whole['cost_train_j'] / 10 / 60:.0f} minutes of a core with others beside it" in page
-    assert three["accuracy"] == three["control_accuracy"]
-    told = (
-        f"{100 * whole['accuracy']:.1f} % not pruned, with three layers left {100 * three['accuracy']:.1f} %"
-    )
-    assert f"{told}, as its control, and {three['speedup']:.1f} times as fast" in page
+
+
+def test_what_is_left_of_t2_on_the_cpu_without_vnni_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend("docs")
+    import pages
+
+    page = words("docs/t4.md")
+    kept = frozen.load(COMPANY / "t2").results
+    assert len(kept) == 6
+    assert kept["valid"].all()
+    assert (kept["warnings"] == "").sum() == 1
+    assert set(kept["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
+    rows = pages.of_converged("t2")
+    fewer = [
+        rows.loc[("t2", "onnxruntime", "depth", r, "none", d)] for d, r in pages.CONVERGED["t2"].values()
+    ]
+    assert [row["n"] for row in fewer] == [2, 1]
+    assert all(row["speedup"] > 12 and row["drop_pt"] < 1 for row in fewer)
+    whole = kept[kept["ratio"] == 0].set_index(["dataset", "seed"])
+    one, two, electric = (whole.loc[key] for key in ((FOUR[0], 1), (FOUR[0], 2), (ELECTRIC, 0)))
+    right = [f"{100 * row['accuracy']:.1f}" for row in (one, two, electric)]
+    assert f"{right[0]} and {right[1]} % not pruned) and one on {ELECTRIC} ({right[2]} %)" in page
+    minutes = [f"{row['cost_train_j'] / 10 / 60:.0f}" for row in (one, two, electric)]
+    assert f"took {minutes[0]}, {minutes[1]} and {minutes[2]} minutes of a core with others beside it" in page
 
 
 def test_what_tuning_until_validation_says_stop_brings_to_t1_is_what_was_measured(monkeypatch):
@@ -722,9 +734,10 @@ def test_what_tuning_until_validation_says_stop_brings_to_t1_is_what_was_measure
     assert kept["valid"].all()
     assert (kept["warnings"] == "").sum() == 2
     assert set(kept["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
-    rows = pages.of_t1_tuned()
+    rows = pages.of_converged("t1")
     electric, *acsf1 = (
-        rows.loc[("t1", "onnxruntime", "depth", ratio, "none", d)] for d, ratio in pages.T1_TUNED.values()
+        rows.loc[("t1", "onnxruntime", "depth", ratio, "none", d)]
+        for d, ratio in pages.CONVERGED["t1"].values()
     )
     assert electric["speedup"] > 20
     assert (electric["degradation"], electric["n"]) == ("kept", 1)
@@ -774,7 +787,7 @@ def test_goals_are_reached_and_missed_as_told(company, averaged, single, batched
     two = single.loc["t1", "onnxruntime", "depth", 0.75]
     assert not ((two["speedup"] >= 20) & (two["drop_pt"] <= 1)).any()
     assert list(within) == ["RefrigerationDevices"]
-    assert "RefrigerationDevices: T1 with one layer left, T2 with three (two trainings)" in page
+    assert "RefrigerationDevices: T1 with one layer left, T2 with three (three trainings)" in page
 
 
 def test_what_is_told_of_pigcvp_is_what_was_measured(monkeypatch):
