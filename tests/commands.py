@@ -22,16 +22,20 @@ def environment() -> dict[str, str]:
 
 
 def tsexp(
-    folder: Path, *arguments: str, check: bool = True, env: Mapping[str, str] = os.environ
+    folder: Path,
+    *arguments: str,
+    check: bool = True,
+    env: Mapping[str, str] = os.environ,
+    fresh: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder, to its end.
 
     In a process that is forked from this worker's server, if it has one (`conftest`): it does what ``python
     -m tsexp`` does, but its libraries are imported already, which takes ten seconds on a slow CPU. With
-    ``environment()``, in an interpreter of its own.
+    ``environment()``, or `fresh`, where the start belongs to what is tested, in an interpreter of its own.
     """
     env = dict(env) | {"COLUMNS": "170"}
-    if processes.ADDRESS in env:
+    if processes.ADDRESS in env and not fresh:
         done = _forked(folder, arguments, env)
     else:
         command = [sys.executable, "-m", "tsexp", *arguments]

@@ -495,13 +495,13 @@ def test_an_address_in_a_settings_place_shows_no_password(uri, tmp_path):
 
 
 def test_a_sweep_may_be_asked_for_behind_settings(tmp_path):
-    done = tsexp(tmp_path, "prune.ratio=2", "-m", "seed=0,1", check=False)
+    done = tsexp(tmp_path, "prune.ratio=2", "-m", "seed=0,1", check=False, fresh=True)
     assert done.returncode == 2
     assert "job prune.ratio=2 seed=0: prune.ratio=2" in done.stderr
 
 
 def test_a_sweep_that_runs_as_one_job_is_told(tmp_path):
-    done = tsexp(tmp_path, "experiment=quick", "prune.ratio=2", check=False)
+    done = tsexp(tmp_path, "experiment=quick", "prune.ratio=2", check=False, fresh=True)
     assert done.returncode == 2
     assert (
         "tsexp: without -m this is one job, not the sweep over seed, data, model, prune.ratio," in done.stderr
@@ -558,7 +558,7 @@ def test_completion_imports_nothing_heavy():
 
 def test_a_store_that_does_not_answer_is_told_within_15_seconds(tmp_path):
     start = time.monotonic()
-    done = tsexp(tmp_path, *ITALY, "tracking.uri=http://me:secret@127.0.0.1:9", check=False)
+    done = tsexp(tmp_path, *ITALY, "tracking.uri=http://me:secret@127.0.0.1:9", check=False, fresh=True)
     assert time.monotonic() - start < 15
     assert done.returncode == 2
     assert "the store http://me:***@127.0.0.1:9 does not answer (Connection refused)" in done.stderr

@@ -230,7 +230,7 @@ LEARNING = [
 @pytest.mark.slow
 def test_from_the_command_line_it_learns_about_as_much_as_on_one_device(tmp_path):
     for more in ([], ["train.devices=2"]):
-        done = tsexp(tmp_path, *LEARNING, *more, "train.progress=true")
+        done = tsexp(tmp_path, *LEARNING, *more, "train.progress=true", fresh=True)
         assert "Traceback" not in done.stderr
         assert "distributed" not in done.stderr
         assert done.stderr.count("train ItalyPowerDemand") == 1
@@ -239,7 +239,7 @@ def test_from_the_command_line_it_learns_about_as_much_as_on_one_device(tmp_path
     accuracies = [run.data.metrics["test/accuracy"] for run in (one, two)]
     assert min(accuracies) > 0.8
     assert abs(accuracies[0] - accuracies[1]) < 0.1
-    again = tsexp(tmp_path, *LEARNING, "train.devices=2")
+    again = tsexp(tmp_path, *LEARNING, "train.devices=2", fresh=True)
     assert "measured before" in again.stdout
 
 

@@ -523,7 +523,15 @@ def test_what_is_faked_is_what_is_deployed(italy, cache, largest, monkeypatch):
 def test_end_to_end(name, tmp_path):
     places = [f"paths.cache={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     places += [f"hydra.run.dir={tmp_path}/run"]
-    done = tsexp(tmp_path, f"model={name}", "debug=smoke", "data=italy_power_demand", *MODELS[name], *places)
+    done = tsexp(
+        tmp_path,
+        f"model={name}",
+        "debug=smoke",
+        "data=italy_power_demand",
+        *MODELS[name],
+        *places,
+        fresh=True,
+    )
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert outcome["status"] == "finished"
     assert name in done.stdout
