@@ -29,7 +29,7 @@ setup: .venv/.dev ## make .venv with everything but what clusters and a team's s
 	@touch $@
 
 run: .venv/.done ## the main job: train T4, deploy it, prune it twice, measure; a table and a picture at the end
-	$(BIN)/python -m tsexp -m model=t4 variant=dense,onnxruntime,all_50,all_75 $(ARGS)
+	$(BIN)/python -m tsexp -m hydra/launcher=joblib model=t4 variant=dense,onnxruntime,all_50,all_75 $(ARGS)
 
 study: .venv/.done ## the whole study, hours: python -m tsexp plan experiment=paper says how many; the same command goes on where it stopped
 	@failed=0; for part in paper paper_company; do \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import signal
@@ -13,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
 
 from tsexp import compress, data, jobs
 from tsexp import config as configs
 from tsexp.cache import Cache
+from tsexp.compose import _values
 from tsexp.config import Config, DataConfig
 from tsexp.data import Dataset
 from tsexp.models import transformer
@@ -51,12 +50,10 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _little_to_collect() -> Iterator[None]:
-    """What other modules left is not looked through at each of the many collections before a window."""
+def _little_to_collect() -> None:
+    """What earlier modules left is not looked through at each of the many collections, two seconds each."""
     gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    gc.freeze()  # for good: unfreezing would have the next module's look through all of it
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,17 +76,7 @@ def _operators_once() -> Iterator[None]:
 
 def compose(*overrides: str) -> Config:
     """The checked configuration that these overrides make."""
-    return configs.parse(copy.deepcopy(_composed(str(configs.conf_dir()), overrides)))
-
-
-@functools.cache
-def _composed(folder: str, overrides: tuple[str, ...]) -> DictConfig:
-    """What Hydra makes of them, in a tenth of a second."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    with initialize_config_dir(folder, version_base="1.3"):
-        return hydra_compose("config", list(overrides))
+    return configs.parse(_values(configs.conf_dir(), list(overrides)))
 
 
 def skip_without_bf16(runtime: str, mode: str) -> None:

@@ -1,8 +1,10 @@
 """The short way of composing the jobs of a sweep makes what Hydra's own way does, and refuses the same."""
 
+import shutil
 import time
 
 import pytest
+from hydra import compose as hydras_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -129,3 +131,23 @@ def test_what_is_made_of_a_copy_leaves_the_next_as_it_was(loaders):
     master = master_of()
     short.load_sweep_config(master, ["seed=7"]).prune.ratio = 0.9
     assert short.load_sweep_config(master, ["seed=8"]).prune.ratio == 0
+
+
+@pytest.mark.parametrize(
+    "job", [[], ["model=t4", "variant=all_50", "seed=1"], ["seed=2", "seed=3"]], ids=" ".join
+)
+def test_python_gets_what_hydra_composes(monkeypatch, job):
+    monkeypatch.setattr(compose, "_bases", {})
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        expected = hydras_compose("config", job)
+    for _ in range(2):  # by the files, then by what was made of them
+        same(compose.composed(*job), expected)
+
+
+def test_a_file_that_has_changed_is_read_again(monkeypatch, tmp_path):
+    shutil.copytree(conf_dir(), tmp_path / "conf")
+    monkeypatch.setattr(compose, "conf_dir", lambda: tmp_path / "conf")
+    assert compose.composed("model=t3").train.lr == 0.001
+    file = tmp_path / "conf/train/default.yaml"
+    file.write_text(file.read_text().replace("lr: 0.001", "lr: 0.0625"))
+    assert compose.composed("model=t3").train.lr == 0.0625

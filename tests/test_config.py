@@ -11,6 +11,7 @@ from conftest import TINY, compose
 from tsexp import config as configs
 from tsexp import cpu, models, pipeline, runtimes
 from tsexp.command import SUBCOMMANDS
+from tsexp.compose import composed
 from tsexp.compress import prune
 from tsexp.config import ConfigError, Unsupported, conf_dir, digest, flat, parse
 from tsexp.models import transformer
@@ -147,9 +148,9 @@ def test_composing_leaves_the_hydra_of_the_callers_program_alone(tmp_path):
 
     (tmp_path / "config.yaml").write_text("mine: 1\n")
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
-        assert configs.composed("seed=3").seed == 3
+        assert composed("seed=3").seed == 3
         with pytest.raises(ConfigError):
-            configs.composed("seeds=3")
+            composed("seeds=3")
         assert theirs("config") == {"mine": 1}
 
 

@@ -3,9 +3,11 @@
 import contextlib
 import importlib.util
 import os
+import pickle
 import pkgutil
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from conftest import compose
+from tsexp import compose as short
 from tsexp import data, energy, jobs, launchers, locking, pipeline, sweep, tracking
 from tsexp.config import PLUGINS, ConfigError, TrackingConfig, at_once, conf_dir, identity
 from tsexp.runtimes import openvino
@@ -39,6 +42,18 @@ def test_there_is_a_preset_for_every_launcher_that_has_an_extra(composed):
     assert {f"hydra/launcher/{name}" for name in NAMES} <= PLUGINS.keys()
     for name in NAMES:
         assert launchers.name(composed(f"hydra/launcher={name}")) == name
+
+
+def test_processes_of_a_launcher_know_the_schema_and_say_nothing_of_it(composed):
+    composed()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        sent = pickle.dumps(short.loader())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")  # as there, before anything of ours is imported
+        there = pickle.loads(sent)  # noqa: S301
+        job = there.load_configuration("config", ["hydra/launcher=joblib"], RunMode.RUN)
+    assert launchers.name(job) == "joblib"
+    assert not said, said[0].message
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
+from tsexp.compose import composed
 from tsexp.config import ConfigError, TrackingConfig
 from tsexp.marks import ATTACHED_TO, FROM_RUN
 
@@ -140,7 +141,7 @@ def _sort(words: Sequence[str]) -> tuple[tuple[str, str], TrackingConfig]:
     rest, settings = stored.sort(words, {"tracking.…": "tracking."})
     if len(rest) != 2:
         raise ConfigError(f"give a run and a log, RUN power.csv, not {' '.join(rest) or 'nothing'}")
-    tracking: TrackingConfig = configs.places(configs.composed(*settings))["tracking"]
+    tracking: TrackingConfig = configs.places(composed(*settings))["tracking"]
     return (rest[0], rest[1]), tracking
 
 

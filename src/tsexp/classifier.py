@@ -400,7 +400,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         given = {key: value for name, key in KEYS.items() if (value := getattr(self, name)) is not None}
         given |= {"seed": random, "measure.threads": check_n_jobs(self.n_jobs)}
         lines = [f"{key}={value}" for key, value in given.items()]
-        return configs.parse(configs.composed("data=ucr", "data.name=series", *lines, *self.overrides))
+        from tsexp.compose import composed
+
+        return configs.parse(composed("data=ucr", "data.name=series", *lines, *self.overrides))
 
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import numpy as np
 from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
+from tsexp.compose import composed
 from tsexp.config import Config, ConfigError
 from tsexp.marks import COMPARISON, ENDS, ESTIMATED
 
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         runs, settings = _sort(asked.words)
-        _compare(runs, configs.parse(configs.composed(*settings)))
+        _compare(runs, configs.parse(composed(*settings)))
 
     return stored.carried_out("compare", work, "nothing was stored", unknown)
 

@@ -1,24 +1,33 @@
-"""Composing the jobs of a sweep: Hydra reads every YAML file again for each.
+"""Composing configurations: Hydra reads every YAML file again for each.
 
-Here, once per choice of files.
+Here, once per choice of files, for the jobs of a sweep and for what Python asks for.
 """
 
 from __future__ import annotations
 
 import pickle
 from functools import cache
+from pathlib import Path
+from typing import Any
 
+from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from tsexp.config import ConfigError, conf_dir, explain, register
 from tsexp.secret import as_given
 
 _bases: dict[tuple[str, ...], tuple[bytes, bytes]] = {}
 """What was asked of the files → the configuration that they make, with and without Hydra's own; pickled, as
 unpickling is the fastest copy."""
+_defaults: dict[Path, tuple[list[tuple[Path, int]], DictConfig]] = {}
+"""Folder → its files, when each was changed, and what they make if nothing is asked for."""
 
 
 class Loader(ConfigLoaderImpl):
@@ -29,6 +38,11 @@ class Loader(ConfigLoaderImpl):
     Hydra does the same in the same order for each job anew: it composes the files that the overrides of
     groups choose, then applies the others.
     """
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a process of a launcher: what Hydra was told of our schema does not travel along."""
+        register()
+        self.__dict__.update(state)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Return the configuration of one job."""
@@ -102,3 +116,34 @@ def loader() -> Loader:
         hydra.config_loader = Loader(hydra.config_loader.get_search_path())
     assert isinstance(hydra.config_loader, Loader)
     return hydra.config_loader
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Compose what these overrides make, as the main command does; `config.parse` or `places` reads it.
+
+    YAML files are read again when one of them has changed.
+
+    Raises
+    ------
+    ConfigError
+        Hydra's own error in one line.
+    """
+    register()
+    theirs = GlobalHydra.instance().hydra  # of a program of @hydra.main, or of hydra.initialize
+    GlobalHydra.instance().clear()
+    try:
+        return _values(conf_dir(), list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(explain(error).split())) from None
+    finally:
+        GlobalHydra.instance().hydra = theirs
+
+
+def _values(folder: Path, overrides: list[str]) -> DictConfig:
+    files = [(file, file.stat().st_mtime_ns) for file in sorted(folder.rglob("*.yaml"))]
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        short = loader()
+        if _defaults.get(folder, (None,))[0] != files:
+            _bases.clear()
+            _defaults[folder] = files, short.load_configuration("config", [], RunMode.RUN)
+        return short.values(_defaults[folder][1], overrides)

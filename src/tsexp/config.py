@@ -328,30 +328,6 @@ def at_once(*threads: int) -> int:
     return max(1, cores // max(threads))
 
 
-def composed(*overrides: str) -> DictConfig:
-    """Compose what these overrides make, as the main command does; `parse` or `places` reads it.
-
-    Raises
-    ------
-    ConfigError
-        Hydra's own error in one line.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    register()
-    theirs = GlobalHydra.instance().hydra  # of a program of @hydra.main, or of hydra.initialize
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("config", list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(explain(error).split())) from None
-    finally:
-        GlobalHydra.instance().hydra = theirs
-
-
 def parse(cfg: DictConfig) -> Config:
     """Turn a composed configuration into a checked `Config` with absolute paths.
 

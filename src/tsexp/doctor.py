@@ -22,6 +22,7 @@ from rich.text import Text
 from tsexp import alive, cpu, stored
 from tsexp import config as configs
 from tsexp.command import called
+from tsexp.compose import composed
 from tsexp.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(UDEV_RULE, end="")
         return 0
     try:
-        configs.parse(configs.composed(f"measure.meter={chosen.meter}"))
+        configs.parse(composed(f"measure.meter={chosen.meter}"))
     except ConfigError as error:
         parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -147,7 +148,7 @@ def findings() -> Table:
                     f"meter {kind} ({device})",
                     f"[green]yes[/green]: {meter.scope}; refreshed every {meter.resolution_s:g} s",
                 )
-    meter_used = meters.choose("cpu", "any", configs.parse(configs.composed()).measure.watts_per_core)
+    meter_used = meters.choose("cpu", "any", configs.parse(composed()).measure.watts_per_core)
     out.add_row("used for CPU runs", f"{meter_used.source}: {meter_used.scope}")
     return out
 
@@ -170,7 +171,7 @@ def selftest(console: Console, meter: str = "auto") -> bool:
     from tsexp.report.console import between
 
     processes.start(energy.PRELOAD)
-    cfg = configs.parse(configs.composed("measure=quick", f"measure.meter={meter}"))
+    cfg = configs.parse(composed("measure=quick", f"measure.meter={meter}"))
     config = replace(cfg.measure, require="any")
     dataset = data.load(cfg.data, cfg.paths.data, 0)
     out = Table(title="Self-test: saving and speedup with 95 % intervals", title_justify="left")

@@ -17,6 +17,7 @@ import numpy as np
 from tsexp import alive, card, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
+from tsexp.compose import composed
 from tsexp.config import NOT_ASKED, Config, ConfigError
 
 if TYPE_CHECKING:  # --help need not wait for them
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(f"give a run and a folder, RUN DIR, not {len(words)} words")
         folder = Path(words[1]).absolute()
         _check_folder(folder)
-        name = _export(words[0], folder, configs.parse(configs.composed(*settings)))
+        name = _export(words[0], folder, configs.parse(composed(*settings)))
         print(f"{name} → {words[1]}; try it: {shlex.join(['python', str(Path(words[1]) / 'run.py')])}")
 
     return stored.carried_out("export", work, "nothing was written", unknown)

@@ -21,6 +21,7 @@ import numpy as np
 from tsexp import config as configs
 from tsexp import secret, stored
 from tsexp.command import called
+from tsexp.compose import composed
 from tsexp.config import Config, ConfigError, MeasureConfig, TrackingConfig
 from tsexp.energy.record import Record
 from tsexp.marks import ESTIMATED, MEASUREMENT
@@ -153,7 +154,7 @@ class Measured(Record):
         """
         from tsexp import stores
 
-        where = stores.uri_of(uri) if uri is not None else configs.places(configs.composed())["tracking"].uri
+        where = stores.uri_of(uri) if uri is not None else configs.places(composed())["tracking"].uri
         return _store(self, TrackingConfig(where, experiment), name)
 
     def _names(self) -> tuple[str, str]:
@@ -239,7 +240,7 @@ def measure_energy(
     """
     overrides = [f"measure={preset}", f"seed={seed}", f"measure.batch_size={batch_size}"]
     overrides += [f"measure.{k}={'null' if v is None else v}" for k, v in settings.items()]
-    cfg = configs.parse(configs.composed(*overrides))
+    cfg = configs.parse(composed(*overrides))
     series, labels = _data(X, y)
     return _measure(subject, series, reference, labels, cfg, name, progress)
 
@@ -772,7 +773,7 @@ def _run(asked: argparse.Namespace) -> None:
         raise ConfigError(f"give one file or folder to measure, not {len(subjects)}; see --help")
     if asked.data is None:
         raise ConfigError("give the series: --data FILE, a .npz with an array X, (series, …), or a .ts file")
-    cfg = configs.parse(configs.composed(*settings))
+    cfg = configs.parse(composed(*settings))
     series, labels = _data(asked.data, None)
     if not asked.no_store:
         tracking.opened(cfg.tracking)  # before any work

@@ -15,6 +15,7 @@ import numpy as np
 from tsexp import alive, secret, stored
 from tsexp import config as configs
 from tsexp.command import called
+from tsexp.compose import composed
 from tsexp.config import Config, ConfigError
 from tsexp.files import whole
 
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(f"give a run and a file, RUN FILE.ts, not {len(words)} words")
         file, output = Path(words[1]), Path(asked.output) if asked.output else None
         _check_files(file, output)
-        said = _predict(words[0], file, output, configs.parse(configs.composed(*settings)))
+        said = _predict(words[0], file, output, configs.parse(composed(*settings)))
         print("\n".join(said), file=sys.stdout if output else sys.stderr)
 
     return stored.carried_out("predict", work, "nothing was written", unknown)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from tsexp import config as configs
 from tsexp import secret, stored
 from tsexp.command import called
+from tsexp.compose import composed
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig
 
 SETTINGS = ("tracking.uri", "tracking.experiment", "tracking.artifacts", "paths.spool")
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         for setting in asked.settings:
             if setting.partition("=")[0] not in SETTINGS or "=" not in setting:
                 raise ConfigError(f"{setting} is not known here; allowed: {', '.join(SETTINGS)}")
-        found = configs.places(configs.composed(*asked.settings))
+        found = configs.places(composed(*asked.settings))
         return _sync(found["paths"], found["tracking"], asked.all)
 
     return stored.carried_out("sync", work, "what is not delivered is still kept")

@@ -123,9 +123,10 @@ def _sort(words: list[str]) -> tuple[list[str], list[str], dict[str, str]]:
 def _configure(settings: list[str]) -> Any:
     """Return the groups ``paths`` and ``tracking``: a report needs no more."""
     from tsexp import config as configs
+    from tsexp.compose import composed
 
     try:
-        return SimpleNamespace(**configs.places(configs.composed(*settings)))
+        return SimpleNamespace(**configs.places(composed(*settings)))
     except configs.ConfigError as error:
         _end(2, str(error))
 
