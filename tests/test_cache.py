@@ -229,6 +229,17 @@ def test_joules_of_a_counter_that_wrapped_are_not_kept(tmp_path, joules, most_w,
     assert cost["energy_j"] == ({"zeus:rapl": joules} if kept else {})
 
 
+def test_what_a_counter_fails_to_say_costs_nothing_that_was_made(tmp_path, caplog):
+    def end():
+        raise OSError("the log is gone")
+
+    counter = SimpleNamespace(source="external:plug", begin=lambda: None, end=end)
+    entry = Cache(tmp_path, lambda: counter).stage("a", 1, {}, write)
+    assert entry.cost["energy_j"] == {}
+    assert "joules of what was just made are not known: OSError: the log is gone" in caplog.text
+    assert Cache(tmp_path).stage("a", 1, {}, refuse).cost == entry.cost
+
+
 STAGES = ("dense", "prune", "finetune", "qat", "artifact", "scores", "peaks")
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import time
@@ -197,6 +198,50 @@ def test_ones_own_code_of_the_wrong_kind_is_refused_before_any_work(override):
         match=rf"^{override} is not a (class of torch.nn.Module|function); docs/extending.md has an example",
     ):
         pipeline.check(compose("data=italy_power_demand", override))
+
+
+def test_more_threads_than_cores_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    pipeline.able(compose("measure.threads=2"))
+    with pytest.raises(ConfigError, match=r"measure.threads=3, but 2 core\(s\) can be used here"):
+        pipeline.able(compose("measure.threads=3"))
+    pipeline.able(compose("measure.threads=3", "stop_after=deploy"))
+    pipeline.able(compose("measure.threads=3"), here=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
+def test_cores_are_those_that_this_process_may_use():
+    all_of_them = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(all_of_them)})
+        assert configs.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, all_of_them)
+
+
+@pytest.mark.parametrize("name", ["My%20Project", "x?y"])
+def test_a_folder_whose_name_means_another_in_an_address_is_refused(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    said = rf"tracking.uri is .*/{re.escape(name)}/mlflow.db, in which (%20|\?) .*name one: tracking.uri="
+    for override in ("seed=0", f"tracking.uri='sqlite:////a/{name}/mlflow.db'"):
+        with pytest.raises(ConfigError, match=said):
+            compose(override)
+    elsewhere = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"paths.spool={tmp_path}/spool"]
+    if "%" in name:
+        with pytest.raises(ConfigError, match=rf"paths.cache is {tmp_path}/{name}/cache, in which %20 would"):
+            compose(*elsewhere)
+    assert compose(*elsewhere, f"paths.cache={tmp_path}/cache").paths.data == f"{tmp_path}/{name}/data"
+
+
+def test_names_that_mean_themselves_and_options_of_a_store_are_taken(tmp_path, monkeypatch):
+    (tmp_path / "Größe #1 100% x").mkdir()
+    monkeypatch.chdir(tmp_path / "Größe #1 100% x")
+    assert compose().tracking.uri == f"sqlite:///{tmp_path}/Größe #1 100% x/mlflow.db"
+    asked = compose("tracking.uri='sqlite:///a.db?timeout=30'")
+    assert asked.tracking.uri == f"sqlite:///{tmp_path}/Größe #1 100% x/a.db?timeout=30"
+    with pytest.raises(ConfigError, match=r"tracking.artifacts is /a%20b, .*tracking.artifacts=/ELSEWHERE"):
+        compose("tracking.artifacts=/a%20b")
 
 
 def test_names_of_data_and_of_places_are_no_code(monkeypatch):

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 from conftest import TINY, compose, compressed
 from rapl_tree import add_zone, planted
-from tsexp import cpu, energy, models, runtimes, training
+from tsexp import cpu, energy, models, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, MeasureConfig, QuantConfig, RuntimeConfig, Unsupported
 from tsexp.data import Dataset
@@ -407,6 +408,32 @@ def test_automatic_choice_takes_the_fastest_that_keeps_the_accuracy(bench: Bench
     assert {"eager", "onnxruntime"} <= {t["runtime"] for t in tried}
     assert all(t["accuracy_drop_pt"] == 0 and t["val_series"] == len(bench.dataset.val) for t in tried)
     assert chosen is artifacts[int(np.argmin([t["cpu_ms"] for t in tried]))]
+
+
+def test_automatic_choice_leaves_out_what_cannot_be_deployed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = replace(bench.cfg.runtime, name="auto")
+    cfg = replace(bench.cfg, runtime=runtime, quant=replace(bench.cfg.quant, mode="none"))
+    real = runtimes.deploy
+
+    def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, *rest: Any) -> Artifact:
+        if runtime.name not in works:
+            raise RuntimeError("its compiler is broken")
+        return real(fitted, quant, runtime, *rest)
+
+    monkeypatch.setattr(runtimes, "deploy", deploy)
+    works = {"eager"}
+    made = pipeline.make(cfg, bench.dataset, bench.cache)
+    chosen, tried = pipeline.choose(made, cfg, bench.dataset, bench.cache)
+    assert chosen.manifest["runtime"] == "eager"
+    why = {t["runtime"]: t.get("error") for t in tried}
+    assert why["onnxruntime"] == "RuntimeError: its compiler is broken"
+    works = set()
+    with pytest.raises(MeasuringFailed, match=r"no runtime takes the model: .*its compiler is broken"):
+        pipeline.make(cfg, bench.dataset, bench.cache)
+    with pytest.raises(RuntimeError, match="its compiler is broken"):
+        pipeline.make(replace(cfg, runtime=replace(runtime, name="eager")), bench.dataset, bench.cache)
 
 
 def test_automatic_choice_goes_by_wall_time_where_several_threads_share_the_work(bench: Bench) -> None:

@@ -23,7 +23,8 @@ from commands import environment
 from conftest import TINY, compose
 from tsexp import alive, jobs, merge, pipeline, runtimes, signals, status, sweep, sync, tracking, training
 from tsexp.cache import Cache, full
-from tsexp.config import Config, ConfigError, composed
+from tsexp.compose import composed
+from tsexp.config import Config, ConfigError
 from tsexp.energy import Record, measuring, worker
 from tsexp.tracking import client, spool
 from tsexp.training import Fitted
@@ -618,6 +619,14 @@ def test_status_of_a_sweep_that_is_going_on(tmp_path):
     (folder / "3" / "running.json").write_text(json.dumps(alive.me()))
     assert [j.state for j in status.read(folder)[1]] == ["done", "failed", "skipped", "running", "waiting"]
     with pytest.raises(ConfigError, match="still running"):
+        status._retry(folder, *status.read(folder))
+
+
+def test_a_sweep_of_another_machine_may_be_given_again(tmp_path):
+    folder = sweep_folder(tmp_path, alive.me() | {"host": "3f2a9c1b7d55", "pid": "17"})
+    command = json.loads((folder / "sweep.json").read_text())["command"]
+    said = f"process 17 on 3f2a9c1b7d55 cannot be seen from here.*give the sweep's command again.*{command}"
+    with pytest.raises(ConfigError, match=said):
         status._retry(folder, *status.read(folder))
 
 

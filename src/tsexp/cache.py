@@ -280,7 +280,7 @@ class Cache:
             counter.begin()
         build(folder)
         now = _since(start)
-        energy_j = {} if counter is None else {counter.source: counter.end()}
+        energy_j = {} if counter is None else {counter.source: _ended(counter)}
         before = unfinished.before if unfinished else None  # unless the fit began anew
         if before is not None:  # of whose joules nothing is known
             energy_j = {}
@@ -289,6 +289,15 @@ class Cache:
         return _sum(now, before) | {
             "energy_j": {s: j for s, j in energy_j.items() if 0 <= j <= most_j and math.isfinite(j)}
         }
+
+
+def _ended(counter: Any) -> float:
+    """Joules, or nan: what was built is worth more than what a counter fails to say of it."""
+    try:
+        return float(counter.end())
+    except Exception as error:
+        log.warning("joules of what was just made are not known: %s: %s", type(error).__name__, error)
+        return math.nan
 
 
 def _about(name: str, version: int, key: dict[str, Any]) -> dict[str, Any]:

@@ -324,8 +324,14 @@ def register() -> None:
 
 def at_once(*threads: int) -> int:
     """Return how many jobs with so many threads the cores are enough for that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(threads))
+    return max(1, usable_cores() // max(threads))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, by its affinity and by the quota of a container."""
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
 def parse(cfg: DictConfig) -> Config:
@@ -394,7 +400,10 @@ def parse(cfg: DictConfig) -> Config:
         data = replace(data, path=str(Path(data.path).expanduser().absolute()))
     if data.scale == "auto":
         data = replace(data, scale=config.model.auto_scale())
-    return replace(config, data=data, **places(cfg))
+    config = replace(config, data=data, **places(cfg))
+    for name in ("cache", "spool"):  # of both MLflow copies
+        _refuse_escapes(f"paths.{name}", getattr(config.paths, name), f"paths.{name}=/ELSEWHERE")
+    return config
 
 
 def places(cfg: DictConfig) -> dict[str, Any]:
@@ -568,13 +577,46 @@ def _no_store(uri: str) -> list[str]:
 
 
 def absolute_uri(uri: str) -> str:
-    """A sqlite file is named from the working folder."""
-    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
+    """A sqlite file is named from the working folder.
+
+    Raises
+    ------
+    ConfigError
+        If its name means another file where it is read as an address.
+    """
+    if not uri.startswith(SQLITE):
+        return uri
+    name, mark, query = uri.removeprefix(SQLITE).partition("?")
+    path = str(Path(name).absolute())
+    if mark and "=" not in query:  # a folder's, not that of options
+        path, mark, query = path + mark + query, "", ""
+    _refuse_escapes("tracking.uri", path, "tracking.uri=sqlite:////ELSEWHERE/mlflow.db", also=r"|\?")
+    return f"{SQLITE}{path}{mark}{query}"
 
 
 def absolute_place(place: str | None) -> str | None:
-    """A folder is made absolute; the URI of something else stays."""
-    return place if place is None or ":" in place else str(Path(place).expanduser().absolute())
+    """A folder is made absolute; the URI of something else stays.
+
+    Raises
+    ------
+    ConfigError
+        As `absolute_uri`.
+    """
+    if place is None or ":" in place:
+        return place
+    path = str(Path(place).expanduser().absolute())
+    _refuse_escapes("tracking.artifacts", path, "tracking.artifacts=/ELSEWHERE")
+    return path
+
+
+def _refuse_escapes(key: str, path: str, instead: str, also: str = "") -> None:
+    """Refuse what SQLAlchemy and MLflow, who read a path as an address, take for that of something else."""
+    found = re.search("%[0-9A-Fa-f]{2}" + also, path)
+    if found:
+        raise ConfigError(
+            f"{key} is {path}, in which {found[0]} would be read as something else, so that results would "
+            f"lie in another folder, or be lost; work in a folder without it, or name one: {instead}"
+        )
 
 
 def _problems(node: Any, prefix: str = "") -> list[str]:

@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from tsexp import alive, compress, data, energy, processes, runtimes, tasks, tracking, training
-from tsexp.cache import Cache, clear
+from tsexp.cache import Cache, CacheError, clear
 from tsexp.config import (
     Config,
     ConfigError,
@@ -23,9 +23,10 @@ from tsexp.config import (
     identity,
     like,
     own_digests,
+    usable_cores,
 )
 from tsexp.data import Dataset
-from tsexp.energy import Record, hardware, meters
+from tsexp.energy import MeasuringFailed, Record, hardware, meters
 from tsexp.files import write_json
 from tsexp.locking import sharing_the_machine
 from tsexp.marks import PROTOCOL_VERSION
@@ -109,12 +110,15 @@ class Made:
         The last of these for each runtime that is asked for: several with ``runtime=auto``.
     device
         That trained.
+    failed
+        With ``runtime=auto``: each ``runtime`` that could not be deployed, and its ``error``.
     """
 
     dense: Fitted
     steps: dict[str, Fitted]
     artifacts: list[Artifact]
     device: str
+    failed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def fitted(self) -> Fitted:
@@ -152,11 +156,20 @@ def make(cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], Non
     steps = compress.compress(dense, cfg, dataset, cache)
     enter("deploy")
     fitted = [dense, *steps.values()][-1]
-    artifacts = [
-        runtimes.deploy(fitted, cfg.quant, runtime, dataset, cache)
-        for runtime in runtimes.candidates(cfg.quant, cfg.runtime, like(cfg.model.family))
-    ]
-    return Made(dense, steps, artifacts, cfg.train.device if cfg.model.gradient else "cpu")
+    artifacts, failed = [], []
+    for runtime in runtimes.candidates(cfg.quant, cfg.runtime, like(cfg.model.family)):
+        try:
+            artifacts.append(runtimes.deploy(fitted, cfg.quant, runtime, dataset, cache))
+        except (CacheError, OSError):  # of the cache or its disk: no runtime's
+            raise
+        except Exception as error:
+            if cfg.runtime.name != runtimes.AUTO:
+                raise
+            failed.append({"runtime": runtime.name, "error": f"{type(error).__name__}: {error}"})
+    if not artifacts:
+        raise MeasuringFailed(f"no runtime takes the model: {failed}")
+    device = cfg.train.device if cfg.model.gradient else "cpu"
+    return Made(dense, steps, artifacts, device, failed)
 
 
 def choose(made: Made, cfg: Config, dataset: Dataset, cache: Cache) -> tuple[Artifact, list[dict[str, Any]]]:
@@ -164,7 +177,8 @@ def choose(made: Made, cfg: Config, dataset: Dataset, cache: Cache) -> tuple[Art
     if cfg.runtime.name != runtimes.AUTO:
         return made.artifacts[0], []
     exact = plain(made.fitted, cfg, dataset, cache)
-    return energy.choose(made.artifacts, exact, dataset, cfg.measure, cache)
+    chosen, tried = energy.choose(made.artifacts, exact, dataset, cfg.measure, cache)
+    return chosen, tried + made.failed
 
 
 def reference(
@@ -316,8 +330,8 @@ def able(cfg: Config, here: bool = True) -> None:
     ConfigError
         If somebody's own tokenizer or pruning method is not of the right kind, no step or runtime takes this
         model in this mode on this device, the device is not there, or not as many as asked for, or no meter
-        answers although one is required, or not the one that is asked for; and if the model does not take
-        series so scaled.
+        answers although one is required, or not the one that is asked for; if the model does not take
+        series so scaled, and if more threads are to be measured than there are cores.
     """
     compress.check(cfg)
     runtimes.check(cfg.quant, cfg.runtime, like(cfg.model.family), here)
@@ -348,6 +362,11 @@ def able(cfg: Config, here: bool = True) -> None:
             )
     if cfg.stop_after == "deploy":
         return
+    if cfg.measure.threads > (cores := usable_cores()):
+        raise ConfigError(
+            f"measure.threads={cfg.measure.threads}, but {cores} core(s) can be used here: threads would "
+            "wait for each other, and the waiting of the dense model would count as saved; take no more"
+        )
     asked = cfg.measure.require == "measured" or cfg.measure.meter != meters.AUTO
     if asked or cfg.runtime.device == "cuda":
         meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)

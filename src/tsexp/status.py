@@ -163,7 +163,13 @@ def _retry(folder: Path, about: dict[str, Any], found: list[Job]) -> int:
     if not any(job.state in UNFINISHED for job in found):
         return 0 if all(job.state in DONE for job in found) else 1
     if any(job.state in ("running", "waiting") for job in found):
-        raise ConfigError("the sweep is still running; when it has ended, call this again")
+        who = about.get("process", alive.me())
+        raise ConfigError(
+            "the sweep is still running; when it has ended, call this again"
+            if who.get("host") == alive.machine()["host"] or "command" not in about
+            else f"{alive.told(who)} cannot be seen from here, and may still run this sweep; if it "
+            f"is gone, give the sweep's command again, which leaves out what is done: {about['command']}"
+        )
     if about.get("search"):
         raise ConfigError(f"a search chooses its jobs itself; give its command again: {about['command']}")
     if "overrides" not in about:

@@ -24,6 +24,7 @@ import numpy as np
 from tsexp import config as configs
 from tsexp import cpu, data, energy, processes, runtimes
 from tsexp.cache import Cache
+from tsexp.compose import composed
 from tsexp.config import QuantConfig, RuntimeConfig
 from tsexp.doctor import untrained
 from tsexp.energy import hardware
@@ -76,7 +77,7 @@ def main() -> int:
         cache = Cache(Path(scratch))
         todo = [(s, m, r) for s in states for m in models for r in names]
         for state, model, runtime in todo:
-            cfg = configs.parse(configs.composed(f"model={model}", "measure=quick"))
+            cfg = configs.parse(composed(f"model={model}", "measure=quick"))
             dataset = data.load(cfg.data, cfg.paths.data, 0)
             fitted = untrained(cfg, dataset, cache)
             artifact = runtimes.deploy(

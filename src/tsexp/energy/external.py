@@ -337,7 +337,7 @@ class Csv:
         if not math.isfinite(self.offset_s):
             raise ConfigError(f"{OFFSET}={offset} is no number of seconds")
         self.path = Path(file).expanduser().absolute()
-        log = self._read()
+        self._found = log = self._read()
         behind_s = time.time() - log.end_unix_s
         self.patience_s = max(PATIENCE_S, RESOLUTIONS * log.interval_s)
         right = f"set the clocks, or {OFFSET}={self.offset_s - behind_s:.1f}"
@@ -371,8 +371,17 @@ class Csv:
         return math.nan if _fault(log, stretch) else log.joules(*_times(stretch))
 
     def settle(self, raw: dict[str, Any]) -> dict[str, Any]:
-        """Return a measurement with its joules (`fill`), as soon as the log has them."""
-        return fill(raw, self._after(max(w["end_unix_s"] for w in raw["windows"])), self.name)
+        """Return a measurement with its joules (`fill`), as soon as the log has them.
+
+        It is invalid if the log cannot be read any more: what was timed stays, and a log can be attached.
+        """
+        try:
+            log, lost = self._after(max(w["end_unix_s"] for w in raw["windows"])), []
+        except ConfigError as error:
+            log, lost = self._found, [str(error)]
+        filled = fill(raw, log, self.name)
+        filled["meter"]["invalid"] = lost + filled["meter"]["invalid"]
+        return filled
 
     def _after(self, unix_s: float) -> PowerLog:
         """The log with all that happened until then, or what there is when patience ends."""
