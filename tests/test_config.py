@@ -1,9 +1,12 @@
+import importlib
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hydra.errors import HydraException
@@ -166,6 +169,7 @@ def test_changed_code_of_ones_own_is_another_experiment(tmp_path, monkeypatch, i
     before = pipeline.signature(cfg, italy)
     assert pipeline.signature(cfg, italy) == before
     (tmp_path / "my_best.py").write_text("def best(*_): return []\n")
+    del sys.modules["my_best"]  # as in a new process
     assert pipeline.signature(cfg, italy) != before
 
 
@@ -198,6 +202,42 @@ def test_ones_own_code_of_the_wrong_kind_is_refused_before_any_work(override):
         match=rf"^{override} is not a (class of torch.nn.Module|function); docs/extending.md has an example",
     ):
         pipeline.check(compose("data=italy_power_demand", override))
+
+
+def test_code_that_was_changed_after_its_import_is_not_taken_for_what_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(configs.OWN_CODE, "my_edited")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of one second, edits of one length look alike
+    file = tmp_path / "my_edited.py"
+    file.write_text("kept = 1\n")
+    first = configs.own_digests("my_edited:kept")
+    file.write_text("kept = 22\n")
+    with pytest.raises(
+        ConfigError, match=r"my_edited.py was changed after it was imported.*reload\(my_edited"
+    ):
+        configs.own_digests("my_edited:kept")
+    importlib.reload(sys.modules["my_edited"])
+    assert configs.own_digests("my_edited:kept") != first
+    file.write_text("kept = 1\n")
+    del sys.modules["my_edited"]
+    assert configs.own_digests("my_edited:kept") == first
+
+
+@pytest.mark.parametrize("name", ["my_notebook", "my_package"])
+def test_code_of_ones_own_that_is_in_no_file_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(configs.OWN_CODE, name)
+    (tmp_path / "my_package").mkdir()
+    monkeypatch.setitem(sys.modules, "my_notebook", ModuleType("my_notebook"))
+    with pytest.raises(ConfigError, match=f"{name}:f is in no file.*write it into a module of its own"):
+        configs.own_digests(f"{name}:f")
+
+
+def test_a_script_that_several_devices_would_run_again_is_told_so(monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    pipeline.able(compose())
+    with pytest.raises(ConfigError, match=r"train.devices=2 .*under if __name__ == '__main__':"):
+        pipeline.able(compose("train.devices=2"))
 
 
 def test_more_threads_than_cores_are_refused_before_any_work(monkeypatch):

@@ -1,5 +1,6 @@
 """Datasets: where they are found, how they are split, what is refused."""
 
+import warnings
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -645,3 +646,15 @@ def test_another_test_split_goes_with_the_train_split_or_is_refused(load_data):
     for series, said in (([], "there are none"), ([np.zeros((2, 24), np.float32)], "2 channels; .* have 1")):
         with pytest.raises(ConfigError, match=said):
             data.with_test(dataset, config, series, ["1"] * len(series))
+
+
+def test_series_of_which_float32_keeps_hardly_anything_are_told():
+    config = compose().data
+    waves = np.sin(np.linspace(0, 20, 64))[None] * 10
+    with pytest.warns(UserWarning, match=r"^here, series 1: channel 0 varies by 20 around 99999999\d\d"):
+        data.filled([waves, waves + 1e10], config, "here")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.filled([waves + 1e5, waves * 0 + 1e10, waves * 1e-10, np.float32(waves)], config, "here")
+        gap = np.where(np.arange(64) == 3, np.nan, waves + 1e5)
+        data.filled([gap], config, "here")

@@ -455,3 +455,14 @@ def test_a_saved_model_can_name_modules_only(tiny_model, italy, tmp_path, monkey
     (tmp_path / "arch.json").write_text(json.dumps(arch))
     with pytest.raises(ValueError, match="os:system is not a class of" if own else "somebody's own code"):
         models.load(tmp_path)
+
+
+def test_layers_that_share_their_weights_are_saved_and_share_them_again(italy, tiny_model, tmp_path):
+    model = tiny_model(italy, "model=t3")
+    model.encoder.blocks[1].norm1 = model.encoder.blocks[0].norm1
+    with torch.no_grad():
+        model.encoder.blocks[0].norm1.weight.mul_(3)
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    assert torch.equal(again.encoder.blocks[1].norm1.weight, model.encoder.blocks[0].norm1.weight)
+    np.testing.assert_array_equal(again.scores(italy.x_test[:4]), model.scores(italy.x_test[:4]))

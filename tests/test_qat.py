@@ -13,7 +13,7 @@ from conftest import TINY, compose, compressed
 from tsexp import compress, cpu, runtimes, training
 from tsexp.cache import Cache
 from tsexp.compress import qat
-from tsexp.config import RuntimeConfig
+from tsexp.config import RuntimeConfig, Unsupported
 
 RECIPE = "train=default"  # T1's own does not average
 
@@ -124,3 +124,10 @@ def test_the_rounded_model_learns(home):
     with torch.no_grad():
         before, after = (float(nn.functional.cross_entropy(faked(home, f)(x), y)) for f in (fitted, tuned))
     assert after < before
+
+
+def test_what_no_module_computes_is_told(tiny_model, italy):
+    model = tiny_model(italy, "model=t3")
+    model.encoder.blocks[0].unused = nn.Linear(2, 2)
+    with pytest.raises(Unsupported, match=r"nothing calls encoder.blocks.0.unused .*quant.mode=static"):
+        qat.fake_quantize(model, torch.from_numpy(italy.x_train[:4]))

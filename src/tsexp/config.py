@@ -706,17 +706,58 @@ def _allowed() -> list[str]:
 
 
 def own_code(*names: str) -> dict[str, Path]:
-    """Return name → the file of its module, for those names that are somebody's own code."""
-    own = {name: look_up(f"{name.split(':')[0]}:", {}) for name in names if ":" in name}
-    return {name: Path(module.__file__) for name, module in own.items()}
+    """Return name → the file of its module, for those names that are somebody's own code.
+
+    Raises
+    ------
+    ConfigError
+        If it is in no file.
+    """
+    return {name: _file_of(name, module) for name, module in _own_modules(*names).items()}
+
+
+def _own_modules(*names: str) -> dict[str, Any]:
+    return {name: look_up(f"{name.split(':')[0]}:", {}) for name in names if ":" in name}
+
+
+def _file_of(name: str, module: Any) -> Path:
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        raise ConfigError(
+            f"{name} is in no file, and a result is known by the text of the code that made it: write it "
+            "into a module of its own, my_module.py, and name it my_module:object"
+        )
+    return Path(file)
+
+
+_texts: dict[str, tuple[Any, str]] = {}
+"""Somebody's own module → its import, and the digest of its text then."""
 
 
 def own_digests(*names: str) -> dict[str, str]:
     """Return name → digest of its module's text, for those names that are somebody's own code.
 
     Changed code makes another result.
+
+    Raises
+    ------
+    ConfigError
+        If it is in no file, or that has been changed since it was imported: it is not what runs.
     """
-    return {name: digest(file.read_text()) for name, file in own_code(*names).items()}
+    found = {}
+    for name, module in _own_modules(*names).items():
+        file = _file_of(name, module)
+        text = digest(file.read_text())
+        known = _texts.get(module.__name__)
+        if known is None or known[0] is not module.__spec__:  # a new import, or a reload
+            _texts[module.__name__] = module.__spec__, text
+        elif known[1] != text:
+            raise ConfigError(
+                f"{file} was changed after it was imported, so that this process still runs what it was: "
+                f"start Python anew, or importlib.reload({module.__name__})"
+            )
+        found[name] = text
+    return found
 
 
 def suggest(word: str, known: Any) -> str:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -347,11 +348,35 @@ def filled(series: Iterable[Any], config: DataConfig, where: str) -> list[FloatA
     ConfigError
         If there are infinite values or some beyond `LARGEST`, a channel has no value, or any is missing and
         ``data.missing=error``.
+
+    Warns
+    -----
+    UserWarning
+        If a channel varies so little around its level that float32 does not keep its shape.
     """
+    series = [np.asarray(x) for x in series]
+    _tell_of_levels(series, where)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         return [
             _fill(np.asarray(x, np.float32), config, f"{where}, series {i}") for i, x in enumerate(series)
         ]
+
+
+def _tell_of_levels(series: list[Any], where: str) -> None:
+    """Warn of the first channel of which float32 keeps less than 256 steps between smallest and largest."""
+    for i, x in enumerate(series):
+        if x.dtype != np.float64 or not x.size:
+            continue
+        low, high = np.fmin.reduce(x, -1), np.fmax.reduce(x, -1)
+        with np.errstate(invalid="ignore"):  # infinite ones are refused
+            flat = (high > low) & (high - low < np.maximum(abs(low), abs(high)) * 2.0**-16)
+        for channel in np.flatnonzero(flat):
+            warnings.warn(
+                f"{where}, series {i}: channel {channel} varies by {high[channel] - low[channel]:.3g} around "
+                f"{low[channel]:.10g}, which float32 hardly keeps; subtract a constant first",
+                stacklevel=3,
+            )
+            return
 
 
 def _wheel_dir() -> Path:

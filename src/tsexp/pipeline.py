@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -341,6 +342,11 @@ def able(cfg: Config, here: bool = True) -> None:
         raise Unsupported(
             f"train.devices={devices}: model={cfg.model.name} is not trained by gradient descent, and fits "
             "itself on one device; use train.devices=1"
+        )
+    if devices > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            f"train.devices={devices} starts processes that run this script again: put what it does under "
+            "if __name__ == '__main__':"
         )
     if cfg.data.scale == "znorm_raw" and not cfg.model.raw:
         raise Unsupported(

@@ -130,6 +130,12 @@ def fake_quantize(model: Network, series: Tensor) -> None:
         model(part)
     for hook in hooks:
         hook.remove()
+    unseen = [name for name, product in products.items() if product not in seen]
+    if unseen:
+        raise Unsupported(
+            f"quant.mode=qat cannot round what no module computes: nothing calls {', '.join(unseen)} (as in "
+            "nn.MultiheadAttention, which takes their weights alone); use quant.mode=static"
+        )
     for name, product in products.items():
         model.set_submodule(name, Rounded(product, *map(float, seen[product])))
 

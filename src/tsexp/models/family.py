@@ -97,9 +97,9 @@ def save(model: Model, folder: Path) -> None:
     if getattr(model, "replaced", None):
         arch["replaced"] = model.replaced  # type: ignore[attr-defined]
     (folder / "arch.json").write_text(json.dumps(arch, indent=1))
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in model.state().items()}, folder / "weights.safetensors"
-    )
+    # Copies: of what two names share, safetensors takes no second.
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.state().items()}
+    save_file(weights, folder / "weights.safetensors")
 
 
 def family_of(folder: Path) -> str:

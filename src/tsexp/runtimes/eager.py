@@ -57,7 +57,7 @@ def export(model: Model, job: Job, folder: Path) -> dict[str, Any]:
     written = _in_format(plain, job.quant.mode)
     models.save(model, folder)
     save_file(
-        {name: t.detach().cpu().contiguous() for name, t in _tensors(written.state_dict())},
+        {name: t.detach().cpu().contiguous().clone() for name, t in _tensors(written.state_dict())},
         folder / "weights.safetensors",
     )
     return facts

@@ -22,8 +22,9 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -201,6 +202,8 @@ def _processes(trainer: L.Trainer) -> Iterator[None]:
             yield
         except ProcessRaisedException as error:
             raise RuntimeError(f"on one of the devices: {str(error).strip().splitlines()[-1]}") from error
+        except ProcessExitedException as error:  # it said why itself
+            raise RuntimeError(f"on one of the devices: {error}") from None
         finally:
             launcher: Any = trainer.strategy.launcher
             launcher.kill(signal.SIGINT)
@@ -483,7 +486,7 @@ def renew_statistics(trainer: L.Trainer, pl_module: L.LightningModule, most: int
     (Izmailov et al. 2018, arXiv 1803.05407).
     """
     model: Network = pl_module.model  # type: ignore[assignment]
-    norms = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm1d)}
+    norms = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
     if not norms:
         return
     for norm in norms:
@@ -526,7 +529,7 @@ class OneOfSeveral(Callback):
     def _share_statistics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Each has seen its share of the series; what is validated is what is kept."""
         for norm in pl_module.modules():
-            if isinstance(norm, nn.BatchNorm1d):
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
                 for seen in (norm.running_mean, norm.running_var):
                     assert seen is not None
                     seen.copy_(trainer.strategy.reduce(seen.clone(), reduce_op="mean"))  # type: ignore[arg-type]
