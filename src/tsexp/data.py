@@ -367,8 +367,8 @@ def _tell_of_levels(series: list[Any], where: str) -> None:
     for i, x in enumerate(series):
         if x.dtype != np.float64 or not x.size:
             continue
-        low, high = np.fmin.reduce(x, -1), np.fmax.reduce(x, -1)
-        with np.errstate(invalid="ignore"):  # infinite ones are refused
+        with np.errstate(invalid="ignore"):  # gaps; infinite ones are refused
+            low, high = np.fmin.reduce(x, -1), np.fmax.reduce(x, -1)
             flat = (high > low) & (high - low < np.maximum(abs(low), abs(high)) * 2.0**-16)
         for channel in np.flatnonzero(flat):
             warnings.warn(
