@@ -22,7 +22,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from conftest import compose
-from tsexp import CompressedTransformerClassifier, alive, processes, runtimes
+from tsexp import CompressedTransformerClassifier, alive, pipeline, processes, runtimes
 from tsexp import config as configs
 from tsexp.classifier import Shipped, _goes_with
 from tsexp.config import ConfigError, Unsupported
@@ -101,6 +101,15 @@ def test_answers_do_not_depend_on_the_number_of_threads(monkeypatch):
     results = checked(checks_to_run="check_estimator_multithreading")
     assert len(results) >= 16
     assert set(results.values()) == {"PASSED"}
+
+
+@pytest.mark.parametrize("n_jobs", [-1, 4])
+def test_no_more_threads_measure_than_there_are_cores(monkeypatch, n_jobs):
+    """A container may have fewer than the machine, which -1 means, and what is fitted need not be measured."""
+    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+    cfg = CompressedTransformerClassifier(n_jobs=n_jobs)._config()
+    pipeline.able(cfg)
+    assert cfg.measure.threads == 1
 
 
 def test_defaults_are_the_configurations():

@@ -381,6 +381,7 @@ class Odd:
         (Odd(lambda b: b / 0 if b[0, 0] == X[7, 0] else b), X, {}, "1 of 30 series with NaN.*series 7;"),
         (Odd(lambda b: 1 // 0), X, {}, "does not answer X.*ZeroDivisionError"),
         (Odd(np.copy), X, {"batch_size": 0}, "measure.batch_size=0 is out of range"),
+        (Odd(np.copy), X, {"threads": 999}, r"measure.threads=999, but \d+ core\(s\) can be used here"),
         (Odd(np.copy), X, {"repeat": 3}, "measure.repeat is not a key"),
         (Odd(np.copy), X, {"preset": "papr"}, "measure=papr is not there; allowed: paper, quick"),
         (torch.nn.Linear(3, 2), X, {}, r"Linear does not answer X, batches of shape \(1, 24\)"),

@@ -151,7 +151,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
     progress
         Show what is being trained or measured, on stderr.
     n_jobs
-        Threads of prediction and measurement. What is learned does not depend on it: training has threads of
+        Threads of prediction and measurement, of which no more measure than there are cores. What is learned does not depend on it: training has threads of
         its own (``train.threads``), of which small models want one.
     random_state
         Seed of the validation split, the weights, the batches, the pruning and the measurement's order.
@@ -398,10 +398,11 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
                 f"random_state={random!r}: an integer, a numpy.random.RandomState or None is needed"
             )
         given = {key: value for name, key in KEYS.items() if (value := getattr(self, name)) is not None}
-        given |= {"seed": random, "measure.threads": check_n_jobs(self.n_jobs)}
-        lines = [f"{key}={value}" for key, value in given.items()]
         from tsexp.compose import composed
 
+        threads = min(check_n_jobs(self.n_jobs), configs.usable_cores())  # -1 means those of the machine
+        given |= {"seed": random, "measure.threads": threads}
+        lines = [f"{key}={value}" for key, value in given.items()]
         return configs.parse(composed("data=ucr", "data.name=series", *lines, *self.overrides))
 
     @classmethod

@@ -171,6 +171,7 @@ def _check(a: Side, b: Side, cfg: Config) -> None:
     """Whether both can run here, side by side."""
     from tsexp.energy import meters
 
+    configs.check_threads(cfg.measure.threads)
     device, other = (s.artifact.manifest["device"] for s in (a, b))
     if device != other:
         raise ConfigError(f"A runs on {device} and B on {other}: their energy cannot be compared")

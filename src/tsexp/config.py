@@ -334,6 +334,21 @@ def usable_cores() -> int:
     return int(joblib.cpu_count())
 
 
+def check_threads(threads: int) -> None:
+    """Refuse to measure with more threads than cores.
+
+    Raises
+    ------
+    ConfigError
+        If there are so many.
+    """
+    if threads > (cores := usable_cores()):
+        raise ConfigError(
+            f"measure.threads={threads}, but {cores} core(s) can be used here: threads would wait for each "
+            "other, and the waiting of the dense model would count as saved; take no more"
+        )
+
+
 def parse(cfg: DictConfig) -> Config:
     """Turn a composed configuration into a checked `Config` with absolute paths.
 

@@ -445,6 +445,7 @@ def _placed(given: Sequence[Any], config: MeasureConfig) -> tuple[list[str | InM
     from tsexp import energy, processes
     from tsexp.energy import meters, subjects
 
+    configs.check_threads(config.threads)
     found = [subjects.named(one) for one in given]
     in_memory = [one for one in found if not isinstance(one, str)]
     if in_memory and not processes.FORKS:

@@ -20,11 +20,11 @@ from tsexp.config import (
     ConfigError,
     RuntimeConfig,
     Unsupported,
+    check_threads,
     digest,
     identity,
     like,
     own_digests,
-    usable_cores,
 )
 from tsexp.data import Dataset
 from tsexp.energy import MeasuringFailed, Record, hardware, meters
@@ -368,11 +368,7 @@ def able(cfg: Config, here: bool = True) -> None:
             )
     if cfg.stop_after == "deploy":
         return
-    if cfg.measure.threads > (cores := usable_cores()):
-        raise ConfigError(
-            f"measure.threads={cfg.measure.threads}, but {cores} core(s) can be used here: threads would "
-            "wait for each other, and the waiting of the dense model would count as saved; take no more"
-        )
+    check_threads(cfg.measure.threads)
     asked = cfg.measure.require == "measured" or cfg.measure.meter != meters.AUTO
     if asked or cfg.runtime.device == "cuda":
         meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)
