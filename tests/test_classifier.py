@@ -105,7 +105,7 @@ def test_answers_do_not_depend_on_the_number_of_threads(monkeypatch):
 
 @pytest.mark.parametrize("n_jobs", [-1, 4])
 def test_no_more_threads_measure_than_there_are_cores(monkeypatch, n_jobs):
-    """A container may have fewer than the machine, which -1 means, and what is fitted need not be measured."""
+    """A container may have fewer than the machine, which -1 means."""
     monkeypatch.setattr("joblib.cpu_count", lambda: 1)
     cfg = CompressedTransformerClassifier(n_jobs=n_jobs)._config()
     pipeline.able(cfg)

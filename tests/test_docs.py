@@ -309,7 +309,7 @@ def test_another_python_can_be_taken(tmp_path):
     assert f"{word.removeprefix('PYTHON=')} -m venv .venv" in done.stdout
 
 
-def test_the_main_job_is_what_the_page_says(tmp_path):
+def test_the_main_job_is_what_the_page_says():
     (command,) = re.findall(r"`make run` is\s+`python (-m tsexp -m [^`]+)`", (ROOT / "README.md").read_text())
     makefile = re.search(
         r"^run:.*\n\t\$\(BIN\)/python (.*) \$\(ARGS\)$", (ROOT / "Makefile").read_text(), re.M

@@ -377,9 +377,7 @@ def test_a_writer_that_ends_makes_the_record_invalid_after_some_patience(
     assert "the power log does not cover" in raw["meter"]["invalid"][0]
 
 
-def test_a_log_that_is_gone_makes_the_record_invalid_and_loses_no_window(
-    named: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_is_gone_makes_the_record_invalid_and_loses_no_window(named: Path) -> None:
     made = make(processes=2, window_s=0.2)
     with logging(named, lambda when: 20.0):
         late = meters.late(LIVE)

@@ -151,8 +151,8 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
     progress
         Show what is being trained or measured, on stderr.
     n_jobs
-        Threads of prediction and measurement, of which no more measure than there are cores. What is learned does not depend on it: training has threads of
-        its own (``train.threads``), of which small models want one.
+        Threads of prediction and measurement; no more measure than there are cores. What is learned does not
+        depend on it: training has threads of its own (``train.threads``), of which small models want one.
     random_state
         Seed of the validation split, the weights, the batches, the pruning and the measurement's order.
         None: a new one from NumPy's generator in each `fit`.
