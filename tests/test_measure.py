@@ -411,7 +411,7 @@ def test_automatic_choice_takes_the_fastest_that_keeps_the_accuracy(bench: Bench
 
 
 def test_automatic_choice_leaves_out_what_cannot_be_deployed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     runtime = replace(bench.cfg.runtime, name="auto")
     cfg = replace(bench.cfg, runtime=runtime, quant=replace(bench.cfg.quant, mode="none"))
@@ -429,6 +429,7 @@ def test_automatic_choice_leaves_out_what_cannot_be_deployed(
     assert chosen.manifest["runtime"] == "eager"
     why = {t["runtime"]: t.get("error") for t in tried}
     assert why["onnxruntime"] == "RuntimeError: its compiler is broken"
+    assert "runtime=auto goes on without onnxruntime: RuntimeError: its compiler is broken" in caplog.text
     works = set()
     with pytest.raises(MeasuringFailed, match=r"no runtime takes the model: .*its compiler is broken"):
         pipeline.make(cfg, bench.dataset, bench.cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from tsexp.locking import sharing_the_machine
 from tsexp.marks import PROTOCOL_VERSION
 from tsexp.runtimes import Artifact
 from tsexp.training import Fitted
+
+log = logging.getLogger(__name__)
 
 SILENT_S = 3.0
 """For so long another process that runs the same job is waited for without a word."""
@@ -166,7 +169,9 @@ def make(cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], Non
         except Exception as error:
             if cfg.runtime.name != runtimes.AUTO:
                 raise
-            failed.append({"runtime": runtime.name, "error": f"{type(error).__name__}: {error}"})
+            why = f"{type(error).__name__}: {error}"
+            log.warning("runtime=auto goes on without %s: %s", runtime.name, why)
+            failed.append({"runtime": runtime.name, "error": why})
     if not artifacts:
         raise MeasuringFailed(f"no runtime takes the model: {failed}")
     device = cfg.train.device if cfg.model.gradient else "cpu"
