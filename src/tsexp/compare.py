@@ -171,12 +171,12 @@ def _check(a: Side, b: Side, cfg: Config) -> None:
     """Whether both can run here, side by side."""
     from tsexp.energy import meters
 
-    configs.check_threads(cfg.measure.threads)
     device, other = (s.artifact.manifest["device"] for s in (a, b))
     if device != other:
         raise ConfigError(f"A runs on {device} and B on {other}: their energy cannot be compared")
     for name, side in (("A", a), ("B", b)):
         stored.check_runs_here(side.row, side.artifact, name)
+    configs.check_threads(cfg.measure.threads)
     if cfg.measure.require == "measured" or device == "cuda":
         meters.choose(device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)
 
