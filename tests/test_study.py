@@ -532,6 +532,12 @@ def test_what_t4h_is_worth_is_what_its_records_say(monkeypatch, single):
     short = np.array([58, 92]) - of("T4H, ONNX Runtime", "accuracy_pct")[:2]
     assert [f"{s:.0f}" for s in short] == ["1", "1"], "missed by a point each"
     assert f"T4H-50 {accuracies[1]}" in page
+    tuned = of("**T4H-50**", "control_accuracy_pct")
+    assert "{:.1f}, {:.1f}, {:.1f} and {:.1f} %, by the means".format(*tuned) in page
+    more = tuned - of("T4H, ONNX Runtime", "accuracy_pct")
+    assert f"{more.min():.1f} to {more.max():.1f} points more than T4H." in page
+    missed = np.array([58, 92]) - tuned[:2]
+    assert "The goals of 58 and 92 % are missed by {:.1f} and {:.1f} points".format(*missed) in page
     assert f"T4H-50 needs {half.min():.2f} to {half.max():.2f} times QUANT's energy†" in page
     assert f"T4H-50 needs {half.min():.2f} to {half.max():.2f} times" in readme
     before = [single.loc[T4_75].loc[d, "estimated_j"] / single.loc[QUANT].loc[d, "estimated_j"] for d in FOUR]
