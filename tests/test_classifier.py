@@ -206,7 +206,7 @@ def test_copies_answer_alike_and_carry_no_series(fitted, series, tmp_path):
 
 def test_export_is_the_artifact_that_answers(fitted, series, tmp_path):
     folder = fitted.export(tmp_path / "new" / "artifact")
-    scores = runtimes.load(folder)(series[2][:1].astype(np.float32))
+    scores = runtimes.load(str(folder))(series[2][:1].astype(np.float32))
     assert (scores == fitted._scores(series[2][:1])[:, [1, 0, 2]]).all()
     assert [p.name for p in folder.parent.iterdir()] == ["artifact"]
     with pytest.raises(FileExistsError, match="is there already"):

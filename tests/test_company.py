@@ -113,6 +113,9 @@ def test_a_correct_answer_costs_what_a_series_does_over_the_accuracy_and_trainin
     assert math.isnan(per_correct["t3", 0.0])
     assert rows["estimated_train_j"].to_dict() == {("t4", 0.0): 600, ("t4", 0.5): 650, ("t3", 0.0): 600}
     assert rows["measured_per_correct_j"].isna().all()
+    wrong = said(run("t4", 0, 8), run("t3", 0, 1))
+    assert wrong.startswith("deploy t3 as trained: 0.0 %, 1 mJ† a series. ")
+    assert "nan" not in wrong
 
 
 def test_the_cheapest_of_those_at_most_a_point_below_the_most_accurate_is_deployed():

@@ -357,6 +357,9 @@ def test_labels_are_those_of_the_file(tmp_path):
     write_ts(tmp_path, "Mine", "TRAIN", [*rows, ("5,4,3", "what?")])
     with pytest.raises(ConfigError, match=r"line 13: label what\?: a question mark"):
         own_again(tmp_path)
+    write_ts(tmp_path, "Mine", "TRAIN", [*rows, ("5,4,3", "a:b")])
+    with pytest.raises(ConfigError, match=r"label a:b: a colon stands between channels; call it something"):
+        own_again(tmp_path)
     write_ts(tmp_path, "Mine", "TEST", [*rows, ("5,4,3", "NaN"), ("5,4,3", "nan"), ("5,4,3", "?")])
     assert data.tsfile.read(tmp_path / "Mine_TEST.ts", labelled=False)[1][-3:] == [""] * 3
 

@@ -273,6 +273,23 @@ def test_intervals_by_hand():
     middle, reach = np.sqrt(2.0 * 2.2), 12.706 * np.log(1.1) / 2
     assert (low, high) == pytest.approx((middle * np.exp(-reach), middle * np.exp(reach)), rel=1e-3)
     assert np.isnan(energy_interval_j(made_runs.windows(((1.0, 2.0),)))).all()
+    # Six processes of one kind, four of another: the median of all windows is not in that of the mean.
+    kinds = made_runs.windows(((1.0, 1.002, 1.004),) * 6 + ((1.1, 1.1, 1.1),) * 4)
+    low, high = energy_interval_j(kinds)
+    assert low > 1.004
+    row = SimpleNamespace(valid=True, metrics={"energy/per_inference_j": 1.004})
+    assert replace(facts, row=row, raw=kinds).energy_j() == (1.004, 1.004, high)
+    alone = replace(facts, row=row, raw=made_runs.windows(((1.0, 2.0),))).energy_j()
+    assert np.isnan(alone[1:]).all()
+
+
+@pytest.mark.parametrize(("series", "kept"), [(10.0, "best"), (0.0, "last")])
+def test_the_card_says_which_weights_are_kept(place, series, kept):
+    row = place.runs["onnxruntime"].client.get_run(place.runs["onnxruntime"].run_id).data
+    params, metrics = row.params | {"train.select": "best"}, row.metrics | {"val/series": series}
+    row = SimpleNamespace(params=params, metrics=metrics, tags=row.tags, measured=False)
+    facts = card.Facts(row, "", {}, {}, {}, "", (10, 10), {}, "")
+    assert f"{kept}, average with decay" in dict(card._training(facts))["weights kept"]
 
 
 def test_from_the_store_where_the_cache_is_gone(place, tmp_path):

@@ -644,6 +644,38 @@ def test_ranks_say_what_so_few_datasets_can_tell(everything):
     )
 
 
+def test_bars_of_ranks_seldom_part_what_is_equal():
+    """One of six is better by far, five are alike: how often two of these are told apart (at most .05)."""
+    from aeon.visualisation.results import _critical_difference as drawn
+
+    rng, wrong, told, draws = np.random.default_rng(0), 0, 0, 150
+    for _ in range(draws):
+        scores = rng.normal(0.8, 0.05, (20, 1)) + rng.normal(0, 0.02, (20, 6))
+        scores[:, 0] += 0.2
+        ranked = drawn._compute_ranks(scores, lower_better=False)
+        labels, means, ordered = drawn._sort_by_average_rank(scores, [*"abcdef"], ranked)
+        asked = {"ranks": ranked, "ordered_scores": ordered, "ordered_labels": labels}
+        cliques, _ = drawn._find_cliques(
+            **asked,
+            ordered_avg_ranks=means,
+            n_datasets=20,
+            n_estimators=6,
+            lower_better=False,
+            **ranks.TEST,
+        )
+        wrong += not any(all(c[1:]) for c in cliques)
+        told += not any(c[0] for c in cliques)
+    assert wrong / draws <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / draws)
+    assert told / draws > 0.9
+
+
+def test_ranks_without_anything_unpruned_show_more_than_the_best_of_each_model():
+    """One of each of two models is fewer than ranks need."""
+    pruned = frozen(series=60)
+    drawing = ranks.critical_difference(study_of(only(pruned, pruned.results["ratio"] > 0)))
+    assert len(drawing.figure.axes[0].texts) > ranks.LEAST
+
+
 def test_ranks_leave_room_for_every_model():
     """As trained, and in its best other way."""
     drawing = ranks.critical_difference(study_of(half_measured(models=("t1", "t2", "t3"))))

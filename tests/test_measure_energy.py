@@ -120,6 +120,14 @@ def test_without_reference_and_labels_there_is_the_noise_and_no_accuracy():
         assert "energy per series†" in text
 
 
+def test_without_reference_warnings_name_the_metrics_that_there_are(monkeypatch):
+    said = "foreign load of 1.0 cores: trust {0}cpu_speedup, not {0}speedup"
+    monkeypatch.setattr("tsexp.energy.record.doubts", lambda raw: ((), (said.format("vs_dense/"),)))
+    record = measure_energy(lambda batch: batch @ WEIGHT, X, **QUICK)
+    assert said.format("null/") in record.warnings
+    assert {"null/cpu_speedup", "null/speedup"} <= set(record.metrics)
+
+
 def test_twice_the_work_is_seen_as_half_saved():
     """CPU-time ratio, interval included: what another load on the machine disturbs least."""
 
@@ -378,6 +386,12 @@ class Odd:
         (Odd(np.copy), X, {"y": Y}, "y has 2 classes, but Odd answers 24 numbers"),
         (Odd(lambda b: b[:0]), X, {}, "answer to a batch of 1 has shape .0, 24.; its first axis must be"),
         (Odd(lambda b: "no"), X, {}, "Odd does not answer X.* is a str, not an array of numbers"),
+        (
+            Odd(lambda b: np.full(len(b), "a")),
+            X,
+            {},
+            "is a ndarray of <U1, not an .*give their scores or num",
+        ),
         (Odd(lambda b: b / 0 if b[0, 0] == X[7, 0] else b), X, {}, "1 of 30 series with NaN.*series 7;"),
         (Odd(lambda b: 1 // 0), X, {}, "does not answer X.*ZeroDivisionError"),
         (Odd(np.copy), X, {"batch_size": 0}, "measure.batch_size=0 is out of range"),

@@ -15,6 +15,7 @@ from tsexp import models
 from tsexp.config import OWN_CODE, ConfigError
 from tsexp.data import Preprocessing
 from tsexp.models import transformer
+from tsexp.models.counting import macs_of
 from tsexp.models.preprocess import Preprocess
 from tsexp.models.transformer import Arch, Block, Classifier, narrow
 from tsexp.models.transformer.encoder import Attention
@@ -466,3 +467,26 @@ def test_layers_that_share_their_weights_are_saved_and_share_them_again(italy, t
     again = models.load(tmp_path)
     assert torch.equal(again.encoder.blocks[1].norm1.weight, model.encoder.blocks[0].norm1.weight)
     np.testing.assert_array_equal(again.scores(italy.x_test[:4]), model.scores(italy.x_test[:4]))
+
+
+@pytest.mark.parametrize(
+    ("product", "macs"),
+    [
+        (lambda s: s[0] @ s[0, 0], 5 * 4),
+        (lambda s: s @ s[0, 0], 3 * 5 * 4),
+        (lambda s: torch.addmv(s[0, :, 0], s[0], s[0, 0]), 5 * 4),
+        (lambda s: s[0, 0] @ s[0, 1], 4),
+        (lambda s: torch.addbmm(s[0, :, :1] + s[0, :, 0], s, s.mT), 3 * 5 * 4 * 5),
+        (lambda s: F.bilinear(s[0], s[1], s[:, :4]), None),
+        (lambda s: s * 2, None),  # no product at all
+    ],
+)
+def test_products_with_vectors_count_and_what_is_not_known_is_not_left_out_in_silence(product, macs):
+    class Asked(nn.Module):
+        def forward(self, s):
+            return product(s)
+
+    assert macs_of(Asked(), torch.zeros(3, 5, 4)) == macs
+    if macs:
+        both = nn.Sequential(nn.Linear(4, 4), Asked())
+        assert macs_of(both, torch.zeros(3, 5, 4)) == macs + 3 * 5 * 4 * 4

@@ -126,6 +126,15 @@ def test_the_rounded_model_learns(home):
     assert after < before
 
 
+def test_a_layer_with_two_places_rounds_in_both(tiny_model, italy):
+    model = tiny_model(italy, "model=t3", "model.layers=2")
+    first, second = model.encoder.blocks
+    second.fc1 = first.fc1
+    qat.fake_quantize(model, torch.from_numpy(italy.x_train[:4]))
+    assert isinstance(first.fc1, qat.Rounded)
+    assert second.fc1 is first.fc1
+
+
 def test_what_no_module_computes_is_told(tiny_model, italy):
     model = tiny_model(italy, "model=t3")
     model.encoder.blocks[0].unused = nn.Linear(2, 2)

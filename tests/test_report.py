@@ -293,6 +293,7 @@ def test_without_a_terminal_the_width_is_fixed(monkeypatch):
         (2.5e6, "2.5 MJ"),
         (0.0, "0 J"),
         (0.00099963, "1 mJ"),
+        (9.48e-7, "948 nJ"),
     ],
 )
 def test_numbers_have_three_digits_and_a_prefix(value, shown):

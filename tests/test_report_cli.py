@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 
 from report_data import Store
 from tsexp import merge, report
+from tsexp.report import frozen as freezer
 from tsexp.report.__main__ import main
 
 
@@ -201,3 +203,19 @@ def test_help_imports_nothing_heavy():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "freeze" in out
     assert not {"pandas", "mlflow", "hydra", "torch", "matplotlib", "scipy", "numpy"} & set(out.split())
+
+
+def test_records_that_no_figure_shows_are_told(store, folder, monkeypatch, capsys):
+    """As where data were corrected under the same name: figures show the commonest files."""
+    from tsexp.report import figures
+
+    monkeypatch.setattr(figures, "draw", lambda frozen, place: [])
+    main(["figures"])
+    assert "in figures: " not in capsys.readouterr().out
+    where = folder / "report" / "frozen"
+    whole = freezer.load(where)
+    table = whole.results.copy()
+    table.loc[0, "data_checksum"] = "0" * 64
+    monkeypatch.setattr(freezer, "load", lambda _: replace(whole, results=table))
+    main(["figures"])
+    assert "- in figures: Records with less common data files left out: 1." in capsys.readouterr().out

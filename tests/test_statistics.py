@@ -1,5 +1,6 @@
 """Averages, intervals and verdicts, against what is known of them."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -238,6 +239,13 @@ def test_notes_tell_what_is_missing(whole):
         "before and after (1)" in said
     )
     assert "seed 1 missing in 1 of 20 configurations: PLAID t1, dynamic in onnxruntime" in said
+    alike = part.results.assign(scope="local", method="l1")
+    alike.loc[alike["ratio"] > 0, "ratio"] = 0.5
+    alike = replace(part, results=alike[(alike["seed"] == 0) | (alike["ratio"] == 0)])
+    (told,) = (note for note in st.notes(alike, st.aggregate(alike)) if note.startswith("seed 1 missing"))
+    names = told.split(": ")[1].split("; ")
+    assert len(set(names)) == len(names)
+    assert any(re.search(r" l1 local 0.5, none in \w+ \(\d+\)$", name) for name in names)
     assert not any("validation" in note for note in said)
     assert (
         "one seed in 1 of 20 rows: the intervals tell of the test sample and of the measuring processes, not "
@@ -317,6 +325,10 @@ def test_no_share_leaves_0_to_1(whole):
     made = st.aggregate(replace(whole, results=whole.results.assign(macro_f1=far)))
     assert (made["macro_f1_hi"] == 1).all()
     assert (made["macro_f1_lo"] == 0).all()  # t of two seeds is 12.7
+    made = st.aggregate(replace(whole, results=whole.results.assign(macro_f1=1.0)))
+    assert (made["macro_f1"] == 1).all()
+    assert made[["macro_f1_lo", "macro_f1_hi"]].isna().all(axis=None)  # equal by chance is not sure
+    assert (made["bytes_lo"] == made["bytes_hi"]).any()  # which is what every training has
 
 
 def test_nothing_scored_gives_no_rows(whole):

@@ -59,6 +59,12 @@ def test_points_without_a_difference_seen_are_open_and_the_legend_says_so(draw):
     left, _ = draw(seen, unseen).axes
     assert legend(left) == ["open: no difference to its control seen (interval holds 0)"]
     assert legend(draw(seen).axes[0]) == []
+    far = with_metrics(seen, test__accuracy=0.98, vs_dense__accuracy_drop_lo=-9.0)
+    figure = draw(far, unseen)
+    figure.draw_without_rendering()
+    left, box = figure.axes[0], figure.axes[0].get_legend().get_window_extent()
+    assert box.y0 >= left.get_window_extent().y1, "no mark explains itself on the data"
+    assert left.get_ylim()[1] <= 102, "no accuracy is more than 100 %"
 
 
 def test_the_title_names_dataset_model_and_what_is_fixed(draw):

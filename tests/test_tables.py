@@ -15,7 +15,7 @@ import pytest
 from report_data import attached, beside, frozen, only
 from test_statistics import both
 from tsexp.report import claims, costs, machines, tables
-from tsexp.report.frozen import together
+from tsexp.report.frozen import FROM_WINDOWS, together
 from tsexp.report.statistics import METRICS, aggregate, over_seeds
 
 SPEEDUP = next(m for m in METRICS if m.name == "speedup")
@@ -829,3 +829,20 @@ def test_latex_compiles_and_nothing_is_wider_than_the_page(whole, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+
+
+def test_claims_about_energy_that_is_not_known_are_not_measured():
+    """A saving that is not a number is no saving of all."""
+    whole = frozen(datasets=("PLAID",), models=("t1",), measured=True)
+    results = whole.results.copy()
+    fp32 = (results["ratio"] == 0) & (results["mode"] == "none") & (results["runtime"] == "onnxruntime")
+    results.loc[fp32, "valid"] = False
+    results.loc[fp32, list(FROM_WINDOWS)] = np.nan
+    verdicts = {}
+    for name, some in (("valid", whole), ("invalid", replace(whole, results=results))):
+        found = [a for a in claims.answers(aggregate(some)) if a.dataset == "PLAID"]
+        verdicts[name] = {a.claim.name: a.verdict for a in found}
+        assert all(abs(a.change.value) < 1e3 for a in found if a.change is not None)
+    (changed,) = (c for c in verdicts["valid"] if c.startswith("static quantization: energy"))
+    assert verdicts["valid"][changed] != "not measured"
+    assert verdicts["invalid"][changed] == "not measured"

@@ -246,6 +246,17 @@ def test_history_has_a_line_per_epoch(tiny_model, italy):
     assert rates[-1] < 1e-6 < rates[0] <= OURS.lr
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_fit_of_a_step_or_two_without_warm_up_moves_the_weights(tiny_model, italy, steps):
+    """As quantization-aware training of an epoch of few series."""
+    recipe = replace(OURS, epochs=steps, max_steps=0, batch_size=1000, schedule="cosine", warmup=0.0, ema=0.0)
+    model, history = fitted(tiny_model, italy, recipe)
+    assert len(history) == steps
+    before = dict(tiny_model(italy).named_parameters())
+    moved = max(float((p - before[n]).abs().max()) for n, p in model.named_parameters())
+    assert moved > 0.9 * steps * OURS.lr
+
+
 def test_no_validation_series(tiny_model, load_data):
     dataset = load_data("ItalyPowerDemand", val_fraction=0.0)
     model, history = fitted(tiny_model, dataset, replace(OURS, patience=1))

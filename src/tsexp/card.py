@@ -79,12 +79,18 @@ class Facts:
         return share, float(low), float(high)
 
     def energy_j(self) -> tuple[float, float, float] | None:
-        """Joules per series, median over windows, with 95 % interval; None of a record that is invalid."""
+        """Joules per series, median over windows, with 95 % interval; None of a record that is invalid.
+
+        The interval is of the mean over processes; it reaches to the median, which may lie beside it where
+        processes are of two kinds.
+        """
         from tsexp.energy.record import energy_interval_j
 
         if not self.row.valid:
             return None
-        return self.row.metrics["energy/per_inference_j"], *energy_interval_j(dict(self.raw))
+        value = self.row.metrics["energy/per_inference_j"]
+        low, high = energy_interval_j(dict(self.raw))
+        return value, min(low, value), max(high, value)  # NaN stays
 
 
 def metadata(facts: Facts) -> dict[str, str]:
@@ -208,11 +214,12 @@ def _training(facts: Facts) -> list[tuple[str, str]]:
     rows = []
     if configs.family_module(p["model.family"]).Config.gradient:
         took = ", ".join(f"{part} {n}" for part, n in facts.epochs.items())
+        kept = p["train.select"] if m.get("val/series") else "last"  # as `training.fit` keeps them
         rows = [
             ("optimizer", f"{p['train.optimizer']}, learning rate {p['train.lr']} ({p['train.schedule']})"),
             ("batches of", p["train.batch_size"]),
             ("epochs", took or "not recorded"),
-            ("weights kept", f"{p['train.select']}, average with decay {p['train.ema']}"),
+            ("weights kept", f"{kept}, average with decay {p['train.ema']}"),
         ]
     rows.append(("seed", f"{p['seed']} (one)"))
     for what, name in (("the dense model", "train"), ("compressing it", "compress")):

@@ -361,6 +361,7 @@ def _measure(
     metrics = combined(qualities | _sizes(asked.sides), measured)
     if alone:
         metrics = {k.replace("vs_dense/", NULL): v for k, v in metrics.items()}
+        warnings = tuple(w.replace("vs_dense/", NULL) for w in warnings)  # name metrics
     one, other = asked.sides
     return Measured(
         metrics=metrics,

@@ -143,6 +143,8 @@ def _blame(file: Path, labelled: bool) -> str:
         return f", line {len(lines)}: it ends before @data; is it cut off?"
     if not any(lines[end:]):
         return f", line {len(lines)}: it holds no series after @data; is it cut off?"
+    if split := [label for label in labels if ":" in label]:
+        return f": label {split[0]}: a colon stands between channels; call it something else"
     for i, line in enumerate(lines[end:], end + 1):
         wrong = _wrong_series(line, lines[end], tags, labels, labelled)
         if wrong:

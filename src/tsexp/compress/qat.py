@@ -122,10 +122,10 @@ def fake_quantize(model: Network, series: Tensor) -> None:
 
     products = {
         n: m
-        for n, m in model.named_modules()
+        for n, m in model.named_modules(remove_duplicate=False)  # a layer may have two places
         if isinstance(m, nn.Linear | nn.Conv1d) and not model.in_stem(n)
     }
-    hooks = [m.register_forward_pre_hook(see) for m in products.values()]
+    hooks = [m.register_forward_pre_hook(see) for m in set(products.values())]
     for part in series.split(model.at_once):
         model(part)
     for hook in hooks:
@@ -136,8 +136,9 @@ def fake_quantize(model: Network, series: Tensor) -> None:
             f"quant.mode=qat cannot round what no module computes: nothing calls {', '.join(unseen)} (as in "
             "nn.MultiheadAttention, which takes their weights alone); use quant.mode=static"
         )
+    rounded = {product: Rounded(product, *map(float, seen[product])) for product in products.values()}
     for name, product in products.items():
-        model.set_submodule(name, Rounded(product, *map(float, seen[product])))
+        model.set_submodule(name, rounded[product])
 
 
 class Rounded(nn.Module):

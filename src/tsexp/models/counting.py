@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ def count_macs(model: Model) -> int | None:
     was made from: a last block that computes the class token alone counts less, the hidden unit that holds a
     bias (`transformer.rewrite.FlatBlock`) more. Padding that a mask hides is computed, and counts. Not
     counted: what is no product (norms, activations, softmax, additions, scaling, resampling). None where some
-    products cannot be seen (`OPAQUE`), and of what is no network.
+    products cannot be seen (`OPAQUE`; bilinear layers), and of what is no network.
     """
-    return _flops(model) // 2 if isinstance(model, Network) and not _opaque(model) else None
+    return _counted(model) if isinstance(model, Network) and not _opaque(model) else None
 
 
 def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
@@ -43,7 +44,26 @@ def _onnx_attention(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any
     return 2 * q[0] * q[1] * k[1] * (q[2] + v[2])
 
 
-OPAQUE = (nn.RNNBase, nn.Bilinear, nn.EmbeddingBag)
+class _UncountedError(Exception):
+    """Of a run that met an operator whose products are not counted here."""
+
+
+def _uncounted(*_: Any, **__: Any) -> int:
+    raise _UncountedError
+
+
+_aten = torch.ops.aten
+FORMULAS = {
+    _aten.mv: lambda matrix, _vector, **_: 2 * math.prod(matrix),
+    _aten.addmv: lambda _added, matrix, _vector, **_: 2 * math.prod(matrix),
+    _aten.dot: lambda one, _other, **_: 2 * one[0],
+    _aten.addbmm: lambda _added, one, other, **_: 2 * math.prod(one) * other[-1],
+    _aten._trilinear: _uncounted,  # of bilinear layers
+}
+"""Flops of products that PyTorch's counter would leave out without a word."""
+
+
+OPAQUE = (nn.RNNBase, nn.EmbeddingBag)
 """Modules whose products the counter does not see."""
 
 
@@ -62,26 +82,28 @@ def macs_of(module: nn.Module, batch: torch.Tensor) -> int | None:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            module(batch)
+        return _macs(module, batch) or None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops() // 2 or None
 
 
-def _flops(model: Network) -> int:
+def _macs(module: nn.Module, batch: torch.Tensor, known: dict[Any, Any] | None = None) -> int | None:
+    # The maths backend spells attention out as matrix products, which the counter knows on every device.
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS | (known or {}))
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            module(batch)
+    except _UncountedError:
+        return None
+    return int(counter.get_total_flops()) // 2
+
+
+def _counted(model: Network) -> int | None:
     importlib.import_module("torch.onnx.ops")  # registers its operators; takes .3 s
     pre = model.arch.preprocessing
     device = next(model.parameters()).device
     series = torch.zeros(1, model.arch.channels, pre.length, device=device)
     training = model.training
-    known = {torch.ops.onnx.Attention: _onnx_attention}
-    # The maths backend spells attention out as matrix products, which the counter knows on every device.
-    with (
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False, custom_mapping=known) as counter,
-    ):
-        model.eval()(series)
+    macs = _macs(model.eval(), series, {torch.ops.onnx.Attention: _onnx_attention})
     model.train(training)
-    return int(counter.get_total_flops())
+    return macs

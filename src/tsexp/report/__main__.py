@@ -155,9 +155,10 @@ def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_s
     else:
         said = notes(frozen, aggregate(frozen))
     if "figures" in parts:
-        from tsexp.report import figures
+        from tsexp.report import figures, points
 
         written[f"{folder / 'figures'}/"] = f"{len(figures.draw(frozen, folder / 'figures'))} files"
+        said = [*said, *(f"in figures: {note}" for note in points.left_out(frozen))]
     if "page" in parts:
         from tsexp.report import page
 

@@ -381,9 +381,8 @@ def _log_cost(kind: str, row: Any) -> Interval:
     if kind == "speed":
         return Interval(*(-math.log(v) for v in (row["speedup"], row["speedup_hi"], row["speedup_lo"])))
     name = f"{row['energy']}_saving_pct"
-    return Interval(
-        *(float(np.log(max(1e-9, 1 - v / 100))) for v in (row[name], row[f"{name}_hi"], row[f"{name}_lo"]))
-    )
+    saved = np.array([row[name], row[f"{name}_hi"], row[f"{name}_lo"]])
+    return Interval(*np.log(np.maximum(1e-9, 1 - saved / 100)).tolist())  # NaN stays: max() would drop it
 
 
 def _negative(value: float, low: float, high: float) -> Interval:

@@ -199,14 +199,15 @@ def _advise(here: pd.DataFrame, runs: dict[str, tuple[int, Any]]) -> str:
         if r is not rivals[0] and r.row["model"] != chosen.row["model"]:
             named.setdefault(r.row["model"], r)
     said = [
-        f"deploy {in_words(chosen.row)}: {chosen.row['accuracy_pct']:.1f} %, {_joules(chosen.row)} a series, "
-        f"{_per_correct(chosen.row)} per correct answer.",
+        f"deploy {in_words(chosen.row)}: {chosen.row['accuracy_pct']:.1f} %, {_joules(chosen.row)} a series"
+        + (f", {_per_correct(chosen.row)} per correct answer." if chosen.row["accuracy_pct"] else "."),
         _beside_the_top(chosen, enough, _nothing(of_as_many=few.any(), with_energy=not without.empty)),
     ]
     for group, words in SAID.items():
         some = [_with_energy(r, chosen) for r in named.values() if r.group == group]
         said += [f"{words}: {'; '.join(some)}."] if some else []
-    thrifty = min(enough, key=lambda r: r.row[f"{r.row['energy']}_per_correct_j"])
+    right = [r for r in enough if r.row["accuracy_pct"]]
+    thrifty = min(right, key=lambda r: r.row[f"{r.row['energy']}_per_correct_j"], default=chosen)
     if thrifty is not chosen:
         said.append(
             f"The least energy per correct answer: {in_words(thrifty.row)}, {_per_correct(thrifty.row)}."

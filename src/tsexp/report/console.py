@@ -362,7 +362,8 @@ def _range(values: Sequence[float], form: str) -> str:
 def si(value: float, unit: str) -> str:
     """Three significant digits with an SI prefix."""
     value = float(f"{value:.3g}")  # .9999 m is 1 m, not 1e+03 µ
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ")):
+    prefixes = {1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ", 1e-9: "n"}
+    for factor, prefix in prefixes.items():
         if abs(value) >= factor:
             return f"{value / factor:.3g} {prefix}{unit}".rstrip()
     return f"{value:.3g} {unit}".rstrip()

@@ -90,29 +90,37 @@ def invalid(frozen: Frozen) -> list[str]:
 
 def study_of(frozen: Frozen) -> Study:
     """Choose what is comparable, and take the mean over seeds."""
-    runs, notes = _comparable(frozen)
+    runs, notes, _ = _comparable(frozen)
     rows = aggregate(replace(frozen, results=runs))
     points, controls = (_points(rows), _controls(rows)) if len(rows) else _none()
     return Study(runs, points, controls, tuple(notes), frozen, colours(frozen))
 
 
-def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str]]:
-    """The records of one setup, with one config for each way and seed, and what is to be said of them."""
+def left_out(frozen: Frozen) -> list[str]:
+    """Say how many valid records no figure shows, since others are more common."""
+    return _comparable(frozen)[2]
+
+
+def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """The records of one setup, with one config for each way and seed, and what is to be said of them.
+
+    Last, those of the notes that tell of valid records which are left out.
+    """
     results = frozen.results
     runs = results[results["scored"]]
-    notes = invalid(frozen)
+    notes, left = invalid(frozen), []
     setups = len(runs[PLACE].drop_duplicates())
     runs, others = _commonest(runs, [], PLACE)
     if len(runs):
         notes.append(_setup(runs.iloc[0]))
     if others:
-        notes.append(f"That is the commonest of {setups} setups; records of the others left out: {others}.")
+        left.append(f"That is the commonest of {setups} setups; records of the others left out: {others}.")
     runs = runs.assign(estimated=runs["energy_source"].str.startswith(ESTIMATED))
     runs, others = _commonest(runs, ["estimated"], ["energy_source"])
     if others:
-        notes.append(f"Records with less common sources of energy left out: {others}.")
+        left.append(f"Records with less common sources of energy left out: {others}.")
     runs, said = _one_side(runs)
-    notes += said
+    left += said
     for by, columns, what in (
         (["dataset"], ["data_checksum"], "data files"),
         (["dataset", "model"], ["recipe"], "training recipes"),
@@ -121,9 +129,10 @@ def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str]]:
     ):
         runs, others = _commonest(runs, by, columns)
         if others:
-            notes.append(f"Records with less common {what} left out: {others}.")
+            left.append(f"Records with less common {what} left out: {others}.")
     runs = runs.drop(columns="estimated")
-    return runs.sort_values([*WAY, "seed", "run_id"], kind="stable", ignore_index=True), notes
+    runs = runs.sort_values([*WAY, "seed", "run_id"], kind="stable", ignore_index=True)
+    return runs, notes + left, left
 
 
 def _one_side(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

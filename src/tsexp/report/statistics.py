@@ -141,7 +141,8 @@ def over_seeds(
 
     The parameter that is covered is the mean over all seeds (of the logarithm, for a ratio) on this machine
     and this test split. Two seeds that agree by chance are no reason to be surer than measuring allows: the
-    interval reaches at least as far as that of the mean if only measuring made a difference.
+    interval reaches at least as far as that of the mean if only measuring made a difference. Equal shares
+    that bring no intervals of their own have none.
     Coverage, simulated: ``tests/test_coverage_seeds.py``.
 
     Parameters
@@ -163,6 +164,8 @@ def over_seeds(
     if n < 2:
         return Interval(metric.back(mean), math.nan, math.nan)
     reach = float(stdtrit(n - 1, 0.975) * scaled.std(ddof=1) / math.sqrt(n))
+    if own is None and not reach and math.isfinite(metric.most):
+        return Interval(metric.back(mean), math.nan, math.nan)
     if own is not None:
         low, high = metric.to(own).T
         reach = float(np.fmax(reach, np.sqrt(np.mean((high - low) ** 2) / 4 / n)))  # NaN: not known
@@ -388,7 +391,8 @@ def _missing_seeds(results: pd.DataFrame) -> list[str]:
     of = count(configurations, "configuration")
     return [
         f"seed {seed} missing in {len(names)} of "
-        f"{of}{f' ({invalid[seed]} of them invalid)' if invalid[seed] else ''}: {'; '.join(_first(names))}"
+        f"{of}{f' ({invalid[seed]} of them invalid)' if invalid[seed] else ''}: "
+        + "; ".join(_first([name if n == 1 else f"{name} ({n})" for name, n in Counter(names).items()]))
         for seed, names in sorted(lacking.items())
     ]
 

@@ -33,6 +33,8 @@ FIXED = {
     "seed": "seed {}",
 }
 """Which params the title names, after dataset and model, where they are the same in all jobs."""
+EDGE_PT = 2
+"""Beyond accuracies that there may be."""
 OPEN: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "white", "mec": "0.3"}
 RING: dict[str, Any] = {"marker": "o", "ls": "none", "ms": 11, "mfc": "none", "mec": "black", "mew": 0.8}
 
@@ -76,6 +78,8 @@ def sweep_figure(rows: list[Row], path: Path) -> Path | None:
     _draw(left, right, lines, along_ratio, energy)
     estimated = any(not r.measured for r in rows)
     left.set_ylabel("test accuracy (%)")
+    low, high = left.get_ylim()
+    left.set_ylim(max(low, -EDGE_PT), min(high, 100 + EDGE_PT))  # intervals of a difference go further
     unit = "mJ" if in_joules else "control = 1"
     right.set_ylabel(f"energy per inference{ESTIMATE if estimated else ''} ({unit})")
     _scale(right, [energy(r) for r in rows if r.valid], None if in_joules else 1.0)
@@ -199,7 +203,15 @@ def _explain_the_marks(axes: Axes, rows: Sequence[Row]) -> None:
     if any(not r.valid for r in rows):
         handles.append(Line2D([], [], label="ringed: energy invalid", **RING))
     if handles:
-        axes.legend(handles=handles, fontsize=7.5, framealpha=0.7)
+        axes.legend(
+            handles=handles,
+            fontsize=7.5,
+            frameon=False,
+            ncols=len(handles),
+            loc="lower left",
+            bbox_to_anchor=(0, 1),  # above: bars leave no place inside
+            borderaxespad=0.2,
+        )
 
 
 def _title(rows: Sequence[Row]) -> str:

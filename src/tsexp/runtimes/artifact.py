@@ -500,7 +500,7 @@ def verified(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor:
+def load(folder: Path | str, device: str | None = None, threads: int = 1) -> Predictor:
     """Load an artifact folder, wherever it was copied to.
 
     What is in it is data: no code of its own is imported or run, unless the user has named it.
@@ -520,6 +520,7 @@ def load(folder: Path, device: str | None = None, threads: int = 1) -> Predictor
         If a file is not the one that the manifest lists, the artifact brings code that nobody allowed, or its
         int8 products would overflow on this CPU (`refuse_overflow`).
     """
+    folder = Path(folder)
     manifest = verified(folder)
     refuse_overflow(manifest, str(folder))
     predictor: Predictor = _module(manifest["runtime"]).load(

@@ -367,7 +367,7 @@ class Fitting(L.LightningModule):
         def factor(step: int) -> float:
             if c.warmup and step < warmup:
                 return (step + 1) / warmup
-            if c.schedule == "none":
+            if c.schedule == "none" or total <= 2:  # of so few the curve would leave nothing
                 return 1.0
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 

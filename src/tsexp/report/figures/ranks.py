@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsexp.report.figures import layout, words
 from tsexp.report.figures.drawing import CannotDraw, Drawing
@@ -24,6 +26,10 @@ DPI = 600
 EDGE_IN = 0.08
 """Beside the longest name; letters are as wide as there, but for that rounding."""
 ALPHA = 0.05
+"""How often something is told apart at most where nothing differs."""
+TEST: dict[str, Any] = {"test": "wilcoxon", "correction": "bonferroni", "alpha": ALPHA / 2}
+"""aeon's test of a pair is one-sided, in the direction that was seen, and its Holm one level for all, of as
+many as are compared less one: so half of `ALPHA`, over all pairs. ``tests/test_figures.py`` simulates it."""
 
 
 def critical_difference(study: Study) -> Drawing:
@@ -32,15 +38,15 @@ def critical_difference(study: Study) -> Drawing:
     from aeon.visualisation import plot_critical_difference
 
     scores, total = _scores(study)
-    figure, axes = plot_critical_difference(
-        scores.to_numpy(),
-        list(scores.columns),
-        test="wilcoxon",
-        correction="holm",
-        alpha=ALPHA,
-        width=layout.PAGE_IN,
-        textspace=2.6,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimators .* have the same performance")  # their p is 1
+        figure, axes = plot_critical_difference(
+            scores.to_numpy(),
+            list(scores.columns),
+            **TEST,
+            width=layout.PAGE_IN,
+            textspace=2.6,
+        )
     plt.close(figure)
     # Drawn for a poster: to the sizes of the other figures, and ranks with as many digits as they deserve.
     for text in axes.texts:
@@ -55,14 +61,14 @@ def critical_difference(study: Study) -> Drawing:
     notes = [
         words.invalid(study),
         "Means over seeds (n of them, where some have more) and runtimes; 1 is the best rank.",
-        f"{len(scores)} datasets. Bars join what is not distinguished (Friedman, then Wilcoxon with Holm, "
-        f"α = {ALPHA}).",
+        f"{len(scores)} datasets. Bars join what is not distinguished (Friedman, α = {TEST['alpha']}, then "
+        f"Wilcoxon of each pair, two-sided, with Bonferroni, α = {ALPHA}).",
     ]
-    smallest = 2 / 2 ** len(scores)
-    if smallest > ALPHA:
+    pairs = math.comb(len(scores.columns), 2)
+    if (smallest := 2 / 2 ** len(scores)) > ALPHA / pairs:
         notes.append(
             f"With {len(scores)} datasets Wilcoxon's test can tell no pair apart: its smallest p is "
-            f"{smallest:.2g}."
+            f"{smallest:.2g}, and of {pairs} pairs each is asked for {ALPHA / pairs:.2g}."
         )
     if total > MOST:
         notes.append(
@@ -140,5 +146,6 @@ def _chosen(ranks: pd.Series, named: pd.DataFrame) -> list[str]:
     if len(names) > MOST and of["model"].nunique() > 1:
         other = (of["ratio"] > 0) | (of["mode"] != "none")
         best = of[other].drop_duplicates("model").index
-        names = [name for name in names if not other[name] or name in best]
+        few = [name for name in names if not other[name] or name in best]
+        names = few if len(few) >= LEAST else names
     return names[:MOST]
