@@ -597,6 +597,8 @@ CONVERGED = {
         "ElectricDevices, two of eight layers left (n = 1)": ("ElectricDevices", 0.75),
         "ACSF1, two left (n = 3)": ("ACSF1", 0.75),
         "ACSF1, two left, `prune.ratio=0.78` (n = 3)": ("ACSF1", 0.78),
+        "ACSF1, two left, `prune.ratio=0.79` (n = 3)": ("ACSF1", 0.79),
+        "ACSF1, two left, `prune.ratio=0.795` (n = 3)": ("ACSF1", 0.795),
         "ACSF1, two left, a fifth of their heads and units gone (n = 3)": ("ACSF1", 0.8),
     },
     "t2": {
