@@ -412,7 +412,7 @@ def test_the_commonest_setup_is_shown_and_the_others_are_counted():
     chosen = study_of(changed(results, rare, batch_size=32, speedup=1e6))
     assert set(chosen.runs["batch_size"]) == {1}
     assert chosen.points["speedup"].max() < 100
-    assert f"That is the commonest of 2 setups; records of the others left out: {rare.sum()}." in chosen.notes
+    assert f"The commonest of 2 setups; records of the others left out: {rare.sum()}." in chosen.notes
 
 
 def test_records_of_another_recipe_are_not_averaged_in():
@@ -665,6 +665,7 @@ def test_bars_of_ranks_seldom_part_what_is_equal():
         )
         wrong += not any(all(c[1:]) for c in cliques)
         told += not any(c[0] for c in cliques)
+    assert ranks.TEST["alpha"] == ranks.ALPHA / 2 == 0.025, "one-sided, but the direction is looked up"
     assert wrong / draws <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / draws)
     assert told / draws > 0.9
 
@@ -673,7 +674,9 @@ def test_ranks_without_anything_unpruned_show_more_than_the_best_of_each_model()
     """One of each of two models is fewer than ranks need."""
     pruned = frozen(series=60)
     drawing = ranks.critical_difference(study_of(only(pruned, pruned.results["ratio"] > 0)))
-    assert len(drawing.figure.axes[0].texts) > ranks.LEAST
+    names = [t.get_text() for t in drawing.figure.axes[0].texts if "pruned" in t.get_text()]
+    assert len(names) == ranks.MOST
+    assert {name.split(",")[0].split()[0] for name in names} == set(pruned.results["model"])
 
 
 def test_ranks_leave_room_for_every_model():

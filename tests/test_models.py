@@ -478,7 +478,8 @@ def test_layers_that_share_their_weights_are_saved_and_share_them_again(italy, t
         (lambda s: s[0, 0] @ s[0, 1], 4),
         (lambda s: torch.addbmm(s[0, :, :1] + s[0, :, 0], s, s.mT), 3 * 5 * 4 * 5),
         (lambda s: F.bilinear(s[0], s[1], s[:, :4]), None),
-        (lambda s: s * 2, None),  # no product at all
+        (lambda s: torch.vdot(s[0, 0], s[0, 1]), 4),
+        (lambda s: s * 2, 0),
     ],
 )
 def test_products_with_vectors_count_and_what_is_not_known_is_not_left_out_in_silence(product, macs):
@@ -486,7 +487,7 @@ def test_products_with_vectors_count_and_what_is_not_known_is_not_left_out_in_si
         def forward(self, s):
             return product(s)
 
-    assert macs_of(Asked(), torch.zeros(3, 5, 4)) == macs
-    if macs:
-        both = nn.Sequential(nn.Linear(4, 4), Asked())
-        assert macs_of(both, torch.zeros(3, 5, 4)) == macs + 3 * 5 * 4 * 4
+    assert macs_of(Asked(), torch.zeros(3, 5, 4)) == (macs or None)
+    both = nn.Sequential(nn.Linear(4, 4), Asked())
+    expected = None if macs is None else macs + 3 * 5 * 4 * 4
+    assert macs_of(both, torch.zeros(3, 5, 4)) == expected

@@ -325,10 +325,12 @@ def test_no_share_leaves_0_to_1(whole):
     made = st.aggregate(replace(whole, results=whole.results.assign(macro_f1=far)))
     assert (made["macro_f1_hi"] == 1).all()
     assert (made["macro_f1_lo"] == 0).all()  # t of two seeds is 12.7
-    made = st.aggregate(replace(whole, results=whole.results.assign(macro_f1=1.0)))
-    assert (made["macro_f1"] == 1).all()
+    made = st.aggregate(replace(whole, results=whole.results.assign(macro_f1=0.1)))
+    assert (made["macro_f1"] == 0.1).all()
     assert made[["macro_f1_lo", "macro_f1_hi"]].isna().all(axis=None)  # equal by chance is not sure
     assert (made["bytes_lo"] == made["bytes_hi"]).any()  # which is what every training has
+    share = st.Metric("macro_f1", least=0.0, most=1.0)
+    assert all(np.isnan(st.over_seeds(np.full(n, 0.1), share).low) for n in range(2, 9))
 
 
 def test_nothing_scored_gives_no_rows(whole):

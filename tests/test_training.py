@@ -246,15 +246,16 @@ def test_history_has_a_line_per_epoch(tiny_model, italy):
     assert rates[-1] < 1e-6 < rates[0] <= OURS.lr
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_fit_of_a_step_or_two_without_warm_up_moves_the_weights(tiny_model, italy, steps):
-    """As quantization-aware training of an epoch of few series."""
+@pytest.mark.parametrize(("steps", "rates"), [(1, 1.0), (2, 1.5)])
+def test_without_warm_up_a_fit_of_a_step_or_two_begins_at_the_full_rate(tiny_model, italy, steps, rates):
+    """As quantization-aware training of few series. Adam's first steps are as long as the rate."""
     recipe = replace(OURS, epochs=steps, max_steps=0, batch_size=1000, schedule="cosine", warmup=0.0, ema=0.0)
     model, history = fitted(tiny_model, italy, recipe)
     assert len(history) == steps
     before = dict(tiny_model(italy).named_parameters())
     moved = max(float((p - before[n]).abs().max()) for n, p in model.named_parameters())
-    assert moved > 0.9 * steps * OURS.lr
+    assert moved == pytest.approx(rates * OURS.lr, rel=0.1)
+    assert recipe.asked() != replace(recipe, schedule="none").asked() | {"schedule": "cosine"}
 
 
 def test_no_validation_series(tiny_model, load_data):

@@ -184,7 +184,9 @@ class TrainConfig:
     def asked(self) -> dict[str, Any]:
         """Return what the weights depend on; what there was no other value of once goes unsaid."""
         once = {"devices": 1, "precision": "fp32"}
-        return {
+        # Without warm-up the curve began a step late until its first step had its own rate.
+        curve = {"curve": "whole"} if self.schedule == "cosine" and not self.warmup else {}
+        return curve | {
             k: v
             for k, v in asdict(self).items()
             if f"train.{k}" not in NOT_ASKED and (k, v) not in once.items()

@@ -17,6 +17,7 @@ and not here, and views that share an encoder share its ranges here, and have th
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -111,7 +112,6 @@ def fake_quantize(model: Network, series: Tensor) -> None:
         whose recipe takes 600 steps at least, was not looked at), and ranges of batches with dropout would
         not be those that are deployed.
     """
-    alone = model.first_token_layers()
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def see(layer: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -125,7 +125,9 @@ def fake_quantize(model: Network, series: Tensor) -> None:
         for n, m in model.named_modules(remove_duplicate=False)  # a layer may have two places
         if isinstance(m, nn.Linear | nn.Conv1d) and not model.in_stem(n)
     }
-    hooks = [m.register_forward_pre_hook(see) for m in set(products.values())]
+    places: Counter[nn.Module] = Counter(products.values())
+    alone = {layer for layer in model.first_token_layers() if places[layer] == 1}
+    hooks = [m.register_forward_pre_hook(see) for m in places]
     for part in series.split(model.at_once):
         model(part)
     for hook in hooks:

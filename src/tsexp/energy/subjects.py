@@ -170,9 +170,9 @@ def rows(raw: Any, batch: int) -> FloatArray:
         with np.errstate(over="ignore"):
             made = found.astype(np.float32)
     except (TypeError, ValueError):
-        kind = f" of {raw.dtype}" if isinstance(raw, np.ndarray) else ""
+        kind = f"array of {raw.dtype}" if isinstance(raw, np.ndarray) else type(raw).__name__
         raise ConfigError(
-            f"the answer to a batch is a {type(raw).__name__}{kind}, not an array of numbers (batch, "
+            f"the answer to a batch is a{'n' * kind.startswith('a')} {kind}, not an array of numbers (batch, "
             "outputs); of classes, give their scores or numbers"
         ) from None
     if not made.ndim or len(made) != batch:

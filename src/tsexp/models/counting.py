@@ -57,10 +57,11 @@ FORMULAS = {
     _aten.mv: lambda matrix, _vector, **_: 2 * math.prod(matrix),
     _aten.addmv: lambda _added, matrix, _vector, **_: 2 * math.prod(matrix),
     _aten.dot: lambda one, _other, **_: 2 * one[0],
+    _aten.vdot: lambda one, _other, **_: 2 * one[0],
     _aten.addbmm: lambda _added, one, other, **_: 2 * math.prod(one) * other[-1],
     _aten._trilinear: _uncounted,  # of bilinear layers
 }
-"""Flops of products that PyTorch's counter would leave out without a word."""
+"""Flops of some products that PyTorch's counter leaves out without a word."""
 
 
 OPAQUE = (nn.RNNBase, nn.EmbeddingBag)

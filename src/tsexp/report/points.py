@@ -97,14 +97,14 @@ def study_of(frozen: Frozen) -> Study:
 
 
 def left_out(frozen: Frozen) -> list[str]:
-    """Say how many valid records no figure shows, since others are more common."""
+    """Say how many scored records no figure shows, since others are more common, or measured."""
     return _comparable(frozen)[2]
 
 
 def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str], list[str]]:
     """The records of one setup, with one config for each way and seed, and what is to be said of them.
 
-    Last, those of the notes that tell of valid records which are left out.
+    Last, those of the notes that tell of scored records which are left out.
     """
     results = frozen.results
     runs = results[results["scored"]]
@@ -114,7 +114,7 @@ def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str], list[str]]:
     if len(runs):
         notes.append(_setup(runs.iloc[0]))
     if others:
-        left.append(f"That is the commonest of {setups} setups; records of the others left out: {others}.")
+        left.append(f"The commonest of {setups} setups; records of the others left out: {others}.")
     runs = runs.assign(estimated=runs["energy_source"].str.startswith(ESTIMATED))
     runs, others = _commonest(runs, ["estimated"], ["energy_source"])
     if others:

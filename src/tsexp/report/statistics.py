@@ -164,7 +164,7 @@ def over_seeds(
     if n < 2:
         return Interval(metric.back(mean), math.nan, math.nan)
     reach = float(stdtrit(n - 1, 0.975) * scaled.std(ddof=1) / math.sqrt(n))
-    if own is None and not reach and math.isfinite(metric.most):
+    if own is None and math.isfinite(metric.most) and not np.ptp(scaled):
         return Interval(metric.back(mean), math.nan, math.nan)
     if own is not None:
         low, high = metric.to(own).T

@@ -207,7 +207,6 @@ def _explain_the_marks(axes: Axes, rows: Sequence[Row]) -> None:
             handles=handles,
             fontsize=7.5,
             frameon=False,
-            ncols=len(handles),
             loc="lower left",
             bbox_to_anchor=(0, 1),  # above: bars leave no place inside
             borderaxespad=0.2,

@@ -362,12 +362,12 @@ class Fitting(L.LightningModule):
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[c.optimizer]
         optimizer = kind(groups, lr=c.lr, weight_decay=c.weight_decay, fused=True)
         total = int(self.trainer.estimated_stepping_batches)
-        warmup = max(1, round(c.warmup * total))
+        warmup = max(1, round(c.warmup * total)) if c.warmup else 0
 
         def factor(step: int) -> float:
-            if c.warmup and step < warmup:
+            if step < warmup:
                 return (step + 1) / warmup
-            if c.schedule == "none" or total <= 2:  # of so few the curve would leave nothing
+            if c.schedule == "none":
                 return 1.0
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 

@@ -29,7 +29,8 @@ ALPHA = 0.05
 """How often something is told apart at most where nothing differs."""
 TEST: dict[str, Any] = {"test": "wilcoxon", "correction": "bonferroni", "alpha": ALPHA / 2}
 """aeon's test of a pair is one-sided, in the direction that was seen, and its Holm one level for all, of as
-many as are compared less one: so half of `ALPHA`, over all pairs. ``tests/test_figures.py`` simulates it."""
+many as are compared less one: so half of `ALPHA`, over all pairs. ``tests/test_figures.py`` simulates it,
+with one ahead and all others alike. aeon parts what stands beyond something told apart without a test."""
 
 
 def critical_difference(study: Study) -> Drawing:
@@ -62,7 +63,8 @@ def critical_difference(study: Study) -> Drawing:
         words.invalid(study),
         "Means over seeds (n of them, where some have more) and runtimes; 1 is the best rank.",
         f"{len(scores)} datasets. Bars join what is not distinguished (Friedman, α = {TEST['alpha']}, then "
-        f"Wilcoxon of each pair, two-sided, with Bonferroni, α = {ALPHA}).",
+        f"Wilcoxon of each pair, two-sided, with Bonferroni, α = {ALPHA}); what stands beyond something "
+        "distinguished counts as distinguished, too.",
     ]
     pairs = math.comb(len(scores.columns), 2)
     if (smallest := 2 / 2 ** len(scores)) > ALPHA / pairs:
@@ -146,6 +148,6 @@ def _chosen(ranks: pd.Series, named: pd.DataFrame) -> list[str]:
     if len(names) > MOST and of["model"].nunique() > 1:
         other = (of["ratio"] > 0) | (of["mode"] != "none")
         best = of[other].drop_duplicates("model").index
-        few = [name for name in names if not other[name] or name in best]
-        names = few if len(few) >= LEAST else names
+        first = [name for name in names if not other[name] or name in best]
+        names = first if len(first) >= LEAST else first + [name for name in names if name not in first]
     return names[:MOST]
