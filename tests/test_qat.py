@@ -13,7 +13,7 @@ from conftest import TINY, compose, compressed
 from tsexp import compress, cpu, runtimes, training
 from tsexp.cache import Cache
 from tsexp.compress import qat
-from tsexp.config import RuntimeConfig, Unsupported
+from tsexp.config import RuntimeConfig, Unsupported, identity
 
 RECIPE = "train=default"  # T1's own does not average
 
@@ -96,6 +96,15 @@ def test_tuning_with_and_without_rounding_are_kept_apart(home):
     # Ranges matter where there is rounding.
     assert tune(home, calibration_series=3).signature != first.signature
     assert tune(home, calibration_series=3, fake=False).signature == plain.signature
+
+
+def test_results_of_the_curve_of_before_are_not_taken_for_those_of_today():
+    """Of what is tuned so, and of nothing else: the rest is not measured again."""
+    tuned, static = (identity(compose(*TINY, f"quant.mode={mode}")) for mode in ("qat", "static"))
+    assert "curve" in tuned["quant"]
+    assert "curve" not in static["quant"] | static["train"] | tuned["train"]
+    late = identity(compose(*TINY, "train.schedule=cosine", "train.warmup=0"))
+    assert "curve" in late["train"]
 
 
 @pytest.mark.parametrize("largest", [64, 127])

@@ -157,6 +157,11 @@ class ModelConfig:
         """Raise `ConfigError` for what only a look at code or libraries can tell, before any work."""
 
 
+WHOLE = {"curve": "whole"}
+"""Without warm-up, as in quantization-aware training, a cosine began a step late once: what was made then is
+other than what is asked for now."""
+
+
 @dataclass
 class TrainConfig:
     """How a model is fitted."""
@@ -184,8 +189,7 @@ class TrainConfig:
     def asked(self) -> dict[str, Any]:
         """Return what the weights depend on; what there was no other value of once goes unsaid."""
         once = {"devices": 1, "precision": "fp32"}
-        # Without warm-up the curve began a step late until its first step had its own rate.
-        curve = {"curve": "whole"} if self.schedule == "cosine" and not self.warmup else {}
+        curve = WHOLE if self.schedule == "cosine" and not self.warmup else {}
         return curve | {
             k: v
             for k, v in asdict(self).items()
@@ -235,7 +239,7 @@ class QuantConfig:
         if self.mode in CALIBRATED:
             matters |= {"calibration": self.calibration, "calibration_series": self.calibration_series}
         if self.mode == "qat":
-            matters |= {"qat_epochs": self.qat_epochs, "qat_lr": self.qat_lr}
+            matters |= {"qat_epochs": self.qat_epochs, "qat_lr": self.qat_lr} | WHOLE
         if self.mode == "weight_only":
             matters |= {"weight_bits": self.weight_bits}
         return matters
