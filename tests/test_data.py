@@ -351,6 +351,9 @@ def test_labels_are_those_of_the_file(tmp_path):
     write_ts(tmp_path, "Mine", "TRAIN", rows)
     write_ts(tmp_path, "Mine", "TEST", rows)
     assert own_again(tmp_path).classes == ("banana", "finance")
+    capital = [(values, label.strip().title()) for values, label in rows]
+    write_ts(tmp_path, "Mine", "TRAIN", capital)
+    assert own_again(tmp_path).classes == ("banana", "finance"), "in small letters, as docs/extending.md says"
     write_ts(tmp_path, "Mine", "TRAIN", [*rows, ("5,4,3", "Finance")])
     with pytest.raises(ConfigError, match=r"line 13: labels finance and Finance differ by case alone"):
         own_again(tmp_path)

@@ -390,7 +390,7 @@ class Odd:
             Odd(lambda b: np.full(len(b), "a")),
             X,
             {},
-            "is an array of <U1, not an .*give their scores or num",
+            "is a NumPy array of <U1, not an .*give their scores or num",
         ),
         (Odd(lambda b: b / 0 if b[0, 0] == X[7, 0] else b), X, {}, "1 of 30 series with NaN.*series 7;"),
         (Odd(lambda b: 1 // 0), X, {}, "does not answer X.*ZeroDivisionError"),

@@ -170,10 +170,10 @@ def rows(raw: Any, batch: int) -> FloatArray:
         with np.errstate(over="ignore"):
             made = found.astype(np.float32)
     except (TypeError, ValueError):
-        kind = f"array of {raw.dtype}" if isinstance(raw, np.ndarray) else type(raw).__name__
+        kind = f"NumPy array of {raw.dtype}" if isinstance(raw, np.ndarray) else type(raw).__name__
         raise ConfigError(
-            f"the answer to a batch is a{'n' * kind.startswith('a')} {kind}, not an array of numbers (batch, "
-            "outputs); of classes, give their scores or numbers"
+            f"the answer to a batch is a {kind}, not an array of numbers (batch, outputs); of classes, give "
+            "their scores or numbers"
         ) from None
     if not made.ndim or len(made) != batch:
         raise ConfigError(

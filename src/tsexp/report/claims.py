@@ -381,8 +381,8 @@ def _log_cost(kind: str, row: Any) -> Interval:
     if kind == "speed":
         return Interval(*(-math.log(v) for v in (row["speedup"], row["speedup_hi"], row["speedup_lo"])))
     name = f"{row['energy']}_saving_pct"
-    saved = np.array([row[name], row[f"{name}_hi"], row[f"{name}_lo"]])
-    return Interval(*np.log(np.maximum(1e-9, 1 - saved / 100)).tolist())  # NaN stays: max() would drop it
+    left = (max(1 - row[f"{name}{end}"] / 100, 1e-9) for end in ("", "_hi", "_lo"))  # NaN stays
+    return Interval(*map(math.log, left))
 
 
 def _negative(value: float, low: float, high: float) -> Interval:

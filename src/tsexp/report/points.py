@@ -90,10 +90,10 @@ def invalid(frozen: Frozen) -> list[str]:
 
 def study_of(frozen: Frozen) -> Study:
     """Choose what is comparable, and take the mean over seeds."""
-    runs, notes, _ = _comparable(frozen)
+    runs, notes, left = _comparable(frozen)
     rows = aggregate(replace(frozen, results=runs))
     points, controls = (_points(rows), _controls(rows)) if len(rows) else _none()
-    return Study(runs, points, controls, tuple(notes), frozen, colours(frozen))
+    return Study(runs, points, controls, (*notes, *left), frozen, colours(frozen))
 
 
 def left_out(frozen: Frozen) -> list[str]:
@@ -102,10 +102,7 @@ def left_out(frozen: Frozen) -> list[str]:
 
 
 def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """The records of one setup, with one config for each way and seed, and what is to be said of them.
-
-    Last, those of the notes that tell of scored records which are left out.
-    """
+    """The records of one setup, with one config for each way and seed; what is to be said, and left out."""
     results = frozen.results
     runs = results[results["scored"]]
     notes, left = invalid(frozen), []
@@ -132,7 +129,7 @@ def _comparable(frozen: Frozen) -> tuple[pd.DataFrame, list[str], list[str]]:
             left.append(f"Records with less common {what} left out: {others}.")
     runs = runs.drop(columns="estimated")
     runs = runs.sort_values([*WAY, "seed", "run_id"], kind="stable", ignore_index=True)
-    return runs, notes + left, left
+    return runs, notes, left
 
 
 def _one_side(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

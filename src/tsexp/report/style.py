@@ -46,8 +46,7 @@ def log_axis(axis: Any, values: Iterable[float]) -> None:
 
 def relative(saving_pct: float) -> float:
     """Energy relative to the control, of a saving in percent: 0.25 of 75, and 8.5 of -750."""
-    left = 1 - saving_pct / 100
-    return left if math.isnan(left) else max(LEAST, left)
+    return max(1 - saving_pct / 100, LEAST)  # NaN stays
 
 
 def save(figure: Figure, path: Path) -> None:
