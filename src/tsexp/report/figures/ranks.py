@@ -75,8 +75,8 @@ def critical_difference(study: Study) -> Drawing:
     if total > MOST:
         notes.append(
             f"Of {total} configurations {len(scores.columns)}, chosen by the scores that are compared: the "
-            "best mean ranks, and of several models each as trained and in its best other way only, where that "
-            f"makes {LEAST}."
+            "best mean ranks, and of several models each as trained and in its best other way only, where "
+            f"that makes {LEAST}."
         )
     figure.set_layout_engine("none")
     foot = layout.wrapped(notes, layout.PAGE_IN)
