@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
+from tsexp import cpu
 from tsexp.cache import Cache, CacheError
 from tsexp.config import ConfigError
 from tsexp.files import digests
@@ -227,6 +228,25 @@ def test_joules_of_a_counter_that_wrapped_are_not_kept(tmp_path, joules, most_w,
 
     cost = Cache(tmp_path, lambda: counter).stage("a", 1, {}, build).cost
     assert cost["energy_j"] == ({"zeus:rapl": joules} if kept else {})
+
+
+@pytest.mark.parametrize(
+    ("source", "foreign_s", "kept"),
+    [
+        ("zeus:rapl", 0.9, True),
+        ("zeus:rapl", 2.0, False),
+        ("external:plug", 2.0, False),
+        ("zeus:nvml", 2.0, True),
+    ],
+)
+def test_joules_of_the_whole_machine_are_not_kept_where_others_worked_too(
+    tmp_path, monkeypatch, source, foreign_s, kept
+):
+    counter = SimpleNamespace(source=source, begin=lambda: None, end=lambda: 50.0)
+    busy_s = iter((100.0, 100.0 + foreign_s))
+    monkeypatch.setattr(cpu, "busy_s", lambda: next(busy_s))
+    cost = Cache(tmp_path, lambda: counter).stage("a", 1, {}, write).cost
+    assert cost["energy_j"] == ({source: 50.0} if kept else {})
 
 
 def test_what_a_counter_fails_to_say_costs_nothing_that_was_made(tmp_path, caplog):

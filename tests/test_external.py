@@ -88,6 +88,10 @@ GOOD = "time,watts\n1760000000,1\n1760000001,2\n1760000002,3\n"
         ("time,watts\n2025-10-09 08:53:20,3\n", "line 2: '2025-10-09 08:53:20' has no time zone"),
         ("time,watts\nnoon,3\n", "line 2: 'noon' is no time"),
         ("time,watts\n1760000000,1\n1760000001,2\n", "has 2 samples so far; at least 3"),
+        (
+            "time,Power\n1760000000,2100\n1760000001,9000\n1760000002,2000\n",
+            "line 1: column Power tells no unit, and holds 2,000 or more throughout: call it power_mw if",
+        ),
     ],
 )
 def test_a_bad_log_is_told_in_a_line_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
@@ -98,6 +102,14 @@ def test_a_bad_log_is_told_in_a_line_with_file_and_line(tmp_path: Path, text: st
     assert said in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "watts"), [("power_w", 2000), ("power_mw", 2), ("apower", 900)])
+def test_a_log_that_tells_its_unit_or_may_well_be_in_watts_is_taken(tmp_path, name, watts):
+    held = watts * (1000 if name == "power_mw" else 1)
+    rows = "".join(f"{1760000000 + i},{held}\n" for i in range(3))
+    (tmp_path / "log.csv").write_text(f"time,{name}\n{rows}")
+    assert read(tmp_path / "log.csv").watts == pytest.approx([watts] * 3)
 
 
 def test_a_log_that_is_not_there_or_not_text_is_told(tmp_path: Path) -> None:

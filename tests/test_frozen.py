@@ -230,7 +230,14 @@ def test_an_invalid_record_has_its_accuracy_and_nothing_of_its_windows(store, tm
         valid="false",
         invalid_reasons="the artifact answers series with scores that are not finite",
     )
-    energy, scores = freeze(store, tmp_path / "frozen").results.to_dict("records")
+    spoilt = (
+        "the weights of the artifact changed while it was measured",
+        "the reference answers otherwise than when it was scored",
+    )
+    for seed, reason in enumerate(spoilt, start=2):
+        store.run(f"spoilt {seed}", seed=seed, valid="false", invalid_reasons=f"a window; {reason}")
+    energy, scores, *others = freeze(store, tmp_path / "frozen").results.to_dict("records")
+    assert [(one["valid"], one["scored"]) for one in others] == [(False, False)] * 2
     assert (energy["valid"], energy["scored"], energy["accuracy"], energy["parameters"]) == (
         False,
         True,

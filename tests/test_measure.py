@@ -21,7 +21,7 @@ from tsexp import cpu, energy, models, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, MeasureConfig, QuantConfig, RuntimeConfig, Unsupported
 from tsexp.data import Dataset
-from tsexp.energy import MeasuringFailed, Record, measuring, meters
+from tsexp.energy import MeasuringFailed, Record, hardware, measuring, meters
 from tsexp.runtimes import Artifact
 from tsexp.training import Fitted
 
@@ -140,6 +140,43 @@ def test_scores_are_kept_for_the_cpu_that_made_them(bench: Bench, monkeypatch: p
     monkeypatch.setattr(cpu, "facts", lambda: here | {"cpu_vectors": "mmx"})
     with pytest.raises(LookupError):
         score()
+
+
+def test_scores_of_an_artifact_of_other_libraries_are_kept_for_those_that_are_here(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that came from a store is known by its files, whatever answers with them."""
+    made_by = {**bench.slim.manifest["versions"], "onnxruntime": "1.0"}
+    fetched = replace(bench.slim, manifest=bench.slim.manifest | {"versions": made_by})
+
+    def score() -> None:
+        energy.score(fetched, bench.dataset, bench.cfg.measure, bench.cache)
+
+    score()
+    monkeypatch.setattr(measuring, "_asked", mock.Mock(side_effect=LookupError))
+    score()
+    monkeypatch.setattr(measuring, "installed", lambda name: "99.0")
+    with pytest.raises(LookupError):
+        score()
+
+
+def test_threads_that_may_spin_are_warned_of_in_a_process_that_was_not_told(
+    bench: Bench, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert hardware.threads_spin(2)
+    assert not hardware.threads_spin(1)
+    assert not record.raw["threads_spin"]
+    two = energy.measure(
+        *[bench.slim] * 2,
+        *[energy.score(bench.slim, bench.dataset, replace(bench.cfg.measure, threads=2), bench.cache)] * 2,
+        bench.dataset,
+        replace(bench.cfg.measure, threads=2),
+        0,
+        progress=False,
+    )
+    assert two.raw["threads"] == 2
+    assert not two.raw["threads_spin"], "it was told"
 
 
 def test_series_are_scored_in_batches_as_they_are_measured(bench: Bench) -> None:

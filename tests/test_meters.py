@@ -174,10 +174,10 @@ def wait_until_it_looks(tracker: zeus_rapl.RaplWraparoundTracker, package: Path)
 def test_window_of_negative_or_impossible_power_is_discarded(
     joules: float, source: str, discarded: bool
 ) -> None:
-    meter = SimpleNamespace(begin=lambda: None, end=lambda: joules, source=source)
+    meter = SimpleNamespace(begin=lambda: None, end=lambda: joules, source=source, resolution_s=0.001)
     seen = windows._read(meter, lambda: time.sleep(0.02))
     assert seen["discarded"] is discarded
-    assert windows._known_j(seen) == (None if discarded else joules)
+    assert windows._known_j(seen, meter) == (None if discarded else joules)
 
 
 def test_starting_costs_what_is_known_of_it() -> None:

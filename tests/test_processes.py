@@ -55,6 +55,12 @@ def temporary(path):
 def secrets():
     began = open("/proc/self/environ").read()
     return ("PGPASSWORD" in began) + 2 * (os.environ.get("PGPASSWORD") == "swordfish")
+def waits_asleep():
+    began = open("/proc/self/environ").read().split("\\0")  # libraries read it when they are loaded
+    return 0 if {"OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=0"} <= set(began) else 1
+def peak():
+    from tsexp.energy.worker import _peak_bytes
+    return _peak_bytes() >> 20 > 300
 def two_threads():
     import torch
     torch.set_num_threads(2)
@@ -139,6 +145,23 @@ def test_what_it_says_goes_where_the_caller_says_it(
 
 def test_one_may_ask_for_another(jobs: Path) -> None:
     assert processes.run("jobs:nested") == 17
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux tells")
+@pytest.mark.parametrize("fork", [True, False])
+def test_threads_that_wait_sleep_whatever_the_caller_says(
+    jobs: Path, fork: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "infinite")
+    assert processes.run("jobs:waits_asleep", fork=fork) == 0
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux tells")
+@pytest.mark.parametrize("fork", [True, False])
+def test_the_peak_of_memory_is_not_the_callers(jobs: Path, fork: bool) -> None:
+    held = bytearray(b"x") * (400 << 20)
+    assert processes.run("jobs:peak", fork=fork) == 0
+    assert len(held) == 400 << 20
 
 
 @pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")

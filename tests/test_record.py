@@ -418,6 +418,10 @@ def plant_allocator(raw: Raw) -> None:
     raw["allocator"] = ["LD_PRELOAD", "MALLOC_TRIM_THRESHOLD_"]
 
 
+def plant_threads_that_spin(raw: Raw) -> None:
+    raw |= {"threads_spin": True, "threads": 2}
+
+
 def plant_gpu_slowed(raw: Raw) -> None:
     for w in of(raw, "artifact"):
         w["gpu_slowed_by"] = ["heat"] if w["pair"] < 2 else ["its power limit"] if w["pair"] == 2 else []
@@ -452,6 +456,10 @@ WARNINGS = [
     (plant_work_elsewhere, [r"child processes: trust vs_dense/speedup, not vs_dense/cpu_speedup"]),
     (plant_throttling, ["3 thermal throttling events"]),
     (plant_allocator, [r"other rules \(LD_PRELOAD, MALLOC_TRIM_THRESHOLD_\): compare only with the same"]),
+    (
+        plant_threads_that_spin,
+        ["2 threads, of which PyTorch's may spin .*: start Python with OMP_WAIT_POLICY=PASSIVE"],
+    ),
     (plant_gpu_slowed, [rf"GPU slowed down by heat and its power limit in 3 of {2 * PAIRS} windows"]),
     (plant_gpu_shared, ["other processes on the GPU: up to 2"]),
     (plant_discarded, [r"2 windows discarded \(counter wrap\)"]),

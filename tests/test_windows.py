@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tsexp import cpu
 from tsexp.energy import windows
 from tsexp.energy.meters import CpuTimeMeter
 from tsexp.energy.windows import Plan
@@ -52,7 +53,7 @@ class Bench:
         )
         monkeypatch.setattr(windows, "time", clock)
         monkeypatch.setattr(windows, "_spin", self.spin)
-        monkeypatch.setattr(windows, "_busy_s", lambda: self.cpu + self.foreign_cores * self.now)
+        monkeypatch.setattr(cpu, "busy_s", lambda: self.cpu + self.foreign_cores * self.now)
 
     def begin(self) -> None:
         self.log.append(("begin", None))
@@ -153,7 +154,48 @@ def test_subjects_are_loaded_and_first_used_in_the_orders_that_are_told_and_what
         started = raw["started"][name]
         assert started["load_s"] == pytest.approx(LOAD_S[name])
         assert started["first_call_s"] == pytest.approx(CALL_S[name])
-        assert started["first_call_j"] == pytest.approx(BUSY_W * CALL_S[name])
+        assert started["load_j"] == 0, "as this clock's loading costs nothing"
+        assert started["first_call_j"] is None, "a counter that is refreshed every millisecond"
+
+
+def test_a_first_call_costs_what_an_estimate_says_or_a_counter_that_is_refreshed_in_time(
+    bench: Bench,
+) -> None:
+    for source, resolution_s in (("estimated:fake", 0.001), ("fake", 0.00005)):
+        bench.meter.source, bench.meter.resolution_s = source, resolution_s
+        for name, started in bench.run()["started"].items():
+            assert started["first_call_j"] == pytest.approx(BUSY_W * CALL_S[name])
+
+
+def test_a_counter_that_is_stale_at_a_window_s_start_does_not_mix_levels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The counter moves in steps of 0.1 s, as NVML's; the artifact draws three times the power."""
+    bench, watts = Bench(monkeypatch, resolution_s=0.1), {"reference": 30.0, "artifact": 90.0}
+    history = [(0.0, 0.0)]
+
+    def subject(name: str) -> Callable[[np.ndarray], None]:
+        def call(batch: np.ndarray) -> None:
+            for _ in range(10):
+                bench.now += CALL_S[name] / 10
+                bench.joules += watts[name] * CALL_S[name] / 10
+                history.append((bench.now, bench.joules))
+
+        return call
+
+    def refreshed() -> float:
+        times, joules = zip(*history, strict=True)
+        return float(np.interp(0.1 * (bench.now // 0.1), times, joules))
+
+    def begin() -> None:
+        bench.started = refreshed()
+
+    monkeypatch.setattr(bench, "subject", subject)
+    bench.meter.begin, bench.meter.end = begin, lambda: refreshed() - bench.started
+    seen = [w for w in bench.run()["windows"] if w["pair"] >= 0]
+    for name in CALL_S:
+        power = [w["energy_j"] / w["wall_s"] for w in seen if w["subject"] == name]
+        assert np.mean(power) == pytest.approx(watts[name], rel=0.02)
 
 
 def test_checks_see_the_loaded_subjects_before_the_first_window_and_after_the_last(bench: Bench) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from tsexp import cpu
 from tsexp.config import ConfigError, digest
 from tsexp.files import different, digests
 from tsexp.locking import sharing_the_machine
@@ -32,6 +33,11 @@ from tsexp.locking import sharing_the_machine
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
+NVML = "zeus:nvml"
+"""A GPU's own counter; all others read what the whole machine draws."""
+OTHERS, FEW_S = 0.25, 1.0
+"""CPU time of others while something is made, from which on the machine's joules are not its own: this share
+of its own, and so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -275,12 +281,15 @@ class Cache:
         self, build: Callable[[Path], None], folder: Path, unfinished: Unfinished | None
     ) -> dict[str, Any]:
         counter = self.counter()
-        start = _spent()
+        start, busy_s = _spent(), cpu.busy_s()
         if counter is not None:
             counter.begin()
         build(folder)
         now = _since(start)
         energy_j = {} if counter is None else {counter.source: _ended(counter)}
+        foreign_s = cpu.busy_s() - busy_s - now["cpu_s"]
+        if NVML not in energy_j and foreign_s > max(FEW_S, OTHERS * now["cpu_s"]):
+            energy_j = {}  # of all that ran: each of two jobs side by side would pay for both
         before = unfinished.before if unfinished else None  # unless the fit began anew
         if before is not None:  # of whose joules nothing is known
             energy_j = {}

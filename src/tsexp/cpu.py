@@ -1,4 +1,4 @@
-"""Which CPU this is, and how it multiplies int8."""
+"""Which CPU this is, how it multiplies int8, and how busy it was."""
 
 from __future__ import annotations
 
@@ -54,6 +54,15 @@ def int8_largest() -> int:
     quantization, "reduce_range"; NNCF's "overflow_fix"). x86 that tells no flags counts as without.
     """
     return 64 if platform.machine() in X86 and flags().isdisjoint(VNNI) else 127
+
+
+def busy_s() -> float:
+    """CPU seconds of all processes since boot, and those that a host gave to others. In ticks of 10 ms."""
+    import psutil
+
+    t = psutil.cpu_times()
+    kinds = ("user", "system", "nice", "steal", "irq", "softirq")
+    return float(sum(getattr(t, kind, 0.0) for kind in kinds))
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -8,7 +8,10 @@ shorter time."""
 ESTIMATED = "estimated:"
 """How a source of energy begins that no counter measures."""
 NOT_FINITE = "scores that are not finite"
-"""In the one reason to be invalid that spares not even the accuracy."""
+CHANGED = "changed while it was measured"
+OTHERWISE = "answers otherwise than when it was scored"
+NOT_ITS_SCORES = (NOT_FINITE, CHANGED, OTHERWISE)
+"""In the reasons to be invalid that spare not even the accuracy."""
 SWEEP, COMPARISON, MEASUREMENT = "sweep", "compare", "measure"
 OTHERS = {SWEEP: "a sweep", COMPARISON: "a comparison", MEASUREMENT: "a measurement of something else"}
 """Stages (tag ``tsexp.stage``) of runs that are no experiment → what they are."""

@@ -43,11 +43,15 @@ ADDRESS = "TSEXP_SERVER"
 LONG = 70
 GRACE_S = 10.0
 """A process whose caller is gone is interrupted, and killed so much later."""
-PINNED = dict.fromkeys(
-    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
-)
+PINNED = {
+    **dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+    ),
+    **{"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"},
+}
 """A caller that wants more threads asks PyTorch or the runtime; a pool that starts at import would not
-survive the fork."""
+survive the fork. Threads that wait sleep: if they spin, which is OpenMP's default, waiting counts as work and
+goes on in the window of whoever is measured next (docs/log.md, 2026-12-02)."""
 PR_SET_PDEATHSIG = 1
 """Linux kills a fork when the server dies, however it does."""
 TERMINATE = b"T"

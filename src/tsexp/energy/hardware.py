@@ -93,6 +93,14 @@ def allocator() -> list[str]:
     return sorted(v for v in os.environ if v.startswith("MALLOC_") or v in ("GLIBC_TUNABLES", "LD_PRELOAD"))
 
 
+def threads_spin(threads: int) -> bool:
+    """Whether OpenMP's threads may burn CPU time while they wait: several, of a process that was not told.
+
+    `tsexp.processes` tells those that it starts; libraries read it once, when they are loaded.
+    """
+    return threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"
+
+
 PEAK_SIZE = 768
 PEAK_S = 0.1
 

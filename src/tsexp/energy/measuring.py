@@ -108,6 +108,8 @@ def score(
             shutil.copyfile(answer.folder / "scores.safetensors", folder / "scores.safetensors")
 
     on_gpu = artifact.manifest.get("device") == "cuda"  # a plan's artifacts have no manifest yet
+    made_by = artifact.manifest.get("versions", {})
+    libraries = {name: installed(name) for name in made_by}
     key = {
         "artifact": artifact.signature,
         "data": dataset.checksum,
@@ -116,6 +118,7 @@ def score(
         "threads": config.threads,
         **cpu.facts(),
         **({"gpu": hardware.describe("cuda")["gpu"]} if on_gpu else {}),
+        **({"libraries": libraries} if libraries != made_by else {}),  # one from a store, made by others
         "splits": list(splits),
     }
     arrays = load_file(cache.stage("scores", SCORES_VERSION, key, build).folder / "scores.safetensors")
@@ -332,6 +335,7 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
         },
         "throttle_events": sum(throttled) if throttled else None,
         "allocator": seen[0]["allocator"],
+        "threads_spin": seen[0]["threads_spin"],
         "peak_mb": max(one["peak_mb"] for one in seen),
         "threads": seen[0]["threads"],
         "window_s": min(one["window_s"] for one in seen),

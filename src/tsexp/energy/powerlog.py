@@ -39,6 +39,9 @@ POWERS = {
 UNITS = ((1e8, 1e10, 1.0), (1e11, 1e13, 1e-3), (1e14, 1e16, 1e-6), (1e17, 1e19, 1e-9))
 """UNIX time is told by its size: from, below, → seconds."""
 LEAST_LINES = 3
+WITHOUT_UNIT = ("power", "p", "apower")
+OFTEN_MILLIWATTS = 1000.0
+"""From so many on throughout, a column that tells no unit has to."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,11 @@ def read(path: Path, offset_s: float = 0.0) -> PowerLog:
         raise ConfigError(
             f"the power log {path} has {len(set(unix_s))} samples so far; at least {LEAST_LINES} are needed"
         )
+    if _name(header[power]) in WITHOUT_UNIT and (least := min(watts)) >= OFTEN_MILLIWATTS:
+        raise ConfigError(
+            f"{path}, line 1: column {header[power]} tells no unit, and holds {least:,.0f} or more "
+            "throughout: call it power_mw if these are milliwatts, power_w if they are watts"
+        )
     return PowerLog(np.array(unix_s) - offset_s, np.array(watts), np.array(numbers, np.int64), offset_s)
 
 
@@ -205,8 +213,12 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     return ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
 
 
+def _name(column: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
+
+
 def _columns(path: Path, header: list[str]) -> tuple[int, int, float]:
-    names = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in header]
+    names = [_name(name) for name in header]
     found = []
     for kind, known in (("time", TIMES), ("power", tuple(POWERS))):
         at = [i for i, name in enumerate(names) if name in known]

@@ -12,7 +12,7 @@ from tsexp import tasks
 from tsexp.data import Dataset, FloatArray, IntArray
 from tsexp.energy import hardware
 from tsexp.energy.meters import CpuTimeMeter
-from tsexp.marks import ENDS, NOT_FINITE
+from tsexp.marks import CHANGED, ENDS, NOT_FINITE, OTHERWISE
 
 if TYPE_CHECKING:
     from tsexp.energy.measuring import Scores
@@ -367,8 +367,8 @@ def _wrong(raw: dict[str, Any], name: str) -> list[str]:
         found.append(f"{short} windows of the {name} shorter than {raw['window_s']:g} s: measure again")
     broken = {
         "same_outputs": f"the {name} answers the probe batch differently after the windows",
-        "same_weights": f"the weights of the {name} changed while it was measured",
-        "as_scored": f"the {name} answers otherwise than when it was scored",
+        "same_weights": f"the weights of the {name} {CHANGED}",
+        "as_scored": f"the {name} {OTHERWISE}",
     }
     return found + [line for check, line in broken.items() if not raw[check][name]]
 
@@ -400,6 +400,11 @@ def _disturbed(raw: dict[str, Any], windows: list[dict[str, Any]]) -> list[str]:
         found.append(f"{raw['throttle_events']} thermal throttling events")
     if raw.get("allocator"):
         found.append(f"memory by other rules ({', '.join(raw['allocator'])}): compare only with the same")
+    if raw.get("threads_spin"):
+        found.append(
+            f"{raw['threads']} threads, of which PyTorch's may spin while they wait, which counts as work: "
+            "start Python with OMP_WAIT_POLICY=PASSIVE"
+        )
     slowed = [w for w in windows if w.get("gpu_slowed_by")]
     if slowed:
         by = sorted({reason for w in slowed for reason in w["gpu_slowed_by"]})

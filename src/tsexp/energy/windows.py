@@ -14,11 +14,12 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import psutil
 
+from tsexp import cpu
 from tsexp.data import FloatArray
 from tsexp.energy.meters import IMPOSSIBLE_W, LateMeter, Meter
 from tsexp.marks import ESTIMATED
@@ -177,11 +178,11 @@ class _Bench:
         started: dict[str, dict[str, float | None]] = {}
         for name in orders["load"]:
             seen = _read(self.meter, lambda name=name: self.subjects.update({name: self.load[name]()}))  # type: ignore[misc]
-            started[name] = {"load_s": seen["wall_s"], "load_j": _known_j(seen)}
+            started[name] = {"load_s": seen["wall_s"], "load_j": _known_j(seen, self.meter)}
         feed = self.batches()
         for name in orders["use"]:
             seen = _read(self.meter, lambda name=name: self.subjects[name](feed[0]))  # type: ignore[misc]
-            started[name] |= {"first_call_s": seen["wall_s"], "first_call_j": _known_j(seen)}
+            started[name] |= {"first_call_s": seen["wall_s"], "first_call_j": _known_j(seen, self.meter)}
         return started
 
     def warm_up(self, names: Sequence[str]) -> None:
@@ -218,6 +219,9 @@ class _Bench:
         calls = 0
         planted = self.plan.planted if name == "artifact" else 0.0
 
+        if _counts(self.meter):  # what it tells first may be older than the window, and of its neighbour
+            _work(self.subjects[name], feed, self.meter.resolution_s, 1, planted)
+
         def work() -> None:
             nonlocal calls
             calls = _work(self.subjects[name], feed, at_least_s, self.stride[name], planted)
@@ -252,15 +256,14 @@ def _spin(seconds: float) -> None:
 
 
 def _read(meter: Meter | None, work: Callable[[], None]) -> dict[str, Any]:
-    unix, busy, cpu, wall = time.time(), _busy_s(), time.process_time(), time.perf_counter()
+    unix, busy, own, wall = time.time(), cpu.busy_s(), time.process_time(), time.perf_counter()
     if meter is not None:
         meter.begin()
     work()
     energy_j = None if meter is None else meter.end()
-    wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+    wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - own
     unknown = energy_j is not None and not math.isfinite(energy_j)
-    counts = meter is not None and not meter.source.startswith(ESTIMATED)
-    most_j = IMPOSSIBLE_W * wall_s if counts else math.inf
+    most_j = IMPOSSIBLE_W * wall_s if _counts(meter) else math.inf
     return {
         "start_unix_s": unix,
         "end_unix_s": unix + wall_s,
@@ -269,26 +272,20 @@ def _read(meter: Meter | None, work: Callable[[], None]) -> dict[str, Any]:
         "energy_j": None if unknown else energy_j,
         # CPU time of everybody else. The system counts in ticks of 10 ms: right only in the sum over many
         # windows, and sometimes negative.
-        "foreign_cpu_s": _busy_s() - busy - cpu_s,
+        "foreign_cpu_s": cpu.busy_s() - busy - cpu_s,
         "discarded": unknown or (energy_j is not None and not 0 <= energy_j <= most_j),
     }
 
 
-def _known_j(seen: dict[str, Any]) -> float | None:
-    """Energy of a window; None if a counter began anew in it."""
-    return None if seen["discarded"] else seen["energy_j"]
+def _counts(meter: Meter | None) -> TypeGuard[Meter]:
+    """It reads what hardware refreshes now and then; an estimate is right at any time."""
+    return meter is not None and not meter.source.startswith(ESTIMATED)
 
 
-def _busy_s() -> float:
-    t = psutil.cpu_times()
-    return float(
-        t.user
-        + t.system
-        + getattr(t, "nice", 0.0)
-        + getattr(t, "steal", 0.0)
-        + getattr(t, "irq", 0.0)
-        + getattr(t, "softirq", 0.0)
-    )
+def _known_j(seen: dict[str, Any], meter: Meter | None) -> float | None:
+    """Energy of what happens once; None if a counter began anew in it, or hardly moved."""
+    moved = not _counts(meter) or seen["wall_s"] >= RESOLUTIONS * meter.resolution_s
+    return seen["energy_j"] if moved and not seen["discarded"] else None
 
 
 def _children_s() -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import re
 import resource
 import sys
 import traceback
@@ -202,6 +203,7 @@ def _measure(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> d
         "as_scored": {n: _near(before[n][0], arrays[f"{n}_scores"]) for n in before},
         "throttle_events": None if throttled is None else (hardware.throttle_count() or 0) - throttled,
         "allocator": hardware.allocator(),
+        "threads_spin": hardware.threads_spin(request["threads"]),
         "peak_mb": _peak_bytes() / 2**20,
         "threads": torch.get_num_threads(),
     }
@@ -225,5 +227,10 @@ def _peaks(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss may be what started this process
+        told = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if told:
+            return int(told[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -14,7 +14,7 @@ from typing import Any
 
 from tsexp import stores
 from tsexp.config import ConfigError, redact
-from tsexp.marks import ESTIMATED, NOT_FINITE
+from tsexp.marks import ESTIMATED, NOT_ITS_SCORES
 
 UNSAID = {"train.precision": "fp32"}
 """What runs of before there was a choice do not say; a row does not, either, whoever made its run."""
@@ -64,7 +64,8 @@ class Row:
     @property
     def scored(self) -> bool:
         """Its accuracy may, whatever became of its energy."""
-        return self.valid or NOT_FINITE not in self.tags.get("tsexp.invalid_reasons", "")
+        why = self.tags.get("tsexp.invalid_reasons", "")
+        return self.valid or not any(reason in why for reason in NOT_ITS_SCORES)
 
 
 def connect(uri: str) -> Any:
