@@ -252,6 +252,12 @@ def test_unequal_lengths_channels_and_gaps(series):
     shorter, longer = X[0][:, :11], np.concatenate([X[0], X[1]], axis=1)
     assert classifier.predict_proba([shorter, longer]).shape == (2, 2)
     assert classifier.predict(X).dtype == y.dtype
+    longest = max(x.shape[1] for x in X)
+    padded = np.stack([np.pad(x, ((0, 0), (0, longest - x.shape[1])), constant_values=np.nan) for x in X])
+    same = tiny(prune_ratio=0.5).fit(padded, y)
+    for one in (classifier, same):
+        for held in (X, padded):
+            np.testing.assert_array_equal(one.predict_proba(held), classifier.predict_proba(X))
     with pytest.raises(ConfigError, match="series 0: infinite values"):
         classifier.predict([X[0] * np.inf])
     one_length = tiny().fit(*series[:2])

@@ -664,3 +664,15 @@ def test_series_of_which_float32_keeps_hardly_anything_are_told():
         data.filled([waves + 1e5, waves * 0 + 1e10, waves * 1e-10, np.float32(waves)], config, "here")
         gap = np.where(np.arange(64) == 3, np.nan, waves + 1e5)
         data.filled([gap], config, "here")
+        data.filled([np.arange(64)[None], np.int8(waves)], config, "here")
+    with pytest.warns(UserWarning, match=r"^here, series 0: channel 0 varies by 6 around 1000000000"):
+        data.filled([10**9 + np.arange(7)[None]], config, "here")
+
+
+def test_series_in_memory_end_where_all_channels_are_nan():
+    nan = np.nan
+    held = [[[1, 2, nan, 4, nan, nan]], [[1, nan, nan], [3, nan, 5]], [[7, nan, nan]], [[nan, nan]]]
+    found = [one.tolist() for one in data.ended(held)]
+    assert [np.array(one).shape for one in found] == [(1, 4), (2, 3), (1, 2), (1, 2)]
+    assert str(found[0]) == "[[1.0, 2.0, nan, 4.0]]"
+    assert [one.tolist() for one in data.ended(np.arange(6).reshape(2, 1, 3))] == [[[0, 1, 2]], [[3, 4, 5]]]

@@ -353,7 +353,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         from tsexp.models import using_threads
 
         self._refuse_other_lengths(X)
-        series = data.filled(X, self._data, "series to predict")
+        series = data.filled(data.ended(X) if self._ragged else X, self._data, "series to predict")
         names = self.artifact_.manifest["classes"]
         predictor = _predictor(self.artifact_, self._n_jobs)
         size = self._at_once()

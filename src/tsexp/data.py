@@ -211,7 +211,7 @@ def at_hand(config: DataConfig, series: Sequence[Any], labels: Sequence[str], se
     config
         The ``data`` group; ``name`` is what it is called.
     series
-        Numbers (channels, time), one array each; NaN is a missing value.
+        Numbers (channels, time), one array each; NaN is a missing value, or padding (`ended`).
     labels
         One each.
     seed
@@ -223,7 +223,7 @@ def at_hand(config: DataConfig, series: Sequence[Any], labels: Sequence[str], se
         As `load`.
     """
     files = (f"train series of {config.name}", f"test series of {config.name}")
-    train = filled(series, config, files[0]), list(labels)
+    train = filled(ended(series), config, files[0]), list(labels)
     checksum = hashlib.sha256(_content(*train)).hexdigest()
     return _made(config, train, ([], []), files, seed, checksum)
 
@@ -238,7 +238,7 @@ def with_test(dataset: Dataset, config: DataConfig, series: Sequence[Any], label
     """
     if not len(series):
         raise ConfigError(f"{dataset.files[1]}: there are none")
-    x_test = filled(series, config, dataset.files[1])
+    x_test = filled(ended(series) if dataset.preprocessing.ragged else series, config, dataset.files[1])
     strange = sorted({s.shape[0] for s in x_test} - {dataset.channels})
     if strange:
         raise ConfigError(
@@ -362,13 +362,25 @@ def filled(series: Iterable[Any], config: DataConfig, where: str) -> list[FloatA
         ]
 
 
+def ended(series: Iterable[Any]) -> list[Any]:
+    """Cut series (channels, time) where all channels are NaN to the end.
+
+    So one array holds series of unequal length. One without any value is left as it is, and two steps of each.
+    """
+    cut = []
+    for one in map(np.asarray, series):
+        there = np.flatnonzero(~np.isnan(one.astype(np.float64)).all(0))
+        cut.append(one[:, : max(2, there[-1] + 1)] if len(there) else one)
+    return cut
+
+
 def _tell_of_levels(series: list[Any], where: str) -> None:
     """Warn of the first channel of which float32 keeps less than 256 steps between smallest and largest."""
     for i, x in enumerate(series):
-        if x.dtype != np.float64 or not x.size:
+        if x.dtype == np.float32 or x.dtype.itemsize < 4 or x.dtype.kind not in "fiu" or not x.size:
             continue
         with np.errstate(invalid="ignore"):  # gaps; infinite ones are refused
-            low, high = np.fmin.reduce(x, -1), np.fmax.reduce(x, -1)
+            low, high = (end.reduce(x, -1).astype(np.float64) for end in (np.fmin, np.fmax))
             flat = (high > low) & (high - low < np.maximum(abs(low), abs(high)) * 2.0**-16)
         for channel in np.flatnonzero(flat):
             warnings.warn(
