@@ -365,7 +365,7 @@ def filled(series: Iterable[Any], config: DataConfig, where: str) -> list[FloatA
 def ended(series: Iterable[Any]) -> list[Any]:
     """Cut series (channels, time) where all channels are NaN to the end.
 
-    So one array holds series of unequal length. One without any value is left as it is, and two steps of each.
+    So one array holds series of unequal length. Two steps of each stay, and all of one without any value.
     """
     cut = []
     for one in map(np.asarray, series):
