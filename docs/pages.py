@@ -520,6 +520,36 @@ def t4h_head_to_head() -> None:
     _head_to_head("T4H-50 against", t4h_records().comparisons)
 
 
+WITH_VNNI = {
+    "**T4H-50**, ONNX Runtime, single series": ("t4h", ORT, "all", 0.5, "none", 1),
+    "T4H, OpenVINO, bf16, batches of 32": ("t4h", "openvino", "-", 0.0, "bf16", 32),
+}
+
+
+def beside_quant_with_vnni(way: tuple[Any, ...], dataset: str) -> pd.DataFrame:
+    """Energy over QUANT's in alternation on the CPU of family 26: a row per training, ``times``, its ends."""
+    rows = frozen.load(COMPANY / "family_26").comparisons
+    rows = rows.set_index([*(f"{column}_a" for column in WAY), "batch_size", "dataset"]).sort_index()
+    rows = rows.loc[(*way, dataset)].sort_values("seed_a")
+    assert rows["valid"].all()
+    assert set(rows["model_b"]) == {"quant_forest"}
+    ends = {"times": "", "times_lo": "_hi", "times_hi": "_lo"}
+    return pd.DataFrame({k: 1 - rows[f"estimated_saving_pct{end}"] / 100 for k, end in ends.items()})
+
+
+def t4h_with_vnni() -> None:
+    """`beside_quant_with_vnni`, of what is compared there."""
+
+    def cell(way: tuple[Any, ...], dataset: str) -> str:
+        rows = beside_quant_with_vnni(way, dataset)
+        return "; ".join(between(row, "times", "{:.2f}") for _, row in rows.iterrows())
+
+    table(
+        "energy†, times QUANT's [95 %]; seeds 0, 1, 2",
+        ((k, [cell(way, d) for d in DATASETS]) for k, way in WITH_VNNI.items()),
+    )
+
+
 def _head_to_head(head: str, rows: pd.DataFrame) -> None:
     names = {"quant_forest": "QUANT", "minirocket": "MiniROCKET", "ridge": "Ridge"}
     pruned = rows["model_a"].str.upper() + "-" + (100 * rows["ratio_a"]).map("{:.0f}".format)

@@ -616,6 +616,53 @@ def test_what_t4h_is_worth_is_what_its_records_say(monkeypatch, single):
     assert f"{min(less):.1f} to {max(less):.1f} times as much energy† as T4H-50" in page
 
 
+def test_what_t4h_needs_with_vnni_is_what_was_compared_there(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import pages
+
+    page, t4_page, log = words("docs/t4h.md"), words("docs/t4.md"), words("docs/log.md")
+    there = frozen.load(COMPANY / "family_26")
+    assert len(set(there.results["cpu"])) == 1
+    assert "family 26" in there.results["cpu"].iloc[0]
+    warned = (there.results["warnings"] != "").sum()
+    assert f"[{len(there.results)} records](company/family_26/results.csv)" in page
+    assert f"in no table: {warned} bear a warning" in page
+    assert (there.comparisons["warnings"] != "").all()
+    pruned, whole = (
+        {d: pages.beside_quant_with_vnni(way, d) for d in FOUR} for way in pages.WITH_VNNI.values()
+    )
+    each = pd.concat(pruned)
+    assert (each["times_hi"] < 1).all(), "each time, with all intervals"
+    less = 100 * (1 - each["times"])
+    assert f"T4H-50 needs less than QUANT each time, by {less.min():.0f} to {less.max():.0f} %" in page
+    each = pd.concat(whole)
+    assert (each["times"] < 2).all(), "at most twice on all four, by each training"
+    over = each[each["times_hi"] > 2]["times_hi"]
+    assert [place[0] for place in over.index] == ["RefrigerationDevices"]
+    assert f"the interval of one ends at {over.iloc[0]:.2f}" in page
+    assert f"on RefrigerationDevices one interval ends at {over.iloc[0]:.2f}" in t4_page
+    spans = [f"{whole[d]['times'].min():.2f} to {whole[d]['times'].max():.2f}" for d in FOUR]
+    assert "needs {}, {}, {} and {} times its energy†".format(*spans) in log
+    rows = aggregate(there).set_index([*pages.WAY, "batch_size", "dataset"]).sort_index()
+    dense, rounded = (
+        rows.loc[("t4h", runtime, "-", 0, mode, 32, "ACSF1")]["accuracy_pct"]
+        for runtime, mode in (("onnxruntime", "none"), ("openvino", "bf16"))
+    )
+    quant = rows.loc[(*pages.ESTIMATORS["QUANT"], 32, "ACSF1")]["accuracy_pct"]
+    assert f"bf16 costs it {dense - rounded:.1f} points on ACSF1" in page
+    assert f"level with QUANT then ({rounded:.1f} %)" in page
+    assert round(rounded, 1) == round(quant, 1)
+    joules, of_quant = (
+        np.array([rows.loc[(*way, 1, d)]["estimated_j"] for d in FOUR])
+        for way in (pages.T4H["**T4H-50**"], pages.ESTIMATORS["QUANT"])
+    )
+    by_rows = "{:.2f}, {:.2f}, {:.2f} and {:.2f} times".format(*(joules / of_quant))
+    assert f"by them T4H-50 needs {by_rows} QUANT's energy†" in page
+    one = there.results.query("model == 't4h' and dataset == 'ACSF1' and batch_size == 1")
+    control = 1e3 * one["estimated_reference_j"]
+    assert f"took {control.min():.1f} to {control.max():.1f} mJ†" in page
+
+
 NETS = {"fcn": "FCN", "resnet": "ResNet", "litetime": "LITETime", "inceptiontime": "InceptionTime"}
 
 
