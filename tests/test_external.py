@@ -104,7 +104,9 @@ def test_a_bad_log_is_told_in_a_line_with_file_and_line(tmp_path: Path, text: st
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "watts"), [("power_w", 2000), ("power_mw", 2), ("apower", 900)])
+@pytest.mark.parametrize(
+    ("name", "watts"), [("power_w", 2000), ("power_mw", 2), ("apower", 2000), ("power", 900)]
+)
 def test_a_log_that_tells_its_unit_or_may_well_be_in_watts_is_taken(tmp_path, name, watts):
     held = watts * (1000 if name == "power_mw" else 1)
     rows = "".join(f"{1760000000 + i},{held}\n" for i in range(3))

@@ -39,7 +39,7 @@ POWERS = {
 UNITS = ((1e8, 1e10, 1.0), (1e11, 1e13, 1e-3), (1e14, 1e16, 1e-6), (1e17, 1e19, 1e-9))
 """UNIX time is told by its size: from, below, → seconds."""
 LEAST_LINES = 3
-WITHOUT_UNIT = ("power", "p", "apower")
+WITHOUT_UNIT = ("power", "p")
 OFTEN_MILLIWATTS = 1000.0
 """From so many on throughout, a column that tells no unit has to."""
 
