@@ -526,27 +526,56 @@ WITH_VNNI = {
 }
 
 
-def beside_quant_with_vnni(way: tuple[Any, ...], dataset: str) -> pd.DataFrame:
-    """Energy over QUANT's in alternation on the CPU of family 26: a row per training, ``times``, its ends."""
+BESIDE_RIDGE_75 = {
+    "**T4H-75**, both in ONNX Runtime": ("t4h", ORT, "all", 0.75, "none"),
+    "**T4H-50**, both in ONNX Runtime": ("t4h", ORT, "all", 0.5, "none"),
+    "**T4H-75**, both in OpenVINO in bf16": ("t4h", "openvino", "all", 0.75, "bf16"),
+    "**T4H-50**, both in OpenVINO in bf16": ("t4h", "openvino", "all", 0.5, "bf16"),
+    "T4H, not pruned, both in OpenVINO in bf16": ("t4h", "openvino", "-", 0.0, "bf16"),
+}
+
+
+def with_vnni(way: tuple[Any, ...], dataset: str, other: str) -> pd.DataFrame:
+    """Energy over another's in alternation on the CPU of family 26: a row per training, ``times``, its ends.
+
+    Parameters
+    ----------
+    way
+        Of T4H, and the size of a batch.
+    dataset, other
+        Names of a dataset and of the other model.
+    """
     rows = frozen.load(COMPANY / "family_26").comparisons
+    rows = rows[rows["model_b"] == other]
     rows = rows.set_index([*(f"{column}_a" for column in WAY), "batch_size", "dataset"]).sort_index()
     rows = rows.loc[(*way, dataset)].sort_values("seed_a")
     assert rows["valid"].all()
-    assert set(rows["model_b"]) == {"quant_forest"}
+    assert (rows["seed_a"] == rows["seed_b"]).all()
     ends = {"times": "", "times_lo": "_hi", "times_hi": "_lo"}
     return pd.DataFrame({k: 1 - rows[f"estimated_saving_pct{end}"] / 100 for k, end in ends.items()})
 
 
+def _each(rows: pd.DataFrame) -> str:
+    return "; ".join(between(row, "times", "{:.2f}") for _, row in rows.iterrows())
+
+
 def t4h_with_vnni() -> None:
-    """`beside_quant_with_vnni`, of what is compared there."""
-
-    def cell(way: tuple[Any, ...], dataset: str) -> str:
-        rows = beside_quant_with_vnni(way, dataset)
-        return "; ".join(between(row, "times", "{:.2f}") for _, row in rows.iterrows())
-
+    """T4H beside QUANT, of what is compared there."""
     table(
         "energy†, times QUANT's [95 %]; seeds 0, 1, 2",
-        ((k, [cell(way, d) for d in DATASETS]) for k, way in WITH_VNNI.items()),
+        ((k, [_each(with_vnni(way, d, "quant_forest")) for d in DATASETS]) for k, way in WITH_VNNI.items()),
+    )
+
+
+def t4h_beside_ridge_75() -> None:
+    """T4H beside Ridge-75 on RefrigerationDevices, of what is compared there."""
+    table(
+        "RefrigerationDevices, energy†, times Ridge-75's [95 %]; seeds 0, 1, 2",
+        (
+            (label, [_each(with_vnni((*way, size), "RefrigerationDevices", "ridge")) for size in (1, 32)])
+            for label, way in BESIDE_RIDGE_75.items()
+        ),
+        ("single series", "batches of 32"),
     )
 
 
@@ -624,36 +653,52 @@ def pigcvp_head_to_head() -> None:
 
 CONVERGED = {
     "t1": {
-        "ElectricDevices, two of eight layers left (n = 1)": ("ElectricDevices", 0.75),
-        "ACSF1, two left (n = 3)": ("ACSF1", 0.75),
-        "ACSF1, two left, `prune.ratio=0.78` (n = 3)": ("ACSF1", 0.78),
-        "ACSF1, two left, `prune.ratio=0.79` (n = 3)": ("ACSF1", 0.79),
-        "ACSF1, two left, `prune.ratio=0.795` (n = 3)": ("ACSF1", 0.795),
-        "ACSF1, two left, a fifth of their heads and units gone (n = 3)": ("ACSF1", 0.8),
+        "ElectricDevices, two of eight layers left (n = 1)": (ORT, 0.75, "none", "ElectricDevices"),
+        "ACSF1, two left (n = 3)": (ORT, 0.75, "none", "ACSF1"),
+        "ACSF1, two left, `prune.ratio=0.78` (n = 3)": (ORT, 0.78, "none", "ACSF1"),
+        "ACSF1, two left, `prune.ratio=0.79` (n = 3)": (ORT, 0.79, "none", "ACSF1"),
+        "ACSF1, two left, `prune.ratio=0.795` (n = 3)": (ORT, 0.795, "none", "ACSF1"),
+        "ACSF1, two left, a fifth of their heads and units gone (n = 3)": (ORT, 0.8, "none", "ACSF1"),
+    },
+    "t1_family_26": {
+        "two of eight layers left, ONNX Runtime": (ORT, 0.75, "none", "ACSF1"),
+        "two left, `prune.ratio=0.79`, ONNX Runtime": (ORT, 0.79, "none", "ACSF1"),
+        "two left, OpenVINO": ("openvino", 0.75, "none", "ACSF1"),
+        "two left, OpenVINO in bf16": ("openvino", 0.75, "bf16", "ACSF1"),
+        "two left, ONNX Runtime, static int8": (ORT, 0.75, "static", "ACSF1"),
     },
     "t2": {
-        "RefrigerationDevices, three of twelve layers left (n = 2)": ("RefrigerationDevices", 0.75),
-        "ElectricDevices, three left (n = 1)": ("ElectricDevices", 0.75),
+        "RefrigerationDevices, three of twelve layers left (n = 2)": (
+            ORT,
+            0.75,
+            "none",
+            "RefrigerationDevices",
+        ),
+        "ElectricDevices, three left (n = 1)": (ORT, 0.75, "none", "ElectricDevices"),
     },
 }
+"""Of each folder of records what is told: the runtime, how much is gone, the mode, the dataset."""
 
 
-@functools.cache
-def of_converged(model: str) -> pd.DataFrame:
-    """One row for each way and dataset of T1 or T2 with `train=converged`, on the CPU without VNNI."""
-    return _by_way(aggregate(frozen.load(COMPANY / model)))
+def of_converged(part: str) -> list[pd.Series]:
+    """What is told of T1 or T2 with `train=converged`, in the order of `CONVERGED`: means over seeds."""
+    rows = _by_way(aggregate(frozen.load(COMPANY / part)))
+    model = part.split("_")[0]
+    return [
+        rows.loc[(model, runtime, "depth", ratio, mode, dataset)]
+        for runtime, ratio, mode, dataset in CONVERGED[part].values()
+    ]
 
 
-def converged(model: str) -> None:
+def converged(part: str, head: str) -> None:
     """What is left of it, and how fast that is."""
     made = []
-    for label, (dataset, ratio) in CONVERGED[model].items():
-        row = of_converged(model).loc[(model, ORT, "depth", ratio, "none", dataset)]
+    for label, row in zip(CONVERGED[part], of_converged(part), strict=True):
         lost = f"{between(row, 'drop_pt', '{:+z.1f}')} {VERDICT[row['degradation']]}"
         fast = between(row, "speedup", "{:.1f}")
         made.append((label, [f"{row['accuracy_pct']:.1f}", f"{row['control_accuracy_pct']:.1f}", lost, fast]))
     columns = ("accuracy %", "its control's", "points lost", "times as fast as dense eager")
-    table(f"{model.upper()}, converged", made, columns)
+    table(head, made, columns)
 
 
 def spread_over_seeds() -> None:

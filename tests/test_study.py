@@ -445,7 +445,7 @@ def test_what_is_told_of_ridge_is_what_was_measured(averaged, single, batched):
     ]
     assert f"cost Ridge accuracy: {losses[0]} with three quarters gone, {losses[1]} with half" in page
     assert 0.62 < few.loc[place, "estimated_j"] / single.loc[T4_75].loc[place, "estimated_j"] < 0.71
-    assert "beside Ridge-75 on RefrigerationDevices, which needs a third less than T4-75" in page
+    assert "single series: it needs a third less than T4-75" in page
     below = best["accuracy_pct"] - single.loc[T4_75].loc[place, "accuracy_pct"]
     share = single.loc[T4_75].loc[place, "estimated_j"] / best["estimated_j"]
     told = f"T4-75 is {below:.1f} points below Ridge, which may be chance, for {share:.1f} times its energy†"
@@ -627,9 +627,10 @@ def test_what_t4h_needs_with_vnni_is_what_was_compared_there(monkeypatch):
     warned = (there.results["warnings"] != "").sum()
     assert f"[{len(there.results)} records](company/family_26/results.csv)" in page
     assert f"in no table: {warned} bear a warning" in page
-    assert (there.comparisons["warnings"] != "").all()
+    beside_quant = there.comparisons["model_b"] == "quant_forest"
+    assert (there.comparisons[beside_quant]["warnings"] != "").all()
     pruned, whole = (
-        {d: pages.beside_quant_with_vnni(way, d) for d in FOUR} for way in pages.WITH_VNNI.values()
+        {d: pages.with_vnni(way, d, "quant_forest") for d in FOUR} for way in pages.WITH_VNNI.values()
     )
     each = pd.concat(pruned)
     assert (each["times_hi"] < 1).all(), "each time, with all intervals"
@@ -661,6 +662,59 @@ def test_what_t4h_needs_with_vnni_is_what_was_compared_there(monkeypatch):
     one = there.results.query("model == 't4h' and dataset == 'ACSF1' and batch_size == 1")
     control = 1e3 * one["estimated_reference_j"]
     assert f"took {control.min():.1f} to {control.max():.1f} mJ†" in page
+
+
+def test_what_t4h_needs_beside_ridge_75_is_what_was_compared(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import pages
+
+    page, t4_page = words("docs/t4h.md"), words("docs/t4.md")
+    rows = frozen.load(COMPANY / "family_26").comparisons
+    rows = rows[rows["model_b"] == "ridge"]
+    assert set(rows["dataset"]) == {"RefrigerationDevices"}
+    assert set(rows["ratio_b"]) == {0.75}
+    assert (rows["runtime_a"] == rows["runtime_b"]).all()
+    assert (rows["mode_a"] == rows["mode_b"]).all()
+    warned = rows["warnings"]
+    assert f"{(warned != '').sum()} of {len(rows)} bear a warning" in page
+    assert warned.str.contains("foreign load").sum() == 6
+    assert "and six of something else that ran" in page
+    for word in ("drift", "var"):
+        parts = [int(n) for text in warned for n in re.findall(rf"{word}\w+ by (\d+) %", text)]
+        assert f"{'drifted' if word == 'drift' else 'varied'} by {min(parts)} to {max(parts)} %" in page
+
+    def times(way: str, size: int) -> pd.DataFrame:
+        return pages.with_vnni((*pages.BESIDE_RIDGE_75[way], size), "RefrigerationDevices", "ridge")
+
+    runtimes = ("both in ONNX Runtime", "both in OpenVINO in bf16")
+    together = pd.concat(times(f"**T4H-75**, {runtime}", 32) for runtime in runtimes)
+    assert (together["times_hi"] < 1).all(), "with all intervals"
+    less = 100 * (1 - together["times"])
+    assert f"T4H-75 needs {less.min():.0f} to {less.max():.0f} % less than Ridge-75" in page
+    assert f"{less.min():.0f} to {less.max():.0f} % less (a third CPU, three trainings" in t4_page
+    level = times(f"**T4H-75**, {runtimes[0]}", 1)
+    more = 100 * (level["times"] - 1)
+    assert f"by {more.min():.0f} to {more.max():.0f} % the dearer" in page
+    less = 100 * (1 - 1 / level["times"])
+    assert f"(in ONNX Runtime, {less.min():.1f} to {less.max():.1f} % less)" in t4_page
+    for model in "ab":
+        energy = rows.query("batch_size == 1 and ratio_a == 0.75").set_index(["seed_a", "runtime_a"])
+        energy = energy[f"estimated_j_{model}"].unstack()
+        assert (energy["onnxruntime"] < energy["openvino"]).all(), "where both need least"
+    half = pd.concat(times(f"**T4H-50**, {r}", size) for r in runtimes for size in (1, 32))["times"]
+    unpruned = f"T4H, not pruned, {runtimes[1]}"
+    whole, in_batches = (times(unpruned, size)["times"] for size in (1, 32))
+    assert f"T4H-50 needs {half.min():.1f} to {half.max():.1f} times" in page
+    assert {f"{x:.1f}" for x in whole} == {"2.5"}
+    assert "T4H, not pruned, 2.5 times Ridge-75's energy†" in page
+    assert f"in batches {in_batches.min():.1f} to {in_batches.max():.1f} times" in page
+    at = rows[(rows["batch_size"] == 1) & (rows["ratio_a"] == 0.75)].set_index("runtime_a")
+    right = 100 * at.groupby(level=0)[["accuracy_a", "accuracy_b"]].mean().loc["onnxruntime"]
+    points = at.groupby(level=0)["difference_pt"].mean()
+    assert f"{points['onnxruntime']:.1f} points more by the means in ONNX Runtime" in page
+    both = f"({right['accuracy_a']:.1f} and {right['accuracy_b']:.1f} %)"
+    assert f"{both}, {points['openvino']:.1f} in bf16" in page
+    assert (at["mcnemar_p"] > 0.05).all(), "no training shows more than chance"
 
 
 NETS = {"fcn": "FCN", "resnet": "ResNet", "litetime": "LITETime", "inceptiontime": "InceptionTime"}
@@ -763,10 +817,7 @@ def test_what_is_left_of_t2_on_the_cpu_without_vnni_is_what_was_measured(monkeyp
     assert kept["valid"].all()
     assert (kept["warnings"] == "").sum() == 1
     assert set(kept["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
-    rows = pages.of_converged("t2")
-    fewer = [
-        rows.loc[("t2", "onnxruntime", "depth", r, "none", d)] for d, r in pages.CONVERGED["t2"].values()
-    ]
+    fewer = pages.of_converged("t2")
     assert [row["n"] for row in fewer] == [2, 1]
     assert all(row["speedup"] > 12 and row["drop_pt"] < 1 for row in fewer)
     whole = kept[kept["ratio"] == 0].set_index(["dataset", "seed"])
@@ -788,11 +839,7 @@ def test_what_tuning_until_validation_says_stop_brings_to_t1_is_what_was_measure
     assert (kept["warnings"] == "").sum() == 3
     assert kept["warnings"].str.contains("foreign load").sum() == 1
     assert set(kept["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
-    rows = pages.of_converged("t1")
-    electric, *acsf1 = (
-        rows.loc[("t1", "onnxruntime", "depth", ratio, "none", d)]
-        for d, ratio in pages.CONVERGED["t1"].values()
-    )
+    electric, *acsf1 = pages.of_converged("t1")
     assert electric["speedup"] > 20
     assert (electric["degradation"], electric["n"]) == ("kept", 1)
     assert electric["drop_pt_hi"] < 0  # a gain
@@ -800,9 +847,41 @@ def test_what_tuning_until_validation_says_stop_brings_to_t1_is_what_was_measure
     within = max(row["speedup"] for row in acsf1 if round(row["drop_pt"], 9) <= 1)
     assert f"on ACSF1 {within:.1f} times is, {acsf1[-1]['speedup']:.1f} times loses more" in page
     assert acsf1[-1]["degradation"] == "lost"
-    assert f"T1 on ACSF1: {within:.1f} times within a point, tuned likewise (three trainings" in page
+    assert f"times; {within:.1f} on the second) | – |" in page
     others = kept[(kept["runtime"] == "openvino") | (kept["mode"] == "static")]["speedup"]
     assert f"({others.min():.1f} to {others.max():.1f} times, seed 0)" in page
+
+
+def test_t1_on_acsf1_with_vnni_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend("docs")
+    import pages
+
+    page = words("docs/t4.md")
+    kept = frozen.load(COMPANY / "t1_family_26").results
+    assert f"[{len(kept)} records](company/t1_family_26/results.csv)" in page
+    assert kept["valid"].all()
+    assert (kept["warnings"] == "").sum() == 4
+    assert "all but four bear a warning" in page
+    assert not kept["warnings"].str.contains("foreign load").any()
+    assert set(kept["cpu"]) == set(frozen.load(COMPANY / "family_26").results["cpu"])
+    rows = pages.of_converged("t1_family_26")
+    assert all(row["speedup_lo"] > 20 and row["drop_pt"] < 1 and row["n"] == 3 for row in rows)
+    assert f"a third CPU: {rows[0]['speedup']:.1f} times; " in page
+    pruned = kept[(kept["ratio"] == 0.75) & (kept["runtime"] == "onnxruntime") & (kept["mode"] == "none")]
+    assert (pruned["speedup"] > 20).all(), "in each of three trainings"
+    whole = 100 * kept[kept["ratio"] == 0]["accuracy"].mean()
+    assert f"Not pruned it has {whole:.1f} %, {whole - rows[0]['accuracy_pct']:.1f} points more" in page
+    assert rows[0]["control_accuracy_pct"] < whole, "its control has less"
+    gained = sorted(100 * (pruned["accuracy"] - pruned["control_accuracy"]))
+    assert (
+        "two gain {1:.0f} and {2:.0f} points over their controls, one loses {0:.0f}".format(
+            abs(gained[0]), *gained[1:]
+        )
+        in page
+    )
+    both = (pruned["accuracy"], pruned["control_accuracy"])
+    spans = [f"{100 * of.min():.0f} to {100 * of.max():.0f}" for of in both]
+    assert "{} % pruned, {} the controls".format(*spans) in page
 
 
 def test_goals_are_reached_and_missed_as_told(company, averaged, single, batched):
