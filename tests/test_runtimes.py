@@ -20,7 +20,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from conftest import TINY, compose, compressed, skip_without_bf16
-from tsexp import cpu, models, pipeline, runtimes, stored, tracking, training
+from tsexp import cpu, marks, models, pipeline, runtimes, stored, tracking, training
 from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
@@ -211,6 +211,29 @@ def test_artifact_keeps_the_contract(home, name, mode, tmp_path):
         timeout=300,
     )
     assert np.array_equal(np.load(tmp_path / "y.npy"), scores)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("none", {"float32": 9}),
+        ("bf16", {"bfloat16": 9}),
+        ("static", {"float32": 2, "int8": 7}),  # the attention and the tokenizer are in float32
+    ],
+)
+def test_all_products_are_listed_however_openvino_fuses_them(italy, tmp_path, mode, expected):
+    """Of a single series it makes one kernel of the head's two products."""
+    skip_without_bf16("openvino", mode)
+    cfg = compose(*TINY, "model=t1", "model.layers=1", "model.patch=4", "quant.calibration_series=16")
+    cache = Cache(tmp_path)
+    fitted = training.train(cfg.model, cfg.train, 0, italy, cache)
+    made = runtimes.deploy(
+        fitted, replace(cfg.quant, mode=mode), RuntimeConfig("openvino", "cpu"), italy, cache
+    )
+    # tokens; q, k and v at once, attention, o, two of the block; two of the head
+    assert made.manifest["matmuls"] == made.manifest[marks.IN_BATCHES] == expected
+    products = [layer for layer in made.manifest["layers"] if layer["matmul"]]
+    assert len({layer["name"] for layer in products}) == sum(expected.values())
 
 
 def test_openvino_makes_a_graph_each_for_the_first_shapes_and_one_for_all_others(home):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsexp import __version__
 from tsexp import config as configs
-from tsexp.marks import ENDS
+from tsexp.marks import ENDS, products
 from tsexp.runtimes import int8_largest
 
 if TYPE_CHECKING:
@@ -243,12 +243,15 @@ def _compression(facts: Facts) -> list[tuple[str, str]]:
     rows.append(
         ("number format", FORMATS.get(mode, f"int{p['quant.weight_bits']} weights, products in fp32"))
     )
-    products = ", ".join(f"{n} in {dtype}" for dtype, n in manifest["matmuls"].items())
+    ran = products(manifest, int(p["measure.batch_size"]))
     ratio = m.get("vs_dense/size_ratio")
     noise = ", ".join(f"{db:g} dB in batches of {n}" for n, db in manifest["sqnr_db"].items())
     return [
         *rows,
-        ("products of the graph that runs", products or "not listed"),
+        (
+            "products of the graph that runs",
+            ", ".join(f"{n} in {dtype}" for dtype, n in ran.items()) or "not listed",
+        ),
         ("scores against the model in fp32", noise),
         ("parameters", f"{manifest['parameters']:,}"),
         ("MACs per series", NONE if manifest["macs"] is None else f"{manifest['macs']:,}"),

@@ -29,6 +29,7 @@ from sklearn.utils import check_random_state
 from tsexp import alive
 from tsexp import config as configs
 from tsexp.config import Config, ConfigError, Unsupported
+from tsexp.marks import products
 
 if TYPE_CHECKING:  # PyTorch, which a parameter grid need not wait for
     from tsexp.cache import Cache
@@ -431,7 +432,7 @@ def _facts(cfg: Config, dataset: Dataset, made: Made, artifact: Artifact) -> Rep
         "seed": cfg.seed,
         "fit_series": len(dataset.fit),
         "val_series": len(dataset.val),
-        "matmuls": manifest["matmuls"],
+        "matmuls": products(manifest, cfg.measure.batch_size),
         "energy_source": source,
         **{name: value for name, value in numbers.items() if np.isfinite(value)},
     }

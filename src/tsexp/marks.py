@@ -1,6 +1,8 @@
 """What runs say of themselves, for those who write it and those who look for it."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 PROTOCOL_VERSION = 2
 """Of measuring. Runs of an older one are not read: their drop was against a reference that was trained for a
@@ -19,8 +21,16 @@ ATTACHED_TO = "tsexp.attached_to"
 """Tag of a run that a power log made: the run that it is of."""
 FROM_RUN = "tsexp.merged_run"
 """Tag of a run that was brought from another store: the run that it was copied from."""
+IN_BATCHES = "matmuls_in_batches"
+"""What a manifest has beside ``matmuls``, of the graph that runs for batches."""
 ENDS = ("", "_lo", "_hi")
 """Of a name: the value itself, and the ends of its interval."""
+
+
+def products(manifest: Mapping[str, Any], batch_size: int) -> dict[str, int]:
+    """Number format → products of the graph that runs for batches of this size; empty where none is known."""
+    alone: dict[str, int] = manifest.get("matmuls", {})
+    return manifest.get(IN_BATCHES, alone) if batch_size > 1 else alone
 
 
 def label_order(label: str) -> tuple[float, str]:

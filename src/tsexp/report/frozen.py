@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp import alive
 from tsexp.config import NOT_ASKED, digest, redact
-from tsexp.marks import ATTACHED_TO, COMPARISON, ENDS, OTHERS, PROTOCOL_VERSION
+from tsexp.marks import ATTACHED_TO, COMPARISON, ENDS, OTHERS, PROTOCOL_VERSION, products
 from tsexp.progress import bar
 from tsexp.report import comparisons
 from tsexp.report.store import ReportError, Row, every, minute
@@ -672,7 +672,7 @@ def _result(
         out["finetune_epochs"] = 0
     if not row.valid:
         out |= dict.fromkeys(FROM_WINDOWS)
-    kinds = manifest.get("matmuls", {})
+    kinds = products(manifest, int(row.params["measure.batch_size"]))
     format = "int8" if "int8" in kinds else "bf16" if "bfloat16" in kinds else "fp32"
     side = "measured" if row.measured else "estimated"
     m = row.metrics if row.valid else {}

@@ -59,6 +59,7 @@ from tsexp.config import (
 )
 from tsexp.data import Dataset, FloatArray
 from tsexp.files import different, digests, write_json
+from tsexp.marks import IN_BATCHES
 
 if TYPE_CHECKING:
     from tsexp.models import Model
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
 STAGE_VERSION = 9
 STAGE_VERSIONS = {"cpu": STAGE_VERSION, "cuda": STAGE_VERSION + 1}
 """By device: artifacts on a GPU computed in TF32 once, those on a CPU did not change."""
-REWRITES = {("onnxruntime", "convolution", "none"): 1, ("openvino", None, None): 1}
+REWRITES = {("onnxruntime", "convolution", "none"): 1, ("openvino", None, None): 2}
 """How often what a runtime makes of a family in a mode (None: of any) has changed, where others did not."""
 
 MANIFEST = "manifest.json"
@@ -157,8 +158,9 @@ class Artifact:
     manifest
         ``runtime``, ``mode``, ``device``, ``classes``, ``shape`` (channels and length of a series),
         ``channels`` (prunable: heads × head_dim + FFN units), ``calibration`` (indices into the train split),
-        ``parameters``, ``macs`` (per series), ``layers`` (of the graph that runs), ``matmuls`` (how many per
-        dtype), ``sqnr_db`` (of the scores against the model in fp32, by batch size), ``bytes`` (of the
+        ``parameters``, ``macs`` (per series), ``layers`` (of the graph that runs for a single series),
+        ``matmuls`` (how many per dtype there), ``matmuls_in_batches`` (in the graph for a batch, which may be
+        another), ``sqnr_db`` (of the scores against the model in fp32, by batch size), ``bytes`` (of the
         files), and ``files`` with their SHA-256: counted on what is in the folder.
     """
 
@@ -365,10 +367,10 @@ def deploy(
         facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
         predictor: Predictor = module.load(folder, quant.mode, runtime.device, 1)
         some = compared[: min(64, getattr(model, "at_once", 64))]  # memory is to suffice
-        sqnr_db = _compare(
+        sqnr_db, layers = _compare(
             model, predictor, dataset.x_train[some], f"{runtime.name} {quant.mode}", least_db(quant)
         )
-        layers = predictor.layers()
+        products = {batch: _matmuls(of, quant.mode, runtime.name) for batch, of in layers.items()}
         files = digests(folder)
         manifest = {
             **asked,
@@ -378,8 +380,9 @@ def deploy(
             **({"channels": model.prunable()} if hasattr(model, "prunable") else {}),
             **facts,
             "sqnr_db": sqnr_db,
-            "layers": [asdict(layer) for layer in layers],
-            "matmuls": _matmuls(layers, quant.mode, runtime.name),
+            "layers": [asdict(layer) for layer in layers["1"]],
+            "matmuls": products["1"],
+            IN_BATCHES: products[str(len(some))],
             "bytes": sum((folder / name).stat().st_size for name in files),
             "files": files,
         }
@@ -435,23 +438,25 @@ def least_db(quant: QuantConfig) -> float:
 
 def _compare(
     model: Model, predictor: Predictor, series: FloatArray, what: str, least: float
-) -> dict[str, float]:
-    """Signal to quantization noise (dB) of the scores against the model in fp32.
+) -> tuple[dict[str, float], dict[str, list[Layer]]]:
+    """Signal to quantization noise (dB) of the scores against the model in fp32, and what ran for them.
 
-    One series at a time and all at once: libraries corrupt silently.
+    Both by batch size, one series at a time and all at once: libraries corrupt silently, and some make a
+    graph for each.
     """
     exact = model.scores(series)
-    together = predictor(series)
-    alone = np.concatenate([predictor(np.ascontiguousarray(s)) for s in np.split(series, len(series))])
-    found = {}
-    for batch, scores in ((1, alone), (len(series), together)):
+    found, layers = {}, {}
+    for batch in dict.fromkeys((1, len(series))):
+        parts = np.split(series, len(series) // batch)
+        scores = np.concatenate([predictor(np.ascontiguousarray(part)) for part in parts])
+        layers[str(batch)] = predictor.layers()
         found[str(batch)] = db = _ratio_db(exact, scores)
         if not db >= least:
             raise RuntimeError(
                 f"{what} answers batches of {batch} with other scores than the model: {db} dB, at least "
                 f"{least:g} expected"
             )
-    return found
+    return found, layers
 
 
 SAME_DB = 300.0

@@ -46,6 +46,8 @@ GROUP = 32
 """Inputs that share a scale, of int4 weights; fewer, or int8, where this does not divide a layer's inputs."""
 
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
+FUSED = ("/MatMul", "/ScaledDotProductAttention")
+"""How the names of products end that were fused into one kernel."""
 WITH_WEIGHTS = ("MatMul", "Convolution", "GroupConvolution")
 """Of the graph as converted: what modes round."""
 NO_BF16 = (
@@ -378,10 +380,9 @@ def _read(node: Any) -> Iterator[Layer]:
         if key in node.rt_info
     }
     kind, kernel = info["layerType"], info.get("primitiveType", "")
-    # A fused attention is a Subgraph; other Subgraphs are chains of elementwise operations.
-    product = kind in PRODUCTS or (
-        kind == "Subgraph" and "scaled_dot_product" in info.get("originalLayersNames", "")
-    )
+    made_from = info.get("originalLayersNames", "").split(",")
+    # A Subgraph is an attention, products in a row (of a single series), or elementwise operations alone.
+    fused = [name for name in made_from if name.endswith(FUSED)] if kind == "Subgraph" else []
     owned = [
         i
         for i in node.input_values()
@@ -390,12 +391,20 @@ def _read(node: Any) -> Iterator[Layer]:
     dtype = COMPUTED.get(kernel.rpartition("_")[2].lower(), kernel)
     width = {"bfloat16": 16}.get(dtype, 32)
     size = sum(math.prod(i.get_shape()) * min(i.get_element_type().bitwidth, width) for i in owned) // 8
-    if product:
-        stored = {i.get_element_type().get_type_name() for i in owned} & set(STORED)
+    stored = {i.get_element_type().get_type_name() for i in owned} & set(STORED)
+    if fused:
+        # Its kernel is named after what it answers in. Of integers it makes products of integers, and scales
+        # these: so the names of what it was made from say.
+        whole_numbers = stored and any("/Dequantization" in name for name in made_from)
+        for name in fused:
+            last = name == fused[-1]  # tells the bytes of all
+            yield Layer(name, kind, "int8" if whole_numbers else dtype, size if last else 0, True)
+    elif kind in PRODUCTS:
+        in_floats = stored and dtype in FLOATS
         yield Layer(
             node.get_friendly_name(),
             kind,
-            f"{STORED[stored.pop()]} weights" if stored and dtype in FLOATS else dtype,
+            f"{STORED[stored.pop()]} weights" if in_floats else dtype,
             size,
             True,
         )
