@@ -17,7 +17,7 @@ import pandas as pd
 from tsexp.report import claims, frozen
 from tsexp.report import company as deploying
 from tsexp.report.console import between
-from tsexp.report.statistics import aggregate, over_seeds_and_series
+from tsexp.report.statistics import MARGIN_PT, aggregate, over_seeds_and_series
 
 COMPANY, STUDY = (Path(__file__).parent / part for part in ("company", "study"))
 DATASETS = ("RefrigerationDevices", "ACSF1", "PLAID", "ElectricDevices")
@@ -114,6 +114,15 @@ def _by_way(rows: pd.DataFrame, batch_size: int = 1) -> pd.DataFrame:
     rows = rows[rows["batch_size"] == batch_size].set_index([*WAY, "dataset"], drop=False).sort_index()
     assert rows.index.is_unique
     return rows
+
+
+def points_lost(row: Any) -> str:
+    """Points lost, with their interval: to a tenth, or to what tells its ends from 0 and from the margin."""
+    for digits in (1, 2, 3):
+        ends = [float(row[f"drop_pt{end}"]) for end in ("_lo", "_hi")]
+        if not any(round(end, digits) in (0, MARGIN_PT) and round(end, 9) != 0 for end in ends):
+            break
+    return between(row, "drop_pt", f"{{:+z.{digits}f}}")
 
 
 def table(head: str, rows: Iterable[tuple[str, Iterable[str]]], columns: Iterable[str] = DATASETS) -> None:
@@ -256,7 +265,7 @@ def lost() -> None:
     by_dataset(
         "points lost",
         ways,
-        lambda row: f"{between(row, 'drop_pt', '{:+z.1f}')} {VERDICT[row['degradation']]}",
+        lambda row: f"{points_lost(row)} {VERDICT[row['degradation']]}",
     )
 
 
@@ -447,7 +456,7 @@ def t4h_pruned() -> None:
         faster = between(row, "speedup", "{:.1f}")
         if not way[3]:
             return faster
-        return f"{faster}; {between(row, 'drop_pt', '{:+z.1f}')} {VERDICT[row['degradation']]}"
+        return f"{faster}; {points_lost(row)} {VERDICT[row['degradation']]}"
 
     table(
         "times as fast as eager; points lost",
@@ -638,7 +647,7 @@ def pigcvp() -> None:
                     mj(row),
                     f"{row['estimated_j'] / quant['estimated_j']:.2f}",
                     between(row, "speedup", "{:.1f}") if t4 else "–",
-                    between(row, "drop_pt", "{:+z.1f}") if t4 and way[3] else "–",
+                    points_lost(row) if t4 and way[3] else "–",
                 ],
             )
         )
@@ -694,7 +703,7 @@ def converged(part: str, head: str) -> None:
     """What is left of it, and how fast that is."""
     made = []
     for label, row in zip(CONVERGED[part], of_converged(part), strict=True):
-        lost = f"{between(row, 'drop_pt', '{:+z.1f}')} {VERDICT[row['degradation']]}"
+        lost = f"{points_lost(row)} {VERDICT[row['degradation']]}"
         fast = between(row, "speedup", "{:.1f}")
         made.append((label, [f"{row['accuracy_pct']:.1f}", f"{row['control_accuracy_pct']:.1f}", lost, fast]))
     columns = ("accuracy %", "its control's", "points lost", "times as fast as dense eager")

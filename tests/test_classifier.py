@@ -211,6 +211,12 @@ def test_export_is_the_artifact_that_answers(fitted, series, tmp_path):
     assert [p.name for p in folder.parent.iterdir()] == ["artifact"]
     with pytest.raises(FileExistsError, match="is there already"):
         fitted.export(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/x cannot be made: .*file is no folder"):
+        fitted.export(tmp_path / "file" / "x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="is there already"):
+        fitted.export(tmp_path / "link")
     with pytest.raises(NotFittedError):
         tiny().export(tmp_path / "other")
     assert not (tmp_path / "other").exists()

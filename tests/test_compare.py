@@ -276,6 +276,59 @@ def test_it_is_merged_with_the_runs_that_it_is_of(place, compared, tmp_path, cap
     assert place.pruned not in note
 
 
+def test_it_comes_home_to_the_store_that_it_began_in(place, compared, tmp_path, capsys):
+    from tsexp.report import frozen
+
+    shutil.copytree(place.folder, tmp_path / "home")
+    home, away, third = (f"sqlite:///{tmp_path}/{name}.db" for name in ("home/mlflow", "away", "third"))
+    count = len(place.runs("attributes.status = 'FINISHED'")) - 1  # but the sweep
+    for source, into, new in (
+        (home, away, count),
+        (away, home, 0),
+        (away, third, count),
+        (home, third, 0),
+        (third, home, 0),
+        (third, away, 0),
+    ):
+        assert merge.main([source, "--into", into]) == 0
+        assert f"{new} brought, {count - new} there already" in capsys.readouterr().out
+    for name, uri in (("a", home), ("b", away)):
+        frozen.freeze(mlflow.MlflowClient(uri), "tsexp", tmp_path / "parts" / name)
+    parts = {name: frozen.load(tmp_path / "parts" / name) for name in "ab"}
+    assert set(parts["a"].comparisons["run_id"]).isdisjoint(parts["b"].comparisons["run_id"])
+    both = frozen.load(tmp_path / "parts").comparisons
+    assert len(both) == len(parts["a"].comparisons) > 0
+    assert set(both["run_id_a"]) <= set(frozen.load(tmp_path / "parts").results["run_id"])
+
+
+def test_one_store_by_two_names_is_refused(place, tmp_path, capsys):
+    (tmp_path / "link.db").symlink_to(place.folder / "mlflow.db")
+    into = ["--into", f"{tmp_path}/all.db"]
+    for command, said in (
+        ([f"{tmp_path}/link.db", "--into", place.uri], "is both read and written"),
+        ([place.uri, f"{tmp_path}/link.db", *into], "is read twice"),
+    ):
+        assert merge.main(command) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_store_without_its_files_does_not_keep_others_from_being_merged(place, tmp_path, capsys):
+    (tmp_path / "bare").mkdir()
+    shutil.copy(place.folder / "mlflow.db", tmp_path / "bare" / "mlflow.db")
+    shutil.copytree(place.folder, tmp_path / "whole")
+    files = Path(place.client.get_run(place.dense).info.artifact_uri.removeprefix("file://"))
+    files.rename(tmp_path / "away")
+    try:
+        command = [f"{tmp_path}/bare/mlflow.db", f"{tmp_path}/whole/mlflow.db"]
+        assert merge.main([*command, "--into", f"{tmp_path}/all.db"]) == 2
+    finally:
+        (tmp_path / "away").rename(files)
+    said = capsys.readouterr()
+    assert f"{tmp_path}/whole/mlflow.db: 3 brought, 1 there already" in said.out
+    assert "1 brought, 0 there already, 1 not, for their files are not where the store says" in said.err
+    assert "; 2 comparison(s) of them neither" in said.err
+
+
 def test_it_is_merged_no_sooner_than_the_runs_that_it_is_of(place, compared, tmp_path, capsys):
     from tsexp.report import frozen
 

@@ -218,6 +218,31 @@ def test_the_card_warns_of_cpus_on_which_int8_overflows(place, products, machine
         assert ("without VNNI" in card._limits(facts)) == warned
 
 
+def test_machine_code_is_told_and_what_lets_it_run(place):
+    run = place.runs["onnxruntime"]
+    limits = {}
+    for name in ("onnxruntime", "inductor", "eager"):
+        manifest = run.artifact.manifest | {"runtime": name, "matmuls": {"int8": 9}}
+        facts = SimpleNamespace(row=run.client.get_run(run.run_id).data, manifest=manifest)
+        limits[name] = card._limits(facts)
+        assert ("checks nothing" in limits[name]) == ("without VNNI" in limits[name]) == (name in card.ALONE)
+        assert ("machine code for the CPU" in limits[name]) == (name in export.MACHINE_CODE)
+    allowed = {name: export._allowed({"runtime": name}) for name in (*limits, "my_runtime:")}
+    assert allowed == {
+        "onnxruntime": [],
+        "eager": [],
+        "inductor": ["TSEXP_OWN_CODE=inductor"],
+        "my_runtime:": ["TSEXP_OWN_CODE=my_runtime"],
+    }
+
+
+def test_a_folder_may_be_named_as_a_job_is(place, tmp_path):
+    run = place.runs["onnxruntime"]
+    assert export.main([run.run_id, f"{tmp_path}/prune.ratio=0.5", *run.settings]) == 0
+    assert (tmp_path / "prune.ratio=0.5" / "run.py").exists()
+    assert export.main([run.run_id, "prun.ratio=0.5", *run.settings]) == 2
+
+
 def test_the_record_is_whole_but_for_where_it_ran(place):
     run = place.runs["openvino"]
     record = json.loads((place.out / "openvino" / "record.json").read_text())

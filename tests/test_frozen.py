@@ -492,6 +492,38 @@ def test_a_part_that_is_damaged_is_named(tmp_path):
         frozen.load(tmp_path)
 
 
+def test_a_part_that_was_copied_by_half_is_named(tmp_path):
+    part = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
+    for name in ("a", "b"):
+        written(part, tmp_path / name)
+    (tmp_path / "b" / "about.json").unlink()
+    with pytest.raises(ReportError, match=r"/b has results and no about\.json"):
+        frozen.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["predictions", "windows"])
+def test_tables_of_other_runs_are_refused(tmp_path, name):
+    part = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,))
+    of = getattr(part, name)
+    first = of["run_id"].iloc[0]
+    for wrong in (of[of["run_id"] != first], of.replace({"run_id": {first: "another"}})):
+        written(replace(part, **{name: wrong}), tmp_path / "a")
+        with pytest.raises(ReportError, match=rf"damaged .*{name}\.parquet is not of the runs"):
+            frozen.load(tmp_path / "a")
+        shutil.rmtree(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [([], r"about\.json is no record"), ({"schema": 2}, "does not tell experiment, experiment_id")],
+)
+def test_what_is_not_told_of_frozen_results_is_said(tmp_path, about, said):
+    written(made_up(datasets=("PLAID",), models=("t1",), seeds=(0,)), tmp_path / "a")
+    (tmp_path / "a" / "about.json").write_text(json.dumps(about))
+    with pytest.raises(ReportError, match=said):
+        frozen.load(tmp_path / "a")
+
+
 def test_the_schema_takes_nothing_else():
     results = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,)).results
     frozen.schema().validate(results)

@@ -963,6 +963,8 @@ def test_what_is_told_of_pigcvp_is_what_was_measured(monkeypatch):
     assert (beside["difference_pt_lo"] > 0).all()
     assert (beside["estimated_saving_pct_lo"] > 0).all()
     assert 23.5 < t4_75["accuracy_pct"] - quant["accuracy_pct"] < 24.5
+    by_rows = 100 * (1 - t4_75["estimated_j"] / quant["estimated_j"])
+    assert f"({by_rows:.0f} % less by the rows of the first table" in page
     less = spread(beside["estimated_saving_pct"], 0)
     told = f"T4-75 is {spread(beside['difference_pt'], 0)} points more accurate than QUANT there"
     assert f"{told}, for {less} % less energy†" in readme
@@ -1080,6 +1082,15 @@ def test_what_a_cpu_without_vnni_changes_is_what_its_records_say(monkeypatch, co
     beside_ridge = [apart for two, apart in turned if two == near]
     assert len(beside_ridge) == 2
     assert max(beside_ridge) < np.log(7 / 6)
+    (last,) = (two for two, _ in turned if not two <= of_t4 and two != near)
+    assert last == {"T4, dynamic int8", "MiniROCKET"}
+    assert max(turned, key=lambda of: of[1])[0] == last, "the farthest apart"
+    columns = ("estimated_j_there", "estimated_j")
+    told = [np.divide(of("T4, dynamic int8", c), of("MiniROCKET", c))[1] for c in columns]
+    assert (
+        "MiniROCKET on ACSF1, the farthest apart ({:.2f} times its energy† there, {:.2f} here)".format(*told)
+        in page
+    )
     times = rows["estimated_j_there"] / rows["estimated_j"]
     assert f"{times.min():.2f} to {times.max():.2f} times as large there, {times.median():.2f} in" in page
     quarter = {c: np.divide(of("**T4-75**", c), of("QUANT", c)) for c in ("estimated_j", "estimated_j_there")}

@@ -400,6 +400,8 @@ def test_sync_delivers_and_says_what_is_for_another_store(made, cfg, monkeypatch
     assert len(runs(cfg)) == 2
     assert sync.main(["epochs=1"]) == 2
     assert "allowed: tracking.uri" in capsys.readouterr().err
+    assert sync.main([settings[0], f"{settings[1]}_mistyped"]) == 2
+    assert "spool_mistyped is not there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", ["damaged", "gone"])
@@ -578,6 +580,21 @@ def test_status_tells_what_became_of_each_job(tmp_path, capsys):
     assert "lower train.lr now" in said
     assert "process 999999" in said
     assert "5 jobs: 1 done, 1 failed, 1 skipped, 2 missing" in said
+
+
+def test_one_damaged_job_does_not_hide_the_others(tmp_path, capsys):
+    folder = sweep_folder(tmp_path)
+    (folder / "0" / "outcome.json").write_text('{"a": 1}')
+    assert status.main([str(folder)]) == 1
+    assert "5 jobs: 3 missing, 1 failed, 1 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("about", ['{"names": 5}', "[]", '{"names": ["a"], "process": []}'])
+def test_a_damaged_sweep_is_told_in_a_line(tmp_path, capsys, about):
+    folder = sweep_folder(tmp_path)
+    (folder / "sweep.json").write_text(about)
+    assert status.main([str(folder)]) == 2
+    assert "is not the folder of a sweep" in capsys.readouterr().err
 
 
 def test_what_was_to_be_deployed_is_all_that_was_asked_for(tmp_path, monkeypatch):

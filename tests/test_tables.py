@@ -53,6 +53,15 @@ def numbers(table):
     return list(csv.DictReader(io.StringIO(tables.csv(table))))
 
 
+def test_names_make_no_html_in_markdown(small):
+    named = replace(small, results=small.results.assign(dataset="<b>A|B<script>"))
+    for table in tables.tables(named)[0]:
+        text = tables.markdown(table)
+        assert "<b>" not in text
+        assert "<script>" not in text
+    assert any("&lt;b>A" in tables.markdown(t) for t in tables.tables(named)[0])
+
+
 @pytest.mark.slow
 def test_written_twice_they_are_the_same_bytes(whole, tmp_path):
     for name in ("a", "b"):

@@ -308,6 +308,7 @@ def test_series_of_unequal_length_end_in_nan():
         ((1, 0, 9), 1.0, "series 1 has NaN before its end, or not in all channels"),
         ((0, 1, 14), np.nan, "series 0 has NaN before its end, or not in all channels"),
         ((1,), np.nan, "series 1 has no values"),
+        ((1, slice(None), slice(1, None)), np.nan, "series 1 has one value"),
     ):
         wrong = series.copy()
         wrong[place] = value

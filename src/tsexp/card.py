@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsexp import __version__
 from tsexp import config as configs
-from tsexp.marks import ENDS, products
+from tsexp.marks import ENDS, products, without_html
 from tsexp.runtimes import int8_largest
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ SCALES = {
     "standard": "with mean and standard deviation of the train split, per channel",
     "znorm_raw": "z-normalization per series and channel, and asinh of the raw series beside it",
 }
+
+
+ALONE = ("onnxruntime", "openvino")
+"""Runtimes whose files run without this package, which would check."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ def card(facts: Facts, files: Mapping[str, str], needs: str) -> str:
     }
     doubts = _doubts(facts.row)
     head = [f"# {facts.name}", _what(facts), *([doubts] if doubts else [])]
-    return "\n\n".join([*head, *(f"## {title}\n\n{text}" for title, text in parts.items())]) + "\n"
+    text = "\n\n".join([*head, *(f"## {title}\n\n{text}" for title, text in parts.items())]) + "\n"
+    return without_html(text)
 
 
 def _what(facts: Facts) -> str:
@@ -333,13 +338,18 @@ def _limits(facts: Facts) -> str:
         f"It answers one of its {len(m['classes'])} classes to whatever it is given, also to what is none of "
         "them. Its probabilities were not calibrated.",
         "Accuracy holds for series like those of the test split; energy and time for the machine above.",
-        "A file of a model checks nothing: NaN, infinite values and other shapes have to be kept out before.",
     ]
+    if m["runtime"] in ALONE:
+        lines.append(
+            "A file of a model checks nothing: NaN, infinite values and other shapes have to be kept out."
+        )
+    elif m["runtime"] == "inductor":
+        lines.append("It is machine code for the CPU that it was compiled on, and is refused on others.")
     if m["mode"] != "none":
         lines.append(
             "Other CPUs may round otherwise in this number format: scores may differ a little there."
         )
-    if (int8_largest(m) or 0) > 64:
+    if (int8_largest(m) or 0) > 64 and m["runtime"] in ALONE:
         lines.append(
             "Its int8 weights have 8 bits. On x86 without VNNI (none of `avx512_vnni`, `avx_vnni`, "
             "`amx_int8` among the flags of the CPU) products overflow with them, and answers are worse or "

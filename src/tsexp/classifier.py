@@ -29,6 +29,7 @@ from sklearn.utils import check_random_state
 from tsexp import alive
 from tsexp import config as configs
 from tsexp.config import Config, ConfigError, Unsupported
+from tsexp.files import check_new
 from tsexp.marks import products
 
 if TYPE_CHECKING:  # PyTorch, which a parameter grid need not wait for
@@ -242,13 +243,16 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         ------
         FileExistsError
             If something is there already.
+        ConfigError
+            If no folder can be made there.
         NotFittedError
             Before `fit`.
         """
         self._check_is_fitted()
         path = Path(path).expanduser()
-        if path.exists():
+        if path.exists() or path.is_symlink():
             raise FileExistsError(f"{path} is there already; give another path, or remove it first")
+        check_new(path.absolute())
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as partial:
             folder = Path(partial) / path.name

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from tsexp import config as configs
 from tsexp.command import called
 from tsexp.compose import composed
 from tsexp.config import NOT_ASKED, Config, ConfigError
+from tsexp.files import check_new
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.report.store import Row
@@ -43,6 +45,8 @@ MOST = 64
 EXACT = ("none", "weight_only")
 """Modes whose products are fp32, which every CPU computes alike but for the order of sums."""
 FOLDER = "artifact"
+MACHINE_CODE = ("inductor",)
+"""Runtimes whose artifacts are machine code."""
 PRIVATE = (
     *(f"tsexp.{key}" for key in alive.WHO),
     *("tsexp.merged_from", "mlflow.user", "mlflow.parentRunId", "mlflow.source.", "mlflow.note."),
@@ -83,23 +87,16 @@ def main(arguments: list[str] | None = None) -> int:
         if len(words) != 2:
             raise ConfigError(f"give a run and a folder, RUN DIR, not {len(words)} words")
         folder = Path(words[1]).absolute()
-        _check_folder(folder)
-        name = _export(words[0], folder, configs.parse(composed(*settings)))
-        print(f"{name} → {words[1]}; try it: {shlex.join(['python', str(Path(words[1]) / 'run.py')])}")
+        check_new(folder)
+        name, allowed = _export(words[0], folder, configs.parse(composed(*settings)))
+        command = shlex.join([*allowed, "python", str(Path(words[1]) / "run.py")])
+        print(f"{name} → {words[1]}; try it: {command}")
 
     return stored.carried_out("export", work, "nothing was written", unknown)
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.exists():
-        raise ConfigError(f"{folder} is there already; give a folder that is not, or remove it")
-    above = next(p for p in folder.parents if p.exists())
-    if not os.access(above, os.W_OK) or not above.is_dir():
-        raise ConfigError(f"{folder} cannot be made: {above} is no folder that can be written to")
-
-
-def _export(run: str, folder: Path, cfg: Config) -> str:
-    """Find, check, write under a temporary name, rename; return the model's name."""
+def _export(run: str, folder: Path, cfg: Config) -> tuple[str, list[str]]:
+    """Find, check, write under a temporary name, rename; return the model's name, and what lets it run."""
     from tsexp.report.store import connect
 
     client = connect(cfg.tracking.uri)
@@ -118,7 +115,14 @@ def _export(run: str, folder: Path, cfg: Config) -> str:
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return facts.name
+    return facts.name, _allowed(artifact.manifest)
+
+
+def _allowed(manifest: Mapping[str, Any]) -> list[str]:
+    """Return what has to be in the environment for code in an artifact to run, as words of a command."""
+    runtime = manifest["runtime"]
+    names = [runtime.rstrip(":")] if runtime in MACHINE_CODE or ":" in runtime else []
+    return [f"{configs.OWN_CODE}={name}" for name in names]
 
 
 def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int], scratch: Path) -> card.Facts:
@@ -164,6 +168,10 @@ def _write(folder: Path, facts: card.Facts, artifact: Artifact, test: np.ndarray
         needs, lines = f"tsexp {row.tags.get('tsexp.version')}", ARTIFACT
         if ":" in artifact.manifest["runtime"]:
             needs += f" and the module of the runtime {artifact.manifest['runtime']}"
+        elif artifact.manifest["runtime"] in MACHINE_CODE:
+            needs += " and a CPU like the one that its machine code was compiled for"
+        if allowed := _allowed(artifact.manifest):
+            needs += f", with {allowed[0]} in the environment, which lets its code run"
         imports = "import pathlib, numpy as np\nfrom tsexp import runtimes"
     scores = np.concatenate(
         [stored.answers(artifact.folder, one, row) for one in np.array_split(series, parts)]

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tsexp.config import ConfigError
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -30,6 +32,21 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON: the whole of it, or nothing."""
     with whole(path) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False))
+
+
+def check_new(folder: Path) -> None:
+    """Refuse the place of a folder that is to be made where something is, or where none can be made.
+
+    Raises
+    ------
+    ConfigError
+        In a line.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise ConfigError(f"{folder} is there already; give a folder that is not, or remove it")
+    above = next(p for p in folder.parents if p.exists())
+    if not os.access(above, os.W_OK) or not above.is_dir():
+        raise ConfigError(f"{folder} cannot be made: {above} is no folder that can be written to")
 
 
 def sha256(path: Path) -> str:

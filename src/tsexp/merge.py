@@ -57,14 +57,30 @@ def _merge_all(given: Sequence[str], store: str, experiment: str, artifacts: str
 
     into = TrackingConfig(stores.uri_of(secret.given(store)), experiment, configs.absolute_place(artifacts))
     sources = [stores.uri_of(secret.given(one)) for one in given]
-    if into.uri in sources:
-        raise ConfigError(f"{configs.redact(into.uri)} is both read and written; name each store once")
+    places = [_place(uri) for uri in (into.uri, *sources)]
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            twice = "is both read and written" if place == places[0] else "is read twice"
+            raise ConfigError(f"{configs.redact(sources[i - 1])} {twice}; name each store once")
     opened = [_open(uri, experiment) for uri in sources]
     with tracking.asking(into):
         tracking.store(into)
+    missing = []
     for uri, (client, number) in zip(sources, opened, strict=True):
-        brought, there = _merge(client, number, uri, into)
-        print(f"{configs.redact(uri)}: {brought} brought, {there} there already")
+        brought, there, bare = _merge(client, number, uri, into)
+        said = f"{configs.redact(uri)}: {brought} brought, {there} there already"
+        if bare:
+            missing.append(f"{said}, {bare}")
+        else:
+            print(said)
+    if missing:
+        raise ConfigError("; ".join(missing))
+
+
+def _place(uri: str) -> str:
+    """Return what two names of one store have in common."""
+    file = stores.file_of(uri)
+    return uri if file is None else str(file.resolve())
 
 
 def _open(uri: str, experiment: str) -> tuple[Any, str]:
@@ -78,7 +94,8 @@ def _open(uri: str, experiment: str) -> tuple[Any, str]:
     return client, found.experiment_id
 
 
-def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[int, int]:
+def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[int, int, str]:
+    """Return how many results were brought, how many were there, and what was not and why, if any."""
     from tsexp import tracking
     from tsexp.progress import bar
 
@@ -86,18 +103,21 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
     brought = there = 0
     parents: dict[str, str] = {}
     bare: list[str] = []
+    later = 0
     with bar(f"merge {configs.redact(uri)}", len(runs), show=len(runs) > 20) as progress:
         for run in runs:
             tags = run.data.tags
             valid = tags.get("tsexp.valid") == "true"
             with tracking.asking(into):
-                known = _brought(into, run.info.run_id) or (
-                    valid and SIGNATURE in tags and tracking.finished(into, tags[SIGNATURE])
+                known = (
+                    _brought(into, run.info.run_id)
+                    or _has(into, _record(run))
+                    or (valid and SIGNATURE in tags and tracking.finished(into, tags[SIGNATURE]))
                 )
             if known:
                 there += 1
             elif not {tags.get(side) for side in COMPARED}.isdisjoint(bare):
-                bare.append(run.info.run_id)  # it comes with the jobs that it is of
+                later += 1  # it comes with the jobs that it is of
             else:
                 with alive.scratch("merge") as folder:
                     parcel = folder / "parcel"
@@ -129,12 +149,15 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
             progress.advance()
     if bare:
         which = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
+        compared = f"; {later} comparison(s) of them neither" if later else ""
         copied = "; if it was copied, copy its folder mlartifacts along, beside it"
-        raise ConfigError(
-            f"{configs.redact(uri)}: {brought} brought, {there} there already, {len(bare)} not, for their "
-            f"files are not where the store says: {which}" + (copied if stores.file_of(uri) else "")
+        return (
+            brought,
+            there,
+            f"{len(bare)} not, for their files are not where the store says: {which}{compared}"
+            + (copied if stores.file_of(uri) else ""),
         )
-    return brought, there
+    return brought, there, ""
 
 
 def _results(client: Any, number: str) -> list[Any]:
@@ -180,6 +203,36 @@ def _brought(into: TrackingConfig, run_id: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
+def _record(run: Any) -> str:
+    """Return the number of a result, which it keeps from store to store.
+
+    What is attached has none of its own, but that of the run that it is of.
+    """
+    from tsexp.tracking import spool
+
+    tags = run.data.tags
+    own = tags.get(FROM_RUN, run.info.run_id)
+    return str(own if ATTACHED_TO in tags else tags.get(spool.RECORD, own))
+
+
+def _has(into: TrackingConfig, record: str) -> bool:
+    """Whether a result is in this store, be it that it began there and comes home."""
+    from mlflow.exceptions import MlflowException
+
+    from tsexp import tracking
+    from tsexp.tracking import spool
+
+    if spool.delivered(into, record):
+        return True
+    client = tracking.store(into)
+    try:
+        run = client.get_run(record)
+    except MlflowException:  # no number of a run, or of one that is not there
+        return False
+    here = (tracking.experiment_of(client, into), "FINISHED", "active")
+    return (run.info.experiment_id, run.info.status, run.info.lifecycle_stage) == here
+
+
 def _parent(run: Any, into: TrackingConfig) -> str:
     """Return the sweep of the same command in the other store; its numbers are made when it runs again."""
     from tsexp import tracking
@@ -214,12 +267,10 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> bool:
         note = one.tags.get("mlflow.note.content", "").replace(run.info.run_id, "RUN_ID")
         about = {"name": one.name, "note": note, "params": dict(one.params), "type": one.model_type}
     tags = {k: v for k, v in run.data.tags.items() if k not in OF_THE_STORE}
-    record = tags.pop(spool.RECORD, run.info.run_id)
-    if ATTACHED_TO in tags:  # older ones have the number of the run that they are of
-        record = run.info.run_id
+    tags.pop(spool.RECORD, None)
     content = {
         "format": spool.FORMAT,
-        "record": record,
+        "record": _record(run),
         "store": {"uri": configs.redact(uri), "experiment": ""},
         "run_id": None,
         "again": SIGNATURE not in tags or tags.get("tsexp.valid") != "true",

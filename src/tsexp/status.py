@@ -73,13 +73,13 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Job]]:
     """
     try:
         about = json.loads((folder / jobs.SWEEP).read_text())
-        names = about["names"] or [f"job {n}" for n in sorted(_numbers(folder))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = list(about["names"]) or [f"job {n}" for n in sorted(_numbers(folder))]
+        about["command"], on = str(about.get("command", "")), "process" in about and _alive(about["process"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{folder} is not the folder of a sweep ({type(error).__name__}: {error}); it is "
             "multirun/DAY/TIME, with a sweep.json in it"
         ) from None
-    on = "process" in about and _alive(about["process"])
     return about, [_job(folder / str(n), n, name, on) for n, name in enumerate(names)]
 
 
@@ -94,8 +94,8 @@ def _alive(who: dict[str, str]) -> bool:
 
 def _job(folder: Path, number: int, name: str, on: bool) -> Job:
     outcome, note = _json(folder / jobs.OUTCOME), _json(folder / jobs.RUNNING)
-    if outcome:
-        if outcome["status"] == "kept" and not Path(outcome["parcel"]).exists():
+    if "status" in outcome:  # else it is damaged, and is as good as none
+        if outcome["status"] == "kept" and not Path(outcome.get("parcel", "")).is_dir():
             return Job(number, name, "kept", GONE)
         states = {"finished": "done", "found": "done", "refused": "failed"}
         why = " ".join(str(outcome.get("error") or "").split())

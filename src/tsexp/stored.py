@@ -65,14 +65,15 @@ def carried_out(part: str, work: Callable[[], int | None], left: str, unknown: S
 
 
 def sort(words: Sequence[str], allowed: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Sort the words of a command line into plain ones and settings, ``key=value``.
+    """Sort the words of a command line into plain ones, paths among them, and settings, ``key=value``.
 
     Raises
     ------
     ConfigError
         If a key is not among those that are `allowed` (shown → how it begins).
     """
-    settings = [w for w in words if "=" in w and not Path(w).exists()]
+    # A folder that is not there yet is told by the / before the =, as in sweeps/prune.ratio=0.5.
+    settings = [w for w in words if "=" in w and "/" not in w.partition("=")[0] and not Path(w).exists()]
     for setting in settings:
         key = setting.partition("=")[0]
         if not any(key == s or (s.endswith(".") and key.startswith(s)) for s in allowed.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from tsexp import config as configs
 from tsexp import secret, stored
@@ -36,6 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
             if setting.partition("=")[0] not in SETTINGS or "=" not in setting:
                 raise ConfigError(f"{setting} is not known here; allowed: {', '.join(SETTINGS)}")
         found = configs.places(composed(*asked.settings))
+        if (
+            any(s.startswith("paths.spool=") for s in asked.settings)
+            and not Path(found["paths"].spool).is_dir()
+        ):
+            raise ConfigError(
+                f"paths.spool={found['paths'].spool} is not there; give a folder of kept results"
+            )
         return _sync(found["paths"], found["tracking"], asked.all)
 
     return stored.carried_out("sync", work, "what is not delivered is still kept")

@@ -179,6 +179,11 @@ def _check_same(frozen: Any, config: Any, where: str | None, folder: Path) -> No
     asked = {"store": store_id(config.tracking.uri), "experiment": config.tracking.experiment} | (
         {"where": where} if where is not None else {}
     )
+    if "parts" in frozen.about:
+        raise ReportError(
+            f"{folder} was frozen in parts, maybe from several stores; leave tracking.… and where "
+            "out to read all of it"
+        )
     for key, value in asked.items():
         if frozen.about.get(key) != value:
             raise ReportError(

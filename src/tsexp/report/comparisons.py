@@ -55,11 +55,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def once(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of rows that share `ONCE`, the first valid one, or the first; give them the newest first."""
+    """Of rows that share `ONCE`, the first valid one, or the first; give them the newest first.
+
+    Copies of one, which differ by the numbers that another store gave to its runs, are one.
+    """
     kept: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in sorted(rows, key=lambda row: not row["valid"]):
         kept.setdefault(tuple(row[k] for k in ONCE), row)
-    return list(kept.values())
+    copies: dict[str, Mapping[str, Any]] = {}
+    for row in kept.values():
+        copies.setdefault(repr([row.get(k) for k in KINDS if not k.startswith("run_id")]), row)
+    return list(copies.values())
 
 
 def of_run(row: Row, sides: Mapping[str, Row], hardware: Mapping[str, Any]) -> dict[str, Any]:

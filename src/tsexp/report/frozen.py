@@ -384,6 +384,10 @@ def _whole(results: pd.DataFrame, left_out: LeftOut) -> pd.DataFrame:
     return schema().validate(results.drop(index=cases["index"].unique()))
 
 
+TOLD = ("experiment", "experiment_id", "where", "left_out")
+"""What `ABOUT` says of frozen results, beside its schema."""
+
+
 def load(folder: Path) -> Frozen:
     """Read what `freeze` wrote: a folder of it, or a folder of such folders, in the order of their names.
 
@@ -397,6 +401,8 @@ def load(folder: Path) -> Frozen:
     if (folder / ABOUT).exists():
         return _load(folder)
     parts = sorted(about.parent for about in folder.glob(f"*/{ABOUT}"))
+    for half in sorted({file.parent for file in folder.glob("*/results.*")} - set(parts)):
+        raise ReportError(f"{half} has results and no {ABOUT}: copy all of it, or take it away")
     if not parts:
         raise ReportError(f"{folder} has no frozen results; make them: python -m tsexp.report freeze")
     return together({part.name: _load(part) for part in parts})
@@ -474,6 +480,8 @@ def _load(folder: Path) -> Frozen:
     again = "freeze again: python -m tsexp.report freeze"
     try:
         about = json.loads((folder / ABOUT).read_text())
+        if not isinstance(about, dict):
+            raise ValueError(f"{ABOUT} is no record")
         if about.get("schema") != SCHEMA_VERSION:
             other = (
                 f"{folder} was frozen with schema {about.get('schema')}, this version reads {SCHEMA_VERSION}"
@@ -481,7 +489,10 @@ def _load(folder: Path) -> Frozen:
             raise ReportError(
                 f"{other}; the reference that accuracy is compared with is another one since; {again}"
             )
+        if lacking := [key for key in TOLD if key not in about]:
+            raise ValueError(f"{ABOUT} does not tell {', '.join(lacking)}")
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PARQUETS}
+        _belong_together(tables)
         for name, before in (("ended", "cpu"), ("libraries", "dataset"), ("setting", "recipe")):
             if name not in (results := tables["results"]):
                 results.insert(results.columns.get_loc(before), name, "")
@@ -497,6 +508,17 @@ def _load(folder: Path) -> Frozen:
         if isinstance(error, ReportError):
             raise
         raise ReportError(f"{folder} is damaged ({_reason(error)}); {again}") from None
+
+
+def _belong_together(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Refuse what lies beside results that it is not of."""
+    results = tables["results"]
+    expected = {"predictions": results["scored"], "windows": results["valid"]}
+    for name in PARQUETS[1:]:
+        there = set(tables[name]["run_id"])
+        of = set(results.loc[expected[name], "run_id"]) if name in expected else set()
+        if not of <= there <= set(results["run_id"]):
+            raise ValueError(f"{name}.parquet is not of the runs in results.parquet")
 
 
 def schema() -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.config import MODES
 from tsexp.files import whole
-from tsexp.marks import ENDS, ESTIMATED
+from tsexp.marks import ENDS, ESTIMATED, without_html
 from tsexp.report import claims, company, comparisons, costs, machines
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
@@ -160,7 +160,7 @@ def markdown(table: Table) -> str:
     cells = table.shown.map(lambda text: text.replace("|", r"\|"))
     align = ["right" if right else "left" for right in table.right]
     text = cells.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return "\n\n".join([*table.above, table.caption, text, *table.below]) + "\n"
+    return without_html("\n\n".join([*table.above, table.caption, text, *table.below]) + "\n")
 
 
 def csv(table: Table) -> str:

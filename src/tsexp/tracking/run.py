@@ -306,9 +306,7 @@ def inputs(dataset: Dataset) -> list[Any]:
     from mlflow.entities import DatasetInput, InputTag
     from mlflow.types import Schema, TensorSpec
 
-    steps = (
-        -1 if np.isnan(dataset.x_test).any() or np.isnan(dataset.x_train).any() else dataset.x_train.shape[2]
-    )
+    steps = -1 if dataset.preprocessing.ragged else dataset.x_train.shape[2]
     series = Schema([TensorSpec(dataset.x_train.dtype, (-1, dataset.channels, steps))])
     schema = TensorDatasetSchema(series, Schema([TensorSpec(dataset.y_train.dtype, (-1,))]))
     made = []

@@ -72,6 +72,9 @@ class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-define
         series = checked(model_input, self.channels, self.length, self.ragged)
         with self.alone:
             scores = self.predictor(series)
+        if not np.isfinite(scores).all():
+            wrong = int((~np.isfinite(scores)).any(1).argmax())
+            raise Refused(f"series {wrong} gets scores that are not finite; its values may be too large")
         if (params or {}).get("scores"):
             return scores
         probabilities = softmax(scores.astype(np.float64), axis=-1)
@@ -109,9 +112,13 @@ def checked(series: Any, channels: int, length: int, ragged: bool) -> FloatArray
 
     if hasattr(series, "columns"):  # what the server makes of CSV, and of dataframe_split and its like
         raise refuse('a table, which has no axis of channels (a server takes {"inputs": [[[…]]]})')
+    from tsexp.data import LARGEST
+
     try:
         found = np.asarray(series)
         if found.dtype == object:  # a list with None, which is what JSON makes of NaN
+            if any(isinstance(value, str | bytes) for value in found.flat):
+                raise ValueError
             found = found.astype(np.float64)
     except (TypeError, ValueError):
         raise refuse("not an array: lists of unequal length, or values that are no numbers") from None
@@ -130,14 +137,18 @@ def checked(series: Any, channels: int, length: int, ragged: bool) -> FloatArray
         x = np.ascontiguousarray(found, dtype=np.float32)
     if np.isinf(x).any():
         raise refuse(f"series {_first(np.isinf(x))} has infinite values, or some that float32 cannot hold")
+    if (np.abs(x) > LARGEST).any():
+        what = f"values beyond ±{LARGEST:g}, sums of whose squares float32 may not hold"
+        raise refuse(f"series {_first(np.abs(x) > LARGEST)} has {what}")
     missing = np.isnan(x)
     if not missing.any():
         return x
     if not ragged:
         raise refuse(f"series {_first(missing)} has NaN where a value is needed")
     lengths = (~missing).any(1).sum(1)
-    if not lengths.all():
-        raise refuse(f"series {int(lengths.argmin())} has no values")
+    if lengths.min() < 2:
+        few = "one value" if lengths.min() else "no values"
+        raise refuse(f"series {int(lengths.argmin())} has {few}")
     wrong = missing != (np.arange(x.shape[2]) >= lengths[:, None])[:, None]
     if wrong.any():
         raise refuse(f"series {_first(wrong)} has NaN before its end, or not in all channels")
