@@ -169,6 +169,7 @@ def test_where_channels_do_not_change_a_resnet_adds_what_a_norm_makes_of_them(it
 
 @pytest.fixture(params=["inceptiontime", "litetime"])
 def ensemble(request, italy):
+    torch.manual_seed(0)  # whatever other tests have drawn
     return awake(models.build(config(request.param, "model.members=3").model, italy))
 
 
@@ -565,8 +566,8 @@ def test_only_what_onnx_runtime_exports_of_them_counts_as_changed(tiny, italy):
         return runtimes.rewrites(cfg.quant, cfg.runtime, cfg.model.family)
 
     assert keys("fcn", "onnxruntime") == {"rewrites": {"onnxruntime": 1}}
-    assert keys("fcn", "auto")["rewrites"] == {"onnxruntime": 1, "openvino": 1}
-    assert keys("fcn", "openvino") == keys("t3", "openvino") == {"rewrites": {"openvino": 1}}
+    assert keys("fcn", "auto")["rewrites"] == {"onnxruntime": 1, "openvino": 2}
+    assert keys("fcn", "openvino") == keys("t3", "openvino") == {"rewrites": {"openvino": 2}}
     assert keys("fcn", "onnxruntime", "static") == {}
     assert keys("fcn", "eager") == keys("t3", "onnxruntime") == keys("t4", "onnxruntime") == {}
 
