@@ -589,6 +589,14 @@ def test_one_damaged_job_does_not_hide_the_others(tmp_path, capsys):
     assert "5 jobs: 3 missing, 1 failed, 1 skipped" in capsys.readouterr().out
 
 
+def test_a_sweep_that_noted_no_command_is_told_apart(tmp_path):
+    folder = sweep_folder(tmp_path)
+    about = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({"names": about["names"]}))
+    with pytest.raises(ConfigError, match="did not note what it takes; give the command of the sweep again"):
+        status._retry(folder, *status.read(folder))
+
+
 @pytest.mark.parametrize("about", ['{"names": 5}', "[]", '{"names": ["a"], "process": []}'])
 def test_a_damaged_sweep_is_told_in_a_line(tmp_path, capsys, about):
     folder = sweep_folder(tmp_path)

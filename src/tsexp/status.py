@@ -74,7 +74,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Job]]:
     try:
         about = json.loads((folder / jobs.SWEEP).read_text())
         names = list(about["names"]) or [f"job {n}" for n in sorted(_numbers(folder))]
-        about["command"], on = str(about.get("command", "")), "process" in about and _alive(about["process"])
+        on = "process" in about and _alive(about["process"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{folder} is not the folder of a sweep ({type(error).__name__}: {error}); it is "
@@ -162,6 +162,8 @@ def _retry(folder: Path, about: dict[str, Any], found: list[Job]) -> int:
     """Become the command of this sweep, which leaves out what is done."""
     if not any(job.state in UNFINISHED for job in found):
         return 0 if all(job.state in DONE for job in found) else 1
+    again = f"give {'its command' if 'command' in about else 'the command of the sweep'} again"
+    again += f": {about['command']}" if "command" in about else ""
     if any(job.state in ("running", "waiting") for job in found):
         who = about.get("process", alive.me())
         raise ConfigError(
@@ -171,11 +173,9 @@ def _retry(folder: Path, about: dict[str, Any], found: list[Job]) -> int:
             f"is gone, give the sweep's command again, which leaves out what is done: {about['command']}"
         )
     if about.get("search"):
-        raise ConfigError(f"a search chooses its jobs itself; give its command again: {about['command']}")
+        raise ConfigError(f"a search chooses its jobs itself; {again}")
     if "overrides" not in about:
-        raise ConfigError(
-            f"this sweep did not note what it takes; give its command again: {about['command']}"
-        )
+        raise ConfigError(f"this sweep did not note what it takes; {again}")
     for name in re.findall(r"\$\{oc\.env:(\w+)\}", " ".join(about["overrides"])):
         if name not in os.environ:
             raise ConfigError(f"the store's address has a password, which is noted nowhere; set {name} to it")
@@ -184,7 +184,7 @@ def _retry(folder: Path, about: dict[str, Any], found: list[Job]) -> int:
     except OSError as error:
         raise ConfigError(
             f"the sweep was started in {about['folder']}, which is not there any more ({error.strerror}); "
-            f"give its command again: {about['command']}"
+            f"{again}"
         ) from None
     os.environ[jobs.RETRY] = str(folder)
     words = [*about.get("options", ()), *about["overrides"], *about["hydra"]]
