@@ -225,9 +225,9 @@ def test_machine_code_is_told_and_what_lets_it_run(place):
         manifest = run.artifact.manifest | {"runtime": name, "matmuls": {"int8": 9}}
         facts = SimpleNamespace(row=run.client.get_run(run.run_id).data, manifest=manifest)
         limits[name] = card._limits(facts)
-        assert ("checks nothing" in limits[name]) == ("without VNNI" in limits[name]) == (name in card.ALONE)
-        assert ("machine code for the CPU" in limits[name]) == (name in export.MACHINE_CODE)
-    allowed = {name: export._allowed({"runtime": name}) for name in (*limits, "my_runtime:")}
+        assert ("checks nothing" in limits[name]) == ("without VNNI" in limits[name]) == runtimes.alone(name)
+        assert ("machine code on its own CPU alone" in limits[name]) == (name == "inductor")
+    allowed = {name: export._allowed(name) for name in (*limits, "my_runtime:")}
     assert allowed == {
         "onnxruntime": [],
         "eager": [],

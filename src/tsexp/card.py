@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tsexp import __version__
 from tsexp import config as configs
-from tsexp.marks import ENDS, products, without_html
-from tsexp.runtimes import int8_largest
+from tsexp.marks import ENDS, products
+from tsexp.runtimes import alone, code_in, int8_largest
 
 if TYPE_CHECKING:
     from tsexp.report.store import Row
@@ -34,10 +34,6 @@ SCALES = {
     "standard": "with mean and standard deviation of the train split, per channel",
     "znorm_raw": "z-normalization per series and channel, and asinh of the raw series beside it",
 }
-
-
-ALONE = ("onnxruntime", "openvino")
-"""Runtimes whose files run without this package, which would check."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +156,8 @@ def card(facts: Facts, files: Mapping[str, str], needs: str) -> str:
     }
     doubts = _doubts(facts.row)
     head = [f"# {facts.name}", _what(facts), *([doubts] if doubts else [])]
+    from tsexp.report.tables import without_html
+
     text = "\n\n".join([*head, *(f"## {title}\n\n{text}" for title, text in parts.items())]) + "\n"
     return without_html(text)
 
@@ -339,17 +337,20 @@ def _limits(facts: Facts) -> str:
         "them. Its probabilities were not calibrated.",
         "Accuracy holds for series like those of the test split; energy and time for the machine above.",
     ]
-    if m["runtime"] in ALONE:
+    by_itself = alone(m["runtime"])
+    if by_itself:
         lines.append(
             "A file of a model checks nothing: NaN, infinite values and other shapes have to be kept out."
         )
-    elif m["runtime"] == "inductor":
-        lines.append("It is machine code for the CPU that it was compiled on, and is refused on others.")
+    elif code_in(m["runtime"]):
+        lines.append(
+            "It brings code, which runs only where it is trusted, and machine code on its own CPU alone."
+        )
     if m["mode"] != "none":
         lines.append(
             "Other CPUs may round otherwise in this number format: scores may differ a little there."
         )
-    if (int8_largest(m) or 0) > 64 and m["runtime"] in ALONE:
+    if (int8_largest(m) or 0) > 64 and by_itself:
         lines.append(
             "Its int8 weights have 8 bits. On x86 without VNNI (none of `avx512_vnni`, `avx_vnni`, "
             "`amx_int8` among the flags of the CPU) products overflow with them, and answers are worse or "

@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +44,6 @@ MOST = 64
 EXACT = ("none", "weight_only")
 """Modes whose products are fp32, which every CPU computes alike but for the order of sums."""
 FOLDER = "artifact"
-MACHINE_CODE = ("inductor",)
-"""Runtimes whose artifacts are machine code."""
 PRIVATE = (
     *(f"tsexp.{key}" for key in alive.WHO),
     *("tsexp.merged_from", "mlflow.user", "mlflow.parentRunId", "mlflow.source.", "mlflow.note."),
@@ -115,14 +112,15 @@ def _export(run: str, folder: Path, cfg: Config) -> tuple[str, list[str]]:
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return facts.name, _allowed(artifact.manifest)
+    return facts.name, _allowed(artifact.manifest["runtime"])
 
 
-def _allowed(manifest: Mapping[str, Any]) -> list[str]:
+def _allowed(runtime: str) -> list[str]:
     """Return what has to be in the environment for code in an artifact to run, as words of a command."""
-    runtime = manifest["runtime"]
-    names = [runtime.rstrip(":")] if runtime in MACHINE_CODE or ":" in runtime else []
-    return [f"{configs.OWN_CODE}={name}" for name in names]
+    from tsexp import runtimes
+
+    name = runtimes.code_in(runtime)
+    return [f"{configs.OWN_CODE}={name}"] if name else []
 
 
 def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int], scratch: Path) -> card.Facts:
@@ -166,11 +164,10 @@ def _write(folder: Path, facts: card.Facts, artifact: Artifact, test: np.ndarray
         shutil.copytree(artifact.folder, folder / FOLDER)
         files = {FOLDER: "the model, as tsexp loads it (`tsexp.runtimes.load`)"}
         needs, lines = f"tsexp {row.tags.get('tsexp.version')}", ARTIFACT
-        if ":" in artifact.manifest["runtime"]:
-            needs += f" and the module of the runtime {artifact.manifest['runtime']}"
-        elif artifact.manifest["runtime"] in MACHINE_CODE:
-            needs += " and a CPU like the one that its machine code was compiled for"
-        if allowed := _allowed(artifact.manifest):
+        runtime = artifact.manifest["runtime"]
+        if allowed := _allowed(runtime):
+            own = f"the module of the runtime {runtime}"
+            needs += f" and {own if ':' in runtime else 'a CPU like the one that its code was compiled for'}"
             needs += f", with {allowed[0]} in the environment, which lets its code run"
         imports = "import pathlib, numpy as np\nfrom tsexp import runtimes"
     scores = np.concatenate(

@@ -1,7 +1,6 @@
 """What runs say of themselves, for those who write it and those who look for it."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,11 +31,6 @@ def products(manifest: Mapping[str, Any], batch_size: int) -> dict[str, int]:
     """Number format → products of the graph that runs for batches of this size; empty where none is known."""
     alone: dict[str, int] = manifest.get("matmuls", {})
     return manifest.get(IN_BATCHES, alone) if batch_size > 1 else alone
-
-
-def without_html(markdown: str) -> str:
-    """Return Markdown in which the names of somebody's data make no HTML."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", markdown)
 
 
 def label_order(label: str) -> tuple[float, str]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 ABOUT = "about.json"
+TOLD = ("experiment", "experiment_id", "where", "left_out")
+"""What `ABOUT` says of frozen results, beside its schema."""
 OLDER = "measured by an older protocol"
 
 
@@ -384,10 +386,6 @@ def _whole(results: pd.DataFrame, left_out: LeftOut) -> pd.DataFrame:
     return schema().validate(results.drop(index=cases["index"].unique()))
 
 
-TOLD = ("experiment", "experiment_id", "where", "left_out")
-"""What `ABOUT` says of frozen results, beside its schema."""
-
-
 def load(folder: Path) -> Frozen:
     """Read what `freeze` wrote: a folder of it, or a folder of such folders, in the order of their names.
 
@@ -401,7 +399,7 @@ def load(folder: Path) -> Frozen:
     if (folder / ABOUT).exists():
         return _load(folder)
     parts = sorted(about.parent for about in folder.glob(f"*/{ABOUT}"))
-    for half in sorted({file.parent for file in folder.glob("*/results.*")} - set(parts)):
+    for half in sorted({file.parent for file in folder.glob("*/results.parquet")} - set(parts)):
         raise ReportError(f"{half} has results and no {ABOUT}: copy all of it, or take it away")
     if not parts:
         raise ReportError(f"{folder} has no frozen results; make them: python -m tsexp.report freeze")

@@ -7,6 +7,7 @@ number on its own, to ten digits.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.config import MODES
 from tsexp.files import whole
-from tsexp.marks import ENDS, ESTIMATED, without_html
+from tsexp.marks import ENDS, ESTIMATED
 from tsexp.report import claims, company, comparisons, costs, machines
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
@@ -153,6 +154,11 @@ def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
             if f"{name}.{ending}" not in files:
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
     return [folder / name for name in files], said
+
+
+def without_html(markdown: str) -> str:
+    """Return Markdown in which the names of somebody's data make no HTML."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", markdown)
 
 
 def markdown(table: Table) -> str:

@@ -27,6 +27,8 @@ One file per runtime. A runtime is a module with one line in `RUNTIMES` (or some
 ``annotate(folder, facts, target)``, ``script(mode, device)``
     Optional, both: a copy of the files that tells what it is and runs without this package, and how
     (`tsexp.export`). Without them, the artifact folder is exported as it is.
+``TRUSTED``
+    Optional. Its artifacts are machine code, and run only where ``TSEXP_OWN_CODE`` has this name.
 """
 
 from __future__ import annotations
@@ -557,6 +559,19 @@ def refuse_overflow(manifest: Mapping[str, Any], what: str) -> None:
         )
 
 
+def alone(runtime: str) -> bool:
+    """Whether a copy of its artifacts runs without this package, which would check what it is given."""
+    return hasattr(_module(runtime), "annotate")
+
+
+def code_in(runtime: str) -> str | None:
+    """Return what ``TSEXP_OWN_CODE`` has to name for its artifacts to run; None where they are data alone."""
+    if ":" in runtime:
+        return runtime.rstrip(":")
+    name: str | None = getattr(_module(runtime), "TRUSTED", None)
+    return name
+
+
 def standalone(
     folder: Path, facts: Mapping[str, str], target: Path, probe: FloatArray
 ) -> tuple[str, list[str]] | None:
@@ -586,7 +601,7 @@ def standalone(
     """
     manifest = read_manifest(folder)
     module, mode, device = _module(manifest["runtime"]), manifest["mode"], manifest["device"]
-    if not hasattr(module, "annotate"):
+    if not alone(manifest["runtime"]):
         return None
     module.annotate(folder, facts, target)
     before, after = (module.load(one, mode, device, 1)(probe) for one in (folder, target))

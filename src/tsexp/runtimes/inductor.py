@@ -36,6 +36,7 @@ FAMILIES = dict.fromkeys(("convolution", "views", "ridge"), dict.fromkeys(("none
 """No int8. Weights used more than once (views share an encoder) the compiler makes fp32 again. An int8
 convolution in one dimension it takes for longer than it is (torch 2.13), and fails where padding is masked
 afterwards; `dynamic` PT2E has for linear layers only."""
+TRUSTED = "inductor"
 PACKAGES = dict.fromkeys(("dynamic", "static", "qat"), ("torchao",))
 
 FILE = "model.pt2"
@@ -181,7 +182,7 @@ def _quantized(graph: Any, series: Tensor, job: Job, stems: tuple[str, ...]) -> 
 
 def load(folder: Path, mode: str, device: str, threads: int) -> InductorPredictor:
     """Load what `export` wrote; PyTorch's threads are the process's, see `energy.worker`."""
-    must_be_trusted("inductor", f"{folder / FILE} is machine code")
+    must_be_trusted(TRUSTED, f"{folder / FILE} is machine code")
     expected = json.loads((folder / INPUT).read_text())
     if expected["cpu"] != machine()["cpu"]:
         raise ValueError(
