@@ -807,16 +807,25 @@ def test_what_is_told_of_t3_and_t2_is_what_was_measured(single):
     assert {three["degradation"], two["degradation"]} == {"undecided"}
 
 
+WITHOUT_VNNI, WITH_VNNI = "family 25, model 1, stepping 1", "family 26, model 2, stepping 1"
+
+
+def of_one_cpu(part, cpu, without_warning):
+    """Records of a folder: all valid, of one CPU, and so many of them without a warning."""
+    kept = frozen.load(COMPANY / part).results
+    assert kept["valid"].all()
+    assert (kept["warnings"] == "").sum() == without_warning
+    assert set(kept["cpu"]) == {f"AMD EPYC ({cpu})"}
+    return kept
+
+
 def test_what_is_left_of_t2_on_the_cpu_without_vnni_is_what_was_measured(monkeypatch):
     monkeypatch.syspath_prepend("docs")
     import pages
 
     page = words("docs/t4.md")
-    kept = frozen.load(COMPANY / "t2").results
+    kept = of_one_cpu("t2", WITHOUT_VNNI, 1)
     assert len(kept) == 6
-    assert kept["valid"].all()
-    assert (kept["warnings"] == "").sum() == 1
-    assert set(kept["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
     fewer = pages.of_converged("t2")
     assert [row["n"] for row in fewer] == [2, 1]
     assert all(row["speedup"] > 12 and row["drop_pt"] < 1 for row in fewer)
@@ -833,12 +842,9 @@ def test_what_tuning_until_validation_says_stop_brings_to_t1_is_what_was_measure
     import pages
 
     page = words("docs/t4.md")
-    kept = frozen.load(COMPANY / "t1").results
+    kept = of_one_cpu("t1", WITHOUT_VNNI, 3)
     assert f"[{len(kept)} records](company/t1/results.csv)" in page
-    assert kept["valid"].all()
-    assert (kept["warnings"] == "").sum() == 3
     assert kept["warnings"].str.contains("foreign load").sum() == 1
-    assert set(kept["cpu"]) == {"AMD EPYC (family 25, model 1, stepping 1)"}
     electric, *acsf1 = pages.of_converged("t1")
     assert electric["speedup"] > 20
     assert (electric["degradation"], electric["n"]) == ("kept", 1)
@@ -857,13 +863,10 @@ def test_t1_on_acsf1_with_vnni_is_what_was_measured(monkeypatch):
     import pages
 
     page = words("docs/t4.md")
-    kept = frozen.load(COMPANY / "t1_family_26").results
+    kept = of_one_cpu("t1_family_26", WITH_VNNI, 4)
     assert f"[{len(kept)} records](company/t1_family_26/results.csv)" in page
-    assert kept["valid"].all()
-    assert (kept["warnings"] == "").sum() == 4
     assert "all but four bear a warning" in page
     assert not kept["warnings"].str.contains("foreign load").any()
-    assert set(kept["cpu"]) == set(frozen.load(COMPANY / "family_26").results["cpu"])
     rows = pages.of_converged("t1_family_26")
     assert all(row["speedup_lo"] > 20 and row["drop_pt"] < 1 and row["n"] == 3 for row in rows)
     assert f"a third CPU: {rows[0]['speedup']:.1f} times; " in page
