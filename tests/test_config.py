@@ -301,6 +301,13 @@ def test_a_module_of_ones_own_that_fails_is_told_in_a_line(tmp_path, monkeypatch
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_module_of_ones_own_that_exits_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_exit.py").write_text("import sys\nsys.exit()\n")
+    with pytest.raises(ConfigError, match=r"^prune.method=my_exit:best cannot be imported \(SystemExit"):
+        compose("prune.method=my_exit:best")
+
+
 def test_names_allowed_by_the_schema_are_the_ones_the_parts_know():
     allowed = {
         f"{g}.{k}": f.metadata.get("allowed")

@@ -669,7 +669,7 @@ def _problems(node: Any, prefix: str = "") -> list[str]:
 def _unreachable(key: str, name: str) -> list[str]:
     try:
         look_up(name, {})
-    except Exception as error:  # whatever somebody's module raises
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises, and one that exits
         return [
             f"{key}={name} cannot be imported ({type(error).__name__}: {error}); it is read as "
             "module:object, and the module is looked for in the working folder, in PYTHONPATH and among the "
