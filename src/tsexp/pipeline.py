@@ -77,9 +77,11 @@ def run(
         if cfg.stop_after == "deploy":
             reference(make(cfg, dataset, cache), cfg, dataset, cache)
             return None, False
-        processes.start(energy.PRELOAD)  # imports while this trains; in a sweep it is there already
+        if counter(cfg) is None:  # which would take what is imported beside a training for a part of it
+            processes.start(energy.PRELOAD)  # imports while this trains; in a sweep it is there already
         with tracking.tracked(cfg, resolved_yaml, name, about, parent) as run:
             made = make(cfg, dataset, cache, run.enter)
+            processes.start(energy.PRELOAD)
             artifact, tried = choose(made, cfg, dataset, cache)
             record = judge(made, artifact, cfg, dataset, cache, run.enter)
             record.raw.update(tried=tried, peak_gmacs=_peaks(cfg, cache))
