@@ -513,7 +513,7 @@ COMPLETED = {
     "tsexp report f": ["freeze", "figures"],
     "tsexp ui --p": ["--port"],
     "tsexp data=pl": ["data=plaid"],
-    "tsexp -m prune.ratio=0,0.5 model=t": ["model=t1", "model=t2", "model=t3", "model=t4"],
+    "tsexp -m prune.ratio=0,0.5 model=t": ["model=t1", "model=t2", "model=t3", "model=t4", "model=t4h"],
     "tsexp data=plaid prune.ra": ["prune.ratio="],
     "tsexp nonsense=1 see": [],  # and no error in the middle of the line
 }
@@ -576,7 +576,7 @@ def test_windows_is_told_what_it_needs_before_any_work(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["train", "compress", "deploy", "measure", "track"])
+@pytest.mark.parametrize("stage", ["train", "compress", "deploy", "measuring", "track"])
 def test_killed_in_any_stage_the_rerun_is_whole(tmp_path, stage):
     command = [sys.executable, "-m", "tsexp", *ITALY, "prune.ratio=0.5", "prune.finetune_epochs=2"]
     env = environment() | {"TSEXP_KILL": stage, "PYTHONPATH": str(tmp_path)}

@@ -67,7 +67,7 @@ def one(folder: Path, *overrides: str) -> Logged:
     log = tracking.run.Tracked.log
 
     def keep(self: Any, *arguments: Any) -> None:
-        kept.append(arguments[1:])
+        kept.append(arguments)
         log(self, *arguments)
 
     tracking.run.Tracked.log = keep  # type: ignore[method-assign]
