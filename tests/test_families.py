@@ -267,7 +267,7 @@ def test_artifacts_answer_as_the_model_does(name, runtime, mode, source, load_da
         every -= (name, runtime) == ("litetime", "eager")  # to which fixed filters are no weights
         rounded = mode in ("static", "qat")
         if (name, runtime, mode) == ("resnet", "onnxruntime", "none"):
-            # The norm beside a block that keeps its channels is a convolution to it, where no mask comes after.
+            # The norm beside a block that keeps its channels is a convolution to it, if no mask follows.
             every += not dataset.preprocessing.ragged
         if (name, runtime, mode) == ("litetime", "onnxruntime", "none"):
             # Of images it computes what a member's norm does to the fixed filters as a product, where it can.
