@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -626,6 +627,23 @@ def test_what_only_the_fit_of_a_family_of_ones_own_reads_makes_another_model(mon
         made.append(training.train(config, cfg.train, 0, italy, cache))
     assert [fitted.entry.reused for fitted in made] == [False, False, True]
     assert torch.allclose(made[1].load().means, made[0].load().means / 10)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shape"),
+    [(".repeat(1, 2).numpy()", "(2, 4)"), ("[:, :1].numpy()", "(2, 1)"), ("[:, 0].numpy()", "(2,)")],
+)
+def test_a_family_of_ones_own_without_a_score_for_each_class_is_refused(
+    monkeypatch, tmp_path, italy, wrong, shape
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TSEXP_OWN_CODE", "shrunk")
+    monkeypatch.delitem(sys.modules, "shrunk", raising=False)
+    (tmp_path / "shrunk.py").write_text(SHRUNK.replace("self.means).numpy()", f"self.means){wrong}"))
+    cfg, cache = compose("model=t3"), Cache(tmp_path / "cache")
+    fitted = training.train(__import__("shrunk").Config("mine", "shrunk:", 0.0), cfg.train, 0, italy, cache)
+    with pytest.raises(ConfigError, match=re.escape(f"scores of shape {shape}, where (2, 2) is needed")):
+        runtimes.deploy(fitted, cfg.quant, RuntimeConfig("eager", "cpu"), italy, cache)
 
 
 def test_the_manual_s_table_of_runtimes_is_right():
