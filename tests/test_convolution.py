@@ -560,16 +560,17 @@ def test_several_channels_are_images_too(name, load_data, tmp_path):
     )
 
 
-def test_only_what_onnx_runtime_exports_of_them_counts_as_changed(tiny, italy):
+def test_only_what_onnx_runtime_exports_anew_counts_as_changed(tiny, italy):
     def keys(name, runtime, mode="none"):
         cfg = replace(compose(f"model={name}", f"quant.mode={mode}"), runtime=RuntimeConfig(runtime, "cpu"))
         return runtimes.rewrites(cfg.quant, cfg.runtime, cfg.model.family)
 
-    assert keys("fcn", "onnxruntime") == {"rewrites": {"onnxruntime": 1}}
+    for name in ("fcn", "t4", "ridge"):
+        assert keys(name, "onnxruntime") == {"rewrites": {"onnxruntime": 1}}
     assert keys("fcn", "auto")["rewrites"] == {"onnxruntime": 1, "openvino": 2}
     assert keys("fcn", "openvino") == keys("t3", "openvino") == {"rewrites": {"openvino": 2}}
-    assert keys("fcn", "onnxruntime", "static") == {}
-    assert keys("fcn", "eager") == keys("t3", "onnxruntime") == keys("t4", "onnxruntime") == {}
+    assert keys("fcn", "onnxruntime", "static") == keys("t4", "onnxruntime", "static") == {}
+    assert keys("fcn", "eager") == keys("t3", "onnxruntime") == keys("t4", "eager") == {}
 
 
 def test_records_and_artifacts_from_before_do_not_count(italy, tmp_path, monkeypatch):

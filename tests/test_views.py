@@ -19,7 +19,7 @@ from tsexp.compress import features as prune_features
 from tsexp.config import ConfigError, Unsupported, identity
 from tsexp.data import Preprocessing
 from tsexp.models.transformer import Block
-from tsexp.models.views import Arch, Source, ViewClassifier, features, linear, rebuild, seen
+from tsexp.models.views import Arch, Source, ViewClassifier, features, linear, rebuild, rewrite, seen
 from tsexp.models.views import classifier as views_classifier
 from tsexp.models.views.arch import fourier_points, levels_of, scales_of, signal_length
 from tsexp.models.views.ridge import RidgeClassifier
@@ -344,6 +344,34 @@ def test_rewritten_it_describes_the_same_whatever_the_series(name, gone):
         torch.testing.assert_close(lean(x), model(x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("length", [5, 24, 720, 1030])
+def test_the_lean_spectrum_has_each_amplitude_once(length):
+    """In another order, and with some beyond; of a sine, the largest is at its frequency."""
+    source = features.Fourier(length)
+    lean = rewrite.LeanFourier(source)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 2, length)).astype(np.float32))
+    ours, theirs = lean(x), source(x)
+    within = lean.frequencies < source.amplitudes
+    assert sorted(lean.frequencies[within].tolist()) == list(range(source.amplitudes))
+    torch.testing.assert_close(ours[..., within], theirs[..., lean.frequencies[within]])
+
+
+@pytest.mark.parametrize(("most", "together"), [(18, True), (17, False)])
+def test_views_attend_apart_whether_in_one_product_or_two(monkeypatch, italy, most, together):
+    monkeypatch.setattr("tsexp.models.transformer.rewrite.TOGETHER", most)
+    model = model_of(italy)
+    counts = [view.tokens for view in model.views]
+    lean = model.deployable(flat=True)
+    assert counts == [14, 4]
+    assert all((block.apart is not None) == together for block in lean.encoder.blocks)
+    x, _ = lean.preprocess(torch.from_numpy(italy.x_test[:3]))
+    other = lean.tokens(x).clone()
+    other[:, counts[0] :] += 1.0  # the second view alone sees something else
+    before, after = lean.encoder(lean.tokens(x), None), lean.encoder(other, None)
+    assert torch.equal(before[:, : counts[0]], after[:, : counts[0]])
+    assert (before[:, counts[0] :] != after[:, counts[0] :]).any(-1).all()
+
+
 def levelled(x):
     """Every second series flat, each at a level of its own."""
     odd = x + 10.0
@@ -413,14 +441,16 @@ def test_parameters_and_macs_by_hand(length, places):
     assert models.count_parameters(model) == 2 * block + 2 * d + sum(views) + sum(heads)
     described = bins * length * 31 + 84 * 9 * sum(places)
     projected = (31 * bins + 4 + 4 * 84 * kernel_bins) * d
-    encoded = sum(2 * (t * (4 * d * d + 2 * d * ffn) + 2 * t * t * d) for t in tokens)
+    attended = sum(2 * 2 * t * t * d for t in tokens)
+    encoded = sum(2 * t * (4 * d * d + 2 * d * ffn) for t in tokens)
     answered = sum(d * classes + t * classes * d for t in tokens)
-    assert models.count_macs(model) == described + projected + encoded + answered
+    assert models.count_macs(model) == described + projected + encoded + attended + answered
     lean = model.deployable(flat=True)
     # Every bin is a filter; what is said of the mean is part of what is said of each token.
     described += bins * length + (kernel_bins - 1) * 84 * 9 * sum(places)
     bias_unit = 2 * sum(tokens) * 2 * d  # into and out of it, in both blocks
     answered = sum(t * classes * d for t in tokens)
+    encoded += 2 * 2 * sum(tokens) ** 2 * d  # of both views at once: what is between them is computed, too
     assert models.count_macs(lean) == described + projected + encoded + bias_unit + answered
     joined = 3 * d + 2 * classes * d  # biases of three projections, weights of two heads
     units = 2 * (2 * d + 1) - 2 * d

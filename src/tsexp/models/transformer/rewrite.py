@@ -50,18 +50,24 @@ class PackedAttention(nn.Module):
             q, k, v = self.qkv(x).chunk(3, -1)
         return self.o(self.mix(q, k, v, mask))  # type: ignore[no-any-return]
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend: (batch, tokens, heads × head_dim), `q` perhaps with fewer tokens → the shape of `q`."""
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, added: Tensor | None = None
+    ) -> Tensor:
+        """Attend: (batch, tokens, heads × head_dim), `q` perhaps with fewer tokens → the shape of `q`.
+
+        `mask` is of the keys, (batch, tokens); without one, `added` is added to what each token (row) has for
+        each (column).
+        """
+        allowed = added if mask is None else mask[:, None, None, :]
         if self.fused:
-            attend = None if mask is None else mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
+            if mask is not None and allowed is not None:
+                allowed = allowed.expand(-1, 1, q.shape[1], -1)
             mixed: Tensor = torch.onnx.ops.attention(
-                q, k, v, attend, q_num_heads=self.heads, kv_num_heads=self.heads
+                q, k, v, allowed, q_num_heads=self.heads, kv_num_heads=self.heads
             )[0]
         else:
             q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-            mixed = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=None if mask is None else mask[:, None, None, :]
-            )
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
             mixed = mixed.transpose(1, 2).flatten(2)
         return mixed
 
@@ -120,17 +126,30 @@ class FlatEncoder(nn.Module):
         return self.norm(x).unflatten(0, (-1, 1 if last.first_only else self.tokens))  # type: ignore[no-any-return]
 
 
+TOGETHER = 64
+"""So many tokens, of several sequences, attend in one product, of which a mask takes what is between them.
+
+There are fewer operations then, and more work: of more tokens, it takes longer (docs/log.md, 2026-12-02)."""
+
+
 class FlatBlock(nn.Module):
     """An encoder block on (batch × tokens, d); see `FlatEncoder`."""
+
+    apart: Tensor | None
 
     def __init__(self, block: EncoderBlock | FirstTokenBlock, counts: tuple[int, ...]) -> None:
         super().__init__()
         self.first_only = isinstance(block, FirstTokenBlock)
         source = block.block if isinstance(block, FirstTokenBlock) else block
-        self.counts, self.tokens, self.pre = counts, sum(counts), source.pre
+        self.tokens, self.pre = sum(counts), source.pre
         self.attention, self.norm1, self.norm2 = source.attention, source.norm1, source.norm2
         self.activation = source.activation
         self.fc1, self.back = _with_bias_unit(source.fc1, source.fc2, source.activation)
+        self.parts = [self.tokens] if self.tokens <= TOGETHER else list(counts)
+        apart = None
+        if len(self.parts) < len(counts):  # 0, and -inf between sequences
+            apart = torch.block_diag(*(torch.ones(count, count) for count in counts)).log()
+        self.register_buffer("apart", apart, persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         ask = x.unflatten(0, (-1, self.tokens))[:, 0] if self.first_only else x
@@ -149,9 +168,9 @@ class FlatBlock(nn.Module):
             mixed = a.mix(a.q(rows[:, 0])[:, None], k, v, mask)
         else:
             asked = a.qkv(x).unflatten(0, (-1, self.tokens))
-            parts = asked.split(self.counts, 1) if len(self.counts) > 1 else (asked,)
+            parts = asked.split(self.parts, 1) if len(self.parts) > 1 else (asked,)
             each = [part.chunk(3, -1) for part in parts]
-            several = [a.mix(q, k, v, mask) for q, k, v in each]
+            several = [a.mix(q, k, v, mask, self.apart) for q, k, v in each]
             mixed = torch.cat(several, 1) if len(several) > 1 else several[0]
         return a.o(mixed.flatten(0, 1))  # type: ignore[no-any-return]
 

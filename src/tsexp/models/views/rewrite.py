@@ -80,14 +80,29 @@ def _head(view: View) -> nn.Linear:
 def lean(features: Features) -> None:
     """Put leaner parts into the place of those that have one, in place."""
     parts: Any = features
+    frequencies = None
     if features.fourier is not None:
         parts.fourier = LeanFourier(features.fourier)
-    kinds: dict[type, type] = {Intervals: LeanIntervals, Kernels: LeanKernels}
-    parts.sources = nn.ModuleList(kinds.get(type(s), lambda same: same)(s) for s in features.sources)
+        frequencies = parts.fourier.frequencies
+    sources: list[Any] = list(features.sources)
+    for i, source in enumerate(sources):
+        if type(source) is Intervals:
+            sources[i] = LeanIntervals(source, frequencies if source.signal == "spectrum" else None)
+        elif type(source) is Kernels:
+            sources[i] = LeanKernels(source)
+    parts.sources = nn.ModuleList(sources)
 
 
 class LeanFourier(nn.Module):
-    """`Fourier` with both products of the rotation at once: [re, im] cos + [im, -re] sin."""
+    """`Fourier` without transposes, amplitudes in the order in which they come.
+
+    Matrices from the left, and both products of the rotation at once: [re, im] cos + [im, -re] sin.
+
+    Attributes
+    ----------
+    frequencies
+        int64 (n × (n // 2 + 1),): of which each amplitude is. Some lie beyond those of `Fourier`.
+    """
 
     window: Tensor
     first: Tensor
@@ -96,27 +111,30 @@ class LeanFourier(nn.Module):
 
     def __init__(self, source: Fourier) -> None:
         super().__init__()
-        self.n, self.padding, self.amplitudes = source.n, source.padding, source.amplitudes
-        real, imaginary = source.first.split(self.n, 1)
-        cos, sin = source.turn
+        self.n = n = source.n
+        self.padding = source.padding
+        self.frequencies = (torch.arange(n)[:, None] + n * torch.arange(n // 2 + 1)).flatten()
+        real, imaginary = source.first.T.split(n)  # (k1, t1)
+        cos, sin = source.turn.transpose(1, 2).repeat_interleave(2, 1)  # (2 k1, t2)
+        one = torch.stack([real, imaginary], 1).flatten(0, 1)  # (2 k1, t1)
+        other = torch.stack([imaginary, -real], 1).flatten(0, 1)
         tables = {
-            "window": source.window,
-            "first": torch.cat([real, imaginary, imaginary, -real], 1),
-            "turn": torch.cat([cos, cos, sin, sin], 1),
-            "second": source.second.T.contiguous(),
+            "window": F.pad(source.window, (0, self.padding)).unflatten(0, (n, n)),
+            "first": torch.cat([one, other]),
+            "turn": torch.cat([cos, sin]),
+            "second": source.second,
         }
         for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+            self.register_buffer(name, table.contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.n
-        x = F.pad(x * self.window, (0, self.padding)).unflatten(-1, (n, n)).transpose(-1, -2)
-        one, other = (x @ self.first * self.turn).split(2 * n, -1)
-        # (batch, channels, t2, 2 k1) → (batch, channels, 2 t2, k1)
-        turned = (one + other).unflatten(-1, (2, n)).transpose(-2, -3).flatten(-3, -2)
-        found = (self.second @ turned).unflatten(-2, (2, -1))
-        amplitude: Tensor = found.square().sum(-3).sqrt()  # (batch, channels, k2, k1)
-        return amplitude.flatten(-2)[..., : self.amplitudes]
+        x = F.pad(x, (0, self.padding)).unflatten(-1, (n, n)) * self.window  # (batch, channels, t1, t2)
+        one, other = (self.first @ x * self.turn).split(2 * n, -2)
+        turned = (one + other).unflatten(-2, (n, 2)).flatten(-2)  # (batch, channels, k1, 2 t2)
+        found = (turned @ self.second).unflatten(-1, (2, -1))
+        amplitude: Tensor = torch.linalg.vector_norm(found, dim=-2)  # (batch, channels, k1, k2)
+        return amplitude.flatten(-2)
 
 
 class Filters(nn.Module):
@@ -148,19 +166,31 @@ class Filters(nn.Module):
 
 
 class LeanIntervals(nn.Module):
-    """`Intervals`, the shares of all bins by one convolution: (batch, intervals, channels × bins)."""
+    """`Intervals`, the shares of all bins by one convolution: (batch, intervals, channels × bins).
+
+    Parameters
+    ----------
+    source
+        Whose thresholds and intervals are taken over.
+    order
+        Where the values of the signal come in another order: which each is. Those beyond the source's are
+        left out.
+    """
 
     means: Tensor
 
-    def __init__(self, source: Intervals) -> None:
+    def __init__(self, source: Intervals, order: Tensor | None = None) -> None:
         super().__init__()
         self.signal = source.signal
         self.filters = Filters(source.shares, torch.ones(len(source.shares.low), 1, 1))
-        self.register_buffer("means", source.means, persistent=False)
+        means = source.means.T
+        if order is not None:
+            means = F.pad(means, (0, int(order.max()) + 1 - means.shape[1]))[:, order]
+        self.register_buffer("means", means.contiguous(), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         shares: Tensor = self.filters(x)
-        return (shares @ self.means).transpose(1, 2)
+        return self.means @ shares.transpose(1, 2)
 
 
 class LeanKernels(nn.Module):
