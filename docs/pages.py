@@ -544,6 +544,14 @@ BESIDE_RIDGE_75 = {
 }
 
 
+@functools.cache
+def beside_ridge_75() -> pd.DataFrame:
+    """Comparisons of T4H with Ridge-75; in ONNX Runtime with what both are rewritten into since."""
+    before, since = (frozen.load(COMPANY / name).comparisons for name in ("family_26", "ridge_75_family_26"))
+    assert set(since["runtime_a"]) == {ORT}
+    return pd.concat([before[(before["model_b"] == "ridge") & (before["runtime_a"] != ORT)], since])
+
+
 def with_vnni(way: tuple[Any, ...], dataset: str, other: str) -> pd.DataFrame:
     """Energy over another's in alternation on the CPU of family 26: a row per training, ``times``, its ends.
 
@@ -554,7 +562,7 @@ def with_vnni(way: tuple[Any, ...], dataset: str, other: str) -> pd.DataFrame:
     dataset, other
         Names of a dataset and of the other model.
     """
-    rows = frozen.load(COMPANY / "family_26").comparisons
+    rows = beside_ridge_75() if other == "ridge" else frozen.load(COMPANY / "family_26").comparisons
     rows = rows[rows["model_b"] == other]
     rows = rows.set_index([*(f"{column}_a" for column in WAY), "batch_size", "dataset"]).sort_index()
     rows = rows.loc[(*way, dataset)].sort_values("seed_a")

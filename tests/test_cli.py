@@ -500,6 +500,21 @@ def test_a_sweep_may_be_asked_for_behind_settings(tmp_path):
     assert "job prune.ratio=2 seed=0: prune.ratio=2" in done.stderr
 
 
+def test_a_file_of_ones_own_that_nobody_would_read_is_refused(tmp_path):
+    """Hydra finds the shipped one of that name first, and says nothing."""
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "small.yaml").write_text("defaults: [t3]\nd_model: 16\nffn: 24\n")
+    shown = tsexp(tmp_path, "model=small", "--cfg=job", "--config-dir", "mine", fresh=True)  # behind settings
+    assert "d_model: 16" in shown.stdout
+    (tmp_path / "mine" / "model" / "t3.yaml").write_text("d_model: 16\n")
+    for words in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]):
+        done = tsexp(tmp_path, *words, "model=t3", "--cfg=job", check=False)
+        assert done.returncode == 2
+        assert "--config-dir mine has files with the names of shipped ones" in done.stderr
+        assert "model/t3.yaml; give yours names of their own" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_sweep_that_runs_as_one_job_is_told(tmp_path):
     done = tsexp(tmp_path, "experiment=quick", "prune.ratio=2", check=False, fresh=True)
     assert done.returncode == 2

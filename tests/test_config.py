@@ -249,6 +249,56 @@ def test_more_threads_than_cores_are_refused_before_any_work(monkeypatch):
     pipeline.able(compose("measure.threads=3"), here=False)
 
 
+OWN = """
+SUPPORTED = {"none": ("cpu",)}
+FEW = None
+
+def two(model, config):
+    return []
+
+def four(model, config, dataset, seed):
+    return []
+
+class Mute:
+    source, resolution_s, scope = "mine", 0.1, "all"
+
+class Named:
+    source, resolution_s, scope = "zeus:rapl", 0, "all"
+    def begin(self): ...
+    def end(self): ...
+
+class Good(Named):
+    source, resolution_s = "mine:watts", 0.1
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("prune.method={}:two prune.ratio=0.5", r"cannot be called with \(model, config, dataset, seed\)"),
+        ("prune.method={}:FEW", "is not a function"),
+        ("runtime.name={}:", "cannot be used as a runtime: it has no PACKAGES, export, load; docs"),
+        ("measure.meter={}:Mute", "it has no begin; no end; docs"),
+        ("measure.meter={}:FEW", "it has no begin; no end; no scope; no source, .*; resolution_s=None"),
+        (
+            "measure.meter={}:Named",
+            "it has source='zeus:rapl', which stands for what Zeus reads; resolution_s=0",
+        ),
+        ("prune.method={}:four measure.meter={}:Good", None),
+    ],
+)
+def test_code_of_ones_own_that_cannot_be_used_is_told_before_any_work(tmp_path, monkeypatch, words, said):
+    """It was told after the training, as an error of Python."""
+    (tmp_path / "my_parts_of_all_kinds.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = compose(*words.replace("{}", "my_parts_of_all_kinds").split())
+    if said is None:
+        pipeline.able(cfg)
+    else:
+        with pytest.raises(ConfigError, match=said):
+            pipeline.able(cfg)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
 def test_cores_are_those_that_this_process_may_use():
     all_of_them = os.sched_getaffinity(0)

@@ -114,6 +114,30 @@ def test_a_log_that_tells_its_unit_or_may_well_be_in_watts_is_taken(tmp_path, na
     assert read(tmp_path / "log.csv").watts == pytest.approx([watts] * 3)
 
 
+def test_a_log_of_several_devices_is_no_log_of_one(tmp_path: Path) -> None:
+    """The mean of a socket's and a screen's watts was taken for a valid measurement."""
+    path = tmp_path / "power.csv"
+    lines = [f"{int(START) + i // 2},{('plug', 'screen')[i % 2]},{20 + 30 * (i % 2)}" for i in range(8)]
+    path.write_text("\n".join(["time,Device ID,watts", *lines, ""]))
+    with pytest.raises(ConfigError, match=r"line 4: .* lines of several \(Device ID: screen, plug\)"):
+        read(path)
+    one_after_the_other = [f"{int(START) + i},{('old', 'new')[i > 3]},20" for i in range(8)]
+    path.write_text("\n".join(["time,device,watts", *one_after_the_other, ""]))
+    assert len(read(path).watts) == 8
+    counted_anew = [f"{int(START) + i},{i % 100},20" for i in range(200)]
+    path.write_text("\n".join(["time,index,watts", *counted_anew, ""]))
+    assert len(read(path).watts) == 200
+
+
+def test_a_log_with_the_newest_first_is_turned_around(tmp_path: Path) -> None:
+    path = tmp_path / "power.csv"
+    path.write_text("\n".join(["time,watts", *(f"{int(START) + 9 - i},{i}" for i in range(10)), ""]))
+    log = read(path)
+    assert log.set_back == []
+    assert log.watts.tolist() == list(range(9, -1, -1))
+    assert (log.unix_s[0], log.line[0]) == (int(START), 11)
+
+
 def test_a_log_that_is_not_there_or_not_text_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none.csv cannot be read: No such file"):
         read(tmp_path / "none.csv")

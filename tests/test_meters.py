@@ -212,7 +212,9 @@ def test_folder_without_any_counter_is_told_and_falls_back_to_the_estimate(tree:
     assert meters.choose("cpu", "any", 10.0).source == "estimated:cpu_time"
 
 
-MINE = "class Mine:\n    source, scope, resolution_s = '{}', 'mine', 0.01\n"
+MINE = (
+    "class Mine:\n    source, scope, resolution_s = '{}', 'mine', 0.01\n    begin = end = lambda self: 0.0\n"
+)
 
 
 def test_a_meter_of_ones_own_is_taken_instead_and_an_estimate_is_refused_where_none_is_allowed(

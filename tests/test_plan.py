@@ -62,6 +62,9 @@ def test_configurations_of_ones_own_are_planned_too(here, capsys):
     assert "2 jobs" in capsys.readouterr().out
     assert plan.main(["--config-dir", "nowhere", *TINY]) == 2
     assert "--config-dir nowhere is not a folder" in capsys.readouterr().err
+    (here / "mine" / "data" / "plaid.yaml").write_text("defaults: [italy_power_demand]\n")
+    assert plan.main(["--config-dir", "mine", *TINY, "data=my_set"]) == 2
+    assert "data/plaid.yaml; give yours names of their own" in capsys.readouterr().err
 
 
 def test_a_store_is_looked_for_whatever_else_its_address_says(here, empty_store):

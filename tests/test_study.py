@@ -669,16 +669,21 @@ def test_what_t4h_needs_beside_ridge_75_is_what_was_compared(monkeypatch):
     import pages
 
     page, t4_page = words("docs/t4h.md"), words("docs/t4.md")
-    rows = frozen.load(COMPANY / "family_26").comparisons
-    rows = rows[rows["model_b"] == "ridge"]
+    rows = pages.beside_ridge_75()
+    since = frozen.load(COMPANY / "ridge_75_family_26")
+    assert set(since.results["cpu"]) == set(frozen.load(COMPANY / "family_26").results["cpu"])
+    (commit,) = set(since.results["git_sha"])
+    assert f"as of {commit[:7]}" in page
+    assert f"[{len(since.results)} records](company/ridge_75_family_26/results.csv)" in page
+    assert set(rows["model_b"]) == {"ridge"}
     assert set(rows["dataset"]) == {"RefrigerationDevices"}
     assert set(rows["ratio_b"]) == {0.75}
     assert (rows["runtime_a"] == rows["runtime_b"]).all()
     assert (rows["mode_a"] == rows["mode_b"]).all()
     warned = rows["warnings"]
     assert f"{(warned != '').sum()} of {len(rows)} bear a warning" in page
-    assert warned.str.contains("foreign load").sum() == 6
-    assert "and six of something else that ran" in page
+    assert warned.str.contains("foreign load").sum() == 4
+    assert "and four of something else that ran" in page
     for word in ("drift", "var"):
         parts = [int(n) for text in warned for n in re.findall(rf"{word}\w+ by (\d+) %", text)]
         assert f"{'drifted' if word == 'drift' else 'varied'} by {min(parts)} to {max(parts)} %" in page
@@ -692,11 +697,16 @@ def test_what_t4h_needs_beside_ridge_75_is_what_was_compared(monkeypatch):
     less = 100 * (1 - together["times"])
     assert f"T4H-75 needs {less.min():.0f} to {less.max():.0f} % less than Ridge-75" in page
     assert f"{less.min():.0f} to {less.max():.0f} % less (a third CPU, three trainings" in t4_page
-    level = times(f"**T4H-75**, {runtimes[0]}", 1)
-    more = 100 * (level["times"] - 1)
-    assert f"by {more.min():.0f} to {more.max():.0f} % the dearer" in page
-    less = 100 * (1 - 1 / level["times"])
-    assert f"(in ONNX Runtime, {less.min():.1f} to {less.max():.1f} % less)" in t4_page
+    single = times(f"**T4H-75**, {runtimes[0]}", 1)
+    assert (single["times"] < 1).all()
+    assert (single["times_hi"] < 1).tolist() == [True, True, False], "with the intervals of two of three"
+    less = "{:.1f}, {:.1f} and {:.1f} % less".format(*(100 * (1 - single["times"])))
+    assert f"{less}, the intervals of the first two without 0" in page
+    assert f"single series, {less} (in ONNX Runtime" in t4_page
+    earlier = frozen.load(COMPANY / "family_26").comparisons
+    earlier = earlier[(earlier["model_b"] == "ridge") & (earlier["runtime_a"] == "onnxruntime")]
+    more = -earlier.query("ratio_a == 0.75 and batch_size == 1")["estimated_saving_pct"]
+    assert f"Before, it needed {more.min():.0f} to {more.max():.0f} % more" in page
     for model in "ab":
         energy = rows.query("batch_size == 1 and ratio_a == 0.75").set_index(["seed_a", "runtime_a"])
         energy = energy[f"estimated_j_{model}"].unstack()

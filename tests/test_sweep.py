@@ -145,7 +145,8 @@ def test_a_sweep_and_searches_of_the_same_words_have_runs_of_their_own(noted, mo
 def test_a_search_notes_what_its_values_depend_on(noted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_search_meter.py").write_text("class Mine:\n    source = 'mine:watts'\n")
+    meter = "class Mine:\n    source, resolution_s, scope = 'mine:watts', 0.1, 'a'\n    begin = end = print\n"
+    (tmp_path / "my_search_meter.py").write_text(meter)
     given = ["data=italy_power_demand", "prune.method=l1,l2", "runtime=eager", *TINY]
     about = noted("experiment=pareto", *given)
     assert about["search"] != "mine:watts"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import sys
 import traceback
@@ -121,18 +122,46 @@ def _complete(line: str) -> None:
             main()
 
 
+FOLDER = ("--config-dir", "-cd")
+
+
+def _options_first(arguments: list[str]) -> list[str]:
+    """Return a command line with what asks for a sweep, and folders, in front: Hydra wants settings last."""
+    options: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in FOLDER:
+            options += [word, *itertools.islice(words, 1)]
+        elif word in ("-m", "--multirun") or word.startswith(f"{FOLDER[0]}="):
+            options.append(word)
+        else:
+            rest.append(word)
+    return options + rest
+
+
+def _own_folders(arguments: list[str]) -> list[str]:
+    """Return what ``--config-dir`` says."""
+    after = [place for word, place in itertools.pairwise(arguments) if word in FOLDER]
+    return after + [word.split("=", 1)[1] for word in arguments if word.startswith(f"{FOLDER[0]}=")]
+
+
 def _run() -> None:
     """Run `main`, with errors of the configuration in one line each instead of Hydra's frames."""
     wants_frames = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
     # With the password in it; `sweep.ui_line` says the address.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # Hydra takes no option behind settings.
-    sys.argv[1:] = sorted(secret.hidden(sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = _options_first(secret.hidden(sys.argv[1:]))
     shown = io.StringIO() if {"-c", "--cfg"} & {a.split("=")[0] for a in sys.argv[1:]} else sys.stdout
     try:
         with contextlib.redirect_stdout(shown):
+            for place in _own_folders(sys.argv[1:]):
+                configs.refuse_hidden(place)
             main()
+    except configs.ConfigError as error:
+        print(f"tsexp: error: {configs.redact(str(error))}", file=sys.stderr)
+        sys.exit(error.status)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

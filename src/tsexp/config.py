@@ -316,6 +316,26 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
 
 
+def refuse_hidden(folder: str) -> None:
+    """Refuse a ``--config-dir`` with files that nobody would read: Hydra finds the shipped ones first.
+
+    Raises
+    ------
+    ConfigError
+        If it has files with the names of shipped ones.
+    """
+    shipped, own = conf_dir(), Path(folder)
+    if own.resolve() == shipped.resolve():
+        return
+    names = (path.relative_to(shipped) for path in sorted(shipped.rglob("*.yaml")))
+    if hidden := [str(name) for name in names if (own / name).is_file()]:
+        more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
+        raise ConfigError(
+            f"--config-dir {folder} has files with the names of shipped ones, which would be read instead: "
+            f"{', '.join(hidden[:3])}{more}; give yours names of their own"
+        )
+
+
 def register() -> None:
     """Make the schema known to Hydra as the config named ``schema``."""
     from hydra.core.config_store import ConfigStore

@@ -488,6 +488,8 @@ def asked(overrides: Sequence[str], config_dir: str | None = None) -> list[Confi
     configs.register()
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir} is not a folder")
+    if config_dir is not None:
+        configs.refuse_hidden(config_dir)
     try:
         with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
             if config_dir is not None:  # as Hydra does with its own option

@@ -11,6 +11,7 @@ are of different kinds.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -68,11 +69,25 @@ def asked(cfg: Config, changed: bool, control: bool) -> dict[str, Any]:
     return found | own_digests(cfg.prune.method)
 
 
-def ready(cfg: Config) -> None:
-    """Refuse a method of somebody's own that is no function, and what cannot be done to a kind of model."""
-    method = cfg.prune.method
-    if ":" in method and not callable(look_up(method, {})):
+def _refuse_uncallable(method: str, function: Any) -> None:
+    if not callable(function):
         raise ConfigError(f"prune.method={method} is not a function; docs/extending.md has an example")
+    try:
+        inspect.signature(function).bind("model", "config", "dataset", "seed")
+    except ValueError:  # it does not tell what it takes
+        return
+    except TypeError as error:
+        raise ConfigError(
+            f"prune.method={method} cannot be called with (model, config, dataset, seed): {error}; "
+            "docs/extending.md has an example"
+        ) from None
+
+
+def ready(cfg: Config) -> None:
+    """Refuse a method of one's own that is no such function, and what cannot be done to a kind of model."""
+    method = cfg.prune.method
+    if ":" in method:
+        _refuse_uncallable(method, look_up(method, {}))
     scope = cfg.prune.scope
     on_features = isinstance(cfg.model, views.FeatureConfig)
     kind = like(cfg.model.family)

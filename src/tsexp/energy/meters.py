@@ -6,6 +6,7 @@ word; hence the look at what it really monitors, before the first window.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -219,6 +220,27 @@ def available(device: str) -> dict[str, str]:
     return answers
 
 
+def _own(meter: str) -> Meter:
+    """Return somebody's own meter, made, if it has what one needs."""
+    kind = look_up(meter, {})
+    own: Meter | None = kind() if callable(kind) else None
+    told = getattr(kind, "source", None)
+    resolution_s = getattr(own, "resolution_s", None)
+    wrong = [f"no {name}" for name in ("begin", "end", "scope") if not hasattr(own, name)]
+    if not isinstance(told, str) or not told:
+        wrong.append("no source, a text that is the class's")
+    elif told.startswith("zeus:"):
+        wrong.append(f"source={told!r}, which stands for what Zeus reads")
+    if not isinstance(resolution_s, int | float) or not 0 < resolution_s < math.inf:
+        wrong.append(f"resolution_s={resolution_s!r}, which has to be seconds > 0")
+    if own is None or wrong:
+        raise ConfigError(
+            f"measure.meter={meter} cannot be used as a meter: it has {'; '.join(wrong)}; docs/extending.md "
+            "has an example"
+        )
+    return own
+
+
 def source(device: str, meter: str = AUTO) -> str:
     """Return the tag of the meter that `choose` takes for a device."""
     if meter != AUTO:
@@ -234,11 +256,11 @@ def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) 
     Raises
     ------
     ConfigError
-        If only an estimate is to be had and ``measure.require=measured``, or the device is a GPU, for which
-        CPU time says nothing.
+        If only an estimate is to be had and ``measure.require=measured``, the device is a GPU, for which CPU
+        time says nothing, or somebody's own meter lacks what one needs.
     """
     if meter != AUTO:
-        own: Meter = look_up(meter, {})()
+        own = _own(meter)
         if require == "measured" and own.source.startswith(ESTIMATED):
             raise ConfigError(f"measure.require=measured, but measure.meter={meter} estimates ({own.source})")
         return own
@@ -271,4 +293,4 @@ def counter(device: str, meter: str = AUTO, gpus: int = 1) -> Meter | None:
     kind = source(device, meter)
     if kind.startswith(ESTIMATED):
         return None
-    return look_up(meter, {})() if meter != AUTO else ZeusMeter(kind.removeprefix("zeus:"), gpus)  # type: ignore[no-any-return]
+    return _own(meter) if meter != AUTO else ZeusMeter(kind.removeprefix("zeus:"), gpus)

@@ -36,6 +36,14 @@ POWERS = {
     **dict.fromkeys(("kilowatts", "kw", "power_kw", "p_kw"), 1e3),
 }
 """Names of a column of power → watts."""
+SOURCES = (
+    *("device", "device_id", "device_name", "sensor", "sensor_id", "entity_id", "meter", "channel", "outlet"),
+    *("plug", "socket", "domain", "component", "gpu", "gpu_id", "gpu_index", "index", "id", "name", "uuid"),
+    *("host", "hostname", "node"),
+)
+"""Names of a column that says whose power a line has, and"""
+MOST = 64
+"""of how many; of more, it counts lines."""
 UNITS = ((1e8, 1e10, 1.0), (1e11, 1e13, 1e-3), (1e14, 1e16, 1e-6), (1e17, 1e19, 1e-9))
 """UNIX time is told by its size: from, below, → seconds."""
 LEAST_LINES = 3
@@ -178,11 +186,15 @@ def read(path: Path, offset_s: float = 0.0) -> PowerLog:
         when, power, factor = _columns(path, header)
         unix_s, watts, numbers = [], [], []
         clock: Callable[[str], float] | None = None
+        whose = [i for i, name in enumerate(header) if _name(name) in SOURCES]
+        seen: dict[int, dict[str, None]] = {i: {} for i in whose}
         for number, row in lines:
             if len(row) <= max(when, power):
                 raise ConfigError(f"{path}, line {number}: {len(row)} columns, the header has {len(header)}")
             if not row[power].strip():
                 continue
+            for i in whose:
+                _of_one(path, number, header[i], row[i], seen[i])
             try:
                 clock = clock or _clock(row[when])
                 unix_s.append(clock(row[when]))
@@ -202,7 +214,10 @@ def read(path: Path, offset_s: float = 0.0) -> PowerLog:
             f"{path}, line 1: column {header[power]} tells no unit, and holds {least:,.0f} or more "
             "throughout: call it power_mw if these are milliwatts, power_w if they are watts"
         )
-    return PowerLog(np.array(unix_s) - offset_s, np.array(watts), np.array(numbers, np.int64), offset_s)
+    samples = np.array(unix_s) - offset_s, np.array(watts), np.array(numbers, np.int64)
+    if (np.diff(unix_s) <= 0).all():  # newest first, as an export from a web page is
+        samples = samples[0][::-1], samples[1][::-1], samples[2][::-1]
+    return PowerLog(*samples, offset_s)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -211,6 +226,20 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     separator = max(",;\t", key=(whole or [""])[0].count)
     reader = csv.reader(whole, delimiter=separator)
     return ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+
+
+def _of_one(path: Path, number: int, column: str, value: str, seen: dict[str, None]) -> None:
+    """Refuse lines of several devices, whose mean would be taken for the power of one.
+
+    They come in turn: a value that never comes again is a device that another has replaced.
+    """
+    last = next(reversed(seen), value)
+    if value != last and value in seen and len(seen) <= MOST:
+        raise ConfigError(
+            f"{path}, line {number}: the log has lines of several ({column}: {last}, {value}); a log is of "
+            "one: keep its lines alone, or add up their power at each time"
+        )
+    seen[value] = None
 
 
 def _name(column: str) -> str:

@@ -167,8 +167,9 @@ def in_words(rows: Sequence[Row]) -> list[str]:
         groups[" ".join(w for w in row.name.split() if not w.startswith("seed="))].append(row)
     lines = {}
     for label, (name, members) in zip(short(list(groups)), groups.items(), strict=True):
-        seeds = f"{len(members)} seeds" if len(members) > 1 else ""
-        what = ", ".join(filter(None, [label.replace("=", " "), seeds])) or members[0].name
+        seeds = len({member.name for member in members})
+        told = f"{seeds} seeds" if seeds > 1 else f"{len(members)} times" if len(members) > 1 else ""
+        what = ", ".join(filter(None, [label.replace("=", " "), told])) or members[0].name
         lines[name] = f"{what}: {_sentence(members)}"
     if len(lines) <= SAID:
         return list(lines.values())

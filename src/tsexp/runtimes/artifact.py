@@ -202,7 +202,7 @@ def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer
     Unsupported
         With the table of what is supported.
     ConfigError
-        If the runtime is not known, cannot calibrate in that way, or a library is missing.
+        If the runtime is not known, is no runtime, cannot calibrate in that way, or a library is missing.
     """
     known = [*RUNTIMES, AUTO]
     if runtime.name not in known and ":" not in runtime.name:
@@ -218,6 +218,11 @@ def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer
             )
         return
     module = _module(runtime.name)
+    if lacking := [name for name in ("SUPPORTED", "PACKAGES", "export", "load") if not hasattr(module, name)]:
+        raise ConfigError(
+            f"runtime.name={runtime.name} cannot be used as a runtime: it has no {', '.join(lacking)}; "
+            "docs/extending.md has an example"
+        )
     if runtime.device not in _supported(runtime.name, family).get(quant.mode, ()):
         raise Unsupported(
             f"quant.mode={quant.mode} with runtime={runtime.name} on {runtime.device} is not supported for "
