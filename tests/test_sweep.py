@@ -246,6 +246,11 @@ def test_a_search_is_refused_with_a_value_that_nothing_takes(checked, tmp_path, 
         'hydra.sweeper.constraints=["val/accuracy_drop_pt<1"]': "write METRIC<=NUMBER",
         'hydra.sweeper.constraints=["val/accuracy_drop_pt<=nan"]': "write METRIC<=NUMBER",
         "hydra.sweeper.storage=/dev/null/optuna.log": "cannot be opened",
+        "hydra.sweeper.sampler.seed=-1": "seed=-1 is out of range",
+        "hydra.sweeper.sampler.seed=null": "seed=None is out of range",
+        "prune.ratio=interval(0.5,0.1)": r"interval\(0\.5, 0\.1\) is none; allowed: .* the smaller first",
+        "train.lr=interval(0.1,inf)": "is none; allowed: two finite numbers",
+        "prune.ratio=tag(log, interval(0.0,0.5))": r"interval\(0\.0, 0\.5\)\) has no logarithms",
     }.items():
         with pytest.raises(ConfigError, match=f"{told}.*\nnothing was started"):
             checked("experiment=pareto", wrong)

@@ -247,6 +247,8 @@ def measure_energy(
 
 def _data(X: Any, y: Any) -> tuple[FloatArray, list[Any] | None]:
     """Return series and labels, checked."""
+    import pandas as pd
+
     if isinstance(X, str | Path):
         X, there = _read(Path(X))
         y = there if y is None else y
@@ -265,6 +267,11 @@ def _data(X: Any, y: Any) -> tuple[FloatArray, list[Any] | None]:
     labels = np.asarray(y)
     if labels.ndim != 1 or len(labels) != len(series):
         raise ConfigError(f"y has shape {labels.shape}; X has {len(series)} series, and each needs one label")
+    if len(missing := np.flatnonzero(pd.isna(labels))):
+        raise ConfigError(
+            f"y has no label for {len(missing)} of {len(labels)} series, the first of index {missing[0]}; "
+            "leave these series out, or y altogether: then accuracy is not told"
+        )
     return series, labels.tolist()
 
 

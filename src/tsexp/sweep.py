@@ -9,6 +9,7 @@ import atexit
 import difflib
 import importlib.util
 import json
+import math
 import os
 import shlex
 import sys
@@ -430,6 +431,9 @@ def _check(config: DictConfig) -> _Checked:
     given = config.hydra.sweeper.get("params") or {}
     loader = compose.loader()
     overrides = _overrides(config, secret.as_given(config.hydra.overrides.task), loader)
+    for key, override in overrides.items():
+        if override.is_interval_sweep():
+            _check_interval(key, override.value())
     fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
     for key in overrides:
         if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in given):
@@ -521,6 +525,21 @@ def _overrides(config: DictConfig, task: Sequence[str], loader: compose.Loader) 
     return {o.get_key_element(): o for o in parsed}
 
 
+def _check_interval(key: str, interval: Any) -> None:
+    """Of what a search draws from an interval: the smaller end first, above 0 where logarithms are drawn."""
+    start, end = interval.start, interval.end
+    if not (math.isfinite(start) and math.isfinite(end) and start <= end):
+        raise ConfigError(
+            f"{key}=interval({start}, {end}) is none; allowed: two finite numbers, the smaller first\n"
+            "nothing was started"
+        )
+    if "log" in interval.tags and start <= 0:
+        raise ConfigError(
+            f"{key}=tag(log, interval({start}, {end})) has no logarithms; allowed: numbers > 0\n"
+            "nothing was started"
+        )
+
+
 def _check_search(sweeper: Any) -> None:
     """Of a search: Optuna is there, its study can be kept, its constraints are some."""
     if importlib.util.find_spec("optuna") is None:
@@ -534,6 +553,12 @@ def _check_search(sweeper: Any) -> None:
                 f"hydra.sweeper.{key}={sweeper[key]} is out of range; allowed: whole numbers ≥ 1\n"
                 "nothing was started"
             )
+    seed = sweeper.sampler.get("seed")
+    if not (isinstance(seed, int) and 0 <= seed < 2**31):  # each trial's follows from it
+        raise ConfigError(
+            f"hydra.sweeper.sampler.seed={seed} is out of range; allowed: whole numbers ≥ 0 and < 2**31\n"
+            "nothing was started"
+        )
     try:
         constraints.parse(list(sweeper.constraints))
         stores.of_studies(str(sweeper.storage))
