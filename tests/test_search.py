@@ -28,9 +28,9 @@ HYDRA = SimpleNamespace(
 class Launcher:
     """Answers each job from its overrides."""
 
-    def __init__(self, folder, dies_at=None, status=None, unread=None):
+    def __init__(self, folder, dies_at=None, status=None, unread=None, invalid=None):
         self.folder, self.dies_at, self.status = folder, dies_at, status or (lambda values: "finished")
-        self.unread = unread
+        self.unread, self.invalid = unread, invalid
         self.seen = []
 
     def launch(self, batch, initial_job_idx):
@@ -50,6 +50,8 @@ class Launcher:
             ratio = float(values["prune.ratio"])
             accuracy = 0.9 - 0.2 * ratio - 0.01 * len(values["prune.method"])
             returned.append((accuracy, 2 - ratio, 20 * ratio - 8) if status == "finished" else None)
+            if number == self.invalid:
+                returned[-1] = None
             if number == self.unread:
                 returned[-1] = ConnectionError("the store began anew")
         return [Job(r) for r in returned]
@@ -155,6 +157,21 @@ def test_what_was_measured_but_not_read_is_asked_again(search, capsys):
     again, study, _ = search("second", n_trials=2)
     assert again == seen
     assert sum(t.state.name == "COMPLETE" for t in study.trials) == 2
+
+
+def test_what_was_invalid_and_is_not_now_is_asked_anew_once(search):
+    seen, study, _ = search("first", n_trials=3, invalid=1)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    still, study, _ = search("second", n_trials=3, invalid=1)  # is counted, and not asked for
+    assert still == seen
+    assert len(study.trials) == 3
+    again, study, _ = search("third", n_trials=3)
+    assert again == [*seen, seen[1]]
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert study.trials[3].params == study.trials[1].params
+    once_more, study, _ = search("fourth", n_trials=3)
+    assert len(study.trials) == 4
+    assert sorted(once_more) == sorted(again)
 
 
 @pytest.mark.parametrize("works", ["none", "0.5"])

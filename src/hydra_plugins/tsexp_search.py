@@ -32,7 +32,9 @@ ENDED = "ended"
 PROCESS = "process"
 """User attribute of a trial: who runs it (`tsexp.alive`)."""
 AGAIN = ("failed", "kept")
-"""How a job may end that the next command tries again."""
+"""How a job may end that the next command tries again, and"""
+MEASURED = ("finished", "found")
+"""with a measurement, which the trial has failed with only if it is invalid."""
 
 
 class Search(Sweeper):
@@ -164,15 +166,21 @@ class Search(Sweeper):
             print(f"tsexp: {len(elsewhere)} trial(s) of this search are run by {', '.join(who)}")
 
     def _show(self, study: Study) -> None:
-        """Launch what other commands have measured: it is found in the store, and is in this one's table."""
-        done = [
-            t
-            for t in study.get_trials(deepcopy=False)
-            if t.number not in self.launched and t.user_attrs.get(ENDED) in ("finished", "found")
-        ]
+        """Launch what other commands have measured: it is found in the store, and is in this one's table.
+
+        What was invalid is measured again; if it is valid now, it is asked for anew.
+        """
+        from optuna.trial import TrialState
+
+        trials = study.get_trials(deepcopy=False)
+        done = [t for t in trials if t.number not in self.launched and t.user_attrs.get(ENDED) in MEASURED]
         if done:
-            self._launch([self._job(t.params) for t in done])
+            returned = self._launch([self._job(t.params) for t in done])
             self.launched |= {t.number for t in done}
+            for trial, values in zip(done, returned, strict=True):
+                valid_now = trial.state == TrialState.FAIL and isinstance(values, list)
+                if valid_now and not _superseded(trial, study.get_trials(deepcopy=False)):
+                    study.enqueue_trial(trial.params)
 
     def _round(self, study: Study, size: int) -> None:
         """Ask for some trials, launch their jobs, tell the study how they ended."""
@@ -279,7 +287,7 @@ def _superseded(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
     """
     from optuna.trial import TrialState
 
-    if trial.user_attrs.get(ENDED) not in (None, *AGAIN):
+    if trial.user_attrs.get(ENDED) not in (None, *AGAIN, *MEASURED):
         return False
     return any(
         t.system_attrs.get("fixed_params") == trial.params
