@@ -8,8 +8,9 @@ import pytest
 from commands import tsexp
 from conftest import TINY, compose
 from test_cli import runs
-from tsexp import command, locking, plan, sweep
+from tsexp import command, locking, models, plan, sweep
 from tsexp.config import Config, ConfigError, Unsupported
+from tsexp.jobs import dataset_of
 
 ITALY = [*TINY, "data=italy_power_demand"]
 
@@ -182,3 +183,20 @@ def test_it_is_a_subcommand():
     assert command.SUBCOMMANDS["plan"][0] == "tsexp.plan:main"
     with pytest.raises(ConfigError, match="search"):
         sweep.asked(["experiment=pareto"])
+
+
+def test_a_batch_larger_than_the_train_split_is_tried_as_it_is(monkeypatch):
+    sizes = []
+    build = models.build
+
+    def watched(*how):
+        model = build(*how)
+        model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        return model
+
+    monkeypatch.setattr(models, "build", watched)
+    cfg = compose(*ITALY, "measure.batch_size=150")
+    dataset = dataset_of(cfg)
+    assert len(dataset.x_train) < 150
+    plan._try(cfg, dataset)
+    assert max(sizes) == 150

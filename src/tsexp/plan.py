@@ -329,7 +329,8 @@ def _try(cfg: Config, dataset: Dataset) -> _Tried:
     if not isinstance(built, Network):
         return _Tried(math.nan, math.nan, 0.0)
     model = built.adapt(some) if cfg.model.gradient else built
-    question = torch.from_numpy(dataset.x_train[: cfg.measure.batch_size])
+    # Of a batch larger than the split, series come several times.
+    question = torch.from_numpy(dataset.x_train[np.arange(cfg.measure.batch_size) % len(dataset.x_train)])
 
     def answer_s() -> float:
         with torch.inference_mode(), using_threads(cfg.measure.threads):
