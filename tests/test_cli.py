@@ -507,12 +507,15 @@ def test_a_file_of_ones_own_that_nobody_would_read_is_refused(tmp_path):
     shown = tsexp(tmp_path, "model=small", "--cfg=job", "--config-dir", "mine", fresh=True)  # behind settings
     assert "d_model: 16" in shown.stdout
     (tmp_path / "mine" / "model" / "t3.yaml").write_text("d_model: 16\n")
-    for words in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]):
+    for words in (["--config-dir", "mine"], ["--config-di=mine"], ["-cd", "mine"], ["-cd=mine"]):
         done = tsexp(tmp_path, *words, "model=t3", "--cfg=job", check=False)
         assert done.returncode == 2
         assert "--config-dir mine has files with the names of shipped ones" in done.stderr
         assert "model/t3.yaml; give yours names of their own" in done.stderr
         assert "Traceback" not in done.stderr
+    done = tsexp(tmp_path, "model=t3", "--config-dir", check=False, fresh=True)
+    assert done.returncode == 2
+    assert "expected one argument" in done.stderr
 
 
 def test_a_sweep_that_runs_as_one_job_is_told(tmp_path):

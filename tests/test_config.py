@@ -250,6 +250,8 @@ def test_more_threads_than_cores_are_refused_before_any_work(monkeypatch):
 
 
 OWN = """
+import functools, numpy
+
 SUPPORTED = {"none": ("cpu",)}
 FEW = None
 
@@ -268,7 +270,21 @@ class Named:
     def end(self): ...
 
 class Good(Named):
-    source, resolution_s = "mine:watts", 0.1
+    source, resolution_s = "mine:watts", numpy.float32(0.1)
+
+class Asks(Good):
+    def __init__(self, host): ...
+
+class Gone(Good):
+    def __init__(self):
+        raise OSError("no such device")
+
+made = Good()
+PACKAGES = "torch"
+
+@functools.wraps(two)
+def wrapped(model, config, dataset, seed):
+    return two(model, config)
 """
 
 
@@ -277,14 +293,18 @@ class Good(Named):
     [
         ("prune.method={}:two prune.ratio=0.5", r"cannot be called with \(model, config, dataset, seed\)"),
         ("prune.method={}:FEW", "is not a function"),
-        ("runtime.name={}:", "cannot be used as a runtime: it has no PACKAGES, export, load; docs"),
-        ("measure.meter={}:Mute", "it has no begin; no end; docs"),
-        ("measure.meter={}:FEW", "it has no begin; no end; no scope; no source, .*; resolution_s=None"),
+        ("runtime.name={}:", "it has no table PACKAGES, no function export, no function load; docs"),
+        ("measure.meter={}:Mute", "it has no method begin; no method end; docs"),
+        ("measure.meter={}:FEW", "is no class; docs"),
+        ("measure.meter={}:made", "is no class; docs"),
+        ("measure.meter={}:Asks", r"cannot be made, without arguments \(TypeError: .*'host'"),
+        ("measure.meter={}:Gone", r"cannot be made, without arguments \(OSError: no such device\)"),
         (
             "measure.meter={}:Named",
             "it has source='zeus:rapl', which stands for what Zeus reads; resolution_s=0",
         ),
         ("prune.method={}:four measure.meter={}:Good", None),
+        ("prune.method={}:wrapped", None),
     ],
 )
 def test_code_of_ones_own_that_cannot_be_used_is_told_before_any_work(tmp_path, monkeypatch, words, said):

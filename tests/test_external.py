@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,19 +114,42 @@ def test_a_log_that_tells_its_unit_or_may_well_be_in_watts_is_taken(tmp_path, na
     assert read(tmp_path / "log.csv").watts == pytest.approx([watts] * 3)
 
 
-def test_a_log_of_several_devices_is_no_log_of_one(tmp_path: Path) -> None:
+PLUGS = ("plug", "screen")
+SEVERAL = {
+    "in turn, under a name that may be anything": ("Name", lambda i: PLUGS[i % 2]),
+    "in turn, seventy": ("whose", lambda i: i % 70),
+    "numbered": ("index", lambda i: i % 4),
+    "one lost now and then": ("n", lambda i: (i + (i > 100)) % 4),
+    "as they come, named so": ("Device ID", lambda i: PLUGS[i % 7 == 0]),
+}
+ONE = {
+    "replaced": ("device", lambda i: PLUGS[i > 99]),
+    "not always told": ("device", lambda i: ("plug", "")[i % 3 == 0]),
+    "spelt otherwise": ("device", lambda i: ("plug", " Plug")[i % 2]),
+    "what runs": ("name", lambda i: ("idle", "train")[i // 20 % 2]),
+    "use": ("gpu", lambda i: (0, 35, 97, 35, 0, 0, 3)[i * i % 7]),
+    "a count": ("index", lambda i: i),
+    "a count that began anew": ("index", lambda i: i % 120),
+}
+
+
+def log_with(path: Path, column: str, value: Callable[[int], object], cut: int = -1) -> Path:
+    """A log with one more column, which the line `cut` does not have."""
+    lines = [f"{START + i // 2},{20 + 30 * (i % 2)}{'' if i == cut else f',{value(i)}'}" for i in range(200)]
+    path.write_text("\n".join([f"time,watts,{column}", *lines, ""]))
+    return path
+
+
+@pytest.mark.parametrize(("column", "value"), SEVERAL.values(), ids=SEVERAL)
+def test_a_log_of_several_devices_is_no_log_of_one(tmp_path: Path, column: str, value: Any) -> None:
     """The mean of a socket's and a screen's watts was taken for a valid measurement."""
-    path = tmp_path / "power.csv"
-    lines = [f"{int(START) + i // 2},{('plug', 'screen')[i % 2]},{20 + 30 * (i % 2)}" for i in range(8)]
-    path.write_text("\n".join(["time,Device ID,watts", *lines, ""]))
-    with pytest.raises(ConfigError, match=r"line 4: .* lines of several \(Device ID: screen, plug\)"):
-        read(path)
-    one_after_the_other = [f"{int(START) + i},{('old', 'new')[i > 3]},20" for i in range(8)]
-    path.write_text("\n".join(["time,device,watts", *one_after_the_other, ""]))
-    assert len(read(path).watts) == 8
-    counted_anew = [f"{int(START) + i},{i % 100},20" for i in range(200)]
-    path.write_text("\n".join(["time,index,watts", *counted_anew, ""]))
-    assert len(read(path).watts) == 200
+    with pytest.raises(ConfigError, match=rf"by its column {column}, lines are of several devices \("):
+        read(log_with(tmp_path / "power.csv", column, value))
+
+
+@pytest.mark.parametrize(("column", "value"), ONE.values(), ids=ONE)
+def test_a_log_of_one_device_is_one_whatever_else_it_says(tmp_path: Path, column: str, value: Any) -> None:
+    assert len(read(log_with(tmp_path / "power.csv", column, value, cut=4)).watts) == 200
 
 
 def test_a_log_with_the_newest_first_is_turned_around(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -122,28 +122,26 @@ def _complete(line: str) -> None:
             main()
 
 
-FOLDER = ("--config-dir", "-cd")
+FOLDER = re.compile(r"(?:--config-d(?:ir?)?|-cd)(?:=(?P<place>.*))?", re.DOTALL)
+"""What names a folder of configurations, as argparse takes it."""
 
 
-def _options_first(arguments: list[str]) -> list[str]:
-    """Return a command line with what asks for a sweep, and folders, in front: Hydra wants settings last."""
+def _options_first(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return a command line with what Hydra wants before settings in front, and the folders that it names."""
     options: list[str] = []
     rest: list[str] = []
+    folders: list[str] = []
     words = iter(arguments)
     for word in words:
-        if word in FOLDER:
-            options += [word, *itertools.islice(words, 1)]
-        elif word in ("-m", "--multirun") or word.startswith(f"{FOLDER[0]}="):
+        found = FOLDER.fullmatch(word)
+        if found and (place := found["place"] if "=" in word else next(words, None)) is not None:
+            options.append(f"--config-dir={place}")
+            folders.append(place)
+        elif word in ("-m", "--multirun"):
             options.append(word)
         else:
             rest.append(word)
-    return options + rest
-
-
-def _own_folders(arguments: list[str]) -> list[str]:
-    """Return what ``--config-dir`` says."""
-    after = [place for word, place in itertools.pairwise(arguments) if word in FOLDER]
-    return after + [word.split("=", 1)[1] for word in arguments if word.startswith(f"{FOLDER[0]}=")]
+    return options + rest, folders
 
 
 def _run() -> None:
@@ -152,11 +150,11 @@ def _run() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions out instead of printing them
     # With the password in it; `sweep.ui_line` says the address.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    sys.argv[1:] = _options_first(secret.hidden(sys.argv[1:]))
+    sys.argv[1:], folders = _options_first(secret.hidden(sys.argv[1:]))
     shown = io.StringIO() if {"-c", "--cfg"} & {a.split("=")[0] for a in sys.argv[1:]} else sys.stdout
     try:
         with contextlib.redirect_stdout(shown):
-            for place in _own_folders(sys.argv[1:]):
+            for place in folders:
                 configs.refuse_hidden(place)
             main()
     except configs.ConfigError as error:

@@ -73,7 +73,7 @@ def _refuse_uncallable(method: str, function: Any) -> None:
     if not callable(function):
         raise ConfigError(f"prune.method={method} is not a function; docs/extending.md has an example")
     try:
-        inspect.signature(function).bind("model", "config", "dataset", "seed")
+        inspect.signature(function, follow_wrapped=False).bind("model", "config", "dataset", "seed")
     except ValueError:  # it does not tell what it takes
         return
     except TypeError as error:

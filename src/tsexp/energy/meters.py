@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -223,22 +224,32 @@ def available(device: str) -> dict[str, str]:
 def _own(meter: str) -> Meter:
     """Return somebody's own meter, made, if it has what one needs."""
     kind = look_up(meter, {})
-    own: Meter | None = kind() if callable(kind) else None
+    if not isinstance(kind, type):
+        raise ConfigError(f"measure.meter={meter} is no class; docs/extending.md has an example of a meter")
+    try:
+        own: Any = kind()
+        scope, resolution_s = getattr(own, "scope", None), getattr(own, "resolution_s", None)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever somebody's code raises
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"measure.meter={meter} cannot be made, without arguments ({why})") from None
     told = getattr(kind, "source", None)
-    resolution_s = getattr(own, "resolution_s", None)
-    wrong = [f"no {name}" for name in ("begin", "end", "scope") if not hasattr(own, name)]
+    wrong = [f"no method {name}" for name in ("begin", "end") if not callable(getattr(own, name, None))]
+    if not isinstance(scope, str):
+        wrong.append("no scope, a text")
     if not isinstance(told, str) or not told:
         wrong.append("no source, a text that is the class's")
     elif told.startswith("zeus:"):
         wrong.append(f"source={told!r}, which stands for what Zeus reads")
-    if not isinstance(resolution_s, int | float) or not 0 < resolution_s < math.inf:
-        wrong.append(f"resolution_s={resolution_s!r}, which has to be seconds > 0")
-    if own is None or wrong:
+    if not isinstance(resolution_s, Real) or not 0 < float(resolution_s) < math.inf:
+        wrong.append(f"resolution_s={resolution_s}, which has to be seconds > 0")
+    if wrong:
         raise ConfigError(
             f"measure.meter={meter} cannot be used as a meter: it has {'; '.join(wrong)}; docs/extending.md "
             "has an example"
         )
-    return own
+    return own  # type: ignore[no-any-return]
 
 
 def source(device: str, meter: str = AUTO) -> str:

@@ -8,6 +8,7 @@ other offset of its clock.
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -36,14 +37,13 @@ POWERS = {
     **dict.fromkeys(("kilowatts", "kw", "power_kw", "p_kw"), 1e3),
 }
 """Names of a column of power → watts."""
-SOURCES = (
-    *("device", "device_id", "device_name", "sensor", "sensor_id", "entity_id", "meter", "channel", "outlet"),
-    *("plug", "socket", "domain", "component", "gpu", "gpu_id", "gpu_index", "index", "id", "name", "uuid"),
-    *("host", "hostname", "node"),
+DEVICES = (
+    *("device", "device_id", "device_name", "sensor", "sensor_id", "entity_id", "topic", "uuid", "gpu_uuid"),
+    *("meter", "meter_id", "channel", "outlet", "outlet_name", "plug", "socket", "phase", "host", "hostname"),
 )
-"""Names of a column that says whose power a line has, and"""
-MOST = 64
-"""of how many; of more, it counts lines."""
+"""Names of a column that says whose power a line has."""
+REGULAR = 0.9
+"""Share of lines from which on values that come in turn are those of several devices, whatever the column."""
 UNITS = ((1e8, 1e10, 1.0), (1e11, 1e13, 1e-3), (1e14, 1e16, 1e-6), (1e17, 1e19, 1e-9))
 """UNIX time is told by its size: from, below, → seconds."""
 LEAST_LINES = 3
@@ -186,15 +186,14 @@ def read(path: Path, offset_s: float = 0.0) -> PowerLog:
         when, power, factor = _columns(path, header)
         unix_s, watts, numbers = [], [], []
         clock: Callable[[str], float] | None = None
-        whose = [i for i, name in enumerate(header) if _name(name) in SOURCES]
-        seen: dict[int, dict[str, None]] = {i: {} for i in whose}
+        others: dict[int, list[str]] = {i: [] for i in range(len(header)) if i not in (when, power)}
         for number, row in lines:
             if len(row) <= max(when, power):
                 raise ConfigError(f"{path}, line {number}: {len(row)} columns, the header has {len(header)}")
             if not row[power].strip():
                 continue
-            for i in whose:
-                _of_one(path, number, header[i], row[i], seen[i])
+            for i, words in others.items():
+                words += [word] if i < len(row) and (word := row[i].strip().casefold()) else []
             try:
                 clock = clock or _clock(row[when])
                 unix_s.append(clock(row[when]))
@@ -202,6 +201,8 @@ def read(path: Path, offset_s: float = 0.0) -> PowerLog:
             except ValueError as error:
                 raise ConfigError(f"{path}, line {number}: {error}") from None
             numbers.append(number)
+        for i, words in others.items():
+            _of_one(path, header[i], words)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"the power log {path} cannot be read: {reason}") from None
@@ -228,18 +229,24 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     return ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
 
 
-def _of_one(path: Path, number: int, column: str, value: str, seen: dict[str, None]) -> None:
+def _of_one(path: Path, column: str, words: list[str]) -> None:
     """Refuse lines of several devices, whose mean would be taken for the power of one.
 
-    They come in turn: a value that never comes again is a device that another has replaced.
+    Their names come again and again: as they like, or, in a column that may say something else, in turn. One
+    that never comes again is a device that another has replaced, or a count.
     """
-    last = next(reversed(seen), value)
-    if value != last and value in seen and len(seen) <= MOST:
+    several = list(dict.fromkeys(words))
+    count, runs = len(several), 1 + sum(a != b for a, b in itertools.pairwise(words))
+    if not 1 < count <= len(words) / 2:
+        return
+    again = sum(a == b for a, b in zip(words, words[count:], strict=False))
+    in_turn = runs >= REGULAR * len(words) and again >= REGULAR * (len(words) - count)
+    if in_turn or (_name(column) in DEVICES and runs > count):
         raise ConfigError(
-            f"{path}, line {number}: the log has lines of several ({column}: {last}, {value}); a log is of "
-            "one: keep its lines alone, or add up their power at each time"
+            f"{path}: by its column {column}, lines are of several devices ({', '.join(several[:3])}), and a "
+            "log is of one: keep the lines of one, or add up the power of all at each time; if the column "
+            "says something else, leave it out"
         )
-    seen[value] = None
 
 
 def _name(column: str) -> str:

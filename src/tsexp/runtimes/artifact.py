@@ -218,9 +218,11 @@ def check(quant: QuantConfig, runtime: RuntimeConfig, family: str = "transformer
             )
         return
     module = _module(runtime.name)
-    if lacking := [name for name in ("SUPPORTED", "PACKAGES", "export", "load") if not hasattr(module, name)]:
+    tables = [f"table {n}" for n in ("SUPPORTED", "PACKAGES") if not isinstance(getattr(module, n, 0), dict)]
+    functions = [f"function {n}" for n in ("export", "load") if not callable(getattr(module, n, None))]
+    if lacking := tables + functions:
         raise ConfigError(
-            f"runtime.name={runtime.name} cannot be used as a runtime: it has no {', '.join(lacking)}; "
+            f"runtime.name={runtime.name} cannot be used as a runtime: it has no {', no '.join(lacking)}; "
             "docs/extending.md has an example"
         )
     if runtime.device not in _supported(runtime.name, family).get(quant.mode, ()):
