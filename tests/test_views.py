@@ -658,7 +658,9 @@ def test_features_are_those_of_a_transformer_on_features():
 @pytest.mark.parametrize("scope", ["features", "all"])
 def test_a_method_that_does_not_know_features_is_refused_before_any_work(scope):
     over = ("model=t4", "prune.ratio=0.5", "prune.method=builtins:print", f"prune.scope={scope}")
-    with pytest.raises(Unsupported, match=r"builtins:print .* not supported; allowed: l1, l2, random, taylor"):
+    with pytest.raises(
+        Unsupported, match=r"builtins:print .* not supported; allowed: l1, l2, random, taylor"
+    ):
         compress.check(compose(*over))
 
 
