@@ -237,8 +237,9 @@ def test_jobs_that_differ_in_the_seed_alone_share_a_line_in_words():
     unsure = changed("seed=2 prune.ratio=0.5", (5, -1, 10))
     assert "20 to 26 % less energy† in 2 of 3" in in_words([*jobs, unsure])[0]
     assert in_words([replace(job, name=f"seed={i}") for i, job in enumerate(jobs)]) == [said]
+    assert in_words([*jobs, jobs[0]])[0].startswith("ratio 0.5, 2 seeds, 3 measurements: ")
     again = [replace(job, name="seed=0 prune.ratio=0.5") for job in jobs]  # rerun=true
-    assert in_words(again) == [f"ratio 0.5, {said.replace('2 seeds', '2 times')}"]
+    assert in_words(again) == [f"ratio 0.5, {said.replace('2 seeds', '2 measurements')}"]
 
 
 def test_of_many_jobs_words_name_the_best_and_count_the_others():

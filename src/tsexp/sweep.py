@@ -490,9 +490,9 @@ def asked(overrides: Sequence[str], config_dir: str | None = None) -> list[Confi
         What the command itself would refuse; or if it is a search, which chooses its jobs on the way.
     """
     configs.register()
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir} is not a folder")
     if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ConfigError(f"--config-dir {config_dir} is not a folder")
         configs.refuse_hidden(config_dir)
     try:
         with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):

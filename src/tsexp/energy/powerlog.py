@@ -54,7 +54,7 @@ OFTEN_MILLIWATTS = 1000.0
 
 @dataclass(frozen=True)
 class PowerLog:
-    """Samples of power in the order of the file.
+    """Samples of power in the order of the file, or the other way round where that has the newest first.
 
     Attributes
     ----------
@@ -193,7 +193,8 @@ def read(path: Path, offset_s: float = 0.0) -> PowerLog:
             if not row[power].strip():
                 continue
             for i, words in others.items():
-                words += [word] if i < len(row) and (word := row[i].strip().casefold()) else []
+                if i < len(row) and (word := row[i].strip().casefold()):
+                    words.append(word)
             try:
                 clock = clock or _clock(row[when])
                 unix_s.append(clock(row[when]))

@@ -29,9 +29,10 @@ def count_macs(model: Model) -> int | None:
 
     Counted by PyTorch's flop counter on a run. So a rewritten model counts what it does instead of what it
     was made from: a last block that computes the class token alone counts less, the hidden unit that holds a
-    bias (`transformer.rewrite.FlatBlock`) more. Padding that a mask hides is computed, and counts. Not
-    counted: what is no product (norms, activations, softmax, additions, scaling, resampling). None where some
-    products cannot be seen (`OPAQUE`; bilinear layers), and of what is no network.
+    bias, and attention between views that a mask takes away (`transformer.rewrite.FlatBlock`), more. Padding
+    that a mask hides is computed, and counts. Not counted: what is no product (norms, activations, softmax,
+    additions, scaling, resampling). None where some products cannot be seen (`OPAQUE`; bilinear layers), and
+    of what is no network.
     """
     return _counted(model) if isinstance(model, Network) and not _opaque(model) else None
 

@@ -168,7 +168,9 @@ def in_words(rows: Sequence[Row]) -> list[str]:
     lines = {}
     for label, (name, members) in zip(short(list(groups)), groups.items(), strict=True):
         seeds = len({member.name for member in members})
-        told = f"{seeds} seeds" if seeds > 1 else f"{len(members)} times" if len(members) > 1 else ""
+        told = f"{seeds} seeds" if seeds > 1 else ""
+        if seeds < len(members):
+            told = f"{told}, {len(members)} measurements".removeprefix(", ")
         what = ", ".join(filter(None, [label.replace("=", " "), told])) or members[0].name
         lines[name] = f"{what}: {_sentence(members)}"
     if len(lines) <= SAID:
