@@ -8,9 +8,10 @@ import pytest
 from commands import tsexp
 from conftest import TINY, compose
 from test_cli import runs
-from tsexp import command, locking, models, plan, sweep
+from tsexp import command, locking, models, pipeline, plan, sweep, tracking
 from tsexp.config import Config, ConfigError, Unsupported
 from tsexp.jobs import dataset_of
+from tsexp.tracking import spool
 
 ITALY = [*TINY, "data=italy_power_demand"]
 
@@ -25,6 +26,14 @@ def made(folder):
     """Stage → how many are in the cache."""
     entries = (folder / "cache").glob("*/*/entry.json")
     return Counter(entry.parts[-3] for entry in entries) - Counter(peaks=1)
+
+
+@pytest.mark.slow
+def test_of_a_runtime_to_be_chosen_validation_series_are_scored_for_each(here):
+    asked = [*ITALY, "runtime=auto", "prune.ratio=0.5"]
+    foreseen = plan.of(asked, progress=False)
+    tsexp(here, "-m", *asked)
+    assert {name: part.missing for name, part in foreseen.parts.items() if name != "measure"} == made(here)
 
 
 @pytest.mark.slow
@@ -147,6 +156,36 @@ def test_models_that_fit_themselves_take_an_unknown_time(here, capsys):
     said = capsys.readouterr().out
     assert "+ 1 ?" in said
     assert "1 job, 0 measured" in said
+
+
+def test_what_answers_of_such_models_take_is_unknown_and_measuring_takes_its_windows(here, capsys):
+    assert plan.main(["model=dtw_1nn", "data=italy_power_demand", "debug=smoke"]) == 0
+    said = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in said.splitlines() if line.strip()}
+    assert lines["score"].rstrip().endswith("+ 1 ?")
+    assert "?" not in lines["measure"]
+    assert "measured; at least" in " ".join(said.split())
+
+
+def test_a_result_that_waits_for_its_store_is_measured(here, monkeypatch):
+    cfg = compose(*ITALY)
+    about = pipeline.signature(cfg, dataset_of(cfg))
+
+    def fill(valid):
+        def into(folder):
+            tags = {"tsexp.signature": about, "tsexp.valid": valid}
+            return {"store": tracking.address(cfg.tracking), "tags": tags}
+
+        return into
+
+    with spool.parcel(cfg.paths, fill("false")):
+        pass
+    assert plan.of(ITALY, progress=False).measured == 0
+    with spool.parcel(cfg.paths, fill("true")):
+        pass
+    assert plan.of(ITALY, progress=False).measured == 1
+    assert plan.of([*ITALY, "rerun=true"], progress=False).measured == 0
+    assert plan.of([*ITALY, "tracking.experiment=other"], progress=False).measured == 0
 
 
 def test_what_is_fitted_anew_where_it_is_pruned_takes_an_unknown_time_too(here, capsys):

@@ -62,12 +62,15 @@ class Stage(NamedTuple):
         Whether it is a control's, of which nothing is removed.
     runtime
         Of an artifact: the one that it is for; else empty.
+    splits
+        Of scores: of which series.
     """
 
     name: str
     there: bool
-    control: bool
-    runtime: str
+    control: bool = False
+    runtime: str = ""
+    splits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,13 @@ class Foreseen(Cache):
         signature = self.signature(name, version, key)
         folder = self.root / name / signature
         there = (folder / ENTRY).is_file()
-        self.stages[signature] = Stage(name, there, bool(key.get("control")), key.get("runtime", ""))
+        self.stages[signature] = Stage(
+            name, there, bool(key.get("control")), key.get("runtime", ""), tuple(key.get("splits", ()))
+        )
         return Entry(folder if there else self.nothing, signature, reused=there)
 
 
-MEASURE = Stage("measure", there=False, control=False, runtime="")
+MEASURE = Stage("measure", there=False)
 
 
 @dataclass
@@ -124,7 +129,7 @@ class Plan:
     jobs
         How many it asks for, and of them those that nothing supports.
     measured
-        Of them in the store.
+        Of them in the store, or on their way to it.
     parts
         Stage → what is there, what is missing, how long that takes (s).
     """
@@ -183,7 +188,10 @@ def of(overrides: list[str], config_dir: str | None = None, progress: bool = Tru
         for cfg in supported:
             dataset = dataset_of(cfg)
             about = pipeline.signature(cfg, dataset)
-            known = there and not cfg.rerun and tracking.finished(cfg.tracking, about)
+            known = not cfg.rerun and (
+                tracking.waits(cfg.paths, cfg.tracking, about)
+                or (there and tracking.finished(cfg.tracking, about))
+            )
             again = about in counted and not cfg.rerun  # jobs that ask the same are measured once
             counted.add(about)
             parts["measure"].there += bool(known) and not again
@@ -230,7 +238,9 @@ def _store_is_there(cfg: Config) -> bool:
 
 def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, Stage]:
     """Return the stages of a job, as `Foreseen.stages` has them."""
-    from tsexp import energy, pipeline
+    from tsexp import energy, pipeline, runtimes
+    from tsexp.energy.measuring import SPLITS
+    from tsexp.runtimes import Artifact
 
     nothing = scratch / cfg.model.family
     if not nothing.exists():
@@ -242,16 +252,23 @@ def _walk(cfg: Config, dataset: Dataset, scratch: Path) -> dict[str, Stage]:
     control = pipeline.reference(made, cfg, dataset, cache)
     if cfg.stop_after == "deploy":
         return cache.stages
-    for artifact in [*made.artifacts, control, pipeline.plain(made.dense, cfg, dataset, cache)]:
+    measured = made.artifacts[0]  # of several, any: which one it will be is not known
+    scored: list[tuple[Artifact, tuple[str, ...]]] = [
+        (a, SPLITS) for a in (measured, control, pipeline.plain(made.dense, cfg, dataset, cache))
+    ]
+    if cfg.runtime.name == runtimes.AUTO and len(dataset.val):
+        exact = pipeline.plain(made.fitted, cfg, dataset, cache)
+        scored += [(artifact, ("val",)) for artifact in (*made.artifacts, exact)]
+    for artifact, splits in scored:
         with contextlib.suppress(FileNotFoundError):  # there are none to be read
-            energy.score(artifact, dataset, cfg.measure, cache)
+            energy.score(artifact, dataset, cfg.measure, cache, splits=splits)
     return cache.stages
 
 
 class _Tried(NamedTuple):
     """CPU time (s) of a training step, of preparing a series for training, of an answer to a batch.
 
-    NaN of what a model that fits itself does not tell.
+    NaN of what a model that fits itself does not tell: its steps, and, if it is no network, its answers.
     """
 
     step_s: float
@@ -270,7 +287,8 @@ class _Speeds:
         part, ratio = stage.name, 0.0 if stage.control else cfg.prune.ratio
         tried = self._of(cfg, dataset)
         answer_s = tried.answer_s
-        calls = -(-(len(dataset.y_test) + len(dataset.val)) // cfg.measure.batch_size)
+        series = {"test": len(dataset.y_test), "val": len(dataset.val)}
+        calls = sum(-(-series[split] // cfg.measure.batch_size) for split in stage.splits)
         if part in ("dense", "finetune", "qat"):
             epochs = (cfg.train.epochs, cfg.prune.finetune_epochs, cfg.quant.qat_epochs)
             trained = dict(zip(("dense", "finetune", "qat"), epochs, strict=True))[part]
@@ -282,9 +300,10 @@ class _Speeds:
         known = {
             "artifact": EXPORT_S.get(stage.runtime, max(EXPORT_S.values())),
             "scores": START_S + calls * answer_s,
-            "measure": _measuring_s(cfg, answer_s),
+            "measure": _measuring_s(cfg, 0.0 if math.isnan(answer_s) else answer_s),
         }
-        return known.get(part, 1.0)
+        took = known.get(part, 1.0)
+        return None if math.isnan(took) else took
 
     def _of(self, cfg: Config, dataset: Dataset) -> _Tried:
         about = digest({"model": asdict(cfg.model), "train": cfg.train.asked(), "data": dataset.checksum})
@@ -298,7 +317,7 @@ class _Speeds:
 def _try(cfg: Config, dataset: Dataset) -> _Tried:
     """Train on one batch for a while, and answer some.
 
-    Of a model that fits itself no step is known, and if it is no network its answer is taken for nothing.
+    Of a model that fits itself no step is known, and if it is no network no answer, either.
     """
     import numpy as np
     import torch
@@ -327,7 +346,7 @@ def _try(cfg: Config, dataset: Dataset) -> _Tried:
     )
     built = models.build(cfg.model, dataset)
     if not isinstance(built, Network):
-        return _Tried(math.nan, math.nan, 0.0)
+        return _Tried(math.nan, math.nan, math.nan)
     model = built.adapt(some) if cfg.model.gradient else built
     # Of a batch larger than the split, series come several times.
     question = torch.from_numpy(dataset.x_train[np.arange(cfg.measure.batch_size) % len(dataset.x_train)])
@@ -393,8 +412,10 @@ def show(plan: Plan) -> None:
     counts = f"{plan.jobs} job{'' if plan.jobs == 1 else 's'}"
     counts += f", {plan.unsupported} that nothing supports" if plan.unsupported else ""
     cores = at_once(1)
+    some_unknown = any(part.unknown for part in plan.parts.values())
+    about = "at least" if some_unknown else "about"
     console.print(
-        f"{counts}, {plan.measured} measured; about {_told(plan.seconds)}, one after the other, here"
+        f"{counts}, {plan.measured} measured; {about} {_told(plan.seconds)}, one after the other, here"
         + (
             f"; {_told(plan.seconds_on(cores))} if all {cores} cores make what is to be measured "
             "(stop_after=deploy hydra/launcher=joblib), and the same command then measures"
@@ -406,8 +427,8 @@ def show(plan: Plan) -> None:
         "From steps and answers that were tried out just now, in CPU time: for a machine that does nothing "
         "else. Other runtimes than eager are faster, and measure.target_pct may end a measurement earlier."
     )
-    if any(part.unknown for part in plan.parts.values()):
-        console.print("?: models that fit themselves, in a time that is not known beforehand.")
+    if some_unknown:
+        console.print("?: of models that fit themselves, whose times are not known beforehand.")
 
 
 def _told(seconds: float) -> str:

@@ -13,7 +13,7 @@ from tsexp.tracking.client import (
 )
 from tsexp.tracking.model import requirements
 from tsexp.tracking.run import Tracked, as_shown, being_written, log_record, mark_killed, said_of, tracked
-from tsexp.tracking.spool import NotDelivered, NotKept, address, deliver, known, sync
+from tsexp.tracking.spool import NotDelivered, NotKept, address, deliver, known, sync, waits
 from tsexp.tracking.sweep import close_sweep, sweep_run
 
 __all__ = [
@@ -42,4 +42,5 @@ __all__ = [
     "sync",
     "tracked",
     "view_url",
+    "waits",
 ]

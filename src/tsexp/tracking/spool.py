@@ -177,6 +177,13 @@ def waiting(paths: PathsConfig, config: TrackingConfig, signature: str | None = 
     return found
 
 
+def waits(paths: PathsConfig, config: TrackingConfig, signature: str) -> bool:
+    """Say whether a valid result with this signature is kept for a store; nothing is delivered."""
+    return any(
+        read(folder)["tags"].get("tsexp.valid") == "true" for folder in waiting(paths, config, signature)
+    )
+
+
 def known(paths: PathsConfig, config: TrackingConfig, signature: str) -> str | None:
     """Return the run that holds this signature, delivering first what was kept of it; None if there is none.
 
