@@ -346,6 +346,7 @@ def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
     done = tsexp(tmp_path, "-m", "experiment=pareto", *TINY, "data=italy_power_demand", *choices, *bound)
     assert (tmp_path / "studies.db").exists()
     assert "◆" not in done.stdout.splitlines()[2]  # which nothing keeps to: the control stands alone
+    assert "no job keeps to val/accuracy_drop_pt<=-200" in done.stdout
     assert "solutions: []" in (tmp_path / "three" / "optimization_results.yaml").read_text()
 
 

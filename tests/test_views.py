@@ -372,6 +372,23 @@ def test_views_attend_apart_whether_in_one_product_or_two(monkeypatch, italy, mo
     assert (before[:, counts[0] :] != after[:, counts[0] :]).any(-1).all()
 
 
+@pytest.mark.parametrize("length", [2, 3, 4, 5])
+def test_of_a_few_steps_no_kernel_sees_its_own_rounding(italy, length):
+    """Of three, of mean 0, four kernels see the sum alone."""
+    drawn = np.random.default_rng(0).normal(size=(80, 1, length)).astype(np.float32)
+    dataset = replace(
+        italy,
+        x_train=drawn[: len(italy.x_train)],
+        x_test=drawn[-13:],
+        preprocessing=replace(italy.preprocessing, length=length),
+    )
+    model = model_of(dataset)
+    lean = model.deployable(flat=True)
+    x = torch.from_numpy(dataset.x_test)
+    torch.testing.assert_close(lean.preprocess(x)[0], model.preprocess(x)[0], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(lean(x), model(x), atol=1e-4, rtol=1e-4)
+
+
 def levelled(x):
     """Every second series flat, each at a level of its own."""
     odd = x + 10.0

@@ -93,6 +93,10 @@ def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str
         channels, length = artifact.manifest["shape"]
         check(file, series, channels, length, ragged, takes)
         scores = stored.answers(artifact.folder, data.stack(series), row)
+    if not (finite := np.isfinite(scores).all(1)).all():
+        raise ConfigError(
+            f"{file}, series {finite.argmin()}: scores that are not finite; its values may be too large"
+        )
     classes = artifact.manifest["classes"]
     if output is None:
         write(sys.stdout, scores, classes, labels)

@@ -210,6 +210,10 @@ class Sweep(Callback):
         console = terminal()
         title = _title(len(rows), outcomes, skipped, failed)
         console.print(report.sweep_table(rows, failed, title, skipped, front))
+        valid = [row for row in rows if row.valid]
+        if valid and not any(constraints.keeps(row.metrics, kept_to) for row in valid):
+            bounds = ", ".join(about["constraints"])
+            console.print(f"no job keeps to {bounds}", markup=False, soft_wrap=True)
         drawn = [
             report.sweep_figure(rows, folder / "sweep.png"),
             report.front_figure(rows, folder / "front.png", kept_to) if about["search"] else None,

@@ -37,6 +37,8 @@ VALUES = 20_000
 """responses of each kernel."""
 NARROW = 1e-3
 """Narrowest bin, in widths of all bins together."""
+NOISE = 1e-5
+"""What varies less, in parts of the largest value that it is the sum of, is rounding."""
 NUMBERS = 2**26
 """That are held at a time, about: of many long series of many channels, all would be too many."""
 LARGEST = 4.0
@@ -207,8 +209,10 @@ class Shares(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return ((x[..., None, :] - self.low[..., None]) * self.inverse[..., None]).clamp(0, 1)
 
-    def adapt(self, x: Tensor, mask: Tensor | None, draw: torch.Generator) -> None:
-        """Take thresholds from (series, kinds, values)."""
+    def adapt(
+        self, x: Tensor, mask: Tensor | None, draw: torch.Generator, noise: Tensor | float = 0.0
+    ) -> None:
+        """Take thresholds from (series, kinds, values); of a kind that varies by less than noise, none."""
         rows = x.transpose(1, 2)[mask] if mask is not None else x.transpose(1, 2).flatten(0, 1)
         if not len(rows):  # no series is long enough for a change
             return
@@ -216,10 +220,11 @@ class Shares(nn.Module):
             rows = rows[torch.randint(len(rows), (VALUES,), generator=draw)]
         thresholds = torch.quantile(rows, torch.linspace(TAIL, 1 - TAIL, self.low.shape[1] + 1), 0).T
         # Where values repeat, thresholds coincide: a step there would turn rounding errors into features.
-        least = NARROW * (thresholds[:, -1:] - thresholds[:, :1]).clamp_min(1e-6)
+        whole = thresholds[:, -1:] - thresholds[:, :1]
+        least = NARROW * whole.clamp_min(1e-6)
         width = torch.maximum(thresholds[:, 1:] - thresholds[:, :-1], least)
         self.low.copy_(thresholds[:, :-1])
-        self.inverse.copy_(1 / width)
+        self.inverse.copy_(torch.where(whole < noise, 0.0, 1 / width))
 
 
 class Intervals(nn.Module):
@@ -294,9 +299,11 @@ class Kernels(nn.Module):
         return found
 
     def adapt(self, x: Tensor, mask: Tensor | None, draw: torch.Generator) -> None:
-        """Take thresholds."""
+        """Take thresholds; of three values of mean 0, some kernels see nothing but what rounding left."""
+        largest = x.abs().amax((0, 2))  # of each channel
+        noise = NOISE * ((self.weight != 0).any(-1) * largest).amax(1, keepdim=True)  # (kernels, 1)
         for shares, (r, m) in zip(self.shares, self._responses(x, mask), strict=True):
-            shares.adapt(r, m, draw)  # type: ignore[operator]
+            shares.adapt(r, m, draw, noise)  # type: ignore[operator]
 
 
 def channels(count: int) -> Tensor:
