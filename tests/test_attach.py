@@ -183,6 +183,38 @@ def test_it_is_merged_beside_the_run_that_it_is_of(place: Place, capsys: Any, ol
     assert "attached before: nothing was stored" in capsys.readouterr().out
 
 
+def test_what_was_attached_elsewhere_comes_home_to_the_run_that_it_is_of(place: Place, capsys: Any) -> None:
+    there, home = f"sqlite:///{place.folder}/all.db", place.store
+    assert merge.main([home.uri, "--into", there]) == 0
+    client = mlflow.MlflowClient(there)
+    (brought,) = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
+    assert attach.main([brought.info.run_id, place.log(), f"tracking.uri={there}"]) == 0
+    twins = client.search_runs([brought.info.experiment_id], "tags.`tsexp.energy_source` = 'external:plug'")
+    assert not {"tsexp.merged_run", "tsexp.merged_from"} & twins[0].data.tags.keys()
+    capsys.readouterr()
+    assert merge.main([there, "--into", home.uri]) == 0
+    assert "1 brought, 1 there already" in capsys.readouterr().out
+    (twin,) = place.runs("external:plug")
+    assert twin.data.tags["tsexp.attached_to"] == place.run
+    assert f"Run {place.run} " in twin.data.tags["mlflow.note.content"]
+
+
+def test_of_two_logs_of_one_run_the_newer_is_merged_too(place: Place, capsys: Any) -> None:
+    assert place.attach(place.run, place.log(offset_s=0.05), "--name", "plug") == 0
+    command = [place.store.uri, "--into", str(place.folder / "all.db")]
+    assert merge.main(command) == 0
+    assert "2 brought" in capsys.readouterr().out
+    assert place.attach(place.run, place.log(), "--name", "plug") == 0
+    assert merge.main(command) == 0
+    assert "1 brought, 2 there already" in capsys.readouterr().out
+    both = tuple(
+        frozen.freeze(mlflow.MlflowClient(uri), "tsexp", place.folder / str(i)).results
+        for i, uri in enumerate((place.store.uri, f"sqlite:///{place.folder}/all.db"))
+    )
+    joules = [r.loc[r["energy_source"] == "external:plug", "measured_j"].tolist() for r in both]
+    assert joules[0] == joules[1]
+
+
 @pytest.mark.parametrize(
     ("words", "how", "reason"),
     [

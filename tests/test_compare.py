@@ -312,7 +312,7 @@ def test_one_store_by_two_names_is_refused(place, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_a_store_without_its_files_does_not_keep_others_from_being_merged(place, tmp_path, capsys):
+def test_a_store_without_its_files_does_not_keep_others_from_being_merged(place, compared, tmp_path, capsys):
     (tmp_path / "bare").mkdir()
     shutil.copy(place.folder / "mlflow.db", tmp_path / "bare" / "mlflow.db")
     shutil.copytree(place.folder, tmp_path / "whole")

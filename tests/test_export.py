@@ -16,7 +16,7 @@ import pytest
 
 import made_runs
 from conftest import skip_without_bf16
-from tsexp import alive, card, export, merge, runtimes, stored
+from tsexp import alive, card, export, marks, runtimes, stored
 from tsexp.cache import _damage
 from tsexp.energy.record import energy_interval_j
 from tsexp.marks import PROTOCOL_VERSION
@@ -251,7 +251,7 @@ def test_the_record_is_whole_but_for_where_it_ran(place):
     assert record["tags"]["tsexp.warnings"] == WARNING
     assert record["manifest"] == run.artifact.manifest
     assert str(place.folder) not in json.dumps(record)
-    told = {*(f"tsexp.{key}" for key in alive.me()), merge.FROM_STORE, "mlflow.user"}
+    told = {*(f"tsexp.{key}" for key in alive.me()), marks.FROM_STORE, "mlflow.user"}
     assert not told & record["tags"].keys()
     assert all(tag.startswith(export.PRIVATE) for tag in told)
 

@@ -23,7 +23,7 @@ import tsexp
 from conftest import compose
 from rapl_tree import add_zone, planted
 from report_data import Store
-from tsexp import measure, measure_energy, runtimes
+from tsexp import measure, measure_energy, merge, runtimes
 from tsexp.cache import Cache
 from tsexp.config import ConfigError
 from tsexp.energy import subjects
@@ -484,6 +484,19 @@ def test_the_command_prints_and_stores(files, monkeypatch, tmp_path, empty_store
 @pytest.fixture(scope="module")
 def invalid():
     return measure_energy(lambda batch: batch + np.random.random(), X, **QUICK)
+
+
+def test_it_is_merged_with_its_answers(invalid, tmp_path, empty_store, capsys):
+    store = Store(empty_store, tmp_path)
+    invalid.to_mlflow(store.uri, name="mine")
+    into = f"sqlite:///{tmp_path}/all.db"
+    for said in ("1 brought, 0 there already", "0 brought, 1 there already"):
+        assert merge.main([store.uri, "--into", into]) == 0
+        assert said in capsys.readouterr().out
+    client = mlflow.MlflowClient(into)
+    (run,) = client.search_runs([client.get_experiment_by_name("tsexp").experiment_id])
+    assert (run.info.run_name, run.data.tags["tsexp.stage"]) == ("mine", "measure")
+    assert "answers.npz" in {f.path for f in client.list_artifacts(run.info.run_id)}
 
 
 def test_an_invalid_one_is_stored_as_such_and_tables_overlook_it(invalid, tmp_path, empty_store):

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -170,6 +171,47 @@ def test_a_store_that_is_gone_costs_a_line_and_not_the_result(made, cfg, impatie
     (run,) = runs(cfg)
     assert whole(cfg, run)
     assert run.data.tags["mlflow.parentRunId"] == "a sweep"
+
+
+def test_of_a_sweep_a_store_that_is_gone_is_not_made_anew(made, cfg, impatient):
+    """Where it was, there is the empty folder that its disk was mounted on."""
+    tracking.store(cfg.tracking)
+    tracking.expect(cfg.tracking)
+    file = client.stores.file_of(cfg.tracking.uri)
+    file.rename(file.with_name("away.db"))
+    with pytest.raises(tracking.NotDelivered, match="is gone; it was there when this began") as told:
+        measure(made, cfg, parent="a sweep")
+    assert f"tsexp sync tracking.uri={cfg.tracking.uri} tracking.experiment=tsexp" in str(told.value)
+    assert not file.exists()
+    (parcel,) = waiting(cfg)
+    file.with_name("away.db").rename(file)
+    spool.deliver(parcel, cfg.tracking)
+    (run,) = runs(cfg)
+    assert whole(cfg, run)
+
+
+def test_of_a_sweep_an_experiment_that_is_gone_is_not_made_anew(cfg, empty_store):
+    tracking.store(cfg.tracking)
+    tracking.expect(cfg.tracking)
+    shutil.copy(empty_store, client.stores.file_of(cfg.tracking.uri))
+    client._ready.cache_clear()
+    with pytest.raises(ConfigError, match="has no experiment tsexp; it had one when this began"):
+        tracking.store(cfg.tracking)
+
+
+def test_jobs_of_a_sweep_expect_its_store(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(tracking, "expect", lambda store: told.append(store.uri))
+    monkeypatch.setattr(pipeline, "run", lambda *_: ("a run", False))
+    monkeypatch.setattr(pipeline, "check", lambda cfg: None)
+    monkeypatch.setattr(jobs, "_run_apart", lambda *_: ("killed", {}))
+    asked = composed("data=italy_power_demand", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    jobs.execute(asked, "alone", tmp_path, None)
+    assert told == []
+    jobs.execute(asked, "one of several", tmp_path, "a sweep")
+    monkeypatch.setattr(jobs, "_at_once", lambda *_: None)
+    jobs.execute_apart(asked, "one of several", tmp_path, "a sweep")
+    assert told == [f"sqlite:///{tmp_path}/mlflow.db"] * 2
 
 
 def test_alone_a_job_without_a_store_is_refused_before_any_work(made, cfg):
@@ -395,6 +437,7 @@ def test_sync_delivers_and_says_what_is_for_another_store(made, cfg, monkeypatch
     assert sync.main(settings) == 0
     said = capsys.readouterr().out
     assert "1 result(s) delivered" in said
+    assert "0 for it left" in said
     assert f"1 more for another store: {sync.called('sync')} tracking.uri={DEAD}" in said
     assert sync.main([*settings, "--all"]) == 0
     assert len(runs(cfg)) == 2
@@ -605,6 +648,21 @@ def test_a_damaged_sweep_is_told_in_a_line(tmp_path, capsys, about):
     assert "is not the folder of a sweep" in capsys.readouterr().err
 
 
+def test_jobs_of_a_search_are_those_that_it_proposed(tmp_path, capsys):
+    folder = sweep_folder(tmp_path)
+    about = {"names": None, "command": "python -m tsexp -m experiment=pareto", "search": "zeus:rapl"}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    shutil.rmtree(folder / "0")
+    found = status.read(folder)[1]
+    assert [(j.number, j.name, j.state) for j in found] == [
+        (1, "seed=1", "failed"),
+        (2, "seed=2", "skipped"),
+        (3, "job 3", "missing"),
+    ]
+    assert status.main([str(folder), "--retry-failed"]) == 2
+    assert "a search chooses its jobs itself; give its command again" in capsys.readouterr().err
+
+
 def test_what_was_to_be_deployed_is_all_that_was_asked_for(tmp_path, monkeypatch):
     folder = sweep_folder(tmp_path)
     for number in range(5):
@@ -720,6 +778,58 @@ def test_stores_are_merged_each_result_once_and_nothing_twice(made, tmp_path, em
     assert tags["tsexp.host"] == alive.me()["host"]
     sweep = tracking.store(both.tracking).get_run(tags["mlflow.parentRunId"])
     assert sweep.data.tags["tsexp.sweep"] == "of the command"
+
+
+def test_what_was_measured_again_is_merged_too_and_the_newest_counts(made, tmp_path, empty_store, capsys):
+    one, both = (at(tmp_path / name, empty_store) for name in ("one", "both"))
+    again = replace(one, rerun=True)
+    command = [one.tracking.uri, "--into", both.tracking.uri]
+    measure(made, one, "a")
+    second = measure(made, again, "a")
+    assert merge.main(command) == 0
+    assert "2 brought, 0 there already" in capsys.readouterr().out
+
+    def newest():
+        run_id = tracking.finished(both.tracking, "a")
+        return tracking.store(both.tracking).get_run(run_id).data.tags["tsexp.merged_run"]
+
+    assert newest() == second
+    third = measure(made, again, "a")
+    assert merge.main(command) == 0
+    assert "1 brought, 2 there already" in capsys.readouterr().out
+    assert newest() == third
+    assert merge.main([both.tracking.uri, "--into", one.tracking.uri]) == 0  # home again
+    assert "0 brought, 3 there already" in capsys.readouterr().out
+
+
+def test_a_run_whose_sweep_was_deleted_for_good_is_merged_without_one(
+    made, tmp_path, empty_store, monkeypatch
+):
+    from mlflow.exceptions import MlflowException
+
+    one, both = (at(tmp_path / name, empty_store) for name in ("one", "both"))
+    measure(made, one, "a", "0123456789abcdef0123456789abcdef")
+    assert merge.main([one.tracking.uri, "--into", both.tracking.uri]) == 0
+    (run,) = runs(both)
+    assert "mlflow.parentRunId" not in run.data.tags
+    with pytest.raises(MlflowException):
+        tracking.store(one.tracking).get_run("0123456789abcdef0123456789abcdef")
+
+
+def test_a_database_of_something_else_is_left_as_it_is(tmp_path, empty_store, capsys):
+    one = at(tmp_path / "one", empty_store)
+    other = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(other)) as db:
+        db.execute("create table experiments(a int)")
+    before = other.read_bytes()
+    assert merge.main([str(other), "--into", one.tracking.uri]) == 2
+    assert "is not a store of MLflow: it has no table of metrics" in capsys.readouterr().err
+    assert merge.main([one.tracking.uri, "--into", str(other)]) == 2
+    assert "has no experiment tsexp" in capsys.readouterr().err
+    tracking.store(one.tracking)
+    assert merge.main([one.tracking.uri, "--into", str(other)]) == 2
+    assert "is a database of something else; give another file" in capsys.readouterr().err
+    assert other.read_bytes() == before
 
 
 def test_a_run_whose_model_was_deleted_is_merged_with_its_files(made, tmp_path, empty_store, capsys):
@@ -856,6 +966,38 @@ def test_a_sweep_whose_server_dies_keeps_its_results_and_the_same_command_delive
         assert runs(cfg, "RUNNING") == []
     finally:
         server.kill()
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_disk_is_unmounted_keeps_its_results_and_fills_no_other_store(tmp_path):
+    from test_cli import tsexp
+
+    share, away = tmp_path / "share", tmp_path / "away"
+    share.mkdir()
+    command = ["-m", "seed=0,1", *TINY, "data=italy_power_demand", "tracking.uri=sqlite:///share/mlflow.db"]
+
+    def unmount():
+        end = time.monotonic() + 120
+        while not list(tmp_path.glob("multirun/*/*/0/running.json")) and time.monotonic() < end:
+            time.sleep(0.05)
+        share.rename(away)
+        share.mkdir()
+
+    thread = threading.Thread(target=unmount)
+    thread.start()
+    done = tsexp(tmp_path, *command, check=False)
+    thread.join()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "0 of 2 results are in it, 2 are kept in" in done.stderr
+    assert "2 jobs: 2 kept" in tsexp(tmp_path, "status", check=False).stdout
+    assert not (share / "mlflow.db").exists()
+    shutil.rmtree(share)
+    away.rename(share)
+    assert "2 jobs, 2 of them measured before" in tsexp(tmp_path, *command).stdout
+    found = compose(*TINY, "data=italy_power_demand", f"tracking.uri=sqlite:///{share}/mlflow.db")
+    assert len(runs(found)) == 3  # and the sweep
+    assert runs(found, "RUNNING") == []
 
 
 @pytest.mark.slow

@@ -127,6 +127,8 @@ def test_a_sweep_notes_its_command_as_it_was_given(noted):
     assert about["names"][1] == "seed=0 prune.ratio=0.5"
     assert about["options"] == ["--config-dir", "/mine"]
     assert "-m --config-dir /mine seed=0,1" in about["command"]
+    about = noted(*given, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
+    assert about["command"].endswith(" hydra/launcher=joblib hydra.launcher.n_jobs=1")
 
 
 def test_a_sweep_and_searches_of_the_same_words_have_runs_of_their_own(noted, monkeypatch):
@@ -347,6 +349,8 @@ def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
     assert (tmp_path / "studies.db").exists()
     assert "◆" not in done.stdout.splitlines()[2]  # which nothing keeps to: the control stands alone
     assert "no job keeps to val/accuracy_drop_pt<=-200" in done.stdout
+    ended = len(list((tmp_path / "three").glob("*/outcome.json")))
+    assert f"{ended} jobs: " in tsexp(tmp_path, "status", "three").stdout
     assert "solutions: []" in (tmp_path / "three" / "optimization_results.yaml").read_text()
 
 

@@ -56,6 +56,10 @@ def test_a_port_that_is_taken_is_an_error_and_no_address_is_printed(tmp_path):
 def test_a_store_is_a_path_a_folder_or_a_uri(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert stores.uri_of("a/mlflow.db") == f"sqlite:///{tmp_path}/a/mlflow.db"
+    assert stores.uri_of("new/") == f"sqlite:///{tmp_path}/new/mlflow.db"
+    for path in ("c%41d/mlflow.db", "what?.db"):  # which SQLAlchemy would read as another file's address
+        with pytest.raises(configs.ConfigError, match="would be read as something else"):
+            stores.uri_of(path)
     assert stores.uri_of(".") == f"sqlite:///{tmp_path}/mlflow.db"
     assert stores.uri_of("http://localhost:5000") == "http://localhost:5000"
     with pytest.raises(

@@ -20,7 +20,7 @@ from tsexp import config as configs
 from tsexp.command import called
 from tsexp.compose import composed
 from tsexp.config import ConfigError, TrackingConfig
-from tsexp.marks import ATTACHED_TO, FROM_RUN
+from tsexp.marks import ATTACHED_TO, FROM_RUN, FROM_STORE
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.energy.powerlog import PowerLog
@@ -52,6 +52,7 @@ NOT_TAKEN = (
     *("tsexp.error", "tsexp.record", "mlflow.user", "mlflow.log-model.history"),
     *(f"tsexp.{key}" for key in alive.WHO),
     FROM_RUN,
+    FROM_STORE,
 )
 """Tags of the old run that are of its process, or its own number."""
 

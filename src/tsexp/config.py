@@ -443,7 +443,7 @@ def parse(cfg: DictConfig) -> Config:
         data = replace(data, scale=config.model.auto_scale())
     config = replace(config, data=data, **places(cfg))
     for name in ("cache", "spool"):  # of both MLflow copies
-        _refuse_escapes(f"paths.{name}", getattr(config.paths, name), f"paths.{name}=/ELSEWHERE")
+        refuse_escapes(f"paths.{name}", getattr(config.paths, name), f"paths.{name}=/ELSEWHERE")
     return config
 
 
@@ -631,7 +631,7 @@ def absolute_uri(uri: str) -> str:
     path = str(Path(name).absolute())
     if mark and "=" not in query:  # a folder's, not that of options
         path, mark, query = path + mark + query, "", ""
-    _refuse_escapes("tracking.uri", path, "tracking.uri=sqlite:////ELSEWHERE/mlflow.db", also=r"|\?")
+    refuse_escapes("tracking.uri", path, "tracking.uri=sqlite:////ELSEWHERE/mlflow.db", also=r"|\?")
     return f"{SQLITE}{path}{mark}{query}"
 
 
@@ -646,11 +646,11 @@ def absolute_place(place: str | None) -> str | None:
     if place is None or ":" in place:
         return place
     path = str(Path(place).expanduser().absolute())
-    _refuse_escapes("tracking.artifacts", path, "tracking.artifacts=/ELSEWHERE")
+    refuse_escapes("tracking.artifacts", path, "tracking.artifacts=/ELSEWHERE")
     return path
 
 
-def _refuse_escapes(key: str, path: str, instead: str, also: str = "") -> None:
+def refuse_escapes(key: str, path: str, instead: str, also: str = "") -> None:
     """Refuse what SQLAlchemy and MLflow, who read a path as an address, take for that of something else."""
     found = re.search("%[0-9A-Fa-f]{2}" + also, path)
     if found:

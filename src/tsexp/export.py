@@ -20,6 +20,7 @@ from tsexp.command import called
 from tsexp.compose import composed
 from tsexp.config import NOT_ASKED, Config, ConfigError
 from tsexp.files import check_new
+from tsexp.marks import FROM_STORE
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.report.store import Row
@@ -46,7 +47,7 @@ EXACT = ("none", "weight_only")
 FOLDER = "artifact"
 PRIVATE = (
     *(f"tsexp.{key}" for key in alive.WHO),
-    *("tsexp.merged_from", "mlflow.user", "mlflow.parentRunId", "mlflow.source.", "mlflow.note."),
+    *(FROM_STORE, "mlflow.user", "mlflow.parentRunId", "mlflow.source.", "mlflow.note."),
 )
 """Tags, by their beginnings, that say where and by whom a job ran, not what came out."""
 SCRIPT = '''\

@@ -91,12 +91,15 @@ def execute(cfg: DictConfig, name: str | None, folder: Path, parent: str | None)
     parent
         Run id of the sweep.
     """
+    from tsexp import tracking
     from tsexp.tracking import NotDelivered, NotKept
 
     label = name or "experiment"
     try:
         checked = configs.parse(cfg)
         label = name or _name(checked)
+        if parent is not None:
+            tracking.expect(checked.tracking)
         run_id, found = _experiment(checked, OmegaConf.to_yaml(cfg, resolve=True), label, parent)
         status = "found" if found else "deployed" if run_id is None else "finished"
         outcome = Outcome(label, status, run_id)
@@ -222,6 +225,11 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
 
     A job that is killed (out of memory, a crash in native code) does not take its sweep along.
     """
+    from tsexp import tracking
+
+    if parent is not None:
+        with contextlib.suppress(Exception):  # the job itself will say why
+            tracking.expect(configs.parse(cfg).tracking)
     if to_keep(folder, name):
         known = read_outcome(folder)
         if known is not None and known.status == "kept":  # its parcel is gone: the store knows whether to it
@@ -239,8 +247,6 @@ def execute_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) 
         if known is not None:
             return known
         leave_if_told()
-    from tsexp import tracking
-
     written = _at_once(cfg, name)  # it may have died when its result was written down already
     if written is not None and written.ok:
         outcome = Outcome(name, "finished", written.run_id)

@@ -21,6 +21,8 @@ ATTACHED_TO = "tsexp.attached_to"
 """Tag of a run that a power log made: the run that it is of."""
 FROM_RUN = "tsexp.merged_run"
 """Tag of a run that was brought from another store: the run that it was copied from."""
+FROM_STORE = "tsexp.merged_from"
+"""Tag of such a run: the store that it was copied from. ``tsexp.host`` says which machine measured it."""
 IN_BATCHES = "matmuls_in_batches"
 """What a manifest has beside ``matmuls``, of the graph that runs for batches."""
 ENDS = ("", "_lo", "_hi")

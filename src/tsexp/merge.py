@@ -15,11 +15,8 @@ from tsexp import alive, secret, stored, stores
 from tsexp import config as configs
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig
-from tsexp.marks import ATTACHED_TO, COMPARISON, FROM_RUN
+from tsexp.marks import ATTACHED_TO, COMPARISON, FROM_RUN, FROM_STORE, MEASUREMENT
 
-FROM_STORE = "tsexp.merged_from"
-"""Tag of a run that was brought: the store that it was copied from. ``tsexp.host`` says which machine
-measured it."""
 SIGNATURE = "tsexp.signature"
 COMPARED = ("tsexp.compare_a", "tsexp.compare_b")
 """Tags of a comparison: the runs that it is of."""
@@ -100,6 +97,7 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
     from tsexp.progress import bar
 
     runs = _results(client, number)
+    here = {run.info.run_id for run in runs}
     brought = there = 0
     parents: dict[str, str] = {}
     bare: list[str] = []
@@ -109,11 +107,11 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
             tags = run.data.tags
             valid = tags.get("tsexp.valid") == "true"
             with tracking.asking(into):
-                known = (
-                    _brought(into, run.info.run_id)
-                    or _has(into, _record(run))
-                    or (valid and SIGNATURE in tags and tracking.finished(into, tags[SIGNATURE]))
-                )
+                known = _brought(into, run.info.run_id) or _at_home(into, _record(run))
+                if not known and valid and SIGNATURE in tags:
+                    same = tracking.finished(into, tags[SIGNATURE])
+                    # From here, it was measured again, or another log was attached: all come, as here.
+                    known = None if same is None or _came_from(into, same) in here else same
             if known:
                 there += 1
             elif not {tags.get(side) for side in COMPARED}.isdisjoint(bare):
@@ -125,17 +123,15 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                         bare.append(run.info.run_id)
                         progress.advance()
                         continue
-                    old = tags.get(ATTACHED_TO)
-                    if old:  # it is older, so it is there
-                        _add_tag(parcel, ATTACHED_TO, _brought(into, old) or old)
-                    for side in COMPARED:  # jobs come first, so they are there
-                        if side in tags:
-                            _renumber(parcel, side, _there(client, into, tags[side]))
+                    for other in (ATTACHED_TO, *COMPARED):  # is older, and jobs come first: it is there
+                        if other in tags:
+                            _renumber(parcel, other, _there(client, into, tags[other]))
                     parent = tags.get("mlflow.parentRunId")
                     if parent:
                         if parent not in parents:
-                            parents[parent] = _parent(client.get_run(parent), into)
-                        _add_tag(parcel, "mlflow.parentRunId", parents[parent])
+                            parents[parent] = _parent(client, parent, into)
+                        if parents[parent]:
+                            _add_tag(parcel, "mlflow.parentRunId", parents[parent])
                     try:
                         tracking.deliver(parcel, into)
                     except tracking.NotDelivered as error:  # the parcel goes with its folder, as this does
@@ -161,19 +157,19 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
 
 
 def _results(client: Any, number: str) -> list[Any]:
-    """All finished jobs, oldest first, then the comparisons of two of them."""
+    """All finished jobs, oldest first, then comparisons of two of them, and measurements of other things."""
     from tsexp.report.store import every
 
-    jobs, comparisons = (
+    jobs, *others = (
         every(
             client,
             number,
             f"attributes.status = 'FINISHED' and tags.`tsexp.stage` = '{stage}'",
             "attributes.start_time ASC",
         )
-        for stage in ("done", COMPARISON)
+        for stage in ("done", COMPARISON, MEASUREMENT)
     )
-    return [*(run for run in jobs if SIGNATURE in run.data.tags), *comparisons]
+    return [*(run for run in jobs if SIGNATURE in run.data.tags), *(run for some in others for run in some)]
 
 
 def _there(client: Any, into: TrackingConfig, run_id: str) -> str:
@@ -186,10 +182,11 @@ def _there(client: Any, into: TrackingConfig, run_id: str) -> str:
         if found := _brought(into, run_id):
             return found
         try:
-            signature = client.get_run(run_id).data.tags.get(SIGNATURE)
+            run = client.get_run(run_id)
         except MlflowException:  # deleted for good; the report says so
             return run_id
-        return (signature and tracking.finished(into, signature)) or run_id
+        signature = run.data.tags.get(SIGNATURE)
+        return _at_home(into, _record(run)) or (signature and tracking.finished(into, signature)) or run_id
 
 
 def _brought(into: TrackingConfig, run_id: str) -> str | None:
@@ -215,28 +212,45 @@ def _record(run: Any) -> str:
     return str(own if ATTACHED_TO in tags else tags.get(spool.RECORD, own))
 
 
-def _has(into: TrackingConfig, record: str) -> bool:
-    """Whether a result is in this store, be it that it began there and comes home."""
+def _came_from(into: TrackingConfig, run_id: str) -> str | None:
+    """Return the run that a run of this store was copied from, if it was."""
+    from tsexp import tracking
+
+    return tracking.store(into).get_run(run_id).data.tags.get(FROM_RUN)  # type: ignore[no-any-return]
+
+
+def _at_home(into: TrackingConfig, record: str) -> str | None:
+    """Return the run of this store that has a result, be it that it began there and comes home, or None."""
     from mlflow.exceptions import MlflowException
 
     from tsexp import tracking
     from tsexp.tracking import spool
 
-    if spool.delivered(into, record):
-        return True
+    if found := spool.delivered(into, record):
+        return found
     client = tracking.store(into)
     try:
         run = client.get_run(record)
     except MlflowException:  # no number of a run, or of one that is not there
-        return False
+        return None
     here = (tracking.experiment_of(client, into), "FINISHED", "active")
-    return (run.info.experiment_id, run.info.status, run.info.lifecycle_stage) == here
+    same = (run.info.experiment_id, run.info.status, run.info.lifecycle_stage) == here
+    return str(run.info.run_id) if same else None
 
 
-def _parent(run: Any, into: TrackingConfig) -> str:
-    """Return the sweep of the same command in the other store; its numbers are made when it runs again."""
+def _parent(source: Any, run_id: str, into: TrackingConfig) -> str:
+    """Return the sweep of the same command in the other store; its numbers are made when it runs again.
+
+    Empty if it was deleted for good.
+    """
+    from mlflow.exceptions import MlflowException
+
     from tsexp import tracking
 
+    try:
+        run = source.get_run(run_id)
+    except MlflowException:
+        return ""
     client = tracking.store(into)
     tags = run.data.tags
     number = tracking.experiment_of(client, into)
@@ -273,7 +287,7 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> bool:
         "record": _record(run),
         "store": {"uri": configs.redact(uri), "experiment": ""},
         "run_id": None,
-        "again": SIGNATURE not in tags or tags.get("tsexp.valid") != "true",
+        "again": True,  # what is there already was looked for
         "start_ms": run.info.start_time,
         "end_ms": run.info.end_time,
         "params": dict(run.data.params),

@@ -73,18 +73,20 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Job]]:
     """
     try:
         about = json.loads((folder / jobs.SWEEP).read_text())
-        names = list(about["names"]) or [f"job {n}" for n in sorted(_numbers(folder))]
+        names = dict(enumerate(about["names"])) if about["names"] else _proposed(folder)
         on = "process" in about and _alive(about["process"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{folder} is not the folder of a sweep ({type(error).__name__}: {error}); it is "
             "multirun/DAY/TIME, with a sweep.json in it"
         ) from None
-    return about, [_job(folder / str(n), n, name, on) for n, name in enumerate(names)]
+    return about, [_job(folder / str(n), n, name, on) for n, name in names.items()]
 
 
-def _numbers(folder: Path) -> list[int]:
-    return [int(f.name) for f in folder.iterdir() if f.name.isdigit()]
+def _proposed(folder: Path) -> dict[int, str]:
+    """Return the jobs of a search, which are known when they are proposed, and named when they have ended."""
+    numbers = sorted(int(f.name) for f in folder.iterdir() if f.name.isdigit())
+    return {n: str(_json(folder / str(n) / jobs.OUTCOME).get("name", f"job {n}")) for n in numbers}
 
 
 def _alive(who: dict[str, str]) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexp.config import SCHEMES, SQLITE, ConfigError, absolute_uri, redact
+from tsexp.config import SCHEMES, SQLITE, ConfigError, absolute_uri, redact, refuse_escapes
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -24,6 +25,8 @@ SECONDS = 5
 Later ones may take MLflow's time: there is work to lose then."""
 EXTRAS = {"postgresql": "postgres"}
 """Database → the extra of this package that brings its driver."""
+TABLES = {"experiments", "runs", "metrics", "params", "tags"}
+"""Some of MLflow's tables, by which its databases are known."""
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Database → its usual port."""
 
@@ -34,7 +37,7 @@ def uri_of(store: str) -> str:
     Raises
     ------
     ConfigError
-        If it is the URI of something else.
+        If it is the URI of something else, or a path that means another file where it is read as an address.
     """
     if "://" in store or store == "databricks":
         if store.split(":")[0].split("+")[0] not in SCHEMES:
@@ -44,7 +47,9 @@ def uri_of(store: str) -> str:
             )
         return absolute_uri(store)
     path = Path(store).expanduser().absolute()
-    return f"{SQLITE}{path / 'mlflow.db' if path.is_dir() else path}"
+    file = path / "mlflow.db" if path.is_dir() or store.endswith("/") else path
+    refuse_escapes("the store", str(file), "/ELSEWHERE/mlflow.db", also=r"|\?")
+    return f"{SQLITE}{file}"
 
 
 def file_of(uri: str) -> Path | None:
@@ -55,6 +60,21 @@ def file_of(uri: str) -> Path | None:
 
     file = make_url(uri).database
     return Path(file) if file else None
+
+
+def tables_of(file: Path) -> set[str]:
+    """Return the names of the tables of a sqlite file, which is not changed.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
+    except sqlite3.Error as error:
+        raise ConfigError(f"{file} is not a store of MLflow: {error}") from None
 
 
 def client(uri: str) -> Any:

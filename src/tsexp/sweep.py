@@ -105,6 +105,7 @@ class Sweep(Callback):
         tidy(first)
         with tracking.asking(first.tracking):
             parent = tracking.sweep_run(first.tracking, name, digest([*asked, *_how_searched(config)]))
+        tracking.expect(first.tracking)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         names = {str(number): name for number, name in enumerate(checked.names or ())}
@@ -116,6 +117,7 @@ class Sweep(Callback):
         search = _is_search(config)
         more = [s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"]
         options = [word for place in more for word in ("--config-dir", place)]
+        own = [o for o in secret.as_given(config.hydra.overrides.hydra) if _is_own(o)]
         write_json(
             folder / SWEEP,
             {
@@ -124,13 +126,13 @@ class Sweep(Callback):
                 "folder": os.getcwd(),
                 "options": options,
                 "overrides": overrides,
-                "hydra": [o for o in secret.as_given(config.hydra.overrides.hydra) if _is_own(o)],
+                "hydra": own,
                 "names": checked.names,
                 "fixed": checked.fixed,
                 "search": meters.source(first.runtime.device, first.measure.meter) if search else None,
                 "question": _question(checked.jobs) if search else None,
                 "constraints": list(config.hydra.sweeper.get("constraints") or []),
-                "command": shlex.join(["python", "-m", "tsexp", "-m", *options, *overrides]),
+                "command": shlex.join(["python", "-m", "tsexp", "-m", *options, *overrides, *own]),
             },
         )
         launchers.keep_going(config, partial(_lost, str(folder)))
@@ -168,7 +170,8 @@ class Sweep(Callback):
             done = sum(o.ok for o in outcomes.values())
             raise ConfigError(
                 f"{error}; {done} of {len(outcomes)} results are in it, {len(waiting)} are kept in "
-                f"{self._first.paths.spool}, none is lost; the same command, or tsexp sync, delivers them"
+                f"{self._first.paths.spool}, none is lost; the same command, or "
+                f"{tracking.by_hand(self._first.tracking)}, delivers them"
             ) from None
         return outcomes
 

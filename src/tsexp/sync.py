@@ -67,7 +67,8 @@ def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:
         except ConfigError as error:
             left += 1
             print(f"tsexp.sync: {error}", file=sys.stderr)
-    print(f"{delivered} result(s) delivered to {configs.redact(config.uri)}, {left} left in {paths.spool}")
+    store = configs.redact(config.uri)
+    print(f"{delivered} result(s) delivered to {store}, {left} for it left in {paths.spool}")
     for name, count in others.items():
         print(f"{count} more for another store: {called('sync')} {name} (or --all: to this one)")
     return 1 if left else 0

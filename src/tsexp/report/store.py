@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,13 +105,12 @@ def _check_sqlite(file: Path) -> None:
             "another: tracking.uri=…, or its file where a command takes that"
         )
     try:
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            tables = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
-    except sqlite3.Error as error:
-        raise ReportError(f"{file} is not a store of MLflow: {error}") from None
-    if "experiments" not in tables:
+        missing = stores.TABLES - stores.tables_of(file)
+    except ConfigError as error:
+        raise ReportError(str(error)) from None
+    if missing:
         raise ReportError(
-            f"{file} is not a store of MLflow: it has no table of experiments; fill one first: "
+            f"{file} is not a store of MLflow: it has no table of {sorted(missing)[0]}; fill one first: "
             "python -m tsexp -m experiment=quick"
         )
 

@@ -4,6 +4,7 @@ from tsexp.tracking.client import (
     VIEW,
     asking,
     end_the_dead,
+    expect,
     experiment_of,
     finished,
     opened,
@@ -13,7 +14,7 @@ from tsexp.tracking.client import (
 )
 from tsexp.tracking.model import requirements
 from tsexp.tracking.run import Tracked, as_shown, being_written, log_record, mark_killed, said_of, tracked
-from tsexp.tracking.spool import NotDelivered, NotKept, address, deliver, known, sync, waits
+from tsexp.tracking.spool import NotDelivered, NotKept, address, by_hand, deliver, known, sync, waits
 from tsexp.tracking.sweep import close_sweep, sweep_run
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "as_shown",
     "asking",
     "being_written",
+    "by_hand",
     "close_sweep",
     "deliver",
     "end_the_dead",
+    "expect",
     "experiment_of",
     "finished",
     "known",

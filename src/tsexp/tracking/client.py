@@ -92,8 +92,33 @@ def store(config: TrackingConfig) -> Any:
     return client
 
 
+_expected: set[tuple[str, str]] = set()
+
+
+def expect(config: TrackingConfig) -> None:
+    """Have a store that is not there any more missed from now on, by this process, instead of made anew.
+
+    A sweep has found it. Where it was, there may be the empty folder that a disk was mounted on.
+    """
+    _expected.add((config.uri, config.experiment))
+
+
+def check_there(config: TrackingConfig) -> None:
+    """Miss a sqlite store that is expected.
+
+    Raises
+    ------
+    ConfigError
+        If its file is gone.
+    """
+    file = stores.file_of(config.uri)
+    if file is not None and (config.uri, config.experiment) in _expected and not file.is_file():
+        raise ConfigError(f"the store {redact(config.uri)} is gone; it was there when this began")
+
+
 def opened(config: TrackingConfig) -> Any:
     """Return what `store` does, and leave MLflow's current store as it is."""
+    check_there(config)
     for key, value in BOUNDED.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -112,6 +137,9 @@ def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> An
     file = stores.file_of(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        tables = stores.tables_of(file) if file.is_file() else set()
+        if tables and stores.TABLES - tables:
+            raise ConfigError(f"{file} is a database of something else; give another file")
     lock: Any = (
         FileLock(f"{file}.lock")
         if file is not None
@@ -120,11 +148,16 @@ def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> An
     with lock:
         client = stores.client(uri)
         if client.get_experiment_by_name(experiment) is None:
+            if (uri, experiment) in _expected:
+                raise ConfigError(
+                    f"the store {redact(uri)} has no experiment {experiment}; it had one when this began"
+                )
             beside = None if file is None else (file.parent / "mlartifacts").as_uri()
             if artifacts is None and uri.split(":")[0].split("+")[0] in stores.DATABASES:
                 raise ConfigError(
                     f"{redact(uri)} is a database, which holds no artifacts; say where they lie, in a folder "
-                    "that all machines see, or in an object store: tracking.artifacts=/shared/artifacts"
+                    "that all machines see, or in an object store: tracking.artifacts=/shared/artifacts (of "
+                    "tsexp merge: --artifacts)"
                 )
             if artifacts is not None and ":" not in artifacts:
                 Path(artifacts).mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -24,7 +25,7 @@ from filelock import FileLock
 from tsexp import alive, stores
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig, redact
 from tsexp.tracking import model
-from tsexp.tracking.client import BOUND_S, experiment_of, finished, said, store
+from tsexp.tracking.client import BOUND_S, check_there, experiment_of, finished, said, store
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,12 @@ def waits(paths: PathsConfig, config: TrackingConfig, signature: str) -> bool:
     )
 
 
+def by_hand(config: TrackingConfig) -> str:
+    """The command that delivers what waits for a store."""
+    settings = (f"tracking.{key}={value}" for key, value in address(config).items())
+    return shlex.join(["tsexp", "sync", *settings])
+
+
 def known(paths: PathsConfig, config: TrackingConfig, signature: str) -> str | None:
     """Return the run that holds this signature, delivering first what was kept of it; None if there is none.
 
@@ -249,18 +256,18 @@ def deliver(folder: Path, config: TrackingConfig, patience_s: float = BOUND_S) -
         about = read(folder)
         try:
             try:
-                _until_it_answers(config.uri, deadline)
+                _until_it_answers(config, deadline)
                 run_id = _deliver(folder, about, config)
             except Exception:
                 if time.monotonic() >= deadline or stores.file_of(config.uri):
                     raise
                 time.sleep(1)  # it may be starting anew
-                _until_it_answers(config.uri, deadline)
+                _until_it_answers(config, deadline)
                 run_id = _deliver(folder, about, config)
         except Exception as error:  # of MLflow, its HTTP client, a database driver, the disk
             raise NotDelivered(
                 f"the result is not lost, it is kept in {folder}: {said(config, error)}; the same command, "
-                "or tsexp sync, delivers it",
+                f"or {by_hand(config)}, delivers it",
                 folder,
             ) from error
         done = folder.with_name(f".{folder.name}.done")
@@ -270,10 +277,11 @@ def deliver(folder: Path, config: TrackingConfig, patience_s: float = BOUND_S) -
     return run_id
 
 
-def _until_it_answers(uri: str, deadline: float) -> None:
+def _until_it_answers(config: TrackingConfig, deadline: float) -> None:
     while True:
         try:
-            stores.client(uri)
+            check_there(config)
+            stores.client(config.uri)
             return
         except ConfigError:
             if time.monotonic() + 1 >= deadline:
