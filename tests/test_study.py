@@ -868,6 +868,21 @@ def test_what_tuning_until_validation_says_stop_brings_to_t1_is_what_was_measure
     assert f"({others.min():.1f} to {others.max():.1f} times, seed 0)" in page
 
 
+def test_dtw_on_electric_devices_is_what_was_measured():
+    (record,) = of_one_cpu("dtw_family_26", WITH_VNNI, 0).to_dict("records")
+    assert (record["dataset"], record["model"], record["batch_size"]) == ("ElectricDevices", "dtw_1nn", 1)
+    assert "foreign load of 1.0 cores" in record["warnings"]
+    assert "energy of the artifact varies by 7 %" in record["warnings"]
+    others = frozen.load(COMPANY / "family_26").results
+    others = others[(others["dataset"] == "ElectricDevices") & (others["model"] == "quant_forest")]
+    quant = others[others["batch_size"] == 1]
+    assert len(quant) == 3
+    of_quant = f"{100 * quant['accuracy'].mean():.1f} % for {1e3 * quant['estimated_j'].mean():.2f}"
+    page = words("docs/t4.md")
+    assert f"it has {100 * record['accuracy']:.1f} % there, for {1e3 * record['estimated_j']:.0f} mJ†" in page
+    assert f"where QUANT has {of_quant} (three fits, other hours)" in page
+
+
 def test_t1_on_acsf1_with_vnni_is_what_was_measured(monkeypatch):
     monkeypatch.syspath_prepend("docs")
     import pages
