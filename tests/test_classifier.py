@@ -128,6 +128,7 @@ def test_defaults_are_the_configurations():
         ({"random_state": np.random.default_rng(0)}, "an integer, a numpy.random.RandomState or None"),
         ({"epochs": 0}, "epochs=0 is out of range"),
         ({"batch_size": "2"}, "batch_size='2': an integer from 1 on is needed"),
+        ({"model": None}, "model=None: a value is needed"),
         ({"batch_size": None}, "batch_size=None: an integer from 1 on is needed"),
         ({"prune_ratio": [0.1, 0.2]}, "prune_ratio"),
         ({"overrides": ("train.lrr=1",)}, "train.lrr is not a key; allowed in train: batch_size,"),
@@ -214,6 +215,8 @@ def test_export_is_the_artifact_that_answers(fitted, series, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/x cannot be made: .*file is no folder"):
         fitted.export(tmp_path / "file" / "x")
+    with pytest.raises(ConfigError, match="cannot be written: File name too long"):
+        fitted.export(tmp_path / ("x" * 999))
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError, match="is there already"):
         fitted.export(tmp_path / "link")
@@ -269,6 +272,10 @@ def test_unequal_lengths_channels_and_gaps(series):
     one_length = tiny().fit(*series[:2])
     with pytest.raises(ConfigError, match=r"series 0 has 25 steps; all train series had 24.*data.length=24"):
         one_length.predict(np.zeros((1, 1, 25)))
+    wide = np.pad(series[0], ((0, 0), (0, 0), (0, 6)), constant_values=np.nan)  # of one length all the same
+    padded = tiny().fit(wide, series[1])
+    for held in (series[0], wide):
+        np.testing.assert_array_equal(padded.predict_proba(held), one_length.predict_proba(series[0]))
     resamples = tiny(overrides=("data.length=24",)).fit(*series[:2])
     assert resamples.predict(np.arange(25.0)[None, None]).shape == (1,)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from onnx import helper
@@ -371,6 +372,13 @@ class Odd:
         return self.answer(batch)
 
 
+class Flips(torch.nn.Module):
+    """Works in place."""
+
+    def forward(self, x):
+        return x.neg_()
+
+
 @pytest.mark.parametrize(
     ("subject", "given", "more", "said"),
     [
@@ -396,6 +404,14 @@ class Odd:
         ),
         (Odd(lambda b: b / 0 if b[0, 0] == X[7, 0] else b), X, {}, "1 of 30 series with NaN.*series 7;"),
         (Odd(lambda b: 1 // 0), X, {}, "does not answer X.*ZeroDivisionError"),
+        (Odd(lambda b: b if b[0, 0] != X[7, 0] else 1 // 0), X, {}, "Odd does not answer all of X: ZeroDiv"),
+        (Odd(lambda b: np.negative(b, out=b)), X, {}, "Odd does not answer X.*changes the series that it is"),
+        (
+            Flips(),
+            X,
+            {},
+            "Flips does not answer X.*changes the series that it is given; let it",
+        ),
         (Odd(np.copy), X, {"batch_size": 0}, "measure.batch_size=0 is out of range"),
         (Odd(np.copy), X, {"threads": 999}, r"measure.threads=999, but \d+ core\(s\) can be used here"),
         (Odd(np.copy), X, {"repeat": 3}, "measure.repeat is not a key"),
@@ -614,6 +630,18 @@ def test_labels_that_are_one_number_or_differ_by_case_are_told_apart(classes, la
     assert sorted(targets) == [0, 1]
 
 
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Index])
+def test_classes_may_be_any_list(kind):
+    made = RandomForestClassifier(2, random_state=0).fit(X, Y)
+    subject = subjects.named(made)
+    assert subject.classes() == ["down", "up"]
+    made.classes_ = kind(["pos", "neg"])
+    assert subject.classes() == ["pos", "neg"]
+    for several in ([["a", "b"], ["c", "d"]], [["a"], ["b", "c"]], []):
+        made.classes_ = several
+        assert subject.classes() is None
+
+
 @pytest.mark.parametrize("kind", ["pairs of classes", "a threshold of its own", "as usual"])
 def test_an_estimator_is_judged_by_what_it_predicts(kind):
     from sklearn.datasets import load_iris
@@ -621,7 +649,6 @@ def test_an_estimator_is_judged_by_what_it_predicts(kind):
     from sklearn.model_selection import FixedThresholdClassifier
     from sklearn.svm import SVC
 
-    from tsexp.energy import subjects
     from tsexp.measure import _Answered, _as_predicted, _judged, _Side
 
     series, labels = load_iris(return_X_y=True)
@@ -658,6 +685,49 @@ def test_gaps_are_no_ends():
         gaps[place] = np.nan
         with pytest.raises(ConfigError, match=r"in 1 of 2 series, first series 0; artifact is an artifact"):
             _without_gaps("artifact", gaps)
+
+
+def test_numbers_of_a_file_are_counted_wherever_they_are(tmp_path):
+    """In a node as in a list of its own, and in graphs within it; indices are none."""
+    from onnx import TensorProto, numpy_helper
+
+    def constant(name, values):
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(values, name))
+
+    def branch(name):
+        nodes = [constant(f"{name}_w", WEIGHT.astype(np.float32))]
+        nodes.append(helper.make_node("MatMul", ["x", f"{name}_w"], [name]))
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", WEIGHT.shape[1]])
+        return helper.make_graph(nodes, name, [], [output])
+
+    nodes = [
+        constant("axes", np.array([0, 1], np.int64)),
+        helper.make_node("ReduceMax", ["x", "axes"], ["most"], keepdims=0),
+        constant("zero", np.float32(0)),
+        helper.make_node("Greater", ["most", "zero"], ["which"]),
+        helper.make_node("If", ["which"], ["y"], then_branch=branch("a"), else_branch=branch("b")),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", WEIGHT.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", WEIGHT.shape[1]])],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(made, tmp_path / "in_nodes.onnx")
+    file = subjects.load(str(tmp_path / "in_nodes.onnx"), 1)
+    assert file.facts()["parameters"] == 2 * WEIGHT.size + 1
+
+
+def test_an_output_without_the_axis_of_the_batch_is_no_answer(tmp_path):
+    from onnx import TensorProto
+
+    model = onnx.load(onnx_file(tmp_path / "plain.onnx"))
+    name = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("ReduceMean", [name], ["mean"], keepdims=1))
+    model.graph.output.insert(0, helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, 1]))
+    onnx.save(model, tmp_path / "two.onnx")
+    check(measure_energy(tmp_path / "two.onnx", X, **QUICK))
 
 
 @pytest.mark.parametrize("unknown", ["output", "input"])

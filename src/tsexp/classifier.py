@@ -53,7 +53,9 @@ KEYS = {
     "batch_size": "measure.batch_size",
     "progress": "train.progress",
 }
-"""Parameter → what it sets; None leaves that to the configuration."""
+"""Parameter → what it sets."""
+LEFT = ("finetune_epochs", "epochs")
+"""Parameters that may be None, which leaves them to the configuration."""
 
 ELSEWHERE = {key: name for name, key in KEYS.items()} | {
     "seed": "random_state",
@@ -250,15 +252,18 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         """
         self._check_is_fitted()
         path = Path(path).expanduser()
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
             raise FileExistsError(f"{path} is there already; give another path, or remove it first")
-        check_new(path.absolute())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as partial:
-            folder = Path(partial) / path.name
-            folder.mkdir()
-            self.artifact_.write(folder)
-            folder.rename(path)
+        try:
+            check_new(path.absolute())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as partial:
+                folder = Path(partial) / path.name
+                folder.mkdir()
+                self.artifact_.write(folder)
+                folder.rename(path)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
         return path
 
     def report(self, X: Any = None, y: Any = None) -> Report:
@@ -303,7 +308,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         series = self._preprocess_collection(X, store_metadata=False)
         self._check_shape(series)
         labels = self._check_y(y, len(series), update_classes=False, allow_single_class=True)
-        self._refuse_other_lengths(series)
+        series = self._ended(series)
         tested = data.with_test(kept.dataset, kept.cfg.data, series, [str(label) for label in labels])
         with _fitting:
             record = pipeline.judge(kept.made, kept.artifact, kept.cfg, tested, kept.cache)
@@ -321,8 +326,8 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
 
         self._n_jobs = check_n_jobs(self.n_jobs)
         with _fitting, _by_parameters():
-            cfg = self._config()
             self._at_once()
+            cfg = self._config()
             pipeline.able(cfg)
             labels = [str(label) for label in y]
             dataset = data.at_hand(cfg.data, X, labels, cfg.seed)
@@ -357,8 +362,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         from tsexp import data
         from tsexp.models import using_threads
 
-        self._refuse_other_lengths(X)
-        series = data.filled(data.ended(X) if self._ragged else X, self._data, "series to predict")
+        series = data.filled(self._ended(X), self._data, "series to predict")
         names = self.artifact_.manifest["classes"]
         predictor = _predictor(self.artifact_, self._n_jobs)
         size = self._at_once()
@@ -372,14 +376,21 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
             raise ConfigError(f"batch_size={self.batch_size!r}: an integer from 1 on is needed")
         return int(self.batch_size)
 
-    def _refuse_other_lengths(self, X: Any) -> None:
+    def _ended(self, X: Any) -> list[Any]:
+        """Return series that end where they do; of one length, if all train series had one."""
+        from tsexp import data
+
+        if self._ragged:
+            return data.ended(X)
         length = self.artifact_.manifest["shape"][1]
-        for i, one in enumerate(X):
-            if one.shape[-1] != length and not self._ragged:
+        series = data.ended(X, length)
+        for i, one in enumerate(series):
+            if one.shape[-1] != length:
                 raise ConfigError(
                     f"series {i} has {one.shape[-1]} steps; all train series had {length}, and this model "
                     f"takes no others; overrides=('data.length={length}',) fits one that resamples"
                 )
+        return series
 
     def _config(self) -> Config:
         """Compose what the parameters ask for."""
@@ -402,6 +413,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
             raise ConfigError(
                 f"random_state={random!r}: an integer, a numpy.random.RandomState or None is needed"
             )
+        for name in KEYS.keys() - set(LEFT):
+            if getattr(self, name) is None:
+                raise ConfigError(f"{name}=None: a value is needed")
         given = {key: value for name, key in KEYS.items() if (value := getattr(self, name)) is not None}
         from tsexp.compose import composed
 

@@ -362,15 +362,15 @@ def filled(series: Iterable[Any], config: DataConfig, where: str) -> list[FloatA
         ]
 
 
-def ended(series: Iterable[Any]) -> list[Any]:
+def ended(series: Iterable[Any], least: int = 2) -> list[Any]:
     """Cut series (channels, time) where all channels are NaN to the end.
 
-    So one array holds series of unequal length. Two steps of each stay, and all of one without any value.
+    So one array holds series of unequal length. So many steps of each stay, and all of one without any value.
     """
     cut = []
     for one in map(np.asarray, series):
         there = np.flatnonzero(~np.isnan(one.astype(np.float64)).all(0))
-        cut.append(one[:, : max(2, there[-1] + 1)] if len(there) else one)
+        cut.append(one[:, : max(least, there[-1] + 1)] if len(there) else one)
     return cut
 
 

@@ -399,7 +399,6 @@ def _answered(
 ) -> _Answered:
     """Let one or two subjects answer all series; one alone is both sides."""
     from tsexp import locking
-    from tsexp.energy import measuring
 
     found, device = _placed(given, cfg.measure)
     held = [one for one in found if not isinstance(one, str)]
@@ -416,13 +415,24 @@ def _answered(
         ]
         series = series.astype(_dtype(series, sides), copy=False)
         batches = series[whole]
-        answers = [
-            measuring.answers_of(s.subject, batches, device, cfg.measure, f"score {s.name}", progress)
-            for s in sides
-        ]
+        answers = [_all_answers(side, batches, device, cfg, progress) for side in sides]
     for side, theirs in zip(sides, answers, strict=True):
         _finite(side.name, theirs[: len(series)])
     return _Answered((sides[0], sides[-1]), (answers[0], answers[-1]), series, batches, device, bool(held))
+
+
+def _all_answers(side: _Side, batches: FloatArray, device: str, cfg: Config, progress: bool) -> FloatArray:
+    from tsexp.energy import MeasuringFailed, measuring
+
+    try:
+        return measuring.answers_of(
+            side.subject, batches, device, cfg.measure, f"score {side.name}", progress
+        )
+    except MeasuringFailed as error:
+        if not error.details:  # it died, or took too long
+            raise
+        first = error.details.splitlines()[0].removeprefix("ConfigError: ")
+        raise ConfigError(f"{side.name} does not answer all of X: {first}") from error
 
 
 def _windows(asked: _Answered, cfg: Config, progress: bool) -> dict[str, Any]:
@@ -521,9 +531,13 @@ def _asked(
     limit = cfg.measure.timeout_s
     try:
         if isinstance(subject, subjects.InMemory):
+            # Of a type that it need not convert: a conversion is a copy.
+            given = batch.astype(batch.dtype if str(batch.dtype) in subject.takes else subject.takes[0])
             start = time.perf_counter()
             with subject.here():
-                subjects.answers(subject, batch)
+                subjects.answers(subject, given)
+            if not np.array_equal(given, batch.astype(given.dtype), equal_nan=True):
+                raise ConfigError("it changes the series that it is given; let it work on a copy")
             limit = min(limit, PATIENCE[0] + PATIENCE[1] * (time.perf_counter() - start))
     except Exception as error:  # whatever somebody's model raises
         what = (

@@ -309,8 +309,14 @@ class Estimator(InMemory):
 
     def classes(self) -> list[Any] | None:
         """Of a classifier."""
-        found: Any = getattr(self.subject, "classes_", None)
-        return found.tolist() if isinstance(found, np.ndarray) and found.ndim == 1 else None
+        named: Any = getattr(self.subject, "classes_", None)
+        if named is None:
+            return None
+        try:
+            found = np.asarray(named)
+        except ValueError:  # of several outputs
+            return None
+        return found.tolist() if found.ndim == 1 and len(found) else None
 
 
 class Module(InMemory):

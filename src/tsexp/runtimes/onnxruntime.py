@@ -407,7 +407,9 @@ class OnnxFile(OnnxPredictor):
             found = ", ".join(f"{i.name} ({i.type})" for i in inputs)
             raise ConfigError(f"{file} has the inputs {found}; one of float32 or float64 can be fed")
         outputs = [o for o in self.session.get_outputs() if o.type in (*kinds, "tensor(float16)")]
-        outputs.sort(key=lambda o: not o.shape)  # of how many axes may be unknown
+        batch = inputs[0].shape[:1]
+        # Of how many axes may be unknown; a first one of another size is none of a batch.
+        outputs.sort(key=lambda o: not o.shape or (isinstance(o.shape[0], int) and o.shape[:1] != batch))
         if not outputs:
             found = ", ".join(f"{o.name} ({o.type})" for o in self.session.get_outputs())
             raise ConfigError(f"{file} has the outputs {found}; one of floats (batch, …) is needed")
@@ -423,11 +425,13 @@ class OnnxFile(OnnxPredictor):
         return self.session.get_modelmeta().custom_metadata_map.get(key)  # type: ignore[no-any-return]
 
     def facts(self) -> dict[str, Any]:
-        """Bytes on disk, kind and shape of the input, and the elements of all initializers but indices."""
+        """Bytes on disk, kind and shape of the input, and all numbers in it but indices."""
         import onnx
         from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-        tensors = onnx.load(self.file, load_external_data=False).graph.initializer
+        found = list(_constants(onnx.load(self.file, load_external_data=False).graph))
+        tensors = [c for c in found if isinstance(c, onnx.TensorProto)]
+        lists = [c for c in found if not isinstance(c, onnx.TensorProto)]
         indices = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
         beside = {ExternalDataInfo(t).location for t in tensors if uses_external_data(t)}
         files = [self.file, *(self.file.parent / name for name in beside)]
@@ -435,8 +439,25 @@ class OnnxFile(OnnxPredictor):
             "bytes": sum(f.stat().st_size for f in files),
             "dtype": str(self.dtype),
             "shape": self.shape,
-            "parameters": sum(math.prod(t.dims) for t in tensors if t.data_type not in indices),
+            "parameters": sum(math.prod(t.dims) for t in tensors if t.data_type not in indices)
+            + sum(map(len, lists)),
         }
+
+
+def _constants(graph: Any) -> Iterator[Any]:
+    """Yield what a graph, and those within it, hold: tensors, and lists of floats (thresholds of trees)."""
+    yield from graph.initializer
+    yield from (sparse.values for sparse in graph.sparse_initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("sparse_tensor"):
+                yield attribute.sparse_tensor.values
+            yield from attribute.tensors
+            yield attribute.floats
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _constants(inner)
 
 
 def read_layers(graph: Any) -> list[Layer]:
