@@ -389,6 +389,71 @@ def test_of_a_few_steps_no_kernel_sees_its_own_rounding(italy, length):
     torch.testing.assert_close(lean(x), model(x), atol=1e-4, rtol=1e-4)
 
 
+def waves(rng, k):
+    return np.sin((k + 1) * np.linspace(0, 6, 96) + rng.uniform(0, 6)) + rng.normal(size=96) / 2
+
+
+ROUNDED = {
+    "ramps": lambda rng, k: 3 + (k + 1) * 0.01 * np.arange(96) + rng.normal() / 10,
+    "flat but for spikes": lambda rng, k: 230.4 + (k + 1) * 5 * (np.arange(1500) == rng.integers(100, 1400)),
+    "a large level": lambda rng, k: np.round(1e6 + waves(rng, k), 2),
+}
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_what_rounding_makes_of_series_is_no_feature(kind, monkeypatch, tmp_path):
+    onnxruntime = pytest.importorskip("tsexp.runtimes.onnxruntime")
+    rng = np.random.default_rng(0)
+    x = np.stack([ROUNDED[kind](rng, i % 3) for i in range(90)])[:, None].astype(np.float32)
+    dataset = dataset_of("ItalyPowerDemand")
+    dataset = replace(
+        dataset,
+        x_train=x[:60],
+        y_train=np.arange(60) % 3,
+        fit=np.arange(60),
+        classes=("0", "1", "2"),
+        preprocessing=replace(dataset.preprocessing, length=x.shape[2], scale="znorm"),
+    )
+
+    def apart(model):
+        """Largest difference between features here and deployed, of other series."""
+        onnxruntime.to_onnx(onnxruntime.rewritten(model, "none"), tmp_path / "model.onnx")
+        found = onnxruntime.OnnxFile(tmp_path / "model.onnx", 1)(x[60:])
+        expected = model.scores(x[60:])
+        return np.abs(found - expected).max() / np.abs(expected).max()
+
+    assert apart(model_of(dataset)) < 2e-3
+    assert not model_of(dataset).preprocess.scale.all()
+    monkeypatch.setattr(features, "ROUNDED", np.inf)
+    assert apart(model_of(dataset)) > 4e-3
+
+
+def test_no_feature_of_usual_series_is_left_out_for_rounding(italy, monkeypatch):
+    for dataset in (italy, dataset_of("BasicMotions"), dataset_of("PickupGestureWiimoteZ")):
+        kept = model_of(dataset).preprocess.scale
+        with monkeypatch.context() as patched:
+            patched.setattr(features, "ROUNDED", np.inf)
+            assert torch.equal(kept, model_of(dataset).preprocess.scale)
+
+
+def test_two_channels_that_mirror_each_other_leave_kernels_nothing_but_rounding(italy):
+    rng = np.random.default_rng(0)
+    one = 1 / (1 + np.exp(-np.stack([waves(rng, i % 3) for i in range(90)])))
+    x = np.stack([one, 1 - one], 1).astype(np.float32)
+    dataset = replace(
+        italy,
+        x_train=x[:60],
+        y_train=np.arange(60) % 2,
+        fit=np.arange(60),
+        preprocessing=replace(italy.preprocessing, length=96),
+    )
+    model = model_of(dataset)
+    lean = model.deployable(flat=True)
+    torch.testing.assert_close(
+        lean(torch.from_numpy(x[60:])), model(torch.from_numpy(x[60:])), atol=1e-4, rtol=1e-4
+    )
+
+
 def levelled(x):
     """Every second series flat, each at a level of its own."""
     odd = x + 10.0

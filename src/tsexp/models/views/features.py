@@ -8,6 +8,7 @@ the series that were fitted, and soft: between two of them a share grows linearl
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -44,7 +45,13 @@ NUMBERS = 2**26
 LARGEST = 4.0
 """Standardised features are clipped there."""
 CONSTANT = 1e-4
-"""A feature that varies less from series to series says nothing."""
+"""A feature that varies less from series to series says nothing; nor does one that"""
+ROUNDED = 0.02
+"""rounding moves so far, standardised, in one of"""
+COMPARED = 64
+"""series: each runtime rounds otherwise. Where values are no ramp, flat or a large level, 0.01 is seen."""
+ULPS = 2**-21
+"""By so much, in all, scaled values may be rounded otherwise."""
 
 
 class Features(nn.Module):
@@ -142,6 +149,36 @@ class Features(nn.Module):
             spread = part.std(0, correction=0)
             mean.copy_(part.mean(0))
             scale.copy_(torch.where(spread > CONSTANT, 1 / spread.clamp_min(CONSTANT), 0.0))
+        self.scale.mul_(self._rounding(some[:COMPARED]) < ROUNDED)
+
+    def _rounding(self, series: Tensor) -> Tensor:
+        """How far rounding moves each feature of these series, here or deployed, at most: (numbers,)."""
+        from tsexp.models.views.rewrite import lean
+
+        exact, deployed = copy.deepcopy(self).double(), copy.deepcopy(self)
+        lean(deployed)
+        for name in ("preprocess", "unscaled"):
+            if (part := getattr(deployed, name)) is not None:
+                setattr(deployed, name, Disturbed(part))
+        largest = torch.zeros_like(self.mean)
+        for part in series.split(-(-self.at_once // 2)):  # whose numbers are twice as large
+            expected = exact(part.double())[0]
+            for found in (self(part)[0], deployed(part)[0]):
+                largest = torch.maximum(largest, (found - expected).abs().amax(0).to(largest.dtype))
+        return largest
+
+
+class Disturbed(nn.Module):
+    """What a runtime that rounds otherwise may make of scaled series."""
+
+    def __init__(self, source: Preprocess) -> None:
+        super().__init__()
+        self.source = source
+        self.draw = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        scaled, mask = self.source(x)
+        return scaled * (1 + ULPS * (torch.rand(scaled.shape, generator=self.draw) - 0.5)), mask
 
 
 class Fourier(nn.Module):
