@@ -827,6 +827,10 @@ def test_a_database_of_something_else_is_left_as_it_is(tmp_path, empty_store, ca
     assert merge.main([one.tracking.uri, "--into", str(other)]) == 2
     assert "has no experiment tsexp" in capsys.readouterr().err
     tracking.store(one.tracking)
+    assert other.read_bytes() == before
+    with contextlib.closing(sqlite3.connect(other)) as db:
+        db.execute("alter table experiments rename to mine")
+    before = other.read_bytes()
     assert merge.main([one.tracking.uri, "--into", str(other)]) == 2
     assert "is a database of something else; give another file" in capsys.readouterr().err
     assert other.read_bytes() == before

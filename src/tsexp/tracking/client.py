@@ -137,15 +137,15 @@ def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> An
     file = stores.file_of(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        tables = stores.tables_of(file) if file.is_file() else set()
-        if tables and stores.TABLES - tables:
-            raise ConfigError(f"{file} is a database of something else; give another file")
     lock: Any = (
         FileLock(f"{file}.lock")
         if file is not None
         else locking.flocked(locking.for_everybody("store.lock"), locking.ALONE)
     )
     with lock:
+        tables = stores.tables_of(file) if file is not None and file.is_file() else set()
+        if tables and not tables & stores.TABLES:  # all are not there if one was killed while it made them
+            raise ConfigError(f"{file} is a database of something else; give another file")
         client = stores.client(uri)
         if client.get_experiment_by_name(experiment) is None:
             if (uri, experiment) in _expected:
