@@ -49,7 +49,7 @@ CONSTANT = 1e-4
 ROUNDED = 0.02
 """rounding moves so far, standardised, in one of"""
 COMPARED = 64
-"""series: each runtime rounds otherwise. Where values are no ramp, flat or a large level, 0.01 is seen."""
+"""series: each runtime rounds otherwise. Where values are no ramp, flat or a large level, 0.012 is seen."""
 ULPS = 2**-21
 """By so much, in all, scaled values may be rounded otherwise."""
 
