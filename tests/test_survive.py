@@ -931,6 +931,12 @@ def test_the_store_is_asked_with_a_bound(monkeypatch, cfg):
     assert {key: os.environ[key] for key in client.BOUNDED} == client.BOUNDED
 
 
+def until_the_first_job_runs(folder):
+    end = time.monotonic() + 120
+    while not list(folder.glob("multirun/*/*/0/running.json")) and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_a_sweep_whose_server_dies_keeps_its_results_and_the_same_command_delivers_them(tmp_path):
     from benchmarks.faults import Server
@@ -943,9 +949,7 @@ def test_a_sweep_whose_server_dies_keeps_its_results_and_the_same_command_delive
     try:
 
         def die():
-            end = time.monotonic() + 120
-            while not list(tmp_path.glob("multirun/*/*/0/running.json")) and time.monotonic() < end:
-                time.sleep(0.2)
+            until_the_first_job_runs(tmp_path)
             time.sleep(3)
             server.kill()
 
@@ -981,9 +985,7 @@ def test_a_sweep_whose_disk_is_unmounted_keeps_its_results_and_fills_no_other_st
     command = ["-m", "seed=0,1", *TINY, "data=italy_power_demand", "tracking.uri=sqlite:///share/mlflow.db"]
 
     def unmount():
-        end = time.monotonic() + 120
-        while not list(tmp_path.glob("multirun/*/*/0/running.json")) and time.monotonic() < end:
-            time.sleep(0.05)
+        until_the_first_job_runs(tmp_path)
         share.rename(away)
         share.mkdir()
 
