@@ -213,6 +213,40 @@ def test_a_job_that_is_lost_is_told_and_the_others_count(tmp_path):
     assert "2 jobs, 1 of them measured before" in again.stdout
 
 
+@pytest.mark.parametrize(("word", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_sweep_that_is_told_to_end_leaves_no_local_job(word, status, tmp_path):
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip("submitit is not installed; pip install 'tsexp[slurm]'")
+    asked = [*SMALL, "train.epochs=100000", "train.max_steps=100000", "prune.ratio=0,0.5"]
+    command = [sys.executable, "-m", "tsexp", "-m", *asked, "hydra/launcher=submitit_local"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def here():
+        found = []
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if one.cwd() == str(tmp_path) and one.pid != process.pid:
+                    found.append(one)
+        return found
+
+    end = time.monotonic() + 300
+    while not list(tmp_path.glob("multirun/*/*/*/running.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    time.sleep(3)  # it trains
+    assert here()
+    process.send_signal(word)  # to it alone
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == status, error
+    assert "Traceback" not in error
+    psutil.wait_procs(here(), timeout=20)
+    assert not here()
+    assert {run.info.status for run in runs(tmp_path)} <= {"KILLED", "FAILED"}
+
+
 def test_what_slurm_does_not_take_is_told_in_a_line(slurm, tmp_path):
     done = tsexp(
         tmp_path, "-m", *SMALL, "prune.ratio=0,0.5", "hydra/launcher=submitit_slurm",

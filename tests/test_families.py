@@ -616,6 +616,39 @@ def rebuild(arch): return Means(BaseArch.from_dict(arch))
 """
 
 
+BODY = "def body(arch): return nn.Flatten(), arch.channels * arch.preprocessing.length"
+RECURRENT = """class Last(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.wide, self.read = nn.ConvTranspose1d(channels, 4, 2, 2), nn.GRU(4, 3, batch_first=True)
+    def forward(self, x): return self.read(self.wide(x).transpose(1, 2))[0][:, -1]
+def body(arch): return Last(arch.channels), 3"""
+NET = f"""
+from dataclasses import dataclass
+from torch import nn
+from tsexp.config import ModelConfig
+from tsexp.models.arch import BaseArch
+from tsexp.models.network import Network
+from tsexp.models.preprocess import Preprocess
+LIKE = "convolution"
+{BODY}
+@dataclass
+class Config(ModelConfig): pass
+class Net(Network):
+    family = "answers:"
+    def __init__(self, arch):
+        super().__init__()
+        self.arch, self.preprocess = arch, Preprocess(arch.preprocessing)
+        self.body, width = body(arch)
+        self.head = nn.Linear(width, len(arch.classes))
+    def network(self, x, mask):
+        scores = self.head(self.body(x))
+        return scores
+def build(config, dataset): return Net(BaseArch.of(dataset))
+def rebuild(arch): return Net(BaseArch.from_dict(arch))
+"""
+
+
 def test_what_only_the_fit_of_a_family_of_ones_own_reads_makes_another_model(monkeypatch, tmp_path, italy):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TSEXP_OWN_CODE", "shrunk")
@@ -644,6 +677,48 @@ def test_a_family_of_ones_own_without_a_score_for_each_class_is_refused(
     fitted = training.train(__import__("shrunk").Config("mine", "shrunk:", 0.0), cfg.train, 0, italy, cache)
     with pytest.raises(ConfigError, match=re.escape(f"scores of shape {shape}, where (2, 2) is needed")):
         runtimes.deploy(fitted, cfg.quant, RuntimeConfig("eager", "cpu"), italy, cache)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("scores, scores", "a tuple"),
+        ("scores.repeat(1, 2)", "scores of shape (2, 4)"),
+        ("[scores]", "a list"),
+    ],
+)
+def test_a_network_of_ones_own_without_a_score_for_each_class_is_not_trained(
+    monkeypatch, tmp_path, italy, wrong, said
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TSEXP_OWN_CODE", "answers")
+    monkeypatch.delitem(sys.modules, "answers", raising=False)
+    (tmp_path / "answers.py").write_text(NET.replace("return scores", f"return {wrong}"))
+    monkeypatch.setattr(training.fitted, "fit", None)
+    cfg, cache = compose("model=t3"), Cache(tmp_path / "cache")
+    with pytest.raises(ConfigError, match=re.escape(f"2 series with {said}, where (2, 2) is needed")):
+        training.train(__import__("answers").Config("mine", "answers:"), cfg.train, 0, italy, cache)
+    assert not list((tmp_path / "cache").glob("dense/*/entry.json"))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "recurrent", "widening"),
+    [("eager", "GRU", "ConvTranspose1d"), ("onnxruntime", "GRU", "ConvTranspose"),
+     ("openvino", "FullyConnected", "Deconvolution")],
+)  # fmt: skip
+def test_products_of_layers_that_no_model_here_has_are_told(
+    monkeypatch, tmp_path, italy, runtime, recurrent, widening
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TSEXP_OWN_CODE", "answers")
+    monkeypatch.delitem(sys.modules, "answers", raising=False)
+    (tmp_path / "answers.py").write_text(NET.replace(BODY, RECURRENT))
+    cfg, cache = compose("model=t3", "debug=smoke"), Cache(tmp_path / "cache")
+    fitted = training.train(__import__("answers").Config("mine", "answers:"), cfg.train, 0, italy, cache)
+    artifact = runtimes.deploy(fitted, cfg.quant, RuntimeConfig(runtime, "cpu"), italy, cache)
+    products = [layer["kind"] for layer in artifact.manifest["layers"] if layer["matmul"]]
+    assert {recurrent, widening} <= set(products)
+    assert artifact.manifest["matmuls"] == {"float32": len(products)}
 
 
 def test_the_manual_s_table_of_runtimes_is_right():

@@ -394,6 +394,8 @@ class Flips(torch.nn.Module):
         (Odd(np.copy), X, {"y": [*Y[:28], None, None]}, "no label for 2 of 30 series, the first of index 28"),
         (Odd(np.copy), X, {"y": np.full(30, np.nan)}, "no label for 30 of 30 series, the first of index 0"),
         (Odd(np.copy), X, {"y": Y}, "y has 2 classes, but Odd answers 24 numbers"),
+        (Odd(lambda b: (b[:, :1], b[:, :1])), X, {"batch_size": 2}, "a tuple of arrays, not an array .batch"),
+        (Odd(lambda b: [b[:, :2], b[:, :2]]), X, {"batch_size": 2}, "a list of arrays, not an array .batch"),
         (Odd(lambda b: b[:0]), X, {}, "answer to a batch of 1 has shape .0, 24.; its first axis must be"),
         (Odd(lambda b: "no"), X, {}, "Odd does not answer X.* is a str, not an array of numbers"),
         (

@@ -469,6 +469,10 @@ def test_layers_that_share_their_weights_are_saved_and_share_them_again(italy, t
     np.testing.assert_array_equal(again.scores(italy.x_test[:4]), model.scores(italy.x_test[:4]))
 
 
+SQUARE, SPARSE = torch.eye(4), torch.eye(5).to_sparse()
+WEIGHTS, STATE = dict(nn.LSTM(4, 2).named_parameters()), torch.zeros(1, 5, 2)
+
+
 @pytest.mark.parametrize(
     ("product", "macs"),
     [
@@ -479,6 +483,20 @@ def test_layers_that_share_their_weights_are_saved_and_share_them_again(italy, t
         (lambda s: torch.addbmm(s[0, :, :1] + s[0, :, 0], s, s.mT), 3 * 5 * 4 * 5),
         (lambda s: F.bilinear(s[0], s[1], s[:, :4]), None),
         (lambda s: torch.vdot(s[0, 0], s[0, 1]), 4),
+        (lambda s: torch._addmm_activation(s[0, 0], s[0], s[0, :4]), 5 * 4 * 4),
+        (lambda s: torch.cdist(s, s), None),
+        (lambda s: torch.cdist(s, s, p=1), None),
+        (
+            lambda s: torch.lstm(s, (STATE, STATE), [*WEIGHTS.values()], True, 1, 0.0, False, False, False),
+            None,
+        ),
+        (lambda s: F.embedding_bag(s[0, :2].long(), s[0], per_sample_weights=s[0, :2], mode="sum"), None),
+        (lambda s: torch.sparse.mm(SPARSE, s[0]), None),
+        (lambda s: torch.linalg.solve(SQUARE, s[0, :4]), None),
+        (lambda s: s @ torch.linalg.inv(SQUARE), None),
+        (lambda s: torch.linalg.pinv(s), None),
+        (lambda s: torch.linalg.qr(s)[1], None),
+        (lambda s: torch.linalg.det(SQUARE), None),
         (lambda s: s * 2, 0),
     ],
 )
@@ -491,3 +509,15 @@ def test_products_with_vectors_count_and_what_is_not_known_is_not_left_out_in_si
     both = nn.Sequential(nn.Linear(4, 4), Asked())
     expected = None if macs is None else macs + 3 * 5 * 4 * 4
     assert macs_of(both, torch.zeros(3, 5, 4)) == expected
+
+
+def test_products_with_a_sparse_matrix_are_not_counted_as_if_it_were_full():
+    class Asked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mix", torch.eye(5).to_sparse_csr())
+
+        def forward(self, s):
+            return self.mix @ s[0]
+
+    assert macs_of(Asked(), torch.zeros(3, 5, 4)) is None

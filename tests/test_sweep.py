@@ -1,8 +1,10 @@
 """Studies: what the shipped ones ask for, in parts and as a whole; and a search with two objectives."""
 
 import contextlib
+import fcntl
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +117,7 @@ def noted(monkeypatch, tmp_path):
             for place in places:  # as --config-dir adds them
                 config.hydra.runtime.config_sources.append(ConfigSourceInfo(place, "file", "command-line"))
             sweep.Sweep()._start(config)
+            sweep._claims.pop().release()
         return json.loads((tmp_path / "sweep" / jobs.SWEEP).read_text())
 
     return note
@@ -129,6 +132,22 @@ def test_a_sweep_notes_its_command_as_it_was_given(noted):
     assert "-m --config-dir /mine seed=0,1" in about["command"]
     about = noted(*given, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
     assert about["command"].endswith(" hydra/launcher=joblib hydra.launcher.n_jobs=1")
+
+
+def test_the_folder_of_a_sweep_that_runs_is_refused_to_another(noted, tmp_path, monkeypatch):
+    given = ["prune.ratio=0,0.5", "data=italy_power_demand", *TINY]
+    before = noted(*given)
+    made = []
+    monkeypatch.setattr(tracking, "sweep_run", lambda *_: made.append(1) or "other")
+    with (tmp_path / "sweep" / f"{jobs.SWEEP}.lock").open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as another process has it
+        with pytest.raises(
+            ConfigError, match=rf"sweep is the folder of a .* runs \(process {os.getpid()} on"
+        ):
+            noted("prune.ratio=0.5,0", "data=italy_power_demand", *TINY)
+    assert not made  # nothing that would stay RUNNING
+    assert json.loads((tmp_path / "sweep" / jobs.SWEEP).read_text()) == before
+    assert noted(*given)["parent"] == "other"  # free again
 
 
 def test_a_sweep_and_searches_of_the_same_words_have_runs_of_their_own(noted, monkeypatch):

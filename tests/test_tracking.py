@@ -409,7 +409,9 @@ def test_the_parent_of_a_sweep_has_the_best_saving_at_kept_accuracy():
 def test_a_sweep_is_closed_with_its_numbers_and_its_source_of_energy(store, tmp_path):
     config = store.cfg.tracking
     parent = tracking.sweep_run(config, "prune.ratio=0,0.5", "of the command")
+    tracking.store(config).set_tag(parent, "tsexp.error", "killed: its process is gone")
     assert tracking.sweep_run(config, "another name", "of the command") == parent
+    assert "tsexp.error" not in tracking.store(config).get_run(parent).data.tags
     tracking.close_sweep(config, parent, "FINISHED", "note", [], {"sweep/jobs": 2.0}, "zeus:rapl")
     run = store.client.get_run(parent)
     assert run.data.metrics == {"sweep/jobs": 2.0}

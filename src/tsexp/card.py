@@ -175,7 +175,7 @@ def _what(facts: Facts) -> str:
                 "answers",
                 f"scores, float32 (batch, {len(m['classes'])}): the highest is the class; softmax → p",
             ),
-            ("classes", ", ".join(m["classes"])),
+            ("classes", ", ".join(f"`{name}`" for name in m["classes"])),
             ("model", f"{row.params['model.name']} ({row.params['model.family']} family)"),
             ("runs in", f"{with_version}, on {m['device']}"),
             ("made by", f"tsexp {row.tags.get('tsexp.version')}, commit {row.tags.get('tsexp.git_sha')}"),

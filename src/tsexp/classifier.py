@@ -309,7 +309,9 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         self._check_shape(series)
         labels = self._check_y(y, len(series), update_classes=False, allow_single_class=True)
         series = self._ended(series)
-        tested = data.with_test(kept.dataset, kept.cfg.data, series, [str(label) for label in labels])
+        spelled = {label: str(label) for label in self.classes_.tolist()}  # 1.0 is 1 here, and in fit was "1"
+        words = [spelled.get(label, str(label)) for label in np.asarray(labels).tolist()]
+        tested = data.with_test(kept.dataset, kept.cfg.data, series, words)
         with _fitting:
             record = pipeline.judge(kept.made, kept.artifact, kept.cfg, tested, kept.cache)
         judged = {

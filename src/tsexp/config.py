@@ -692,8 +692,8 @@ def _unreachable(key: str, name: str) -> list[str]:
     except (Exception, SystemExit) as error:  # whatever somebody's module raises, and one that exits
         return [
             f"{key}={name} cannot be imported ({type(error).__name__}: {error}); it is read as "
-            "module:object, and the module is looked for in the working folder, in PYTHONPATH and among the "
-            "installed packages"
+            "module:object, and the module is looked for in the working folder (of a script: in the "
+            "script's), in PYTHONPATH and among the installed packages"
         ]
     return []
 

@@ -114,6 +114,20 @@ def keep_going(config: DictConfig, lost: Callable[[int, Sequence[str], str], Non
     setattr(core.Job, "results", patient)  # noqa: B010 (a method of theirs)
 
 
+def end_local() -> None:
+    """Interrupt the jobs of ``submitit_local`` that run: they would go on without their sweep."""
+    import psutil
+
+    ended = []
+    for controller in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "submitit.local._local" in controller.cmdline():
+                ended.append(controller)
+                for job in controller.children():
+                    job.send_signal(signal.SIGINT)
+    psutil.wait_procs(ended, timeout=LAST_S)
+
+
 @contextlib.contextmanager
 def told_to_end() -> Iterator[Callable[[], None]]:
     """In a job of SLURM: note that it is told to end (requeued, preempted, cancelled).

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra import initialize_config_dir
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
@@ -44,6 +45,9 @@ MANY = 100
 """Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have
 to be read."""
 
+_claims: list[FileLock] = []
+"""The folder that this process holds; not in `Sweep`, which submitit pickles."""
+
 
 class Sweep(Callback):
     """Hydra's callback: what surrounds the jobs of a sweep.
@@ -59,10 +63,11 @@ class Sweep(Callback):
         secret.hide(config)
 
     def _abandon(self) -> None:
-        """Close the parent run of a sweep that was interrupted."""
+        """Close the parent run of a sweep that was interrupted, and end what it left to submitit."""
         if self._open is not None:
             from tsexp import tracking
 
+            launchers.end_local()
             try:
                 tracking.close_sweep(
                     *self._open,
@@ -103,11 +108,11 @@ class Sweep(Callback):
         shown.sort(key=lambda o: (not o.startswith("experiment="), o.split("=")[0] in checked.fixed))
         name = " ".join(shown) or "sweep"
         tidy(first)
+        folder = Path(config.hydra.sweep.dir)
+        _claim(folder)
         with tracking.asking(first.tracking):
             parent = tracking.sweep_run(first.tracking, name, digest([*asked, *_how_searched(config)]))
         tracking.expect(first.tracking)
-        folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
         names = {str(number): name for number, name in enumerate(checked.names or ())}
         for left in folder.glob(f"*/{OUTCOME}"):  # by another sweep, in a folder that hydra.sweep.dir fixes
             if not to_keep(left.parent, names.get(left.parent.name)):
@@ -147,6 +152,8 @@ class Sweep(Callback):
         except Exception as error:
             _tell(error)
             status = 1
+        while _claims:
+            _claims.pop().release()
         if status:
             sys.exit(status)
 
@@ -194,7 +201,7 @@ class Sweep(Callback):
         from tsexp.report.summary import sweep_metrics
 
         assert self._open is not None
-        store, _ = self._open
+        store, parent = self._open
         folder = Path(config.hydra.sweep.dir)
         about = json.loads((folder / SWEEP).read_text())
         numbered = self._delivered(folder, distinct=bool(about["search"]))
@@ -232,12 +239,33 @@ class Sweep(Callback):
         lost = len(about["names"] or outcomes) - len(rows) - unsupported - deployed
         metrics, source = sweep_metrics(rows, lost, unsupported)
         status = "FAILED" if failed else "FINISHED"
-        tracking.close_sweep(store, about["parent"], status, note, pictures, metrics, source)
+        tracking.close_sweep(store, parent, status, note, pictures, metrics, source)
         self._open = None
         if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else they stand below the table
             for name, error in failed.items():
                 print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
         return 1 if failed else 0
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder of a sweep, and hold it: its jobs find their names and their sweep there.
+
+    Raises
+    ------
+    ConfigError
+        If another sweep that runs has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{SWEEP}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = _about(str(folder)).get("process")
+        raise ConfigError(
+            f"{folder} is the folder of a sweep that still runs{f' ({alive.told(who)})' if who else ''}; "
+            "wait for its end, or give hydra.sweep.dir another folder"
+        ) from None
+    _claims.append(lock)
 
 
 def _tell(error: Exception) -> None:

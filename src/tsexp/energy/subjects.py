@@ -163,6 +163,13 @@ def answers(predictor: Any, batch: FloatArray) -> FloatArray:
 
 def rows(raw: Any, batch: int) -> FloatArray:
     """Return answers as float32 (batch, outputs)."""
+    if isinstance(raw, list | tuple):  # two outputs would pass for the answers to a batch of two
+        axes = max((one.ndim for one in raw if hasattr(one, "ndim")), default=0)
+        if axes > (1 if isinstance(raw, list) else 0):
+            raise ConfigError(
+                f"the answer to a batch is a {type(raw).__name__} of arrays, not an array (batch, outputs); "
+                "give the scores alone, or all in one array"
+            )
     try:
         found = np.asarray(raw)
         if found.dtype == object or found.dtype.kind not in "fiub":

@@ -31,8 +31,8 @@ def count_macs(model: Model) -> int | None:
     was made from: a last block that computes the class token alone counts less, the hidden unit that holds a
     bias, and attention between views that a mask takes away (`transformer.rewrite.FlatBlock`), more. Padding
     that a mask hides is computed, and counts. Not counted: what is no product (norms, activations, softmax,
-    additions, scaling, resampling). None where some products cannot be seen (`OPAQUE`; bilinear layers), and
-    of what is no network.
+    additions, scaling, resampling). None where some products cannot be seen (`OPAQUE`, `UNSEEN`), and of what
+    is no network.
     """
     return _counted(model) if isinstance(model, Network) and not _opaque(model) else None
 
@@ -53,6 +53,19 @@ def _uncounted(*_: Any, **__: Any) -> int:
     raise _UncountedError
 
 
+UNSEEN = (
+    "_trilinear",  # of bilinear layers
+    *("_cdist_forward", "_pdist_forward", "conv_tbc"),
+    *("_embedding_bag", "_embedding_bag_forward_only", "_sparse_addmm"),
+    *("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell"),
+    *("_linalg_solve_ex", "linalg_inv_ex", "linalg_pinv", "linalg_lstsq", "linalg_solve_triangular"),
+    *("linalg_matrix_exp", "_linalg_det", "_linalg_slogdet", "linalg_lu", "linalg_lu_factor_ex"),
+    *("linalg_lu_solve", "linalg_ldl_factor_ex", "linalg_ldl_solve", "linalg_householder_product", "ormqr"),
+    *("_linalg_svd", "linalg_qr", "geqrf", "_linalg_eigh", "linalg_eig", "_linalg_eigvals"),
+    *("linalg_cholesky_ex", "cholesky_solve", "cholesky_inverse", "triangular_solve"),
+)
+"""Operators of ATen with products that are not counted here: of a model with one of them, nothing is told."""
+
 _aten = torch.ops.aten
 FORMULAS = {
     _aten.mv: lambda matrix, _vector, **_: 2 * math.prod(matrix),
@@ -60,9 +73,11 @@ FORMULAS = {
     _aten.dot: lambda one, _other, **_: 2 * one[0],
     _aten.vdot: lambda one, _other, **_: 2 * one[0],
     _aten.addbmm: lambda _added, one, other, **_: 2 * math.prod(one) * other[-1],
-    _aten._trilinear: _uncounted,  # of bilinear layers
+    _aten._addmm_activation: lambda _added, one, other, **_: 2 * math.prod(one) * other[-1],
+    _aten._int_mm: lambda one, other, **_: 2 * math.prod(one) * other[-1],
+    **{getattr(_aten, name): _uncounted for name in UNSEEN if hasattr(_aten, name)},
 }
-"""Flops of some products that PyTorch's counter leaves out without a word."""
+"""Flops of products that PyTorch's counter leaves out without a word."""
 
 
 OPAQUE = (nn.RNNBase, nn.EmbeddingBag)
@@ -71,7 +86,10 @@ OPAQUE = (nn.RNNBase, nn.EmbeddingBag)
 
 def _opaque(module: nn.Module) -> bool:
     opaque = (*OPAQUE, torch.jit.ScriptModule)
-    return any(isinstance(m, opaque) or "quantized" in type(m).__module__ for m in module.modules())
+    if any(isinstance(m, opaque) or "quantized" in type(m).__module__ for m in module.modules()):
+        return True
+    tensors = (*module.parameters(), *module.buffers())
+    return any(t.layout != torch.strided for t in tensors)  # the counter takes sparse ones for full ones
 
 
 def macs_of(module: nn.Module, batch: torch.Tensor) -> int | None:

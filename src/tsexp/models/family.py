@@ -26,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -89,6 +90,27 @@ def build(config: ModelConfig, dataset: Dataset) -> Model:
             "wrong"
         )
     return model
+
+
+def check_scores(model: Model, dataset: Dataset) -> None:
+    """Refuse a model of somebody's own with other scores: all that reads them would read them shifted.
+
+    Raises
+    ------
+    ConfigError
+        If two series are not answered by an array or a tensor with one score for each class.
+    """
+    series = dataset.x_train[dataset.fit[:2]]
+    with torch.no_grad():
+        raw: Any = model(torch.from_numpy(series)) if isinstance(model, nn.Module) else model.scores(series)
+    wanted = (len(series), len(dataset.classes))
+    found = tuple(raw.shape) if isinstance(raw, np.ndarray | Tensor) else None
+    if found != wanted:
+        answers = f"scores of shape {found}" if found is not None else f"a {type(raw).__name__}"
+        raise ConfigError(
+            f"the model of the family {model.family} answers {len(series)} series with {answers}, where "
+            f"{wanted} is needed: one score for each of {dataset.name}'s classes"
+        )
 
 
 def save(model: Model, folder: Path) -> None:

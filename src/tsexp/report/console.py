@@ -73,8 +73,8 @@ def table(row: Row) -> RenderableType:
     removed = f"{m['prune/achieved_ratio']:.0%}" if "prune/achieved_ratio" in m else NONE
     out.add_row("parameters", _number(m, "size/parameters", ",.0f"), f"channels removed: {removed}")
     out.add_row("MACs per series", _number(m, "size/macs", ",.0f"), "")
-    smaller = f"{_number(m, 'vs_dense/size_ratio', '.2f')} times smaller"
-    out.add_row("bytes on disk", _number(m, "size/bytes", ",.0f"), smaller)
+    size = times_smaller(m["vs_dense/size_ratio"], ".2f") if "vs_dense/size_ratio" in m else NONE
+    out.add_row("bytes on disk", _number(m, "size/bytes", ",.0f"), size)
     for name, unit, factor, label in (
         ("load", "ms", 1e-3, "loading"),
         ("first_call", "ms", 1e-3, "first call"),
@@ -360,6 +360,11 @@ def _number(metrics: dict[str, float], key: str, form: str) -> str:
 def _range(values: Sequence[float], form: str) -> str:
     low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low} to {high}"
+
+
+def times_smaller(ratio: float, form: str) -> str:
+    """Say how the bytes of something compare with those of the dense model."""
+    return f"{ratio:{form}} times smaller" if ratio >= 1 else f"{1 / ratio:{form}} times larger"
 
 
 def si(value: float, unit: str) -> str:

@@ -368,7 +368,8 @@ def deploy(
         If the mode changed nothing (no product of the graph that runs is in another number format than fp32),
         or if the artifact's scores have nothing to do with those of the model.
     """
-    from tsexp.compress.qat import calibration  # PyTorch, which checking need not wait for
+    from tsexp import models  # PyTorch, which checking need not wait for
+    from tsexp.compress.qat import calibration
 
     trust(f"{runtime.name.rstrip(':')}:")  # what is asked for may be loaded, here and in measuring processes
     check(quant, runtime, fitted.family)
@@ -378,7 +379,7 @@ def deploy(
 
     def build(folder: Path) -> None:
         model = fitted.load()
-        _one_score_per_class(model, dataset, dataset.x_train[compared[:2]])
+        models.check_scores(model, dataset)
         facts = module.export(model, Job(quant, runtime.device, dataset.x_train[chosen]), folder)
         predictor: Predictor = module.load(folder, quant.mode, runtime.device, 1)
         some = compared[: min(64, getattr(model, "at_once", 64))]  # memory is to suffice
@@ -449,16 +450,6 @@ Seen on T1, T2 and T3, six datasets."""
 def least_db(quant: QuantConfig) -> float:
     """Return the entry of `LEAST_DB` for a mode."""
     return LEAST_DB["weight_only 4" if (quant.mode, quant.weight_bits) == ("weight_only", 4) else quant.mode]
-
-
-def _one_score_per_class(model: Model, dataset: Dataset, series: FloatArray) -> None:
-    """Refuse a model of somebody's own with other scores: all that reads them would read them shifted."""
-    found, wanted = np.shape(model.scores(series)), (len(series), len(dataset.classes))
-    if found != wanted:
-        raise ConfigError(
-            f"the model of the family {model.family} answers {len(series)} series with scores of shape "
-            f"{found}, where {wanted} is needed: one score for each of {dataset.name}'s classes"
-        )
 
 
 def _compare(

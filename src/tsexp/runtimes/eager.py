@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from tsexp import models
 from tsexp.config import QuantConfig, Unsupported
@@ -35,6 +36,8 @@ PACKAGES = {
     "weight_only": ("torchao",),
     "estimator": estimators.PACKAGES,
 }
+MULTIPLY = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Modules with products of their weights."""
 
 
 def ready(quant: QuantConfig, device: str) -> None:
@@ -164,7 +167,7 @@ class EagerPredictor:
             own = dict(module.named_parameters(recurse=False))
             if own:
                 size = sum(t.numel() * t.element_size() for _, t in _tensors(own))
-                matmul = isinstance(module, (nn.Linear, nn.Conv1d))
+                matmul = isinstance(module, MULTIPLY)
                 layers.append(
                     Layer(
                         name or "cls", type(module).__name__, _dtype(next(iter(own.values()))), size, matmul

@@ -49,6 +49,7 @@ INT8 = {
     "QAttention",
     "ConvInteger",
     "QLinearConv",
+    "DynamicQuantizeLSTM",
 }
 FLOAT = {
     "MatMul",
@@ -58,6 +59,10 @@ FLOAT = {
     "Conv",
     "FusedConv",
     "NhwcFusedConv",
+    "ConvTranspose",
+    "GRU",
+    "LSTM",
+    "RNN",
     "Attention",
     "MultiHeadAttention",
 }

@@ -45,7 +45,7 @@ SHAPES = 4
 GROUP = 32
 """Inputs that share a scale, of int4 weights; fewer, or int8, where this does not divide a layer's inputs."""
 
-PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution", "ScaledDotProductAttention")
 FUSED = ("/MatMul", "/ScaledDotProductAttention")
 """How the names of products end that were fused into one kernel."""
 WITH_WEIGHTS = ("MatMul", "Convolution", "GroupConvolution")

@@ -116,6 +116,8 @@ def checked(series: Any, channels: int, length: int, ragged: bool) -> FloatArray
 
     try:
         found = np.asarray(series)
+        if np.ma.is_masked(series):
+            raise refuse("masked values; fill them (series.filled(numpy.nan) where they are gaps)")
         if found.dtype == object:  # a list with None, which is what JSON makes of NaN
             if any(isinstance(value, str | bytes) for value in found.flat):
                 raise ValueError

@@ -19,6 +19,8 @@ def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
     if found:
         run_id = str(found[0].info.run_id)
         client.update_run(run_id, "RUNNING")
+        if "tsexp.error" in found[0].data.tags:
+            client.delete_tag(run_id, "tsexp.error")
         for key, value in origin.tags().items():  # whose it is now
             client.set_tag(run_id, key, value)
         return run_id

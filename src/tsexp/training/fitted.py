@@ -114,6 +114,9 @@ def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, 
         if model.gradient:
             with using_threads(config.threads):
                 own = own.adapt(dataset)
+                if ":" in model.family:
+                    models.check_scores(own.eval(), dataset)
+                    own.train()
             title = f"train {dataset.name} {model.name}"
             history = fit(own, config, dataset, seed, title, unfinished=unfinished)
         else:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tsexp.marks import label_order
+from tsexp.report.console import times_smaller
 from tsexp.report.figures import layout, words
 from tsexp.report.figures.drawing import CannotDraw, Drawing
 from tsexp.report.points import Study
@@ -67,7 +68,7 @@ def _pick(group: pd.DataFrame) -> tuple[pd.Series, str]:
     return run, (
         f"{words.describe(run)}, seed {run['seed']}, {why} at most {MARGIN_PT:g} point on {series} "
         f"series{mean_of}: {run['accuracy_drop_pt']:+.1f} points lost on test series, "
-        f"{run['size_ratio']:.1f} times smaller."
+        f"{times_smaller(run['size_ratio'], '.1f')}."
     )
 
 
