@@ -239,6 +239,22 @@ def test_it_reports_what_pruning_left(fitted, series):
     assert not [name for name in report if name.startswith(("test/", "energy/"))]
 
 
+def test_labels_of_its_report_are_those_that_equal_what_was_fitted(series, monkeypatch):
+    judged = []
+
+    def judge(made, artifact, cfg, dataset, cache):
+        judged.append(dataset.y_test.tolist())
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(pipeline, "judge", judge)
+    numbers = np.unique(series[1], return_inverse=True)[1]
+    model = tiny().fit(series[0], numbers)
+    for labels in (numbers, numbers.astype(float), numbers.astype(str)):
+        with pytest.raises(ConfigError, match="enough"):
+            model.report(series[0], labels)
+    assert judged == [numbers.tolist()] * 3
+
+
 def test_with_test_series_it_is_measured_against_the_control(fitted, series):
     report = json.loads(json.dumps(fitted.report(*series[2:])))
     assert report["test/accuracy"] == pytest.approx(fitted.score(*series[2:]))

@@ -185,6 +185,7 @@ def test_the_card_tells_what_the_record_does(place):
         f"| products of the graph that runs | {manifest['matmuls']['float32']} in float32 |",
         f"| accuracy, test split | {100 * run.accuracy:.1f} % [",
         "| of the control | 90.0 % |",
+        "| classes | `1`, `2` |",
         "| series | 54 fitted, 13 for validation, 1029 for the test |",
         "| energy per series† | 2.5 mJ [",
         "| saving against the control† | 50.0 [45.0, 55.0] % |",

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from tsexp.report.console import SAID, in_words, short, si, sweep_table, table, terminal
+from tsexp.report.console import SAID, in_words, short, si, sweep_table, table, terminal, times_smaller
 from tsexp.report.store import Row
 
 
@@ -301,3 +301,8 @@ def test_without_a_terminal_the_width_is_fixed(monkeypatch):
 )
 def test_numbers_have_three_digits_and_a_prefix(value, shown):
     assert si(value, "J") == shown
+
+
+def test_an_artifact_with_more_bytes_is_larger():
+    assert times_smaller(1.999, ".2f") == "2.00 times smaller"
+    assert times_smaller(0.49, ".2f") == "2.04 times larger"

@@ -289,6 +289,10 @@ def test_any_kind_of_number_is_taken(series):
         ),
         (GOOD.astype(str), "values of type <U32"),
         (GOOD + 1j, "values of type complex128"),
+        (
+            np.ma.masked_array(GOOD, mask=GOOD == 30),
+            "masked values; fill them (series.filled(numpy.nan) where they are gaps)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(series, what):
