@@ -190,7 +190,7 @@ def test_the_logged_model_runs_from_another_folder_with_its_own_code_and_without
         check=True,
     )
     assert "WARNING" not in done.stderr
-    assert "/model/code/tsexp/" in done.stdout
+    assert "/model/code/tsexp.zip/" in done.stdout
     assert not any("tsexp" in p.read_text() for p in (folder / "mlartifacts").rglob("requirements.txt"))
     rows = rows_of(client(folder).download_artifacts(run.info.run_id, "predictions.csv"))
     assert json.loads(done.stdout.split("CLASSES ")[1]) == [r["predicted"] for r in rows[:20]]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,7 +159,32 @@ def test_a_logged_model_is_named_by_what_it_is_and_its_run_has_the_same_files(st
     here = Path(one.artifact_location.removeprefix("file://"))
     files = [f.relative_to(here) for f in here.rglob("*") if f.is_file()]
     assert Path("MLmodel") in files
+    assert Path("code/tsexp.zip") in files
+    assert len(files) <= 10, files  # a server takes each by a request, twice
     assert all(os.path.samefile(here / f, there / f) for f in files)  # kept once, not twice
+
+
+def test_the_code_of_a_logged_model_is_this_package_and_runs_from_its_archive(store):
+    """Of it, what numba compiles: older ones refuse to keep what lies in no file."""
+    here = Path(logged(store, store.network).artifact_location.removeprefix("file://"))
+    archive = here / "code" / "tsexp.zip"
+    package = Path(tracking.__file__).parents[1]
+    with zipfile.ZipFile(archive) as packed:
+        there = {name: packed.read(name) for name in packed.namelist()}
+    assert there == {str(f.relative_to(package.parent)): f.read_bytes() for f in package.rglob("*.py")}
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np\n"
+        "from tsexp.models.estimators import trees\n"
+        "assert trees.__file__.startswith(sys.argv[1])\n"
+        "nodes = np.array([1, -1, -1]), np.array([2, -1, -1]), np.zeros(3, int), np.array([0.5, 0, 0])\n"
+        "one = trees.Trees(np.array([3]), *nodes, np.array([[0.5, 0.5], [1, 0], [0, 1]]))\n"
+        "print(one(np.array([[0.0], [1.0]], np.float32)).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(archive)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "[[1.0, 0.0], [0.0, 1.0]]\n", done.stderr
 
 
 def test_where_files_cannot_be_linked_they_are_copied(store, italy, load, monkeypatch):

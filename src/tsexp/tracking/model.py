@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import requires
 from pathlib import Path
@@ -76,7 +78,7 @@ def save(folder: Path, name: str, cfg: Config, dataset: Dataset, artifact: Artif
     answers += [ColSpec("double", f"p_{name}") for name in artifact.manifest["classes"]]
     # No schema of the input: MLflow would refuse float64 and lists; `served` checks, and says what it takes.
     signature = ModelSignature(None, Schema(answers), ParamSchema([ParamSpec("scores", "boolean", False)]))
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         # An example would be predicted, and written, once more for every job.
         warnings.filterwarnings("ignore", message=".*(type hint|input example)", category=UserWarning)
         mlflow.pyfunc.save_model(
@@ -86,7 +88,7 @@ def save(folder: Path, name: str, cfg: Config, dataset: Dataset, artifact: Artif
             model_config={"ragged": dataset.preprocessing.ragged, "code": [*own, _module_name(artifact)]},
             metadata={"input": _takes(dataset, artifact)},
             signature=signature,
-            code_paths=[str(Path(__file__).parents[1]), *map(str, code)],
+            code_paths=[str(_pack(Path(scratch))), *map(str, code)],
             pip_requirements=requirements(artifact.manifest["versions"]),
         )
     return {
@@ -148,6 +150,21 @@ def _also_in_the_run(client: Any, run: Any, model: Any, folder: Path) -> None:
         except (OSError, shutil.Error):  # a file system without them
             shutil.rmtree(Path(target) / FOLDER, ignore_errors=True)
     client.log_artifacts(run.info.run_id, str(folder), FOLDER)
+
+
+def _pack(folder: Path) -> Path:
+    """Write this package into one archive, which Python imports as it is.
+
+    Of each result a server takes every file by a request, twice: of 140 modules that took minutes.
+    """
+    from tsexp.tracking import served
+
+    package = Path(__file__).parents[1]
+    archive = folder / served.CODE
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for module in sorted(package.rglob("*.py")):
+            file.write(module, module.relative_to(package.parent))
+    return archive
 
 
 def _module_name(artifact: Artifact) -> str:

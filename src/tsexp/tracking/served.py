@@ -1,11 +1,12 @@
 """What runs inside the logged model: raw series in, class names and probabilities out.
 
-MLflow stores this file, this package and the artifact folder, and pickles nothing.
+MLflow stores this file, this package as an archive and the artifact folder, and pickles nothing.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+CODE = "tsexp.zip"
+"""This package, among the code that MLflow stores with the model."""
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -41,6 +44,7 @@ class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-define
 
         The code that travels along may be imported, this file is part of it; no other that the folder names.
         """
+        sys.path.insert(0, str(Path(__file__).with_name("code") / CODE))
         from tsexp import runtimes
         from tsexp.config import trust
 

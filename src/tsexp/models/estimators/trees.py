@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Trees:
         return _mean(features, self._roots, *self._children, *self._rest)  # type: ignore[no-any-return]
 
 
-@njit(cache=True)
+@njit(cache=Path(__file__).is_file())  # not where a stored model has this package, in an archive
 def _mean(
     features: Any, roots: Any, left: Any, right: Any, feature: Any, threshold: Any, frequencies: Any
 ) -> Any:
