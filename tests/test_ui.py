@@ -3,12 +3,14 @@
 ``make test-browser``.
 """
 
+import http.server
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from types import SimpleNamespace
@@ -101,6 +103,30 @@ def test_a_server_of_something_else_is_an_error(tmp_path):
                 stores.client(f"http://127.0.0.1:{port}")
         finally:
             server.kill()
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    """Answers whatever it is asked with a page, as the sign-in of a proxy does."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>sign in</html>")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_page_instead_of_an_answer_is_an_error():
+    with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(configs.ConfigError, match="is no server of MLflow, or a proxy answers"):
+            stores.client(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
 
 
 def test_a_database_without_its_driver_names_the_extra_that_brings_it(monkeypatch):

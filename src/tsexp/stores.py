@@ -157,6 +157,8 @@ def silent(uri: str, error: Exception) -> str:
         )
     elif status:
         said = f"is no server of MLflow, or a proxy cannot reach it (status {status[1]})"
+    elif "not in a valid JSON format" in text:  # a web page
+        said = "is no server of MLflow, or a proxy answers in its place; is the address right?"
     else:
         why = (cause[1] or cause[2]).strip() if cause else " ".join(text.split())[:200]
         said = f"does not answer ({why}); is it running, and is the address right?"
