@@ -199,6 +199,25 @@ def test_what_was_attached_elsewhere_comes_home_to_the_run_that_it_is_of(place: 
     assert f"Run {place.run} " in twin.data.tags["mlflow.note.content"]
 
 
+def test_what_a_log_was_laid_over_comes_along_although_the_same_was_measured_there(
+    place: Place, capsys: Any
+) -> None:
+    assert merge.main([place.store.uri, "--into", f"sqlite:///{place.folder}/all.db"]) == 0
+    client = mlflow.MlflowClient(f"sqlite:///{place.folder}/all.db")
+    number = client.get_experiment_by_name("tsexp").experiment_id
+    (other,) = client.search_runs([number])  # as if it had been measured there, at another time
+    for tag in ("tsexp.merged_run", "tsexp.merged_from", "tsexp.record"):
+        if tag in other.data.tags:
+            client.delete_tag(other.info.run_id, tag)
+    assert place.attach(place.run, place.log()) == 0
+    capsys.readouterr()
+    for said in ("2 brought, 0 there already", "0 brought, 2 there already"):
+        assert merge.main([place.store.uri, "--into", f"sqlite:///{place.folder}/all.db"]) == 0
+        assert said in capsys.readouterr().out
+    attached = [r for r in client.search_runs([number]) if "tsexp.attached_to" in r.data.tags]
+    assert [r.data.tags["tsexp.attached_to"] != other.info.run_id for r in attached] == [True]
+
+
 def test_of_two_logs_of_one_run_the_newer_is_merged_too(place: Place, capsys: Any) -> None:
     assert place.attach(place.run, place.log(offset_s=0.05), "--name", "plug") == 0
     command = [place.store.uri, "--into", str(place.folder / "all.db")]

@@ -266,7 +266,11 @@ def test_two_commands_search_together_on_a_cluster(launcher, tmp_path, request):
     else:
         environment = request.getfixturevalue("slurm")
     choices = ["prune.ratio=0,0.3,0.5,0.7", "prune.method=l1,l2", "quant.mode=none", "runtime=onnxruntime"]
-    size = ["hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=2", 'hydra.sweeper.constraints=["bytes<=1e9"]']
+    size = [
+        "hydra.sweeper.n_trials=8",
+        "hydra.sweeper.n_jobs=2",
+        'hydra.sweeper.constraints=["size/bytes<=1e9"]',
+    ]
     command = [sys.executable, "-m", "tsexp", "-m", "experiment=pareto", *SMALL, *choices, *size, *more]
     running = [
         subprocess.Popen(

@@ -17,8 +17,8 @@ import pytest
 
 from commands import tsexp
 from conftest import TINY
-from tsexp import compare, energy, merge, tracking
-from tsexp.config import TrackingConfig
+from tsexp import compare, energy, merge, runtimes, stored, tracking
+from tsexp.config import ConfigError, TrackingConfig
 from tsexp.energy.record import Record
 from tsexp.tasks import classification
 
@@ -531,3 +531,15 @@ def test_an_invalid_comparison_says_nothing_of_energy():
 def test_warnings_name_the_two_as_the_table_does():
     said = compare.remarks(record(ALIKE, ALIKE), "†")
     assert "⚠ foreign load of 1.0 cores: trust compare/cpu_speedup, not compare/speedup" in said
+
+
+def test_an_artifact_that_holds_machine_code_is_refused_before_any_work(monkeypatch):
+    monkeypatch.delenv("TSEXP_OWN_CODE", raising=False)
+    monkeypatch.setattr(runtimes, "check", lambda *_: None)  # whether there is a compiler here
+    artifact = SimpleNamespace(manifest={"mode": "none", "runtime": "inductor", "device": "cpu"})
+    row = SimpleNamespace(params={})
+    why = r"A cannot run here: it holds code, and was not run; .*TSEXP_OWN_CODE=inductor"
+    with pytest.raises(ConfigError, match=why):
+        stored.check_runs_here(row, artifact, "A")
+    monkeypatch.setenv("TSEXP_OWN_CODE", "inductor")
+    stored.check_runs_here(row, artifact, "A")

@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import pickle
 import pkgutil
 import shutil
 import signal
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
 from conftest import compose
@@ -181,12 +184,56 @@ def test_jobs_of_slurm_with_temporary_folders_of_their_own_share_the_lock(monkey
     assert locking._seen_by_everybody() == tmp_path / "two"
 
 
-def test_a_job_that_its_launcher_lost_has_an_outcome(tmp_path):
+def test_a_job_that_its_launcher_lost_has_an_outcome_and_its_run_an_end(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(tracking, "mark_killed", lambda *told: ended.append(told))
     (tmp_path / jobs.SWEEP).write_text('{"names": ["x", "y"], "parent": "run"}')
-    sweep._lost(str(tmp_path), 1, ["prune.ratio=0.5"], "preempted")
+    (tmp_path / "1").mkdir()
+    who = {"host": "another node", "pid": "1", "started": "2"}
+    (tmp_path / "1" / jobs.RUNNING).write_text(json.dumps(who))
+    sweep._lost(str(tmp_path), "store", 1, ["prune.ratio=0.5"], "preempted")
     assert jobs.read_outcome(tmp_path / "1") == jobs.Outcome("y", "failed", error="preempted")
-    sweep._lost(str(tmp_path), 1, ["prune.ratio=0.5"], "later")  # what is known stays
+    assert ended == [("store", who, "preempted")]
+    assert not (tmp_path / "1" / jobs.RUNNING).exists()
+    sweep._lost(str(tmp_path), "store", 1, ["prune.ratio=0.5"], "later")  # what is known stays
     assert jobs.read_outcome(tmp_path / "1").error == "preempted"
+    assert len(ended) == 1
+
+
+@pytest.mark.parametrize("raised", ["in the job", "by its folder", "refused"])
+def test_what_submitit_raises_within_a_job_is_a_lost_job(monkeypatch, raised):
+    """Told that its time is over for the last time, a job raises; submitit is made up."""
+    lost, time_over = [], RuntimeError("Job not requeued because: timed-out too many times.\n…")
+    job_return = JobReturn(status=JobStatus.FAILED)
+    job_return.return_value = ConfigError("no such metric") if raised == "refused" else time_over
+
+    class Uncompleted(RuntimeError):
+        pass
+
+    class OfSubmitit:
+        paths, state = SimpleNamespace(folder="logs"), "TIMEOUT"
+
+        def submission(self):
+            return SimpleNamespace(args=(["prune.ratio=0"], "", 3, ""))
+
+        def results(self):
+            if raised == "by its folder":
+                raise Uncompleted(str(time_over))
+            return [job_return]
+
+    utils = SimpleNamespace(UncompletedJobError=Uncompleted, FailedJobError=Uncompleted)
+    core = SimpleNamespace(core=SimpleNamespace(Job=OfSubmitit), utils=utils)
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(core=core))
+    monkeypatch.setitem(sys.modules, "submitit.core", core)
+    monkeypatch.setattr(launchers, "name", lambda config: "submitit_slurm")
+    launchers.keep_going(None, lambda *told: lost.append(told))
+    (returned,) = OfSubmitit().results()
+    if raised == "refused":
+        assert returned is job_return
+        return
+    assert returned.return_value is None
+    why = "the job was lost (Job not requeued because: timed-out too many times.; state TIMEOUT; logs: logs)"
+    assert lost == [(3, ["prune.ratio=0"], why)]
 
 
 @pytest.mark.parametrize("told", [True, False])

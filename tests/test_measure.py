@@ -456,7 +456,7 @@ def test_automatic_choice_leaves_out_what_cannot_be_deployed(
 
     def deploy(fitted: Fitted, quant: QuantConfig, runtime: RuntimeConfig, *rest: Any) -> Artifact:
         if runtime.name not in works:
-            raise RuntimeError("its compiler is broken")
+            raise RuntimeError("its compiler is broken\n  as 100 lines tell")
         return real(fitted, quant, runtime, *rest)
 
     monkeypatch.setattr(runtimes, "deploy", deploy)
@@ -465,8 +465,11 @@ def test_automatic_choice_leaves_out_what_cannot_be_deployed(
     chosen, tried = pipeline.choose(made, cfg, bench.dataset, bench.cache)
     assert chosen.manifest["runtime"] == "eager"
     why = {t["runtime"]: t.get("error") for t in tried}
-    assert why["onnxruntime"] == "RuntimeError: its compiler is broken"
+    assert why["onnxruntime"] == "RuntimeError: its compiler is broken\n  as 100 lines tell"
     assert "runtime=auto goes on without onnxruntime: RuntimeError: its compiler is broken" in caplog.text
+    assert "100 lines" not in caplog.text
+    told = pipeline.judge(made, chosen, cfg, bench.dataset, bench.cache).warnings
+    assert "runtime=auto went on without onnxruntime: RuntimeError: its compiler is broken" in told
     works = set()
     with pytest.raises(MeasuringFailed, match=r"no runtime takes the model: .*its compiler is broken"):
         pipeline.make(cfg, bench.dataset, bench.cache)

@@ -28,7 +28,8 @@ HYDRA = SimpleNamespace(
 class Launcher:
     """Answers each job from its overrides."""
 
-    def __init__(self, folder, dies_at=None, status=None, unread=None, invalid=None):
+    def __init__(self, folder, dies_at=None, status=None, unread=None, invalid=None, refused=None):
+        self.refused = refused
         self.folder, self.dies_at, self.status = folder, dies_at, status or (lambda values: "finished")
         self.unread, self.invalid = unread, invalid
         self.seen = []
@@ -52,6 +53,8 @@ class Launcher:
             returned.append((accuracy, 2 - ratio, 20 * ratio - 8) if status == "finished" else None)
             if number == self.invalid:
                 returned[-1] = None
+            if self.refused:
+                returned[-1] = ConfigError(self.refused)
             if number == self.unread:
                 returned[-1] = ConnectionError("the store began anew")
         return [Job(r) for r in returned]
@@ -83,6 +86,7 @@ def search(tmp_path):
         storage="studies/optuna.log",
         data="data",
         preset=None,
+        study_name=None,
         **launcher,
     ):
         folder = tmp_path / command
@@ -92,7 +96,7 @@ def search(tmp_path):
             optuna.samplers.TPESampler, seed=seed, n_startup_trials=4, constant_liar=True
         )
         where = storage if "://" in storage else str(tmp_path / storage)
-        it = Search(sampler, n_trials, n_jobs, where, None, ["val/accuracy_drop_pt<=2"], SPACE)
+        it = Search(sampler, n_trials, n_jobs, where, study_name, ["val/accuracy_drop_pt<=2"], SPACE)
         it.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
         it.folder, it.launcher, it.hydra_context = folder, Launcher(folder, **launcher), HYDRA
         try:
@@ -125,6 +129,32 @@ def test_the_same_command_goes_on_as_if_it_had_not_stopped(search):
     solutions = OmegaConf.load(folder / "optimization_results.yaml").solutions
     best = {(t.params["prune.ratio"], t.params["prune.method"]) for t in study.best_trials}
     assert {(s.params["prune.ratio"], s.params["prune.method"]) for s in solutions} == best
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_an_interruption_changes_nothing_of_what_is_proposed(search, n_jobs):
+    whole, _, _ = search("whole", n_trials=10, n_jobs=n_jobs, storage="other/optuna.log")
+    seen, _, _ = search("first", n_trials=10, n_jobs=n_jobs, dies_at=2)
+    assert seen[:2] == whole[:2]
+    then, study, _ = search("second", n_trials=10, n_jobs=n_jobs)
+    assert then == whole
+    assert len(study.trials) == 10 + n_jobs
+
+
+def test_a_study_of_another_search_is_refused_by_its_name(search):
+    first, _, _ = search("first", n_trials=2, study_name="mine")
+    again, study, _ = search("again", n_trials=2, study_name="mine")
+    assert again == first
+    with pytest.raises(ConfigError, match="the study mine is of another search"):
+        search("other", "train.lr=0.5", n_trials=2, study_name="mine")
+    with pytest.raises(ConfigError, match="nothing was measured"):
+        search("data", n_trials=2, data="other data", study_name="mine")
+    assert len(study.trials) == 2
+
+
+def test_a_constraint_that_nothing_has_a_metric_for_ends_the_search(search):
+    with pytest.raises(ConfigError, match="no such metric"):
+        search("one", n_trials=4, refused="no such metric")
 
 
 def test_a_pattern_stands_for_the_options_that_hydra_finds(search):

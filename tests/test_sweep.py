@@ -308,6 +308,8 @@ def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny, cap
         metrics={"test/accuracy": 0.9, "val/accuracy": 0.7, "energy/per_inference_j": 0.001},
     )
     monkeypatch.setattr(tracking, "store", lambda config: None)
+    monkeypatch.setattr(tracking, "has_metric", lambda config, name: known)
+    known = True  # of other jobs
     monkeypatch.setattr(report, "read", lambda client, ids: [row])
     cfg = OmegaConf.merge(OmegaConf.structured(Config), asdict(tiny))
     outcome = jobs.Outcome("one", "finished", "run")
@@ -318,6 +320,9 @@ def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny, cap
     assert found == (0.7, 0.001, pytest.approx(0.05), pytest.approx(-0.3), math.inf)
     told = capsys.readouterr().err
     assert "val/acuracy_drop_pt: no metric of the run; close to it: val/accuracy" in told
+    known = False
+    with pytest.raises(ConfigError, match=r"acuracy_drop_pt: no metric .*test/accuracy; one is measured, and"):
+        sweep.objectives(outcome, cfg, str(tmp_path))
     row.tags["tsexp.energy_source"] = "estimated:cpu_time"
     assert sweep.objectives(outcome, cfg, str(tmp_path)) is None
     assert "one: the search learns nothing from energy of estimated:cpu_time" in capsys.readouterr().err

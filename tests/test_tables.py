@@ -303,6 +303,27 @@ def test_in_its_runtime_a_model_is_held_against_itself_not_against_another_size_
         assert np.allclose(smaller[~eager], alone.loc[~eager, "runtime_speedup"] / 3)
 
 
+def test_in_its_runtime_a_model_is_held_against_the_dense_one_of_most_of_its_seeds():
+    """Seed 0 of the dense one was chosen by ``runtime=auto``, and is a row of its own."""
+    both = frozen(datasets=("PLAID",), models=("t1",), seeds=(0, 1, 2))
+    plain = both.results[["ratio", "mode", "runtime"]].eq([0, "none", "onnxruntime"]).all(axis=1)
+    auto = both.results["seed"] == 0
+    config = both.results["config"].where(~(plain & auto), "0" + both.results["config"])
+    fast = {k: both.results[k].where(~(plain & auto), 9 * both.results[k]) for k in ("speedup",)}
+    apart = replace(both, results=both.results[plain | ~auto].assign(config=config, **fast))
+    apart = replace(
+        apart, predictions=both.predictions[both.predictions["run_id"].isin(apart.results["run_id"])]
+    )
+    alone = only(both, ~auto)
+    found, expected = (
+        claims.with_speedup_in_runtime(aggregate(f)).set_index("config")["runtime_speedup"].dropna()
+        for f in (apart, alone)
+    )
+    pruned = [c for c in expected.index if c in found.index]
+    assert len(pruned) > 2
+    pd.testing.assert_series_equal(found[pruned], expected[pruned])
+
+
 def test_of_different_seeds_the_two_are_taken_as_independent():
     both = frozen(datasets=("PLAID",), models=("t1",), seeds=(0, 1, 2, 3))
     plain = both.results[["ratio", "mode", "runtime"]].eq([0, "none", "onnxruntime"]).all(axis=1)

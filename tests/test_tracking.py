@@ -171,6 +171,7 @@ def test_the_code_of_a_logged_model_is_this_package_and_runs_from_its_archive(st
     package = Path(tracking.__file__).parents[1]
     with zipfile.ZipFile(archive) as packed:
         there = {name: packed.read(name) for name in packed.namelist()}
+        assert {made.date_time[0] for made in packed.infolist()} == {1980}  # whatever the date of a file
     assert there == {str(f.relative_to(package.parent)): f.read_bytes() for f in package.rglob("*.py")}
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

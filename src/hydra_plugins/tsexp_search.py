@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ENDED = "ended"
 """User attribute of a trial: how its job ended; a trial without is lost, or still runs."""
+QUESTION = "question"
+"""User attribute of a study: what is searched, as it is named by."""
 PROCESS = "process"
 """User attribute of a trial: who runs it (`tsexp.alive`)."""
 AGAIN = ("failed", "kept")
@@ -116,13 +118,23 @@ class Search(Sweeper):
         import optuna
 
         from tsexp import stores
+        from tsexp.config import ConfigError
 
-        return optuna.create_study(
+        question = self._name()
+        study = optuna.create_study(
             storage=None if self.again else stores.of_studies(self.storage),
-            study_name=self.study_name or self._name(),
+            study_name=self.study_name or question,
             directions=["maximize", "minimize"],
             load_if_exists=True,
         )
+        if study.trials and study.user_attrs.get(QUESTION, study.study_name) != question:
+            raise ConfigError(
+                f"the study {study.study_name} is of another search: of other values, settings, constraints, "
+                "data or versions, another kind of CPU or source of energy; give another "
+                "hydra.sweeper.study_name, or none\nnothing was measured"
+            )
+        study.set_user_attr(QUESTION, question)
+        return study
 
     def _name(self) -> str:
         """Name what is searched, and what it is learned from."""
@@ -217,7 +229,13 @@ class Search(Sweeper):
         from tsexp import alive
 
         trial.set_user_attr(PROCESS, alive.me())
-        study.sampler = self.sampler(seed=self.sampler.keywords["seed"] + trial.number)
+        # Of those that are asked again, parameters are fixed; what had none was never proposed.
+        before = [
+            t
+            for t in study.get_trials(deepcopy=False)[: trial.number]
+            if "fixed_params" not in t.system_attrs and (t.params or not t.state.is_finished())
+        ]
+        study.sampler = self.sampler(seed=self.sampler.keywords["seed"] + len(before))
         for key, distribution in self.space.items():
             trial._suggest(key, distribution)
 
@@ -226,7 +244,7 @@ class Search(Sweeper):
 
     def _launch(self, jobs: Sequence[tuple[str, ...]]) -> list[list[float] | Exception | None]:
         """Return what each job returned: None of one that failed, or what was raised."""
-        from tsexp.config import redact
+        from tsexp.config import ConfigError, redact
 
         assert self.launcher is not None
         returned = self.launcher.launch(jobs, initial_job_idx=self.number)
@@ -235,6 +253,8 @@ class Search(Sweeper):
         for job in returned:
             try:
                 values.append(None if job.return_value is None else [float(v) for v in job.return_value])
+            except ConfigError:  # the search itself asks for what cannot be
+                raise
             except Exception as error:
                 told = f"tsexp: what a job of the search came to is not known: {redact(str(error))}"
                 print(f"{told}; the same command asks for it again", file=sys.stderr)
@@ -243,7 +263,10 @@ class Search(Sweeper):
 
     def _write(self, study: Study) -> None:
         """Write the front, as Hydra's sweepers do."""
-        best = [{"params": t.params, "values": t.values} for t in study.best_trials]
+        best = []
+        for trial in study.best_trials:
+            solution = {"params": trial.params, "values": trial.values}
+            best += [solution] if solution not in best else []
         OmegaConf.save(
             OmegaConf.create({"name": "optuna", "study": study.study_name, "solutions": best}),
             self.folder / "optimization_results.yaml",

@@ -103,13 +103,18 @@ def keep_going(config: DictConfig, lost: Callable[[int, Sequence[str], str], Non
 
     def patient(job: Any) -> list[Any]:
         try:
-            return results(job)  # type: ignore[no-any-return]
-        except utils.UncompletedJobError as error:
-            overrides, _, number, *_ = job.submission().args
-            why = next((s for line in str(error).splitlines() if (s := line.strip())), type(error).__name__)
-            folder = Path(job.paths.folder)
-            lost(number, overrides, redact(f"the job was lost ({why}; state {job.state}; logs: {folder})"))
-            return [JobReturn(status=JobStatus.COMPLETED)]  # None: to a search, a failed trial
+            returned: list[Any] = results(job)
+            # Told in the job that its time is over for the last time, submitit raises within what it runs.
+            (error,) = [r._return_value for r in returned if r.status == JobStatus.FAILED] or [None]
+        except (utils.UncompletedJobError, utils.FailedJobError) as ended:
+            returned, error = [], ended
+        if error is None or isinstance(error, ConfigError):
+            return returned
+        overrides, _, number, *_ = job.submission().args
+        why = next((s for line in str(error).splitlines() if (s := line.strip())), type(error).__name__)
+        folder = Path(job.paths.folder)
+        lost(number, overrides, redact(f"the job was lost ({why}; state {job.state}; logs: {folder})"))
+        return [JobReturn(status=JobStatus.COMPLETED)]  # None: to a search, a failed trial
 
     setattr(core.Job, "results", patient)  # noqa: B010 (a method of theirs)
 

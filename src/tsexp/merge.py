@@ -98,6 +98,7 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
 
     runs = _results(client, number)
     here = {run.info.run_id for run in runs}
+    logged = {run.data.tags.get(ATTACHED_TO) for run in runs}
     brought = there = 0
     parents: dict[str, str] = {}
     bare: list[str] = []
@@ -108,7 +109,8 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
             valid = tags.get("tsexp.valid") == "true"
             with tracking.asking(into):
                 known = _brought(into, run.info.run_id) or _at_home(into, _record(run))
-                if not known and valid and SIGNATURE in tags:
+                # What a log was laid over comes with it: of another measurement of the same, it were wrong.
+                if not known and valid and SIGNATURE in tags and run.info.run_id not in logged:
                     same = tracking.finished(into, tags[SIGNATURE])
                     # From here, it was measured again, or another log was attached: all come, as here.
                     known = None if same is None or _came_from(into, same) in here else same

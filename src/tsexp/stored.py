@@ -263,6 +263,8 @@ def check_runs_here(row: Row, artifact: Artifact, what: str) -> None:
         family = configs.like(row.params.get("model.family", "transformer"))
         runtimes.check(quant, RuntimeConfig(manifest["runtime"], manifest["device"]), family)
         runtimes.refuse_overflow(manifest, "it")
+        if code := runtimes.code_in(manifest["runtime"]):
+            configs.must_be_trusted(code, "it holds code")
     except (ConfigError, ImportError) as error:
         raise ConfigError(f"{what} cannot run here: {error}") from None
 

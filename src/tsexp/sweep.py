@@ -6,6 +6,7 @@ Checked before the first, one table and one picture after the last.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import difflib
 import importlib.util
 import json
@@ -37,7 +38,18 @@ from tsexp import config as configs
 from tsexp.cache import full
 from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
 from tsexp.files import write_json
-from tsexp.jobs import OUTCOME, SWEEP, Outcome, dataset_of, deliver, read_outcome, start_server, tidy, to_keep
+from tsexp.jobs import (
+    OUTCOME,
+    RUNNING,
+    SWEEP,
+    Outcome,
+    dataset_of,
+    deliver,
+    read_outcome,
+    start_server,
+    tidy,
+    to_keep,
+)
 
 FEW = 30
 """Validation series; with fewer, a search chooses by little, and says so."""
@@ -140,7 +152,7 @@ class Sweep(Callback):
                 "command": shlex.join(["python", "-m", "tsexp", "-m", *options, *overrides, *own]),
             },
         )
-        launchers.keep_going(config, partial(_lost, str(folder)))
+        launchers.keep_going(config, partial(_lost, str(folder), first.tracking))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show the table and the picture; end with status 1 if a job failed."""
@@ -363,14 +375,20 @@ def ui_line(store: TrackingConfig) -> str:
     return f"compare: {served}\n         then {tracking.view_url(number)}"
 
 
-def _lost(sweep_dir: str, number: int, overrides: Sequence[str], why: str) -> None:
-    """Note how a job ended that its launcher lost, unless the job itself could."""
+def _lost(sweep_dir: str, store: TrackingConfig, number: int, overrides: Sequence[str], why: str) -> None:
+    """Note how a job ended that its launcher lost, unless the job itself could; its run ends so, too."""
+    from tsexp import tracking
+
     job = Path(sweep_dir) / str(number)
-    if read_outcome(job) is None:
-        job.mkdir(parents=True, exist_ok=True)
-        write_json(
-            job / OUTCOME, asdict(Outcome(place(sweep_dir, number, overrides)[1], "failed", error=why))
-        )
+    if read_outcome(job) is not None:
+        return
+    job.mkdir(parents=True, exist_ok=True)
+    write_json(job / OUTCOME, asdict(Outcome(place(sweep_dir, number, overrides)[1], "failed", error=why)))
+    note = job / RUNNING
+    if note.exists():
+        with contextlib.suppress(Exception):  # a store that is gone, too
+            tracking.mark_killed(store, json.loads(note.read_text()), why)
+        note.unlink(missing_ok=True)
 
 
 def place(sweep_dir: str, number: int, overrides: Sequence[str]) -> tuple[str | None, str]:
@@ -397,7 +415,8 @@ def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float
     from tsexp import report, tracking
     from tsexp.report import constraints
 
-    (row,) = report.read(tracking.store(configs.parse(cfg).tracking), [outcome.run_id])
+    store = configs.parse(cfg).tracking
+    (row,) = report.read(tracking.store(store), [outcome.run_id])
     source = row.tags["tsexp.energy_source"]
     if row.valid and source != about["search"]:
         print(
@@ -409,9 +428,12 @@ def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float
         return None
     m = row.metrics
     kept_to = constraints.parse(about.get("constraints", []))
-    for missing in {c.metric for c in kept_to} - m.keys():
-        near = ", ".join(difflib.get_close_matches(missing, m, 3, 0.3))
-        print(f"tsexp: constraint on {missing}: no metric of the run; close to it: {near}", file=sys.stderr)
+    for missing in sorted({c.metric for c in kept_to} - m.keys()):
+        near = ", ".join(difflib.get_close_matches(missing, m, 3, 0.3)) or "none"
+        told = f"constraint on {missing}: no metric of the run; close to it: {near}"
+        if not tracking.has_metric(store, missing):  # else other jobs may have it
+            raise ConfigError(f"{told}; {outcome.name} is measured, and is found again")
+        print(f"tsexp: {told}", file=sys.stderr)
     return m["val/accuracy"], m["energy/per_inference_j"], *(c.violation(m) for c in kept_to)
 
 

@@ -81,6 +81,7 @@ METRICS = (
 KEPT_AS_THEY_ARE = (
     *("dataset", "model", "setting", "recipe", "tuning", "method", "scope", "ratio", "finetune_epochs"),
     *("mode", "batch_size", "threads", "repeats", "processes", "window_s", "cpu", "gpu", "energy"),
+    "runtime_asked",
 )
 
 

@@ -527,6 +527,7 @@ SETTINGS = (
 )
 """Columns where they vary."""
 FINER = (
+    _word("asked", "runtime_asked"),
     *(
         _number(head, name, text=lambda v: f"{v:g}")
         for head, name in (

@@ -260,6 +260,13 @@ def finished(config: TrackingConfig, signature: str) -> str | None:
     return None
 
 
+def has_metric(config: TrackingConfig, name: str) -> bool:
+    """Say whether any run of the experiment has a metric of this name."""
+    client = store(config)
+    some = f"metrics.`{name}` > -1e300"
+    return bool(client.search_runs([experiment_of(client, config)], some, max_results=1))
+
+
 def end_the_dead(config: TrackingConfig) -> int:
     """Mark as KILLED what processes of this machine, surely dead, left RUNNING; return how many runs."""
     client = store(config)

@@ -161,9 +161,12 @@ def _pack(folder: Path) -> Path:
 
     package = Path(__file__).parents[1]
     archive = folder / served.CODE
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+    with zipfile.ZipFile(archive, "w") as file:
         for module in sorted(package.rglob("*.py")):
-            file.write(module, module.relative_to(package.parent))
+            # Not its own date: an installation may have one that an archive cannot.
+            name = zipfile.ZipInfo(str(module.relative_to(package.parent)))
+            name.compress_type = zipfile.ZIP_DEFLATED
+            file.writestr(name, module.read_bytes())
     return archive
 
 
