@@ -389,15 +389,16 @@ def t4h(batch_size: int = 1) -> pd.DataFrame:
 
 def beside_t4h() -> None:
     """T4H and others on one CPU: accuracy, energy, and energy as multiples of QUANT's."""
-    rows = t4h()
+    _beside_quant(t4h(), T4H | BESIDE_T4H)
 
+
+def _beside_quant(rows: pd.DataFrame, ways: dict[str, tuple[Any, ...]]) -> None:
     def cell(way: tuple[Any, ...], dataset: str) -> str:
         if (*way, dataset) not in rows.index:
             return "–"
         row, quant = (rows.loc[(*w, dataset)] for w in (way, ESTIMATORS["QUANT"]))
         return f"{accuracy_and_energy(row)}, {row['estimated_j'] / quant['estimated_j']:.2f}"
 
-    ways = T4H | BESIDE_T4H
     table(
         "test accuracy %, energy† in mJ a series, times QUANT's",
         ((k, [cell(way, d) for d in DATASETS]) for k, way in ways.items()),
@@ -449,8 +450,10 @@ def t4h_against_t4() -> None:
 
 def t4h_pruned() -> None:
     """How much faster than T4H in eager PyTorch, and what of its accuracy is lost."""
-    rows = t4h()
+    _faster_and_lost(t4h(), T4H)
 
+
+def _faster_and_lost(rows: pd.DataFrame, ways: dict[str, tuple[Any, ...]]) -> None:
     def cell(way: tuple[Any, ...], dataset: str) -> str:
         row = rows.loc[(*way, dataset)]
         faster = between(row, "speedup", "{:.1f}")
@@ -460,8 +463,33 @@ def t4h_pruned() -> None:
 
     table(
         "times as fast as eager; points lost",
-        ((k, [cell(way, d) for d in DATASETS]) for k, way in T4H.items()),
+        ((k, [cell(way, d) for d in DATASETS]) for k, way in ways.items()),
     )
+
+
+WITH_AMX = (
+    T4H
+    | {"T4H, OpenVINO, bf16": ("t4h", "openvino", "-", 0, "bf16")}
+    | BESIDE_T4H
+    | {"MiniROCKET": ESTIMATORS["MiniROCKET"]}
+)
+
+
+@functools.cache
+def amx_records() -> frozen.Frozen:
+    """T4H and others on an Intel CPU with AMX."""
+    return frozen.load(COMPANY / "t4h_amx")
+
+
+def t4h_with_amx() -> None:
+    """As `beside_t4h`, on that CPU."""
+    _beside_quant(_by_way(aggregate(amx_records())), WITH_AMX)
+
+
+def t4h_pruned_with_amx() -> None:
+    """As `t4h_pruned`, on that CPU."""
+    ways = {k: WITH_AMX[k] for k in (*T4H, "T4H, OpenVINO, bf16")}
+    _faster_and_lost(_by_way(aggregate(amx_records())), ways)
 
 
 def deployed() -> None:
@@ -535,12 +563,13 @@ WITH_VNNI = {
 }
 
 
+NOT_PRUNED = "T4H, not pruned, both in OpenVINO in bf16"
 BESIDE_RIDGE_75 = {
     "**T4H-75**, both in ONNX Runtime": ("t4h", ORT, "all", 0.75, "none"),
     "**T4H-50**, both in ONNX Runtime": ("t4h", ORT, "all", 0.5, "none"),
     "**T4H-75**, both in OpenVINO in bf16": ("t4h", "openvino", "all", 0.75, "bf16"),
     "**T4H-50**, both in OpenVINO in bf16": ("t4h", "openvino", "all", 0.5, "bf16"),
-    "T4H, not pruned, both in OpenVINO in bf16": ("t4h", "openvino", "-", 0.0, "bf16"),
+    NOT_PRUNED: ("t4h", "openvino", "-", 0.0, "bf16"),
 }
 
 
@@ -563,6 +592,10 @@ def with_vnni(way: tuple[Any, ...], dataset: str, other: str) -> pd.DataFrame:
         Names of a dataset and of the other model.
     """
     rows = beside_ridge_75() if other == "ridge" else frozen.load(COMPANY / "family_26").comparisons
+    return _times(rows, way, dataset, other)
+
+
+def _times(rows: pd.DataFrame, way: tuple[Any, ...], dataset: str, other: str) -> pd.DataFrame:
     rows = rows[rows["model_b"] == other]
     rows = rows.set_index([*(f"{column}_a" for column in WAY), "batch_size", "dataset"]).sort_index()
     rows = rows.loc[(*way, dataset)].sort_values("seed_a")
@@ -572,8 +605,21 @@ def with_vnni(way: tuple[Any, ...], dataset: str, other: str) -> pd.DataFrame:
     return pd.DataFrame({k: 1 - rows[f"estimated_saving_pct{end}"] / 100 for k, end in ends.items()})
 
 
+def with_amx(way: tuple[Any, ...], dataset: str, other: str) -> pd.DataFrame:
+    """As `with_vnni`, on the Intel CPU."""
+    return _times(amx_records().comparisons, way, dataset, other)
+
+
 def _each(rows: pd.DataFrame) -> str:
     return "; ".join(between(row, "times", "{:.2f}") for _, row in rows.iterrows())
+
+
+def t4h_against_quant_with_amx() -> None:
+    """As `t4h_with_vnni`, on the Intel CPU."""
+    table(
+        "energy†, times QUANT's [95 %]; seeds 0, 1, 2",
+        ((k, [_each(with_amx(way, d, "quant_forest")) for d in DATASETS]) for k, way in WITH_VNNI.items()),
+    )
 
 
 def t4h_with_vnni() -> None:
@@ -586,11 +632,21 @@ def t4h_with_vnni() -> None:
 
 def t4h_beside_ridge_75() -> None:
     """T4H beside Ridge-75 on RefrigerationDevices, of what is compared there."""
+    _beside_ridge_75(with_vnni, BESIDE_RIDGE_75)
+
+
+def t4h_beside_ridge_75_with_amx() -> None:
+    """As `t4h_beside_ridge_75`, on the Intel CPU."""
+    measured = ("**T4H-75**, both in ONNX Runtime", "**T4H-50**, both in ONNX Runtime", NOT_PRUNED)
+    _beside_ridge_75(with_amx, {k: BESIDE_RIDGE_75[k] for k in measured})
+
+
+def _beside_ridge_75(times: Callable[..., pd.DataFrame], ways: dict[str, tuple[Any, ...]]) -> None:
     table(
         "RefrigerationDevices, energy†, times Ridge-75's [95 %]; seeds 0, 1, 2",
         (
-            (label, [_each(with_vnni((*way, size), "RefrigerationDevices", "ridge")) for size in (1, 32)])
-            for label, way in BESIDE_RIDGE_75.items()
+            (label, [_each(times((*way, size), "RefrigerationDevices", "ridge")) for size in (1, 32)])
+            for label, way in ways.items()
         ),
         ("single series", "batches of 32"),
     )

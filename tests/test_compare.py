@@ -217,7 +217,7 @@ def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(plac
     assert (row["run_id_a"], row["run_id_b"]) == (place.pruned, place.dense)
     assert (row["ratio_a"], row["scope_a"], row["ratio_b"], row["scope_b"]) == (0.5, "local", 0, "-")
     assert (row["model_a"], row["runtime_a"], row["batch_size"], row["valid"]) == ("t3", "eager", 4, True)
-    for name, stored in (
+    for name, stored_as in (
         ("accuracy_a", "accuracy_a"),
         ("difference_pt_hi", "accuracy_difference_hi"),
         ("only_right_b", "only_b_right"),
@@ -229,7 +229,7 @@ def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(plac
         ("cpu_speedup_hi", "cpu_speedup_hi"),
         ("call_ms_b", "call_ms_b"),
     ):
-        assert row[name] == m[f"compare/{stored}"], name
+        assert row[name] == m[f"compare/{stored_as}"], name
     assert math.isnan(row["measured_j_a"])
     assert not any("compare" in name for names in made.about["left_out"].values() for name in names)
     signature = place.client.get_run(place.dense).data.tags["tsexp.signature"]

@@ -371,7 +371,7 @@ def test_everything_of_ones_own_works_together(reader, together):
     assert manifest["runtime"] == "my_runtime:"
     assert manifest["matmuls"]["float32"] >= 14  # two blocks of six and two products of attention
     logged = {p.name for p in (reader / "mlartifacts").rglob("code/*")}
-    assert logged == {"tsexp", "my_tokens.py", "my_runtime.py"}
+    assert logged == {"tsexp.zip", "my_tokens.py", "my_runtime.py"}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -1194,3 +1195,78 @@ def test_what_is_kept_names_no_place_of_the_machine_that_measured_it(part, reque
     kept = request.getfixturevalue(part)
     names = [*kept.results["run_name"], *(n for of in kept.about["left_out"].values() for n in of)]
     assert not [name for name in names if "/" in name or "paths." in name or "tracking." in name]
+
+
+def test_what_t4h_needs_with_amx_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend("docs")
+    import pages
+
+    page = words("docs/t4h.md").split("## With AMX")[1].split("## Its records")[0]
+    there = pages.amx_records()
+    assert there.results["valid"].all()
+    (cpu,) = set(there.results["cpu"])
+    assert cpu.startswith("Intel(R) Xeon(R) Processor (family 6, model 167")
+    for kept, name, other, what in (
+        (there.results, "records", "one of something else that ran", "foreign load"),
+        (there.comparisons, "comparisons", "2 of a wide interval", "interval of the saving is"),
+    ):
+        warned = kept["warnings"][kept["warnings"] != ""]
+        unsteady = warned.str.contains("varies|drifts")
+        assert warned[~unsteady].str.contains(what).all()
+        assert str((~unsteady).sum()) == other.split()[0].replace("one", "1")
+        assert f"{len(kept)} {name}" in page
+        assert f"{len(warned)} with a warning" in page
+        assert f"{unsteady.sum()} of energy that varied or drifted, {other}" in page
+    assert there.results["warnings"].str.contains("foreign load").sum() == 1
+    rows = pages._by_way(aggregate(there))
+
+    def of(label: str, column: str = "estimated_j", where: Sequence[str] = FOUR) -> np.ndarray:
+        return np.array([rows.loc[(*pages.WITH_AMX[label], d)][column] for d in where])
+
+    n = {label: set(of(label, "n", FOUR[:3])) for label in pages.WITH_AMX}
+    five = {k for k, v in n.items() if v == {5}}
+    assert five == {*pages.T4H, "T4H, OpenVINO, bf16", "QUANT"}
+    assert all(v == {3} for k, v in n.items() if k not in five)
+    apart = max(
+        abs(a - pages.t4h().loc[(*way, d)]["accuracy_pct"])
+        for label, way in pages.T4H.items()
+        for a, d in zip(of(label, "accuracy_pct"), FOUR, strict=True)
+    )
+    assert apart < 0.05
+    assert "the means are the same to a tenth of a point" in page
+    *long, electric = of("T4H, ONNX Runtime") / of("QUANT")
+    assert max(long) < 2
+    assert f"{min(long):.2f} to {max(long):.2f} times QUANT's energy† on the three long" in page
+    assert f"datasets, {electric:.2f} on ElectricDevices: at most twice" in page
+    pruned, whole = pages.WITH_VNNI.values()
+    each = pd.concat(pages.with_amx(pruned, d, "quant_forest") for d in FOUR)
+    assert (each["times_hi"] < 1).all()
+    less = 100 * (1 - each["times"])
+    assert f"by {less.min():.0f} to {less.max():.0f} %, with all intervals" in page
+    beside = {
+        (label, size): pages.with_amx((*way, size), FOUR[0], "ridge")
+        for label, way in pages.BESIDE_RIDGE_75.items()
+        if label in ("**T4H-75**, both in ONNX Runtime", pages.NOT_PRUNED)
+        for size in (1, 32)
+    }
+    one, many, *unpruned = beside.values()
+    assert (pd.concat([one, many])["times_hi"] < 1).all()
+    single = "{:.1f}, {:.1f} and {:.1f}".format(*(100 * (1 - one["times"])))
+    less = 100 * (1 - many["times"])
+    in_batches = f"{less.min():.0f} to {less.max():.0f} % less"
+    assert f"{single} % for single series, {in_batches} in batches of 32" in page
+    goals = words("docs/t4.md")
+    assert (
+        f"on an [Intel CPU](t4h.md#with-amx) {single} % less, with all intervals, in batches {in_batches}"
+        in goals
+    )
+    slower = of("T4H, OpenVINO, bf16") / of("T4H, ONNX Runtime")
+    assert slower.min() > 1
+    assert f"needs {slower.min():.1f} to {slower.max():.1f} times what it does in ONNX Runtime" in page
+    spans = [pages.with_amx(whole, d, "quant_forest")["times"] for d in FOUR]
+    told = [f"{s.min():.2f} to {s.max():.2f}" for s in spans]
+    assert "in batches it needs {}, {}, {} and {} times QUANT's energy†".format(*told) in page
+    alone, together = (u["times"] for u in unpruned)
+    assert {f"{x:.1f}" for x in together} == {"3.4"}
+    told = f"{alone.min():.1f} to {alone.max():.1f}"
+    assert f"needs {told} times Ridge-75's energy† (both in bf16), in batches 3.4 times" in page

@@ -321,7 +321,9 @@ def test_a_search_learns_from_validation_series(monkeypatch, tmp_path, tiny, cap
     told = capsys.readouterr().err
     assert "val/acuracy_drop_pt: no metric of the run; close to it: val/accuracy" in told
     known = False
-    with pytest.raises(ConfigError, match=r"acuracy_drop_pt: no metric .*test/accuracy; one is measured, and"):
+    with pytest.raises(
+        ConfigError, match=r"acuracy_drop_pt: no metric .*test/accuracy; one is measured, and"
+    ):
         sweep.objectives(outcome, cfg, str(tmp_path))
     row.tags["tsexp.energy_source"] = "estimated:cpu_time"
     assert sweep.objectives(outcome, cfg, str(tmp_path)) is None
