@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from importlib.metadata import requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsexp import alive
 from tsexp.config import Config, flat, own_code, redact
 from tsexp.runtimes import distribution
 
@@ -78,7 +78,7 @@ def save(folder: Path, name: str, cfg: Config, dataset: Dataset, artifact: Artif
     answers += [ColSpec("double", f"p_{name}") for name in artifact.manifest["classes"]]
     # No schema of the input: MLflow would refuse float64 and lists; `served` checks, and says what it takes.
     signature = ModelSignature(None, Schema(answers), ParamSchema([ParamSpec("scores", "boolean", False)]))
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with alive.scratch("model") as scratch, warnings.catch_warnings():
         # An example would be predicted, and written, once more for every job.
         warnings.filterwarnings("ignore", message=".*(type hint|input example)", category=UserWarning)
         mlflow.pyfunc.save_model(
@@ -88,7 +88,7 @@ def save(folder: Path, name: str, cfg: Config, dataset: Dataset, artifact: Artif
             model_config={"ragged": dataset.preprocessing.ragged, "code": [*own, _module_name(artifact)]},
             metadata={"input": _takes(dataset, artifact)},
             signature=signature,
-            code_paths=[str(_pack(Path(scratch))), *map(str, code)],
+            code_paths=[str(_pack(scratch)), *map(str, code)],
             pip_requirements=requirements(artifact.manifest["versions"]),
         )
     return {
@@ -155,7 +155,7 @@ def _also_in_the_run(client: Any, run: Any, model: Any, folder: Path) -> None:
 def _pack(folder: Path) -> Path:
     """Write this package into one archive, which Python imports as it is.
 
-    Of each result a server takes every file by a request, twice: of 140 modules that took minutes.
+    Of each result a server takes every file by a request, twice: 140 modules took a slow one minutes.
     """
     from tsexp.tracking import served
 
