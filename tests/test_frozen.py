@@ -638,7 +638,7 @@ def test_words_that_measuring_and_reports_share_are_the_same():
         task="classification", y_test=np.array([0, 1, 0, 1]), y_train=np.array([0]), val=np.array([], int)
     )
     reasons = assemble(
-        make() | {"source": "mains:plug"}, scores, scores, manifest, manifest, dataset, 0
+        make() | {"source": "mains:plug"}, scores, scores, manifest, manifest, dataset
     ).invalid_reasons
     assert any(NOT_FINITE in reason for reason in reasons)
 

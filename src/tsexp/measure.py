@@ -364,7 +364,7 @@ def _measure(
     measured = summarize(raw)
     if asked.in_memory:
         measured = {k: v for k, v in measured.items() if not k.startswith(COLD)}
-    qualities = _qualities(judged, targets, cfg.seed, compared=not alone)
+    qualities = _qualities(judged, targets, compared=not alone)
     metrics = combined(qualities | _sizes(asked.sides), measured)
     if alone:
         metrics = {k.replace("vs_dense/", NULL): v for k, v in metrics.items()}
@@ -684,9 +684,7 @@ def _guessed(
     return there
 
 
-def _qualities(
-    scores: Sequence[FloatArray], targets: IntArray, seed: int, compared: bool
-) -> dict[str, float]:
+def _qualities(scores: Sequence[FloatArray], targets: IntArray, compared: bool) -> dict[str, float]:
     """Accuracy, where there are labels; what may be probabilities or not has no likelihood here."""
     if not len(targets):
         return {}
@@ -698,7 +696,7 @@ def _qualities(
         return found
     control = task.quality(scores[1], targets, "test")
     found[f"test/control_{task.HEADLINE}"] = control[f"test/{task.HEADLINE}"]
-    return found | task.drop(*scores, targets, seed)  # type: ignore[no-any-return]
+    return found | task.drop(*scores, targets)  # type: ignore[no-any-return]
 
 
 def _sizes(sides: Sequence[_Side]) -> dict[str, float]:

@@ -187,9 +187,7 @@ def measure(
     }
     pair = {"artifact": str(artifact.folder), "reference": str(reference.folder)}
     raw = take_turns(pair, artifact.manifest["device"], arrays, config, seed, title, progress, planted)
-    return records.assemble(
-        raw, scores, reference_scores, artifact.manifest, reference.manifest, dataset, seed
-    )
+    return records.assemble(raw, scores, reference_scores, artifact.manifest, reference.manifest, dataset)
 
 
 def take_turns(

@@ -261,7 +261,6 @@ def assemble(
     manifest: dict[str, Any],
     dense: dict[str, Any],
     dataset: Dataset,
-    seed: int,
 ) -> Record:
     """Make a `Record` of what the processes returned, what was answered, and what was counted on both."""
     task = tasks.of(dataset)
@@ -275,7 +274,7 @@ def assemble(
     y_val = dataset.y_train[dataset.val]
     control = task.quality(reference_scores.test, dataset.y_test, "test")
     metrics = task.quality(scores.test, dataset.y_test, "test")
-    metrics |= task.drop(scores.test, reference_scores.test, dataset.y_test, seed)
+    metrics |= task.drop(scores.test, reference_scores.test, dataset.y_test)
     first = task.HEADLINE
     metrics |= {f"test/control_{first}": control[f"test/{first}"], "val/series": len(y_val)}
     if len(y_val):

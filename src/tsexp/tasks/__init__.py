@@ -16,7 +16,7 @@ A task is a module with one line in `TASKS` and
     The metrics of a record, by name.
 ``loss_pt(scores, targets)``
     The loss of each series, in points: paired, these are what an artifact loses against a reference.
-``drop(scores, reference, targets, seed)``
+``drop(scores, reference, targets)``
     That, averaged, with its 95 % interval.
 ``pointless(scores, targets)``
     Why a model has learned nothing, or an empty string.
