@@ -415,7 +415,12 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(place, capsys):
         ({"tsexp.stage": "compare"}, "FINISHED", "is a comparison"),
         ({"tsexp.stage": "measure"}, "FINISHED", "is a measurement of something else"),
         ({"tsexp.protocol": "1"}, "FINISHED", "was measured by an older protocol: run it again"),
-        ({"tsexp.valid": "false", "tsexp.invalid_reasons": "it lied"}, "FINISHED", "is invalid (it lied)"),
+        ({"tsexp.valid": "false", "tsexp.invalid_reasons": "it lied"}, "FINISHED", "(it lied): run it again"),
+        (
+            {"tsexp.valid": "false", "tsexp.invalid_reasons": "gaps", "tsexp.attached_to": "0123456789abcdef"},
+            "FINISHED",
+            "(gaps): attach a better power log, or give the one it is of, 01234567",
+        ),
         ({"tsexp.data_checksum": "other"}, "FINISHED", "the runs are of different data"),
     ],
 )

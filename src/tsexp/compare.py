@@ -20,7 +20,7 @@ from tsexp import config as configs
 from tsexp.command import called
 from tsexp.compose import composed
 from tsexp.config import Config, ConfigError
-from tsexp.marks import COMPARISON, ENDS, ESTIMATED
+from tsexp.marks import ATTACHED_TO, COMPARISON, ENDS, ESTIMATED
 
 if TYPE_CHECKING:  # --help need not wait for them
     from rich.table import Table
@@ -149,7 +149,10 @@ def _find(client: Any, experiment: str, run: str) -> Row:
     stored.check_protocol(row)
     if not row.valid:
         reasons = row.tags.get("tsexp.invalid_reasons", "")
-        raise ConfigError(f"{stored.called(row)} is invalid ({reasons}): run it again")
+        what = "run it again"
+        if ATTACHED_TO in row.tags:
+            what = f"attach a better power log, or give the one it is of, {row.tags[ATTACHED_TO][:8]}"
+        raise ConfigError(f"{stored.called(row)} is invalid ({reasons}): {what}")
     return row
 
 
