@@ -417,7 +417,11 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(place, capsys):
         ({"tsexp.protocol": "1"}, "FINISHED", "was measured by an older protocol: run it again"),
         ({"tsexp.valid": "false", "tsexp.invalid_reasons": "it lied"}, "FINISHED", "(it lied): run it again"),
         (
-            {"tsexp.valid": "false", "tsexp.invalid_reasons": "gaps", "tsexp.attached_to": "0123456789abcdef"},
+            {
+                "tsexp.valid": "false",
+                "tsexp.invalid_reasons": "gaps",
+                "tsexp.attached_to": "0123456789abcdef",
+            },
             "FINISHED",
             "(gaps): attach a better power log, or give the one it is of, 01234567",
         ),

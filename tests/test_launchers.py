@@ -18,6 +18,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from conftest import compose
 from tsexp import compose as short
@@ -234,6 +235,43 @@ def test_what_submitit_raises_within_a_job_is_a_lost_job(monkeypatch, raised):
     assert returned.return_value is None
     why = "the job was lost (Job not requeued because: timed-out too many times.; state TIMEOUT; logs: logs)"
     assert lost == [(3, ["prune.ratio=0"], why)]
+
+
+def test_a_job_of_ray_whose_process_died_is_a_lost_job(monkeypatch):
+    """Ray is made up; what a job raises, and a cluster that is not there, still end the sweep."""
+
+    class WorkerDied(Exception):
+        pass
+
+    def get(job):
+        if isinstance(job, Exception):
+            raise job
+        return job
+
+    kinds = dict.fromkeys(["WorkerCrashedError", "NodeDiedError", "OutOfMemoryError"], WorkerDied)
+    ray = SimpleNamespace(exceptions=SimpleNamespace(**kinds), get=get)
+    of_hydra = SimpleNamespace(launch_job_on_ray=lambda context, remote, config, task, state: task, ray=ray)
+    for module, made_up in (("ray", ray), ("hydra_plugins.hydra_ray_launcher._core", of_hydra)):
+        monkeypatch.setitem(sys.modules, module, made_up)
+    monkeypatch.setattr(launchers, "name", lambda config: "ray")
+    lost = []
+    launchers.keep_going(None, lambda *told: lost.append(told))
+    ended = [WorkerDied("the worker died\n…"), "an answer", ValueError("of a job")]
+    begun = [
+        of_hydra.launch_job_on_ray(
+            None,
+            None,
+            OmegaConf.create({"hydra": {"job": {"num": n}, "overrides": {"task": [f"seed={n}"]}}}),
+            how,
+            None,
+        )
+        for n, how in enumerate(ended)
+    ]
+    assert of_hydra.ray.get(begun[0]).return_value is None
+    assert of_hydra.ray.get(begun[1]) == "an answer"
+    with pytest.raises(ValueError, match="of a job"):
+        of_hydra.ray.get(begun[2])
+    assert lost == [(0, ["seed=0"], "the job was lost (the worker died)")]
 
 
 @pytest.mark.parametrize("told", [True, False])

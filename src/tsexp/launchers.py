@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
@@ -21,6 +23,8 @@ INHERITING = ("basic", "joblib")
 """Their jobs run in this process or in its children, which inherit the environment."""
 ELSEWHERE = ("submitit_slurm", "ray", "ray_aws")
 """Their jobs may run on other machines."""
+Lost = Callable[[int, Sequence[str], str], None]
+"""Called with the number of a lost job, its overrides and why in a line."""
 LAST_S = 120.0
 """What is left of a job that was told to end, at most; SLURM's KillWait is 30 s."""
 FOLDER = "TSEXP_FOLDER"
@@ -84,8 +88,8 @@ def enter() -> None:
     os.chdir(os.environ[FOLDER])
 
 
-def keep_going(config: DictConfig, lost: Callable[[int, Sequence[str], str], None]) -> None:
-    """Let the sweep go on when submitit loses a job: the others' results count.
+def keep_going(config: DictConfig, lost: Lost) -> None:
+    """Let the sweep go on when submitit or Ray loses a job: the others' results count.
 
     Parameters
     ----------
@@ -94,8 +98,13 @@ def keep_going(config: DictConfig, lost: Callable[[int, Sequence[str], str], Non
     lost
         Called with the number of such a job, its overrides and why in a line.
     """
-    if not name(config).startswith("submitit_"):
-        return
+    if name(config).startswith("submitit_"):
+        _with_submitit(lost)
+    elif name(config) == "ray":
+        _with_ray(lost)
+
+
+def _with_submitit(lost: Lost) -> None:
     from hydra.core.utils import JobReturn, JobStatus
     from submitit.core import core, utils
 
@@ -111,12 +120,41 @@ def keep_going(config: DictConfig, lost: Callable[[int, Sequence[str], str], Non
         if error is None or isinstance(error, ConfigError):
             return returned
         overrides, _, number, *_ = job.submission().args
-        why = next((s for line in str(error).splitlines() if (s := line.strip())), type(error).__name__)
-        folder = Path(job.paths.folder)
-        lost(number, overrides, redact(f"the job was lost ({why}; state {job.state}; logs: {folder})"))
+        where = f"state {job.state}; logs: {Path(job.paths.folder)}"
+        lost(number, overrides, redact(f"the job was lost ({_line(error)}; {where})"))
         return [JobReturn(status=JobStatus.COMPLETED)]  # None: to a search, a failed trial
 
     setattr(core.Job, "results", patient)  # noqa: B010 (a method of theirs)
+
+
+def _with_ray(lost: Lost) -> None:
+    from hydra.core.utils import JobReturn, JobStatus
+    from ray import exceptions
+
+    of_hydra: Any = importlib.import_module("hydra_plugins.hydra_ray_launcher._core")
+    launch, get = of_hydra.launch_job_on_ray, of_hydra.ray.get
+    begun: dict[Any, tuple[int, Sequence[str]]] = {}
+    # What ends a process, not what a job raises, nor what is wrong with the cluster.
+    ended = (exceptions.WorkerCrashedError, exceptions.NodeDiedError, exceptions.OutOfMemoryError)
+
+    def noted(context: Any, remote: Any, config: DictConfig, *rest: Any) -> Any:
+        job = launch(context, remote, config, *rest)
+        begun[job] = config.hydra.job.num, list(config.hydra.overrides.task)
+        return job
+
+    def patient(job: Any) -> Any:
+        try:
+            return get(job)
+        except ended as error:
+            lost(*begun[job], redact(f"the job was lost ({_line(error)})"))
+            return JobReturn(status=JobStatus.COMPLETED)  # None, as above
+
+    of_hydra.launch_job_on_ray, of_hydra.ray = noted, SimpleNamespace(get=patient)
+
+
+def _line(error: BaseException) -> str:
+    """The first line that says something."""
+    return next((s for line in str(error).splitlines() if (s := line.strip())), type(error).__name__)
 
 
 def end_local() -> None:
