@@ -470,6 +470,19 @@ def test_the_papers_models_bring_the_papers_recipe_unless_another_is_given():
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (RuntimeError("\n  no   compiler\nat line 3"), "no compiler"),
+        (RuntimeError(), "RuntimeError"),
+        ("http://me:secret@host is gone\n", "http://me:***@host is gone"),
+        ("", ""),
+    ],
+)
+def test_the_first_line_of_what_may_be_long(said, line):
+    assert configs.first_line(said) == line
+
+
 def test_passwords_are_not_logged():
     assert configs.redact("postgresql+psycopg2://me:secret@host/db") == "postgresql+psycopg2://me:***@host/db"
     assert configs.redact("sqlite:////home/me/mlflow.db") == "sqlite:////home/me/mlflow.db"

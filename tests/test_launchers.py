@@ -251,8 +251,10 @@ def test_a_job_of_ray_whose_process_died_is_a_lost_job(monkeypatch):
     kinds = dict.fromkeys(["WorkerCrashedError", "NodeDiedError", "OutOfMemoryError"], WorkerDied)
     ray = SimpleNamespace(exceptions=SimpleNamespace(**kinds), get=get)
     of_hydra = SimpleNamespace(launch_job_on_ray=lambda context, remote, config, task, state: task, ray=ray)
-    for module, made_up in (("ray", ray), ("hydra_plugins.hydra_ray_launcher._core", of_hydra)):
-        monkeypatch.setitem(sys.modules, module, made_up)
+    plugin = "hydra_plugins.hydra_ray_launcher"
+    made_up = {"ray": ray, plugin: SimpleNamespace(_core=of_hydra), f"{plugin}._core": of_hydra}
+    for module, there in made_up.items():
+        monkeypatch.setitem(sys.modules, module, there)
     monkeypatch.setattr(launchers, "name", lambda config: "ray")
     lost = []
     launchers.keep_going(None, lambda *told: lost.append(told))

@@ -865,6 +865,12 @@ def redact(text: str) -> str:
     return re.sub(rf"([?&;][\w-]*(?:{'|'.join(SECRETS)})=)[^&;\s]+", r"\1***", text, flags=re.I)
 
 
+def first_line(said: BaseException | str) -> str:
+    """The first line, without a password, of what may be long; of an error without words, its type."""
+    lines = (" ".join(line.split()) for line in str(said).splitlines())
+    return redact(next(filter(None, lines), "" if isinstance(said, str) else type(said).__name__))
+
+
 def digest(content: Any) -> str:
     """Content address of anything JSON can hold: 16 hex digits of the SHA-256 of its canonical form."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

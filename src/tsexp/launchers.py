@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from tsexp.config import PLUGINS, ConfigError, at_once, redact
+from tsexp.config import PLUGINS, ConfigError, at_once, first_line, redact
 
 INHERITING = ("basic", "joblib")
 """Their jobs run in this process or in its children, which inherit the environment."""
@@ -121,7 +120,7 @@ def _with_submitit(lost: Lost) -> None:
             return returned
         overrides, _, number, *_ = job.submission().args
         where = f"state {job.state}; logs: {Path(job.paths.folder)}"
-        lost(number, overrides, redact(f"the job was lost ({_line(error)}; {where})"))
+        lost(number, overrides, f"the job was lost ({first_line(error)}; {redact(where)})")
         return [JobReturn(status=JobStatus.COMPLETED)]  # None: to a search, a failed trial
 
     setattr(core.Job, "results", patient)  # noqa: B010 (a method of theirs)
@@ -129,9 +128,9 @@ def _with_submitit(lost: Lost) -> None:
 
 def _with_ray(lost: Lost) -> None:
     from hydra.core.utils import JobReturn, JobStatus
+    from hydra_plugins.hydra_ray_launcher import _core as of_hydra
     from ray import exceptions
 
-    of_hydra: Any = importlib.import_module("hydra_plugins.hydra_ray_launcher._core")
     launch, get = of_hydra.launch_job_on_ray, of_hydra.ray.get
     begun: dict[Any, tuple[int, Sequence[str]]] = {}
     # What ends a process, not what a job raises, nor what is wrong with the cluster.
@@ -146,15 +145,10 @@ def _with_ray(lost: Lost) -> None:
         try:
             return get(job)
         except ended as error:
-            lost(*begun[job], redact(f"the job was lost ({_line(error)})"))
+            lost(*begun[job], f"the job was lost ({first_line(error)})")
             return JobReturn(status=JobStatus.COMPLETED)  # None, as above
 
     of_hydra.launch_job_on_ray, of_hydra.ray = noted, SimpleNamespace(get=patient)
-
-
-def _line(error: BaseException) -> str:
-    """The first line that says something."""
-    return next((s for line in str(error).splitlines() if (s := line.strip())), type(error).__name__)
 
 
 def end_local() -> None:

@@ -23,6 +23,7 @@ from tsexp.config import (
     Unsupported,
     check_threads,
     digest,
+    first_line,
     identity,
     like,
     own_digests,
@@ -172,17 +173,12 @@ def make(cfg: Config, dataset: Dataset, cache: Cache, enter: Callable[[str], Non
             if cfg.runtime.name != runtimes.AUTO:
                 raise
             why = f"{type(error).__name__}: {error}"
-            log.warning("runtime=auto goes on without %s: %s", runtime.name, _line(why))
+            log.warning("runtime=auto goes on without %s: %s", runtime.name, first_line(why)[:200])
             failed.append({"runtime": runtime.name, "error": why})
     if not artifacts:
         raise MeasuringFailed(f"no runtime takes the model: {failed}")
     device = cfg.train.device if cfg.model.gradient else "cpu"
     return Made(dense, steps, artifacts, device, failed)
-
-
-def _line(text: str) -> str:
-    """Return the first line of what a compiler, perhaps, says at length."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
 
 
 def choose(made: Made, cfg: Config, dataset: Dataset, cache: Cache) -> tuple[Artifact, list[dict[str, Any]]]:
@@ -222,7 +218,8 @@ def judge(
     record = _measure(artifact, control, cfg, dataset, cache)
     record = record.with_costs(made.train_cost(), made.costs(), cfg.measure.watts_per_core)
     record.metrics.update(untuned)
-    without = (f"runtime=auto went on without {f['runtime']}: {_line(f['error'])}" for f in made.failed)
+    failed = ((f["runtime"], first_line(f["error"])[:200]) for f in made.failed)
+    without = (f"runtime=auto went on without {runtime}: {why}" for runtime, why in failed)
     return replace(record, warnings=(*record.warnings, *without))
 
 

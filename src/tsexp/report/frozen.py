@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp import alive
-from tsexp.config import NOT_ASKED, digest, redact
+from tsexp.config import NOT_ASKED, digest, first_line, redact
 from tsexp.marks import ATTACHED_TO, COMPARISON, ENDS, OTHERS, PROTOCOL_VERSION, products
 from tsexp.progress import bar
 from tsexp.report import comparisons
@@ -786,8 +786,7 @@ def _channels(kept: list[dict[str, list[int]]], row: Row) -> list[tuple[int, str
 
 def _reason(error: Exception) -> str:
     """In a line; an HTTP client's tells the whole address, of a store with a password, too."""
-    said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-    return redact((said.splitlines() or [type(error).__name__])[0])
+    return first_line(f"it has no {error}" if isinstance(error, KeyError) else error)
 
 
 def _parquet(table: pd.DataFrame, file: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tsexp import stores
-from tsexp.config import ConfigError, redact
+from tsexp.config import ConfigError, first_line, redact
 from tsexp.marks import ESTIMATED, NOT_ITS_SCORES
 
 UNSAID = {"train.precision": "fp32"}
@@ -88,7 +88,7 @@ def connect(uri: str) -> Any:
     except ConfigError as error:
         raise ReportError(str(error)) from None
     except Exception as error:  # of MLflow, of its HTTP client, of a database driver
-        reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())
+        reason = first_line(error)
         upgrade = (
             f"; another version of MLflow wrote it: mlflow db upgrade {redact(uri)}"
             if "schema" in reason

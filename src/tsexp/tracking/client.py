@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from tsexp import alive, locking, stores
-from tsexp.config import ConfigError, TrackingConfig, redact
+from tsexp.config import ConfigError, TrackingConfig, first_line, redact
 
 VIEW = "tsexp"
 VIEW_COLUMNS = (
@@ -227,7 +227,7 @@ def said(config: TrackingConfig, error: Exception) -> str:
         text = f"{error.strerror}: {error.filename2 or error.filename or ''}".rstrip(": ")
     else:
         text = str(getattr(error, "orig", error))  # what the driver says, without SQLAlchemy's advice
-    line = redact(" ".join(text.splitlines()[0].split()) if text else type(error).__name__)[:300]
+    line = (first_line(text) or type(error).__name__)[:300]
     return (
         line if line.startswith("the store") else f"the store {redact(config.uri)} did not take it ({line})"
     )
