@@ -296,6 +296,64 @@ def test_a_job_of_slurm_that_is_told_to_end_reports_nothing(monkeypatch, told):
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_job_of_submitit_that_was_started_in_the_background_can_be_interrupted(monkeypatch):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with launchers.told_to_end(), pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_jobs_of_submitit_that_do_not_listen_are_killed(monkeypatch, listens):
+    """Processes are made up."""
+    done = []
+
+    class Process:
+        def __init__(self, name, children=(), command=()):
+            self.name, self._children, self.command = name, children, command
+
+        def children(self, recursive=False):
+            return self._children
+
+        def cmdline(self):
+            return self.command
+
+        def send_signal(self, number):
+            done.append((self.name, number))
+
+        def kill(self):
+            done.append((self.name, "killed"))
+
+    job = Process("job")
+    controller = Process("controller", [job], ["python", "-m", "submitit.local._local"])
+    made_up = SimpleNamespace(
+        Process=lambda: Process("sweep", [controller, Process("a server")]),
+        Error=OSError,
+        wait_procs=lambda those, timeout: ([], [] if listens else those),
+    )
+    monkeypatch.setitem(sys.modules, "psutil", made_up)
+    launchers.end_local()
+    killed = [] if listens else [("job", "killed"), ("controller", "killed")]
+    assert done == [("job", signal.SIGINT), *killed]
+
+
+def test_what_is_put_into_the_queue_again_does_not_say_that_it_runs(monkeypatch, tmp_path):
+    """Submitit leaves by `SystemExit` when SLURM takes a job back; `tsexp status` called that one missing."""
+
+    def taken_back(*_, **__):
+        (tmp_path / jobs.RUNNING).write_text("{}")
+        sys.exit(-1)
+
+    monkeypatch.setattr(jobs, "start_server", lambda: None)
+    monkeypatch.setattr(jobs.processes, "run", taken_back)
+    with pytest.raises(SystemExit):
+        jobs._run_apart(OmegaConf.structured(compose()), "job", tmp_path, None)
+    assert not (tmp_path / jobs.RUNNING).exists()
+
+
 def test_processes_of_a_ray_cluster_work_where_the_sweep_was_started(composed, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TSEXP_DATA", "/data")

@@ -107,6 +107,13 @@ def test_few_series_may_be_answered_by_what_their_batch_holds():
     check(measure_energy(lambda batch: batch @ WEIGHT / np.abs(batch).max(), few, batch_size=2, **QUICK))
 
 
+def test_answers_in_columns_are_those_of_the_series():
+    """In memory they are as Fortran has them; safetensors writes what lies there."""
+    record = measure_energy(lambda batch: np.asfortranarray(batch @ WEIGHT), X, batch_size=4, **QUICK)
+    check(record)
+    np.testing.assert_allclose(record.scores, X @ WEIGHT, rtol=1e-5)
+
+
 def test_without_reference_and_labels_there_is_the_noise_and_no_accuracy():
     record = measure_energy(lambda batch: batch @ WEIGHT, X, **QUICK)
     check(record)

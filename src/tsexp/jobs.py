@@ -323,6 +323,9 @@ def _run_apart(cfg: DictConfig, name: str, folder: Path, parent: str | None) -> 
         reason = f"the job's process {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     except processes.ServerGone as error:
         reason = str(error)
+    except SystemExit:  # of submitit, which has put the job into the queue again: nothing runs
+        note.unlink(missing_ok=True)
+        raise
     who = json.loads(note.read_text()) if note.exists() else {}
     note.unlink(missing_ok=True)
     return reason, who

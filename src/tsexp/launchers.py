@@ -162,18 +162,26 @@ def end_local() -> None:
                 ended.append(controller)
                 for job in controller.children():
                     job.send_signal(signal.SIGINT)
-    psutil.wait_procs(ended, timeout=LAST_S)
+    _, deaf = psutil.wait_procs(ended, timeout=LAST_S)
+    for controller in deaf:
+        with contextlib.suppress(psutil.Error):
+            for process in (*controller.children(recursive=True), controller):
+                process.kill()
 
 
 @contextlib.contextmanager
 def told_to_end() -> Iterator[Callable[[], None]]:
     """In a job of SLURM: note that it is told to end (requeued, preempted, cancelled).
 
+    A job of ``submitit_local`` hears SIGINT in it, which what a script starts in the background ignores.
+
     Every process of a job is told so, and what computes dies of it; this one, which submitit lets live, must
     not report that as how the job ended. Yields a function that, if it was told, never returns: it waits for
     submitit to put the job into the queue again, or for SLURM to kill it, and leaves with status 143.
     """
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        if "SUBMITIT_EXECUTOR" in os.environ and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # `end_local` sends it
         yield lambda: None
         return
     told: list[int] = []

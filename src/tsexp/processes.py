@@ -183,7 +183,7 @@ def run(
         connection.sendall(message[sent:])
         try:
             answer = connection.makefile("rb").readline()  # blocks: nothing may disturb what it waits for
-        except Terminated:
+        except (Terminated, SystemExit):  # submitit leaves so when SLURM takes a job back
             connection.sendall(TERMINATE)
             raise
     if not answer:
@@ -201,8 +201,8 @@ def _run_fresh(target: str, arguments: Sequence[str], environment: dict[str, str
     process = subprocess.Popen(command, env=environment | PINNED, stdin=subprocess.PIPE, process_group=0)
     try:
         return process.wait()
-    except (KeyboardInterrupt, Terminated) as error:
-        process.send_signal(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+    except (KeyboardInterrupt, Terminated, SystemExit) as error:
+        process.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
         raise

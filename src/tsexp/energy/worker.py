@@ -132,7 +132,8 @@ def _score(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> dic
             for part in batches(x, request["batch_size"]):
                 made.append(subjects.answers(predictor, part))
                 progress.advance()
-            scores[name] = np.concatenate(made).astype(np.float32)
+            # safetensors writes what lies in memory: answers in columns would come back in disorder
+            scores[name] = np.ascontiguousarray(np.concatenate(made), np.float32)
     save_file(scores, folder / "scores.safetensors")
     return {}
 
