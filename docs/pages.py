@@ -157,9 +157,9 @@ def mj(row: Any) -> str:
     return f"{energy_mj:,.0f}" if energy_mj >= 100 else f"{energy_mj:#.3g}"
 
 
-def accuracy_and_energy(row: Any) -> str:
-    """With n where it is not five."""
-    n = "" if row["n"] == 5 else f" (n = {row['n']})"
+def accuracy_and_energy(row: Any, usual: int = 5) -> str:
+    """With n where it is not what is `usual`."""
+    n = "" if row["n"] == usual else f" (n = {row['n']})"
     return f"{row['accuracy_pct']:.1f}, {mj(row)}{n}"
 
 
@@ -392,12 +392,13 @@ def beside_t4h() -> None:
     _beside_quant(t4h(), T4H | BESIDE_T4H)
 
 
-def _beside_quant(rows: pd.DataFrame, ways: dict[str, tuple[Any, ...]]) -> None:
+def _beside_quant(rows: pd.DataFrame, ways: dict[str, tuple[Any, ...]], usual: int = 5) -> None:
     def cell(way: tuple[Any, ...], dataset: str) -> str:
         if (*way, dataset) not in rows.index:
             return "–"
         row, quant = (rows.loc[(*w, dataset)] for w in (way, ESTIMATORS["QUANT"]))
-        return f"{accuracy_and_energy(row)}, {row['estimated_j'] / quant['estimated_j']:.2f}"
+        times = row["estimated_j"] / quant["estimated_j"]
+        return f"{accuracy_and_energy(row, usual)}, {times:.{2 if times < 10 else 0}f}"
 
     table(
         "test accuracy %, energy† in mJ a series, times QUANT's",
@@ -490,6 +491,30 @@ def t4h_pruned_with_amx() -> None:
     """As `t4h_pruned`, on that CPU."""
     ways = {k: WITH_AMX[k] for k in (*T4H, "T4H, OpenVINO, bf16")}
     _faster_and_lost(_by_way(aggregate(amx_records())), ways)
+
+
+COMPANY_WITH_AMX = (
+    T4H
+    | BESIDE_T4H
+    | {k: ESTIMATORS[k] for k in ("MiniROCKET", "MultiROCKET-Hydra")}
+    | {k: TRANSFORMERS[k] for k in ("T3, ONNX Runtime", "T3, half of heads and units")}
+    | {
+        f"{net}, {how}": (NETS[net], *OF_A_NET[how])
+        for net in ("FCN", "ResNet")
+        for how in list(OF_A_NET)[1:]
+    }
+)
+
+
+@functools.cache
+def company_with_amx_records() -> frozen.Frozen:
+    """One training of most models, in one hour on that CPU."""
+    return frozen.load(COMPANY / "company_amx")
+
+
+def company_with_amx() -> None:
+    """As `_beside_quant`; all are of one training."""
+    _beside_quant(_by_way(aggregate(company_with_amx_records())), COMPANY_WITH_AMX, usual=1)
 
 
 def deployed() -> None:

@@ -1197,11 +1197,65 @@ def test_what_is_kept_names_no_place_of_the_machine_that_measured_it(part, reque
     assert not [name for name in names if "/" in name or "paths." in name or "tracking." in name]
 
 
+def test_the_company_with_amx_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend("docs")
+    import pages
+
+    page = words("docs/t4h.md").split("### In company")[1].split("## Its records")[0]
+    there = pages.company_with_amx_records()
+    assert there.results["valid"].all()
+    assert set(there.results["seed"]) == {0}
+    assert set(there.results["cpu"]) == set(pages.amx_records().results["cpu"])
+    warned = there.results["warnings"][there.results["warnings"] != ""]
+    assert warned.str.contains("varies|drifts").all()
+    assert f"{len(there.results)} records" in page
+    assert f"{len(warned)} with a warning of energy that varied or drifted" in page
+    rows = pages._by_way(aggregate(there))
+    names = {label: label.strip("*").removesuffix(", ONNX Runtime") for label in pages.COMPANY_WITH_AMX}
+    names["FCN, half of its channels, static int8"] = "FCN in int8 with half of its channels"
+    for dataset in FOUR:
+        of = {
+            names[label]: rows.loc[(*way, dataset)]
+            for label, way in pages.COMPANY_WITH_AMX.items()
+            if (*way, dataset) in rows.index
+        }
+        front, best = [], 0.0
+        for name, row in sorted(of.items(), key=lambda one: one[1]["estimated_j"]):
+            if row["accuracy_pct"] > best:
+                best = row["accuracy_pct"]
+                front.append(name)
+        assert f"{dataset}: {', '.join(front)}" in page
+        assert f"{dataset}: {', '.join(front)}, " not in page
+
+    def joules(label: str, dataset: str) -> float:
+        return rows.loc[(*pages.COMPANY_WITH_AMX[label], dataset)]["estimated_j"]
+
+    nets = [
+        f"{net}{half}" for net in ("FCN", "ResNet") for half in (", ONNX Runtime", ", half of its channels")
+    ]
+    where = [FOUR[0], FOUR[1], FOUR[3]]
+    gains = [
+        joules(n, d) / joules(n.replace(", ONNX Runtime", "") + ", static int8", d)
+        for n in nets
+        for d in where
+    ]
+    assert f"take {min(gains):.1f} to {max(gains):.1f} times as much energy† in fp32" in page
+    fcn, ours = "FCN, half of its channels, static int8", "**T4H-75**"
+    told = [joules(fcn, d) / joules(ours, d) for d in where]
+    ways = [pages.COMPANY_WITH_AMX[label] for label in (ours, fcn)]
+    points = [
+        rows.loc[(*ways[0], d)]["accuracy_pct"] - rows.loc[(*ways[1], d)]["accuracy_pct"] for d in where
+    ]
+    assert [t < 1 for t in told] == [False, False, True]
+    assert "FCN needs {:.1f}, {:.1f} and {:.1f} times T4H-75's".format(*told) in page
+    assert "for {:.1f}, {:.1f} and {:.1f} points less".format(*points) in page
+
+
 def test_what_t4h_needs_with_amx_is_what_was_measured(monkeypatch):
     monkeypatch.syspath_prepend("docs")
     import pages
 
-    page = words("docs/t4h.md").split("## With AMX")[1].split("## Its records")[0]
+    page = words("docs/t4h.md").split("## With AMX")[1].split("### In company")[0]
     there = pages.amx_records()
     assert there.results["valid"].all()
     (cpu,) = set(there.results["cpu"])
