@@ -108,8 +108,9 @@ def drop(scores: FloatArray, reference: FloatArray, targets: IntArray) -> dict[s
 
     The interval is the adjusted Wald one of Bonett and Price (2012, doi:10.3102/1076998611411915): one more
     pair of each kind that differs, so that no flip among n series is no proof that none can happen. It is
-    what the report has for a single seed, and leaves out 0 where the exact test of McNemar does, from six
-    flips to one side on (a bootstrap does from four). The very same scores have none.
+    what the report has for a single seed, and leaves out 0 from six flips to one side on, as the exact test
+    of McNemar does (a bootstrap does from four); of flips to both sides, up to a p of .064. The very same
+    scores have none.
     """
     from scipy.special import stdtrit
 
