@@ -325,19 +325,22 @@ def test_jobs_of_submitit_that_do_not_listen_are_killed(monkeypatch, listens):
             done.append((self.name, number))
 
         def kill(self):
+            if self.name == "gone":
+                raise ProcessLookupError
             done.append((self.name, "killed"))
 
     job = Process("job")
-    controller = Process("controller", [job], ["python", "-m", "submitit.local._local"])
+    controller = Process("controller", [Process("gone"), job], ["python", "-m", "submitit.local._local"])
     made_up = SimpleNamespace(
         Process=lambda: Process("sweep", [controller, Process("a server")]),
         Error=OSError,
+        NoSuchProcess=ProcessLookupError,
         wait_procs=lambda those, timeout: ([], [] if listens else those),
     )
     monkeypatch.setitem(sys.modules, "psutil", made_up)
     launchers.end_local()
     killed = [] if listens else [("job", "killed"), ("controller", "killed")]
-    assert done == [("job", signal.SIGINT), *killed]
+    assert done == [("gone", signal.SIGINT), ("job", signal.SIGINT), *killed]
 
 
 def test_what_is_put_into_the_queue_again_does_not_say_that_it_runs(monkeypatch, tmp_path):

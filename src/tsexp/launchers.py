@@ -166,7 +166,8 @@ def end_local() -> None:
     for controller in deaf:
         with contextlib.suppress(psutil.Error):
             for process in (*controller.children(recursive=True), controller):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 @contextlib.contextmanager
