@@ -43,7 +43,7 @@ test-slow: .venv/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest --timeout 3600 -m slow
 
 # Core tests; what needs a browser, TeX or a compiler has nothing to do with versions.
-OLDEST := config data models hostile estimators tracking training record report qat runtimes meters frozen search plan
+OLDEST := config data models hostile estimators classifier tracking training record report qat runtimes meters frozen search plan
 EXTRAS := $(foreach e,dev optuna parallel report runtimes,--extra $(e))
 
 test-oldest: .venv/.dev ## core tests with the oldest version of every dependency that pyproject.toml allows, in .venv-oldest (gigabytes)
@@ -52,7 +52,6 @@ test-oldest: .venv/.dev ## core tests with the oldest version of every dependenc
 	VIRTUAL_ENV=.venv-oldest $(BIN)/uv pip sync --quiet .venv-oldest/requirements.txt
 	VIRTUAL_ENV=.venv-oldest $(BIN)/uv pip install --quiet --no-deps --editable .
 	PYTHONPATH=src .venv-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(OLDEST:%=tests/test_%.py)
-	$(BIN)/python -m pytest --timeout 3600 -m oldest
 
 audit: .venv/.dev ## known vulnerabilities of what is installed (asks api.osv.dev); fails where it cannot look
 	$(BIN)/pip-audit --local --skip-editable --strict --vulnerability-service osv

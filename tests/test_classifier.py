@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -450,22 +449,3 @@ def test_the_page_has_every_parameter_and_capability():
     assert {
         name for name in CompressedTransformerClassifier().get_params() if f"`{name}`" not in page
     } == set()
-
-
-@pytest.mark.oldest
-def test_the_oldest_aeon_of_the_range(tmp_path):
-    """These tests once more, in an environment with the lower bound of pyproject.toml (needs PyPI)."""
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    (oldest,) = (re.search(r">=([\d.]+)", line)[1] for line in needed if line.startswith("aeon"))
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    # All that aeon allows is this environment's; what it does not is installed before that.
-    here = [p for p in sys.path if p.endswith("site-packages")]
-    (packages / "base.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in here))
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"aeon=={oldest}"], check=True)
-    about = "import aeon, sklearn, tsexp; print(aeon.__version__, sklearn.__version__, tsexp.__file__)"
-    found = subprocess.run([python, "-c", about], check=True, capture_output=True, text=True).stdout
-    print(found)
-    assert found.startswith(f"{oldest}.") or found.startswith(f"{oldest} ")
-    subprocess.run([python, "-m", "pytest", str(Path(__file__)), "-n0", "-rA"], cwd=ROOT, check=True)

@@ -223,6 +223,14 @@ def test_a_subject_that_a_fork_breaks_is_told_soon(monkeypatch):
         with pytest.raises(ConfigError, match=r"does not answer in a fork.*give files instead"):
             measure_energy(lambda batch: pool.submit(np.copy, batch).result(), X, **QUICK)
         assert time.monotonic() - start < 20
+        with pytest.raises(ConfigError, match=r"^callable \(reference\) does not answer in a fork"):
+            measure_energy(
+                np.copy.__call__,
+                X,
+                lambda batch: pool.submit(np.copy, batch).result(),
+                name="callable",
+                **QUICK,
+            )
 
 
 @pytest.mark.parametrize("kind", ["random", "counting"])

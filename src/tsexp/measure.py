@@ -406,6 +406,8 @@ def _answered(
     whole = np.resize(np.arange(len(series)), -(-len(series) // size) * size)
     names = [_name(g, f) for g, f in zip(given, found, strict=True)]
     names[0] = name or names[0]
+    if len(names) > 1 and names[0] == names[1]:
+        names[1] += " (reference)"
     for one, of in zip(names, found, strict=True):
         if isinstance(of, str) and Path(of).is_dir():
             _without_gaps(one, series)
