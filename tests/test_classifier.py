@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from conftest import compose
 from tsexp import CompressedTransformerClassifier, alive, pipeline, processes, runtimes
 from tsexp import config as configs
-from tsexp.classifier import Shipped, _goes_with
+from tsexp.classifier import Shipped, _fitting, _goes_with
 from tsexp.config import ConfigError, Unsupported
 
 ROOT = Path(__file__).parents[1]
@@ -381,6 +382,17 @@ def test_threads_get_the_answers_of_one_after_the_other(series):
     with joblib.parallel_backend("threading", n_jobs=3):
         together = cross_val_score(tiny(), X, y, cv=3, scoring="neg_log_loss", error_score="raise")
     assert (alone == together).all()
+
+
+def test_loading_waits_for_a_fit_elsewhere(fitted, series):
+    """Networks are rebuilt with weights that are drawn, by the generator of whatever trains meanwhile."""
+    loading = threading.Thread(target=copy.deepcopy(fitted).predict, args=[series[2]])
+    with _fitting:
+        loading.start()
+        loading.join(1)
+        waits = loading.is_alive()
+    loading.join(60)
+    assert (waits, loading.is_alive()) == (True, False)
 
 
 def test_one_fitted_classifier_answers_one_thread_at_a_time(series, monkeypatch):

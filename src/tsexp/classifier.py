@@ -68,7 +68,8 @@ UNREAD = ("data", "data.name", "data.path", "experiment", "hydra", "paths", "rer
 """Keys, or groups, of the configuration that nothing here reads."""
 
 _fitting = threading.Lock()
-"""Hydra and PyTorch's generator are the process's: its threads fit one after the other."""
+"""Hydra and PyTorch's generator are the process's: its threads fit one after the other, and load what is fitted
+likewise, for a network draws weights before it takes its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,6 @@ class _Kept:
 # By artifact, so that copies start without, and a classifier that is fitted again forgets.
 _kept: WeakKeyDictionary[Shipped, _Kept] = WeakKeyDictionary()
 _loaded: WeakKeyDictionary[Shipped, Callable[[FloatArray], FloatArray]] = WeakKeyDictionary()
-_loading = threading.Lock()
 
 
 class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
@@ -507,7 +507,9 @@ def _predictor(artifact: Shipped, threads: int) -> Callable[[FloatArray], FloatA
     """Load an artifact, once in each process; its folder stays as long as it does."""
     from tsexp import runtimes
 
-    with _loading:
+    if artifact in _loaded:
+        return _loaded[artifact]
+    with _fitting:
         if artifact not in _loaded:
             scratch = _scratch("artifact")
             _goes_with(artifact, scratch)
