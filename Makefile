@@ -126,4 +126,4 @@ ui: .venv/.done ## the MLflow UI on 127.0.0.1:5000; another store than this fold
 	@$(BIN)/python -m tsexp.ui '$(STORE)' --port '$(PORT)'
 
 clean: ## remove the environment, caches and outputs; not the store
-	rm -rf .venv cache outputs site multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-oldest .import_linter_cache cache outputs site multirun/2* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -205,6 +205,28 @@ def test_an_artifact_that_is_nowhere_is_told(place, capsys, monkeypatch):
     assert "rerun=true" in line
 
 
+def test_an_output_without_files_does_not_hide_the_one_before(place, tmp_path, monkeypatch):
+    """As of a logged model that was deleted."""
+    real, run = mlflow.artifacts.download_artifacts, place.client.get_run(place.pruned)
+    outputs = SimpleNamespace(model_outputs=[*run.outputs.model_outputs, *run.outputs.model_outputs])
+    tried = []
+
+    def once(**asked):
+        tried.append(asked)
+        if len(tried) > 1:
+            raise mlflow.exceptions.MlflowException("gone")
+        return real(**asked)
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", once)
+    client = SimpleNamespace(
+        get_run=lambda _: SimpleNamespace(outputs=outputs),
+        get_logged_model=place.client.get_logged_model,
+        tracking_uri=place.client.tracking_uri,
+    )
+    row = SimpleNamespace(run_id=place.pruned, tags=run.data.tags)
+    assert stored.artifact(client, row, tmp_path / "no cache", tmp_path).folder.is_dir()
+
+
 def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(place, compared, tmp_path):
     from tsexp.report import frozen
 

@@ -233,6 +233,18 @@ def test_a_subject_that_a_fork_breaks_is_told_soon(monkeypatch):
             )
 
 
+def test_a_meter_that_lacks_what_one_needs_is_refused_before_anything_is_asked(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_a_meter.py").write_text("class Mine:\n    source = 'mains:plug'\n")
+    monkeypatch.setenv("TSEXP_OWN_CODE", "half_a_meter")
+    asked = []
+    with pytest.raises(ConfigError, match="cannot be used as a meter"):
+        measure_energy(
+            lambda batch: asked.append(batch) or batch, X, **QUICK | {"meter": "half_a_meter:Mine"}
+        )
+    assert not asked
+
+
 @pytest.mark.parametrize("kind", ["random", "counting"])
 def test_answers_that_change_make_it_invalid(kind):
     calls = [0]

@@ -22,6 +22,7 @@ import zeus.device.cpu.rapl as zeus_rapl
 import zeus.device.gpu
 
 import rapl_tree
+from conftest import compose
 from rapl_tree import RANGE_UJ, add_zone, set_counter
 from tsexp.config import ConfigError
 from tsexp.energy import hardware, meters, record, windows
@@ -232,6 +233,20 @@ def test_a_meter_of_ones_own_is_taken_instead_and_an_estimate_is_refused_where_n
     assert meters.choose("cpu", "any", 10.0, "my_guess:Mine").source == "estimated:weather"
     with pytest.raises(ConfigError, match=r"measure\.meter=my_guess:Mine estimates"):
         meters.choose("cpu", "measured", 10.0, "my_guess:Mine")
+
+
+@pytest.mark.parametrize("what", ["require=measured", "meter=half_counter:Mine", "device=cuda"])
+def test_where_a_meter_may_be_refused_it_is_so_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_counter.py").write_text("class Mine:\n    source = 'mains:plug'\n")
+    monkeypatch.setenv("TSEXP_OWN_CODE", "half_counter")
+    key, value = what.split("=")
+    device, asked = ("cuda", []) if key == "device" else ("cpu", [f"measure.{key}={value}"])
+    with pytest.raises(ConfigError, match=r"no meter|cannot be used as a meter"):
+        meters.check(device, compose(*asked).measure)
+    meters.check("cpu", compose().measure)
 
 
 def test_counters_without_a_package_do_not_count_as_available(tree: Path) -> None:

@@ -318,6 +318,11 @@ def test_a_fork_of_this_process_has_its_memory_and_tells_how_it_ended(tmp_path):
     assert processes.fork_here(lambda: 1 // 0) == 1
 
 
+def test_what_a_fork_of_this_process_says_is_heard(capfd):
+    assert processes.fork_here(lambda: print("said") or 0) == 0
+    assert capfd.readouterr().err == "said\n"
+
+
 def test_a_fork_of_this_process_ends_with_its_caller(tmp_path):
     code = (
         "import os, time; from pathlib import Path; from tsexp import processes\n"

@@ -28,6 +28,7 @@ from tsexp.compose import composed
 from tsexp.config import Config, ConfigError
 from tsexp.energy import Record, measuring, worker
 from tsexp.tracking import client, spool
+from tsexp.tracking import model as tracking_model
 from tsexp.training import Fitted
 
 DEAD = "http://127.0.0.1:9"
@@ -370,6 +371,40 @@ def test_if_no_disk_takes_a_result_a_line_says_so(made, cfg, monkeypatch, tmp_pa
     with pytest.raises(tracking.NotKept, match="no disk takes the result") as told:
         measure(made, full)
     assert "\n" not in str(told.value)
+
+
+def test_what_a_result_lacks_is_no_fault_of_a_disk(made, cfg, monkeypatch):
+    def gone(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", "cache/artifact")
+
+    monkeypatch.setattr(tracking_model, "save", gone)
+    with pytest.raises(FileNotFoundError, match="cache/artifact"):
+        measure(made, cfg)
+    assert list(Path(cfg.paths.spool).iterdir()) == []
+
+
+def test_what_another_job_delivers_meanwhile_is_not_damaged(made, cfg, monkeypatch, caplog):
+    parcels = [keep(made, cfg, monkeypatch, signature) for signature in ("one", "another")]
+    read = spool.read
+
+    def slow(folder):
+        shutil.rmtree(parcels[0], ignore_errors=True)
+        return read(folder)
+
+    monkeypatch.setattr(spool, "read", slow)
+    caplog.clear()
+    assert set(spool.waiting(cfg.paths, cfg.tracking)) == {parcels[1]}
+    assert not caplog.records
+
+
+def test_a_run_takes_more_params_than_mlflow_takes_at_once(cfg, monkeypatch):
+    monkeypatch.setattr(
+        tracking.run.Tracked, "_params", lambda self: {f"model.key{i}": "1" for i in range(150)}
+    )
+    with pytest.raises(KeyError), tracking.tracked(cfg, "", "a name", "a signature", None):
+        raise KeyError
+    (run,) = runs(cfg, "FAILED")
+    assert len(run.data.params) == 150
 
 
 def test_a_full_disk_of_the_spool_is_got_around(made, cfg, monkeypatch, tmp_path):

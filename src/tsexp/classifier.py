@@ -68,8 +68,8 @@ UNREAD = ("data", "data.name", "data.path", "experiment", "hydra", "paths", "rer
 """Keys, or groups, of the configuration that nothing here reads."""
 
 _fitting = threading.Lock()
-"""Hydra and PyTorch's generator are the process's: its threads fit one after the other, and load what is fitted
-likewise, for a network draws weights before it takes its own."""
+"""Hydra and PyTorch's generator are the process's: its threads fit one after the other, and so do they load
+what is fitted, for a network draws weights before it takes its own."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -180,8 +180,7 @@ def _check(a: Side, b: Side, cfg: Config) -> None:
     for name, side in (("A", a), ("B", b)):
         stored.check_runs_here(side.row, side.artifact, name)
     configs.check_threads(cfg.measure.threads)
-    if cfg.measure.require == "measured" or device == "cuda":
-        meters.choose(device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)
+    meters.check(device, cfg.measure)
 
 
 SUBJECTS = {"a": "artifact", "b": "reference"}

@@ -476,8 +476,7 @@ def _placed(given: Sequence[Any], config: MeasureConfig) -> tuple[list[str | InM
     devices = [_device(one) if isinstance(one, str) else "cpu" for one in found]
     if len(set(devices)) > 1:
         raise ConfigError("one of the two runs on cpu and the other on cuda: they cannot be compared")
-    if config.require == "measured" or devices[0] == "cuda":
-        meters.choose(devices[0], config.require, config.watts_per_core, config.meter)
+    meters.check(devices[0], config)
     if len(in_memory) < len(found):
         processes.start(energy.PRELOAD)
     return found, devices[0]

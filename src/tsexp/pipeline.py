@@ -379,9 +379,7 @@ def able(cfg: Config, here: bool = True) -> None:
     if cfg.stop_after == "deploy":
         return
     check_threads(cfg.measure.threads)
-    asked = cfg.measure.require == "measured" or cfg.measure.meter != meters.AUTO
-    if asked or cfg.runtime.device == "cuda":
-        meters.choose(cfg.runtime.device, cfg.measure.require, cfg.measure.watts_per_core, cfg.measure.meter)
+    meters.check(cfg.runtime.device, cfg.measure)
 
 
 def versions(device: str = "cpu") -> list[Any]:

@@ -295,7 +295,7 @@ def _call_in_thread(function: Callable[[], int]) -> int:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.freeze()
     # A notebook's streams hand over to a thread that is not here.
-    sys.stdout = sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     ended: list[int] = []
     with nameless_main():
         thread = threading.Thread(target=lambda: ended.append(function()))

@@ -227,6 +227,8 @@ def artifact(client: Any, row: Row, cache: Path, scratch: Path) -> Artifact:
                     tracking_uri=str(client.tracking_uri),
                 )
             folder = next((m.parent for m in place.glob("artifacts/*/manifest.json")), None)
+            if _whole(folder):
+                break
     if not _whole(folder):
         raise ConfigError(
             f"the artifact of {called(row)} is neither in {cache} nor, whole, in the store; run it again "

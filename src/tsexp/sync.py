@@ -55,13 +55,16 @@ def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:
 
     others: dict[str, int] = {}
     delivered, left = 0, 0
-    for folder in spool.kept(paths):
+    for folder, about in spool.kept(paths):
+        if about is None:
+            left += 1
+            continue
+        store = about["store"]
+        if not everything and store != spool.address(config):
+            name = f"tracking.uri={store['uri']} tracking.experiment={store['experiment']}"
+            others[name] = others.get(name, 0) + 1
+            continue
         try:
-            store = spool.read(folder)["store"]
-            if not everything and store != spool.address(config):
-                name = f"tracking.uri={store['uri']} tracking.experiment={store['experiment']}"
-                others[name] = others.get(name, 0) + 1
-                continue
             spool.deliver(folder, replace(config, experiment=store["experiment"]), 0 if left else BOUND_S)
             delivered += 1
         except ConfigError as error:

@@ -248,7 +248,7 @@ def look(folder: str, *names: str) -> None:
         "models of nobody": len(models) - len(done),
         "half-made": [str(p) for p in Path("cache").rglob("*.partial")],
         "damaged": [str(f) for f in entries if caches._damage(f.parent)],
-        "undelivered": len(spool.kept(cfg.paths)),
+        "undelivered": len(list(spool.kept(cfg.paths))),
         "temporary": tidied + len([p for p in Path("tmp").glob("tsexp-*") if p.name != "tsexp-locks"]),
         "ended": dict(Counter(r.info.status for r in runs)),
     }

@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from tsexp.config import ConfigError, look_up
+from tsexp.config import ConfigError, MeasureConfig, look_up
 from tsexp.energy import hardware
 from tsexp.marks import ESTIMATED
 from tsexp.processes import nameless_main
@@ -288,6 +288,18 @@ def choose(device: str, require: str, watts_per_core: float, meter: str = AUTO) 
             "what to permit"
         )
     return CpuTimeMeter(watts_per_core)
+
+
+def check(device: str, config: MeasureConfig) -> None:
+    """Find out before any work whether there is a meter, where `choose` may refuse.
+
+    Raises
+    ------
+    ConfigError
+        As `choose`.
+    """
+    if config.require == "measured" or config.meter != AUTO or device == "cuda":
+        choose(device, config.require, config.watts_per_core, config.meter)
 
 
 def late(meter: str = AUTO) -> LateMeter | None:

@@ -91,11 +91,9 @@ class Tracked:
     def _open(self, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param, RunTag
 
-        self.client.log_batch(
-            self.run_id,
-            params=[Param(k, v) for k, v in params.items()],
-            tags=[RunTag("tsexp.data", self.cfg.data.name)],
-        )
+        for part in spool.parts([Param(k, v) for k, v in params.items()], spool.FEW_AT_ONCE):
+            self.client.log_batch(self.run_id, params=part)
+        self.client.log_batch(self.run_id, tags=[RunTag("tsexp.data", self.cfg.data.name)])
         self.client.log_text(self.run_id, redact(self.resolved_yaml), "config.yaml")
         if changes := origin.changes():
             self.client.log_text(self.run_id, changes, "dirty.diff")

@@ -36,7 +36,9 @@ ATTEMPT = "attempt"
 RECORD = "tsexp.record"
 """Tag: number of the measurement, so that nothing is delivered twice."""
 AT_ONCE = 900
-"""Metrics; MLflow takes 1000. Of params and tags it takes 100."""
+"""Metrics; MLflow takes 1000."""
+FEW_AT_ONCE = 100
+"""Params or tags, as MLflow takes them."""
 RETRIES = 3
 """Of what fails only because another job was faster."""
 
@@ -94,6 +96,9 @@ def parcel(paths: PathsConfig, fill: Callable[[Path], dict[str, Any]]) -> Iterat
             _to_disk(partial)
             (partial / alive.OWNER).unlink()
             partial.rename(spool / name)
+        except FileNotFoundError:  # what goes into it is gone: no disk's fault
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             problems.append(f"{spool}: {error.strerror or error}")
@@ -145,9 +150,16 @@ def read(folder: Path) -> dict[str, Any]:
     raise ConfigError(f"{folder} is no result that can be delivered ({problem})")
 
 
-def kept(paths: PathsConfig) -> list[Path]:
-    """Return all parcels that wait, and remove what killed processes left beside them."""
-    found = []
+def kept(paths: PathsConfig) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Yield all parcels that wait, and remove what killed processes left beside them.
+
+    Yields
+    ------
+    Path
+        The parcel.
+    dict or None
+        What it says of itself; None if it is damaged, which is told.
+    """
     for spool in places(paths):
         if not _trusted(spool):
             continue
@@ -159,30 +171,31 @@ def kept(paths: PathsConfig) -> list[Path]:
                     if alive.surely_dead(json.loads((folder / alive.OWNER).read_text())):
                         shutil.rmtree(folder, ignore_errors=True)
             elif (folder / ABOUT).exists():
-                found.append(folder)
-    return found
+                try:
+                    yield folder, read(folder)
+                except ConfigError as error:
+                    if folder.exists():  # else another job has delivered it
+                        log.warning("%s", error)
+                        yield folder, None
 
 
-def waiting(paths: PathsConfig, config: TrackingConfig, signature: str | None = None) -> list[Path]:
-    """Return the parcels for a store: all, or those with this signature."""
-    found = []
-    for folder in kept(paths):
-        try:
-            about = read(folder)
-        except ConfigError as error:
-            log.warning("%s", error)
-            continue
-        same = signature in (None, about["tags"]["tsexp.signature"])
-        if about["store"] == address(config) and same:
-            found.append(folder)
-    return found
+def waiting(
+    paths: PathsConfig, config: TrackingConfig, signature: str | None = None
+) -> dict[Path, dict[str, Any]]:
+    """Return the parcels for a store, all or those with this signature → what they say of themselves."""
+    return {
+        folder: about
+        for folder, about in kept(paths)
+        if about is not None
+        and about["store"] == address(config)
+        and signature in (None, about["tags"]["tsexp.signature"])
+    }
 
 
 def waits(paths: PathsConfig, config: TrackingConfig, signature: str) -> bool:
     """Say whether a valid result with this signature is kept for a store; nothing is delivered."""
-    return any(
-        read(folder)["tags"].get("tsexp.valid") == "true" for folder in waiting(paths, config, signature)
-    )
+    found = waiting(paths, config, signature).values()
+    return any(about["tags"].get("tsexp.valid") == "true" for about in found)
 
 
 def by_hand(config: TrackingConfig) -> str:
@@ -355,7 +368,7 @@ def fill(client: Any, run_id: str, folder: Path, about: Mapping[str, Any]) -> No
     from mlflow.entities import Metric, Param, RunTag
 
     params = [Param(k, v) for k, v in about["params"].items()]
-    for part in _parts(params, 100):
+    for part in parts(params, FEW_AT_ONCE):
         client.log_batch(run_id, params=part)
     _log_inputs(client, run_id, about["inputs"])
     run = client.get_run(run_id)
@@ -369,16 +382,17 @@ def fill(client: Any, run_id: str, folder: Path, about: Mapping[str, Any]) -> No
         )
         for m in about["metrics"]
     ]  # fmt: skip
-    for part in _parts(metrics, AT_ONCE):
+    for part in parts(metrics, AT_ONCE):
         client.log_batch(run_id, metrics=part)
     client.log_artifacts(run_id, str(folder / "artifacts"))
     tags = [RunTag(k, v) for k, v in (about["tags"] | {RECORD: about["record"]}).items()]
-    for part in _parts(tags, 100):
+    for part in parts(tags, FEW_AT_ONCE):
         client.log_batch(run_id, tags=part)
     client.set_terminated(run_id, "FINISHED", about["end_ms"])
 
 
-def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Yield all items, some at a time."""
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
