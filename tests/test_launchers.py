@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from conftest import compose
 from tsexp import compose as short
-from tsexp import data, energy, jobs, launchers, locking, pipeline, sweep, tracking
+from tsexp import data, energy, jobs, launchers, locking, pipeline, signals, sweep, tracking
 from tsexp.config import PLUGINS, ConfigError, TrackingConfig, at_once, conf_dir, identity
 from tsexp.runtimes import openvino
 from tsexp.tracking import client as tracking_client
@@ -201,15 +201,28 @@ def test_a_job_that_its_launcher_lost_has_an_outcome_and_its_run_an_end(tmp_path
     assert len(ended) == 1
 
 
+def submitit_of(monkeypatch, job):
+    """Make submitit up, with this class of jobs, and prepare a sweep of SLURM; return what it loses."""
+    lost = []
+    utils = SimpleNamespace(UncompletedJobError=Uncompleted, FailedJobError=OSError)
+    core = SimpleNamespace(core=SimpleNamespace(Job=job), utils=utils)
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(core=core))
+    monkeypatch.setitem(sys.modules, "submitit.core", core)
+    monkeypatch.setattr(launchers, "name", lambda config: "submitit_slurm")
+    launchers.keep_going(None, lambda *told: lost.append(told))
+    return lost
+
+
+class Uncompleted(RuntimeError):
+    pass
+
+
 @pytest.mark.parametrize("raised", ["in the job", "by its folder", "refused"])
 def test_what_submitit_raises_within_a_job_is_a_lost_job(monkeypatch, raised):
     """Told that its time is over for the last time, a job raises; submitit is made up."""
-    lost, time_over = [], RuntimeError("Job not requeued because: timed-out too many times.\n…")
+    time_over = RuntimeError("Job not requeued because: timed-out too many times.\n…")
     job_return = JobReturn(status=JobStatus.FAILED)
     job_return.return_value = ConfigError("no such metric") if raised == "refused" else time_over
-
-    class Uncompleted(RuntimeError):
-        pass
 
     class OfSubmitit:
         paths, state = SimpleNamespace(folder="logs"), "TIMEOUT"
@@ -222,19 +235,62 @@ def test_what_submitit_raises_within_a_job_is_a_lost_job(monkeypatch, raised):
                 raise Uncompleted(str(time_over))
             return [job_return]
 
-    utils = SimpleNamespace(UncompletedJobError=Uncompleted, FailedJobError=Uncompleted)
-    core = SimpleNamespace(core=SimpleNamespace(Job=OfSubmitit), utils=utils)
-    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(core=core))
-    monkeypatch.setitem(sys.modules, "submitit.core", core)
-    monkeypatch.setattr(launchers, "name", lambda config: "submitit_slurm")
-    launchers.keep_going(None, lambda *told: lost.append(told))
+    lost = submitit_of(monkeypatch, OfSubmitit)
     (returned,) = OfSubmitit().results()
     if raised == "refused":
         assert returned is job_return
         return
     assert returned.return_value is None
-    why = "the job was lost (Job not requeued because: timed-out too many times.; state TIMEOUT; logs: logs)"
-    assert lost == [(3, ["prune.ratio=0"], why)]
+    why = {
+        "in the job": "Job not requeued because: timed-out too many times.",
+        "by its folder": "it left no result",
+    }[raised]
+    assert lost == [(3, ["prune.ratio=0"], f"the job was lost ({why}; state TIMEOUT; logs: logs)")]
+
+
+@pytest.fixture
+def queue(monkeypatch, tmp_path):
+    """Make SLURM's queue up: the jobs in it, and whether it answers."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    def make(there, status=0):
+        (tmp_path / "bin").mkdir()
+        script = f"#!/bin/sh\necho {' '.join(there)} | /usr/bin/tr ' ' '\\n'\nexit {status}\n"
+        (tmp_path / "bin" / "squeue").write_text(script)
+        (tmp_path / "bin" / "squeue").chmod(0o755)
+
+    return make
+
+
+def test_which_jobs_of_a_sweep_slurm_has(queue, tmp_path):
+    for name in ("7", "7_0", "7_1", "12_0"):
+        (tmp_path / launchers.SUBMITIT / name).mkdir(parents=True)
+    assert launchers.in_slurm(tmp_path) == ""  # no SLURM
+    queue(["99", "7", "12", "7"])
+    assert launchers.in_slurm(tmp_path) == "12 7"
+    assert launchers.in_slurm(tmp_path / "of another launcher") == ""
+
+
+def test_a_queue_that_does_not_answer_is_none(queue, tmp_path):
+    (tmp_path / launchers.SUBMITIT / "7_0").mkdir(parents=True)
+    queue(["7"], status=1)
+    assert launchers.in_slurm(tmp_path) == ""
+
+
+@pytest.mark.parametrize("ended", [KeyboardInterrupt, signals.Terminated])
+def test_an_interrupted_sweep_says_what_slurm_goes_on_with(monkeypatch, queue, tmp_path, capsys, ended):
+    class OfSubmitit:
+        paths = SimpleNamespace(folder=tmp_path / launchers.SUBMITIT / "7_0")
+
+        def results(self):
+            raise ended
+
+    OfSubmitit.paths.folder.mkdir(parents=True)
+    queue(["7"])
+    submitit_of(monkeypatch, OfSubmitit)
+    with pytest.raises(ended):
+        OfSubmitit().results()
+    assert capsys.readouterr().err == "tsexp: SLURM goes on with job 7; scancel 7 ends it\n"
 
 
 def test_a_job_of_ray_whose_process_died_is_a_lost_job(monkeypatch):

@@ -660,6 +660,15 @@ def test_status_tells_what_became_of_each_job(tmp_path, capsys):
     assert "5 jobs: 1 done, 1 failed, 1 skipped, 2 missing" in said
 
 
+def test_a_job_in_the_queue_of_slurm_waits_though_its_sweep_was_interrupted(tmp_path, capsys, monkeypatch):
+    folder = sweep_folder(tmp_path)
+    (folder / "3" / "running.json").write_text(json.dumps(alive.me() | {"pid": "999999"}))
+    monkeypatch.setattr(status.launchers, "in_slurm", lambda folder, *options: "7")
+    assert [j.state for j in status.read(folder)[1]] == ["done", "failed", "skipped", "missing", "waiting"]
+    assert status.main([str(folder)]) == 1
+    assert "in SLURM's queue, of job 7" in capsys.readouterr().out
+
+
 def test_one_damaged_job_does_not_hide_the_others(tmp_path, capsys):
     folder = sweep_folder(tmp_path)
     (folder / "0" / "outcome.json").write_text('{"a": 1}')

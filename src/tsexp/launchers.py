@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
+from tsexp import signals
 from tsexp.config import PLUGINS, ConfigError, at_once, first_line, redact
 
 INHERITING = ("basic", "joblib")
@@ -26,6 +28,9 @@ Lost = Callable[[int, Sequence[str], str], None]
 """Called with the number of a lost job, its overrides and why in a line."""
 LAST_S = 120.0
 """What is left of a job that was told to end, at most; SLURM's KillWait is 30 s."""
+SQUEUE_S = 20.0
+"""What SLURM may take to say what is in its queue."""
+SUBMITIT = ".submitit"
 FOLDER = "TSEXP_FOLDER"
 """Environment variable of Ray's processes: where the sweep was started."""
 
@@ -116,11 +121,16 @@ def _with_submitit(lost: Lost) -> None:
             (error,) = [r._return_value for r in returned if r.status == JobStatus.FAILED] or [None]
         except (utils.UncompletedJobError, utils.FailedJobError) as ended:
             returned, error = [], ended
+        except (KeyboardInterrupt, signals.Terminated):
+            if arrays := in_slurm(Path(job.paths.folder).parent.parent):
+                print(f"tsexp: SLURM goes on with job {arrays}; scancel {arrays} ends it", file=sys.stderr)
+            raise
         if error is None or isinstance(error, ConfigError):
             return returned
         overrides, _, number, *_ = job.submission().args
+        why = "it left no result" if isinstance(error, utils.UncompletedJobError) else first_line(error)
         where = f"state {job.state}; logs: {Path(job.paths.folder)}"
-        lost(number, overrides, f"the job was lost ({first_line(error)}; {redact(where)})")
+        lost(number, overrides, f"the job was lost ({why}; {redact(where)})")
         return [JobReturn(status=JobStatus.COMPLETED)]  # None: to a search, a failed trial
 
     setattr(core.Job, "results", patient)  # noqa: B010 (a method of theirs)
@@ -149,6 +159,27 @@ def _with_ray(lost: Lost) -> None:
             return JobReturn(status=JobStatus.COMPLETED)  # None, as above
 
     of_hydra.launch_job_on_ray, of_hydra.ray = noted, SimpleNamespace(get=patient)
+
+
+def in_slurm(folder: Path, *options: str) -> str:
+    """Return which jobs of SLURM, an array each, a sweep has that have not ended; separated by blanks.
+
+    Parameters
+    ----------
+    folder
+        Of the sweep, in which submitit has a folder for each of its jobs.
+    options
+        Of ``squeue``: which to look for (``--states=PENDING``).
+    """
+    arrays = {f.name.partition("_")[0] for f in (folder / SUBMITIT).glob("*_*")}
+    if not arrays:
+        return ""
+    asked = ["squeue", "--me", "--noheader", "--format=%F", *options]
+    try:
+        there = subprocess.run(asked, capture_output=True, text=True, timeout=SQUEUE_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # it is not here, or does not answer
+        return ""
+    return " ".join(sorted(arrays & set(there.split())))
 
 
 def end_local() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsexp import alive, jobs, stored
+from tsexp import alive, jobs, launchers, stored
 from tsexp.command import called
 from tsexp.config import ConfigError
 
@@ -80,7 +80,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Job]]:
             f"{folder} is not the folder of a sweep ({type(error).__name__}: {error}); it is "
             "multirun/DAY/TIME, with a sweep.json in it"
         ) from None
-    return about, [_job(folder / str(n), n, name, on) for n, name in names.items()]
+    queue = "" if on else launchers.in_slurm(folder, "--states=PENDING")
+    return about, [_job(folder / str(n), n, name, on, queue) for n, name in names.items()]
 
 
 def _proposed(folder: Path) -> dict[int, str]:
@@ -94,7 +95,7 @@ def _alive(who: dict[str, str]) -> bool:
     return not alive.surely_dead(who)
 
 
-def _job(folder: Path, number: int, name: str, on: bool) -> Job:
+def _job(folder: Path, number: int, name: str, on: bool, queue: str) -> Job:
     outcome, note = _json(folder / jobs.OUTCOME), _json(folder / jobs.RUNNING)
     if "status" in outcome:  # else it is damaged, and is as good as none
         if outcome["status"] == "kept" and not Path(outcome.get("parcel", "")).is_dir():
@@ -106,6 +107,8 @@ def _job(folder: Path, number: int, name: str, on: bool) -> Job:
         return Job(number, name, "running", alive.told(note))
     if on:
         return Job(number, name, "waiting" if not note else "missing", "" if not note else _gone(note))
+    if queue and not note:
+        return Job(number, name, "waiting", f"in SLURM's queue, of job {queue}")
     return Job(number, name, "missing", _gone(note) if note else "it did not start, or did not end")
 
 
@@ -169,7 +172,7 @@ def _retry(folder: Path, about: dict[str, Any], found: list[Job]) -> int:
     if any(job.state in ("running", "waiting") for job in found):
         who = about.get("process", alive.me())
         raise ConfigError(
-            "the sweep is still running; when it has ended, call this again"
+            "jobs of the sweep still run or wait; when they have ended, call this again"
             if who.get("host") == alive.machine()["host"] or "command" not in about
             else f"{alive.told(who)} cannot be seen from here, and may still run this sweep; if it "
             f"is gone, give the sweep's command again, which leaves out what is done: {about['command']}"
