@@ -246,6 +246,20 @@ def test_trials_of_a_dead_command_are_done_again_those_of_a_living_one_are_not(s
     assert len(seen) == 3
 
 
+def test_a_trial_whose_command_dies_meanwhile_is_done_again(search, monkeypatch):
+    _, study, _ = search("first", n_trials=2)
+    study.enqueue_trial({"prune.ratio": "0.3"})
+    other = study.ask()
+    other.set_user_attr("process", alive.me())
+    other.suggest_categorical("prune.ratio", ["0", "0.3", "0.5", "0.7"])
+    dead = iter([False, True])  # when the second one begins, and when it has nothing else to do
+    monkeypatch.setattr(alive, "surely_dead", lambda who: next(dead))
+    seen, study, _ = search("second", n_trials=4)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert study.trials[4].params["prune.ratio"] == "0.3"
+    assert len(seen) == 4
+
+
 def test_constraints_are_learned_from_and_bound_the_front(search):
     _, study, _ = search("first", n_trials=24)
     beyond = [t for t in study.trials if float(t.params["prune.ratio"]) > 0.5]

@@ -482,6 +482,61 @@ def test_sync_delivers_and_says_what_is_for_another_store(made, cfg, monkeypatch
     assert "spool_mistyped is not there" in capsys.readouterr().err
 
 
+def test_a_store_that_is_gone_is_not_made_anew_for_what_waits_for_it(made, cfg, monkeypatch, capsys):
+    """As where its disk is not mounted."""
+    parcel = keep(made, cfg, monkeypatch)
+    file = Path(cfg.tracking.uri.removeprefix("sqlite:///"))
+    file.rename(file.with_name("elsewhere"))
+    settings = [f"tracking.uri={cfg.tracking.uri}", f"paths.spool={cfg.paths.spool}"]
+    told = f"mlflow.db is gone, and 1 result(s) kept in {cfg.paths.spool} are for it; bring it back"
+    assert sync.main(settings) == 2
+    assert told in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is gone, and 1 result") as refused:
+        jobs.tidy(cfg)
+    assert "tsexp sync --all tracking.uri=STORE" in str(refused.value).replace(
+        "python -m tsexp.sync", "tsexp sync"
+    )
+    assert not file.exists()
+    file.with_name("elsewhere").rename(file)
+    client._ready.cache_clear()
+    jobs.tidy(cfg)
+    assert len(runs(cfg)) == 1
+    assert not parcel.exists()
+
+
+def test_what_is_gone_from_the_store_when_a_sweep_ends_is_a_failed_job(made, cfg, tmp_path):
+    there = measure(made, cfg)
+    outcomes = {0: jobs.Outcome("seed=0", "finished", there), 1: jobs.Outcome("seed=1", "found", "f" * 32)}
+    for number in outcomes:
+        (tmp_path / str(number)).mkdir()
+    store = tracking.store(cfg.tracking)
+    (row,) = sweep._rows(store, tmp_path, outcomes)
+    assert (row.name, row.run_id) == ("seed=0", there)
+    assert outcomes[1] == jobs.read_outcome(tmp_path / "1")
+    assert (outcomes[1].status, outcomes[1].error) == ("failed", sweep.NOT_THERE)
+    assert outcomes[0].status == "finished"
+    ended = {"status": "FINISHED", "note": "", "files": []}
+    assert not tracking.close_sweep(cfg.tracking, "f" * 32, **ended)
+    parent = tracking.sweep_run(cfg.tracking, "a sweep", "of the command")
+    assert tracking.close_sweep(cfg.tracking, parent, **ended)
+
+
+def test_of_a_search_each_result_is_there_once_and_no_try_that_failed_before_it(tmp_path):
+    ends = [
+        ("a", "failed", None),
+        ("a", "finished", "1"),
+        ("b", "kept", None),
+        ("b", "kept", None),
+        ("c", "failed", None),
+    ]
+    for number, (name, ended, run_id) in enumerate(ends):
+        (tmp_path / str(number)).mkdir()
+        kept = jobs.Outcome(name, ended, run_id, parcel="a parcel" if ended == "kept" else None)
+        jobs._note(tmp_path / str(number), kept)
+    assert [*sweep._outcomes(tmp_path, distinct=True)] == [1, 2, 4]
+    assert [*sweep._outcomes(tmp_path, distinct=False)] == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("fault", ["damaged", "gone"])
 def test_a_result_that_cannot_be_delivered_does_not_keep_the_others_from_the_store(
     made, cfg, monkeypatch, tmp_path, fault
@@ -745,7 +800,7 @@ def test_status_of_a_sweep_that_is_going_on(tmp_path):
     folder = sweep_folder(tmp_path, alive.me())
     (folder / "3" / "running.json").write_text(json.dumps(alive.me()))
     assert [j.state for j in status.read(folder)[1]] == ["done", "failed", "skipped", "running", "waiting"]
-    with pytest.raises(ConfigError, match="still running"):
+    with pytest.raises(ConfigError, match="still run"):
         status._retry(folder, *status.read(folder))
 
 
@@ -822,6 +877,22 @@ def test_stores_are_merged_each_result_once_and_nothing_twice(made, tmp_path, em
     assert tags["tsexp.host"] == alive.me()["host"]
     sweep = tracking.store(both.tracking).get_run(tags["mlflow.parentRunId"])
     assert sweep.data.tags["tsexp.sweep"] == "of the command"
+
+
+def test_a_sweep_that_was_merged_before_its_end_is_ended_by_the_next_merge(made, tmp_path, empty_store):
+    one, both = (at(tmp_path / name, empty_store) for name in ("one", "both"))
+    parent = tracking.sweep_run(one.tracking, "a sweep", "of the command")
+    states = []
+    for signature in ("a", "b"):
+        measure(made, one, signature, parent)
+        assert merge.main([one.tracking.uri, "--into", both.tracking.uri]) == 0
+        store = tracking.store(both.tracking)
+        (found,) = store.search_runs(
+            [client.experiment_of(store, both.tracking)], "tags.`tsexp.sweep` = 'of the command'"
+        )
+        states.append(found.info.status)
+        tracking.close_sweep(one.tracking, parent, status="FINISHED", note="", files=[])
+    assert states == ["KILLED", "FINISHED"]
 
 
 def test_what_was_measured_again_is_merged_too_and_the_newest_counts(made, tmp_path, empty_store, capsys):

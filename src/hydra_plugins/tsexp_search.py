@@ -107,9 +107,9 @@ class Search(Sweeper):
         rerun = overrides.get("rerun")
         self.again = rerun is not None and str(rerun.value()).lower() in ("true", "1", "yes", "on")
         study = self._study()
-        self._take_up(study)
+        self._take_up(study, (None, *AGAIN))
         self._show(study)  # what was measured before is found: this command ends with the table of all
-        while (left := self.n_trials - len(_counted(study))) > 0:
+        while (left := self._left(study)) > 0:
             self._round(study, min(left, self.n_jobs))
         self._show(study)  # what others measured meanwhile
         self._write(study)
@@ -156,8 +156,14 @@ class Search(Sweeper):
         ]
         return f"tsexp-{digest(asked)[:16]}"
 
-    def _take_up(self, study: Study) -> None:
-        """Have those trials done again that died with their command, or failed."""
+    def _left(self, study: Study) -> int:
+        """Count the trials still to be made, those of commands that have died meanwhile among them."""
+        if self.n_trials <= len(_counted(study)):
+            self._take_up(study, (None,))
+        return self.n_trials - len(_counted(study))
+
+    def _take_up(self, study: Study, ends: Sequence[str | None]) -> None:
+        """Have trials done again that died with their command, or ended so; None: nobody knows how."""
         from optuna.trial import TrialState
 
         from tsexp import alive
@@ -168,7 +174,7 @@ class Search(Sweeper):
                 study.tell(trial.number, state=TrialState.FAIL)
         trials = study.get_trials(deepcopy=False)
         for trial in trials:
-            lost = trial.state == TrialState.FAIL and trial.user_attrs.get(ENDED) in (None, *AGAIN)
+            lost = trial.state == TrialState.FAIL and trial.user_attrs.get(ENDED) in ends
             # Asked anew: what was proposed, and failed, several times is enqueued once.
             if lost and trial.params and not _superseded(trial, study.get_trials(deepcopy=False)):
                 study.enqueue_trial(trial.params)

@@ -163,11 +163,12 @@ def tidy(cfg: Config) -> None:
     Raises
     ------
     ConfigError
-        If the store does not answer.
+        If the store does not answer, or is gone while results wait for it.
     """
     from tsexp import tracking
 
     folders = alive.tidy()
+    tracking.check_home(cfg.paths, cfg.tracking)
     with tracking.asking(cfg.tracking):
         ended = tracking.end_the_dead(cfg.tracking)
     if folders or ended:

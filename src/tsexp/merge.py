@@ -259,10 +259,16 @@ def _parent(source: Any, run_id: str, into: TrackingConfig) -> str:
     signature = tags.get("tsexp.sweep", run.info.run_id)
     found = client.search_runs([number], f"tags.`tsexp.sweep` = '{signature}'", max_results=1)
     if found:
+        if run.info.status == "FINISHED" and found[0].info.status in (
+            "FAILED",
+            "KILLED",
+        ):  # merged before its end
+            client.set_terminated(found[0].info.run_id, run.info.status, run.info.end_time)
         return str(found[0].info.run_id)
     kept = {k: v for k, v in tags.items() if k not in OF_THE_STORE} | {"tsexp.sweep": signature}
     made = client.create_run(number, start_time=run.info.start_time, tags=kept).info.run_id
-    client.set_terminated(made, run.info.status, run.info.end_time)
+    status = "KILLED" if run.info.status == "RUNNING" else run.info.status  # nobody would close it here
+    client.set_terminated(made, status, run.info.end_time)
     return str(made)
 
 

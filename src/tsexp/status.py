@@ -19,7 +19,7 @@ from tsexp.config import ConfigError
 DONE = ("done", "skipped", "deployed")
 UNFINISHED = ("failed", "kept", "missing")
 """What `--retry-failed` runs again."""
-GONE = "its parcel is gone: delivered, or lost; --retry-failed asks the store"
+GONE = "its parcel is gone: delivered, or lost; --retry-failed, or a search's command, asks the store"
 
 
 @dataclass(frozen=True)

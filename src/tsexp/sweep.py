@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from hydra import initialize_config_dir
@@ -51,11 +51,16 @@ from tsexp.jobs import (
     to_keep,
 )
 
+if TYPE_CHECKING:
+    from tsexp.report import Row
+
 FEW = 30
 """Validation series; with fewer, a search chooses by little, and says so."""
 MANY = 100
 """Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have
 to be read."""
+
+NOT_THERE = "its run is not in the store any more (restored, or deleted?); the same command makes it again"
 
 _claims: list[FileLock] = []
 """The folder that this process holds; not in `Sweep`, which submitit pickles."""
@@ -217,14 +222,9 @@ class Sweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         about = json.loads((folder / SWEEP).read_text())
         numbered = self._delivered(folder, distinct=bool(about["search"]))
-        outcomes = list(numbered.values())
         client = tracking.store(store)
-        measured = [o for o in outcomes if o.ok and o.run_id]
-        # A job that was found has the name that it was first measured under; here it has this sweep's.
-        rows = [
-            replace(r, name=o.name)
-            for o, r in zip(measured, report.read(client, [o.run_id or "" for o in measured]), strict=True)
-        ]
+        rows = _rows(client, folder, numbered)
+        outcomes = list(numbered.values())
         skipped, failed = _unmeasured(numbered, expected=len(about["names"] or outcomes))
         kept_to = constraints.parse(about["constraints"])
         front = report.energy_front(rows, kept_to) if about["search"] else set()
@@ -251,12 +251,33 @@ class Sweep(Callback):
         lost = len(about["names"] or outcomes) - len(rows) - unsupported - deployed
         metrics, source = sweep_metrics(rows, lost, unsupported)
         status = "FAILED" if failed else "FINISHED"
-        tracking.close_sweep(store, parent, status, note, pictures, metrics, source)
         self._open = None
+        if not tracking.close_sweep(store, parent, status, note, pictures, metrics, source):
+            failed["the sweep's own run"] = NOT_THERE
         if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else they stand below the table
             for name, error in failed.items():
                 print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
         return 1 if failed else 0
+
+
+def _rows(client: Any, folder: Path, outcomes: dict[int, Outcome]) -> list[Row]:
+    """Return the runs of the jobs, by their names in this sweep; one that is gone is a failed job."""
+    from mlflow.exceptions import MlflowException
+
+    from tsexp import report, tracking
+
+    measured = {n: o for n, o in outcomes.items() if o.ok and o.run_id}
+    try:
+        rows = report.read(client, [o.run_id or "" for o in measured.values()])
+    except MlflowException:
+        gone = [n for n, o in measured.items() if not tracking.is_there(client, o.run_id or "")]
+        if not gone:
+            raise
+        for number in gone:
+            outcomes[number] = replace(outcomes[number], status="failed", run_id=None, error=NOT_THERE)
+            write_json(folder / str(number) / OUTCOME, asdict(outcomes[number]))
+        return _rows(client, folder, outcomes)
+    return [replace(row, name=outcome.name) for outcome, row in zip(measured.values(), rows, strict=True)]
 
 
 def _claim(folder: Path) -> None:
@@ -312,14 +333,16 @@ def _outcomes(folder: Path, distinct: bool) -> dict[int, Outcome]:
     folder
         Hydra's, of the sweep.
     distinct
-        It is a search, which may propose the same job again: each run is to be there once.
+        It is a search, which may propose the same job again: each result is to be there once, and what failed
+        only if no other try was measured.
     """
     numbers = sorted(int(f.parent.name) for f in folder.glob(f"*/{OUTCOME}") if f.parent.name.isdigit())
     read = {n: read_outcome(folder / str(n)) for n in numbers}
     outcomes = {n: o for n, o in read.items() if o is not None}
     if distinct:
-        first = {o.run_id or n: n for n, o in reversed(outcomes.items())}
-        outcomes = {n: outcomes[n] for n in sorted(first.values())}
+        first = {o.run_id or o.parcel or n: n for n, o in reversed(outcomes.items())}
+        done = {o.name for o in outcomes.values() if o.ok}
+        outcomes = {n: o for n in sorted(first.values()) if (o := outcomes[n]).ok or o.name not in done}
     return outcomes
 
 

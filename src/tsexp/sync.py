@@ -53,6 +53,8 @@ def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:
     from tsexp.tracking import spool
     from tsexp.tracking.client import BOUND_S
 
+    if not everything:
+        spool.check_home(paths, config)
     others: dict[str, int] = {}
     delivered, left = 0, 0
     for folder, about in spool.kept(paths):

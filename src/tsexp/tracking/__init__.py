@@ -8,6 +8,7 @@ from tsexp.tracking.client import (
     experiment_of,
     finished,
     has_metric,
+    is_there,
     opened,
     said,
     store,
@@ -15,7 +16,17 @@ from tsexp.tracking.client import (
 )
 from tsexp.tracking.model import requirements
 from tsexp.tracking.run import Tracked, as_shown, being_written, log_record, mark_killed, said_of, tracked
-from tsexp.tracking.spool import NotDelivered, NotKept, address, by_hand, deliver, known, sync, waits
+from tsexp.tracking.spool import (
+    NotDelivered,
+    NotKept,
+    address,
+    by_hand,
+    check_home,
+    deliver,
+    known,
+    sync,
+    waits,
+)
 from tsexp.tracking.sweep import close_sweep, sweep_run
 
 __all__ = [
@@ -28,6 +39,7 @@ __all__ = [
     "asking",
     "being_written",
     "by_hand",
+    "check_home",
     "close_sweep",
     "deliver",
     "end_the_dead",
@@ -35,6 +47,7 @@ __all__ = [
     "experiment_of",
     "finished",
     "has_metric",
+    "is_there",
     "known",
     "log_record",
     "mark_killed",

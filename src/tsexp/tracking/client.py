@@ -260,6 +260,19 @@ def finished(config: TrackingConfig, signature: str) -> str | None:
     return None
 
 
+def is_there(client: Any, run_id: str) -> bool:
+    """Say whether a store has a run, be it a deleted one that it still keeps."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
 def has_metric(config: TrackingConfig, name: str) -> bool:
     """Say whether any run of the experiment has a metric of this name."""
     client = store(config)

@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from tsexp import alive, stores
+from tsexp.command import called
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig, redact
 from tsexp.tracking import model
 from tsexp.tracking.client import BOUND_S, check_there, experiment_of, finished, said, store
@@ -196,6 +197,23 @@ def waits(paths: PathsConfig, config: TrackingConfig, signature: str) -> bool:
     """Say whether a valid result with this signature is kept for a store; nothing is delivered."""
     found = waiting(paths, config, signature).values()
     return any(about["tags"].get("tsexp.valid") == "true" for about in found)
+
+
+def check_home(paths: PathsConfig, config: TrackingConfig) -> None:
+    """Miss a sqlite store that results wait for: none is made anew where a disk is not mounted.
+
+    Raises
+    ------
+    ConfigError
+        If its file is gone.
+    """
+    file = stores.file_of(config.uri)
+    if file is None or file.is_file() or not (count := len(waiting(paths, config))):
+        return
+    raise ConfigError(
+        f"the store {redact(config.uri)} is gone, and {count} result(s) kept in {paths.spool} are for it; "
+        f"bring it back, or have them in another: {called('sync')} --all tracking.uri=STORE"
+    )
 
 
 def by_hand(config: TrackingConfig) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tsexp.config import TrackingConfig, redact
 from tsexp.marks import SWEEP
 from tsexp.tracking import origin
-from tsexp.tracking.client import experiment_of, store
+from tsexp.tracking.client import experiment_of, is_there, store
 
 
 def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
@@ -41,8 +41,8 @@ def close_sweep(
     files: Sequence[Path],
     metrics: Mapping[str, float] | None = None,
     energy_source: str = "",
-) -> None:
-    """End a parent run.
+) -> bool:
+    """End a parent run; False if it is not there any more.
 
     Parameters
     ----------
@@ -62,6 +62,8 @@ def close_sweep(
         Where the joules of all its jobs come from.
     """
     client = store(config)
+    if not is_there(client, run_id):
+        return False
     client.set_tag(run_id, "mlflow.note.content", redact(note))
     if energy_source:
         client.set_tag(run_id, "tsexp.energy_source", energy_source)
@@ -70,3 +72,4 @@ def close_sweep(
     for file in files:
         client.log_artifact(run_id, str(file))
     client.set_terminated(run_id, status)
+    return True
