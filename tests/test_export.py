@@ -219,6 +219,22 @@ def test_the_card_warns_of_cpus_on_which_int8_overflows(place, products, machine
         assert ("without VNNI" in card._limits(facts)) == warned
 
 
+@pytest.mark.parametrize(
+    ("runtime", "mode", "told"),
+    [
+        ("openvino", "none", True),
+        ("openvino", "static", True),
+        ("openvino", "bf16", False),
+        ("onnxruntime", "none", False),
+    ],
+)
+def test_the_card_tells_what_openvino_does_by_itself(place, runtime, mode, told):
+    run = place.runs["onnxruntime"]
+    manifest = run.artifact.manifest | {"runtime": runtime, "mode": mode}
+    facts = SimpleNamespace(row=run.client.get_run(run.run_id).data, manifest=manifest)
+    assert ("INFERENCE_PRECISION_HINT: f32" in card._limits(facts)) == told
+
+
 def test_machine_code_is_told_and_what_lets_it_run(place):
     run = place.runs["onnxruntime"]
     limits = {}

@@ -78,6 +78,11 @@ def check(record, energy=True):
     assert record.raw["processes"] == QUICK["processes"]
 
 
+def test_a_module_in_float64_is_refused_with_what_to_do():
+    with pytest.raises(ConfigError, match=r"in float64.*give module\.float\(\)"):
+        measure_energy(torch.nn.Linear(3, 2).double(), np.zeros((4, 3)), **QUICK)
+
+
 def test_an_estimator_with_labels_beside_a_torch_module(forest):
     net = torch.nn.Sequential(torch.nn.Linear(STEPS, 8), torch.nn.Dropout(0.9), torch.nn.Linear(8, 2))
     net[1].eval()

@@ -752,3 +752,24 @@ def test_threads_of_onnx_runtime_do_not_spin_between_calls(home):
         time.sleep(0.02)
         idle += time.process_time() - before
     assert idle < 0.1 * 20 * 0.02
+
+
+def test_openvino_leaves_numba_the_threads_that_it_had():
+    """Numba takes OpenVINO's TBB for its own where that is loaded first, and tells so before every fork."""
+    code = """
+import numba, numpy as np
+from tsexp.runtimes.openvino import core
+core().available_devices
+@numba.njit(parallel=True)
+def total(x):
+    found = 0.0
+    for i in numba.prange(len(x)):
+        found += x[i]
+    return found
+total(np.ones(64))
+print(numba.threading_layer())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if done.stdout.strip() == "workqueue":
+        pytest.skip("this Numba has no OpenMP")
+    assert done.stdout.strip() == "omp"

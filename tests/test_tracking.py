@@ -291,6 +291,25 @@ def test_any_kind_of_number_is_taken(series):
     assert np.array_equal(taken, np.array(series, np.float32))
 
 
+@pytest.mark.parametrize("many", [1, 256, 600])
+def test_many_series_are_answered_some_at_a_time(many):
+    """Else memory grows with what is asked; 20,000 series of 324 steps took 18 GB."""
+    sizes = []
+    model = served.ArtifactModel()
+    model.classes, model.channels, model.length, model.ragged = ["a", "b"], 1, 24, False
+    model.alone = threading.Lock()
+
+    def predictor(series):
+        sizes.append(len(series))
+        return series[:, 0, :2]
+
+    model.predictor = predictor
+    series = np.random.default_rng(0).normal(size=(many, 1, 24)).astype(np.float32)
+    assert (model.predict(None, series, {"scores": True}) == series[:, 0, :2]).all()
+    assert max(sizes) <= served.AT_ONCE
+    assert sum(sizes) == many
+
+
 @pytest.mark.parametrize(
     ("series", "what"),
     [

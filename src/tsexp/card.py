@@ -342,6 +342,11 @@ def _limits(facts: Facts) -> str:
         lines.append(
             "A file of a model checks nothing: NaN, infinite values and other shapes have to be kept out."
         )
+        if m["runtime"] == "openvino" and m["mode"] != "bf16":
+            lines.append(
+                "OpenVINO computes in bf16 by itself where the CPU can: give it `INFERENCE_PRECISION_HINT: "
+                "f32`, as `run.py` does. So it was measured."
+            )
     elif code_in(m["runtime"]):
         lines.append(
             "It brings code, which runs only where it is trusted, and machine code on its own CPU alone."

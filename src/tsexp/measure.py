@@ -556,7 +556,7 @@ def _asked(
             raise ConfigError(
                 f"{name} does not answer in a fork of this process within {limit:.0f} s: something here "
                 "holds threads or locks of its own (a session of ONNX Runtime or OpenVINO, a pool); give "
-                "files instead"
+                "files instead, of a classifier of this package the folder that its export writes"
             ) from error
         first = (error.details or str(error)).splitlines()[0]
         raise ConfigError(f"{name}: {first.removeprefix('ConfigError: ')}") from error

@@ -197,7 +197,10 @@ def _wrong_series(
         return f"channels of {' and '.join(map(str, sorted(lengths)))} values; a series has one length"
     equal = tags.get("equallength", "true") == "true"
     if equal and channels and lengths != {len(known[0].split(","))}:
-        return f"{lengths.pop()} values, the first series has {len(known[0].split(','))} (@equalLength true)"
+        first_has = len(known[0].split(","))
+        return (
+            f"{lengths.pop()} values, the first series has {first_has}; say @equalLength false if they differ"
+        )
     label = line.split(":")[-1]
     judged = labelled and (needs_label or not _no_label(label))
     return _wrong_value(channels) or (_wrong_label(label, labels) if judged else "")

@@ -343,6 +343,10 @@ class Module(InMemory):
                 f"the module lies on {', '.join(sorted(elsewhere))}; modules in memory are measured on the "
                 "CPU: give module.cpu()"
             )
+        if any(t.dtype == torch.float64 for t in subject.parameters()):
+            raise ConfigError(
+                "the module is in float64, and modules are measured in float32: give module.float()"
+            )
 
     def copied(self) -> Module:
         """Return a copy in evaluation mode (in a fork, where nobody else sees it)."""

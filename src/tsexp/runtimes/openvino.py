@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache, cached_property
@@ -82,6 +84,10 @@ def core() -> Any:
     not end in reverse order, the second puts back the first one's, which is gone: the next signal that Python
     handles, SIGTERM for one, is the end of the process (docs/log.md).
     """
+    # Else Numba takes OpenVINO's TBB, once that is loaded, for its threads, which no fork survives.
+    os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp tbb workqueue")
+    if "numba" in sys.modules:
+        sys.modules["numba"].config.reload_config()
     import openvino as ov
 
     return ov.Core()

@@ -18,6 +18,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 CODE = "tsexp.zip"
 """This package, among the code that MLflow stores with the model."""
+AT_ONCE = 256
+"""Series that are answered as one batch, at most: one takes about a megabyte meanwhile."""
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -74,8 +76,10 @@ class ArtifactModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-define
         from scipy.special import softmax
 
         series = checked(model_input, self.channels, self.length, self.ragged)
-        with self.alone:
-            scores = self.predictor(series)
+        with self.alone:  # some at a time: memory grows with a batch
+            scores = np.concatenate(
+                [self.predictor(series[i : i + AT_ONCE]) for i in range(0, len(series), AT_ONCE)]
+            )
         if not np.isfinite(scores).all():
             wrong = int((~np.isfinite(scores)).any(1).argmax())
             raise Refused(f"series {wrong} gets scores that are not finite; its values may be too large")
