@@ -259,10 +259,8 @@ def _parent(source: Any, run_id: str, into: TrackingConfig) -> str:
     signature = tags.get("tsexp.sweep", run.info.run_id)
     found = client.search_runs([number], f"tags.`tsexp.sweep` = '{signature}'", max_results=1)
     if found:
-        if run.info.status == "FINISHED" and found[0].info.status in (
-            "FAILED",
-            "KILLED",
-        ):  # merged before its end
+        before_its_end = found[0].info.status in ("FAILED", "KILLED")
+        if before_its_end and run.info.status == "FINISHED":
             client.set_terminated(found[0].info.run_id, run.info.status, run.info.end_time)
         return str(found[0].info.run_id)
     kept = {k: v for k, v in tags.items() if k not in OF_THE_STORE} | {"tsexp.sweep": signature}

@@ -252,12 +252,13 @@ class Sweep(Callback):
         metrics, source = sweep_metrics(rows, lost, unsupported)
         status = "FAILED" if failed else "FINISHED"
         self._open = None
-        if not tracking.close_sweep(store, parent, status, note, pictures, metrics, source):
-            failed["the sweep's own run"] = NOT_THERE
+        closed = tracking.close_sweep(store, parent, status, note, pictures, metrics, source)
         if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else they stand below the table
             for name, error in failed.items():
                 print(f"tsexp: failed: {name}: {error}", file=sys.stderr)
-        return 1 if failed else 0
+        if not closed:
+            print(f"tsexp: failed: the sweep itself: {NOT_THERE}", file=sys.stderr)
+        return 1 if failed or not closed else 0
 
 
 def _rows(client: Any, folder: Path, outcomes: dict[int, Outcome]) -> list[Row]:

@@ -85,9 +85,9 @@ def core() -> Any:
     handles, SIGTERM for one, is the end of the process (docs/log.md).
     """
     # Else Numba takes OpenVINO's TBB, once that is loaded, for its threads, which no fork survives.
-    os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp tbb workqueue")
+    layers = os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp tbb workqueue")
     if "numba" in sys.modules:
-        sys.modules["numba"].config.reload_config()
+        sys.modules["numba"].config.THREADING_LAYER_PRIORITY = layers.split()
     import openvino as ov
 
     return ov.Core()
