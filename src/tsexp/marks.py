@@ -25,6 +25,8 @@ FROM_STORE = "tsexp.merged_from"
 """Tag of such a run: the store that it was copied from. ``tsexp.host`` says which machine measured it."""
 IN_BATCHES = "matmuls_in_batches"
 """What a manifest has beside ``matmuls``, of the graph that runs for batches."""
+FEW = 30
+"""Fewer validation series than this hardly choose better than chance."""
 ENDS = ("", "_lo", "_hi")
 """Of a name: the value itself, and the ends of its interval."""
 

@@ -50,12 +50,11 @@ from tsexp.jobs import (
     tidy,
     to_keep,
 )
+from tsexp.marks import FEW
 
 if TYPE_CHECKING:
     from tsexp.report import Row
 
-FEW = 30
-"""Validation series; with fewer, a search chooses by little, and says so."""
 MANY = 100
 """Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have
 to be read."""

@@ -17,13 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tsexp.marks import ENDS
+from tsexp.marks import ENDS, FEW
 from tsexp.report.store import Row
 
 ESTIMATE = "†"
 FRONT = "◆"
-FEW = 30
-"""Fewer validation series than this hardly choose better than chance."""
 PASTED = 100
 """Columns of what is not shown in a terminal: pasted into an issue or a mail, it does not wrap."""
 SAID = 16

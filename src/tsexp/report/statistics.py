@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tsexp.marks import ESTIMATED
-from tsexp.report.console import FEW
+from tsexp.marks import ESTIMATED, FEW
 from tsexp.report.frozen import Frozen
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from tsexp import models
 from tsexp.config import QuantConfig, Unsupported
 from tsexp.data import FloatArray
 from tsexp.models import Model, Network, estimators
+from tsexp.models.network import PREPROCESS
 from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 
@@ -124,7 +125,7 @@ def to_bf16(model: Network) -> Network:
     Not preprocessing: of a raw series with mean 1e4 and spread 1, bf16 leaves nothing.
     """
     for name, child in model.named_children():
-        if name != "preprocess":
+        if name != PREPROCESS:
             child.bfloat16()
     for parameter in model.parameters(recurse=False):
         parameter.data = parameter.data.bfloat16()
