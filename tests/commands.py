@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
-from tsexp import processes
+from tsexp.system import processes
 
 
 def environment() -> dict[str, str]:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from tsexp import compress, data, jobs
+from tsexp import compress, data
 from tsexp import config as configs
 from tsexp.cache import Cache
-from tsexp.compose import _values
 from tsexp.config import Config, DataConfig
+from tsexp.config.compose import _values
 from tsexp.data import Dataset
 from tsexp.models import transformer
+from tsexp.sweeps import jobs
 from tsexp.training import Fitted
 
 configs.register()

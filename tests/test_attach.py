@@ -21,12 +21,13 @@ import pytest
 from conftest import TINY
 from power_logs import WATTS, Made, make, sample, write
 from report_data import Store
-from tsexp import alive, attach, merge, tracking
+from tsexp import attach, merge, tracking
 from tsexp.compress import finetune
 from tsexp.config import TrackingConfig
 from tsexp.energy.record import doubts, summarize
 from tsexp.report import frozen
 from tsexp.report.store import Row, minute
+from tsexp.system import alive
 
 MADE = make()
 

@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from tsexp import cpu
 from tsexp.cache import Cache, CacheError
 from tsexp.config import ConfigError
-from tsexp.files import digests
+from tsexp.system import cpu
+from tsexp.system.files import digests
 
 KEY = {"ratio": 0.5}
 
@@ -267,7 +267,8 @@ STAGES = ("dense", "prune", "finetune", "qat", "artifact", "scores", "peaks")
 def kept(tmp_path_factory):
     """A cache with an entry of every kind of stage, as an experiment makes it, and how each is asked for."""
     from conftest import TINY, compose
-    from tsexp import compress, data, energy, processes, runtimes, training
+    from tsexp import compress, data, energy, runtimes, training
+    from tsexp.system import processes
 
     root = tmp_path_factory.mktemp("kept")
     asked = {}
@@ -442,7 +443,7 @@ def test_a_cache_of_somebody_else_is_refused_before_any_work(tmp_path):
     code += f"Cache(Path({str(root)!r})).check()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith(
-        f"tsexp.config.ConfigError: paths.cache={root} cannot be written into (Permission denied); "
+        f"tsexp.config.errors.ConfigError: paths.cache={root} cannot be written into (Permission denied); "
     )
 
 

@@ -22,10 +22,11 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from conftest import compose
-from tsexp import CompressedTransformerClassifier, alive, pipeline, processes, runtimes
+from tsexp import CompressedTransformerClassifier, pipeline, runtimes
 from tsexp import config as configs
 from tsexp.classifier import Shipped, _fitting, _goes_with
 from tsexp.config import ConfigError, Unsupported
+from tsexp.system import alive, processes
 
 ROOT = Path(__file__).parents[1]
 TINY = ("debug=smoke", "model.d_model=8", "model.layers=1", "model.heads=2", "model.ffn=8", "model.patch=8")

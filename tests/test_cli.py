@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 
 from commands import environment, tsexp
 from conftest import TINY
-from tsexp import __version__, jobs, tracking
+from tsexp import __version__, tracking
 from tsexp.command import SUBCOMMANDS, called, offered
 from tsexp.config import Config
 from tsexp.runtimes import openvino
+from tsexp.sweeps import jobs
 
 ITALY = [*TINY, "data=italy_power_demand"]
 
@@ -251,7 +252,7 @@ def test_a_job_that_is_killed_does_not_take_its_sweep_along(tmp_path):
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'tsexp.processes' in sys.orig_argv:\n"
+        "if 'tsexp.system.processes' in sys.orig_argv:\n"
         "    import tsexp.training.loop as t\n"
         "    real = t.fit\n"
         "    def fit(model, config, *a, **k):\n"

@@ -13,8 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from tsexp import compose
-from tsexp.config import conf_dir
+from tsexp.config import compose, conf_dir
 
 FIXED = ["hydra.job.name=mine", "tracking.experiment='a b, c'", "measure.require=any"]
 GRID = [

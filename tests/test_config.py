@@ -13,14 +13,15 @@ from hydra.errors import HydraException
 
 from conftest import TINY, compose
 from tsexp import config as configs
-from tsexp import cpu, models, pipeline, runtimes
+from tsexp import models, pipeline, runtimes
 from tsexp.command import SUBCOMMANDS
-from tsexp.compose import composed
 from tsexp.compress import prune
 from tsexp.config import ConfigError, Unsupported, conf_dir, digest, flat, parse
+from tsexp.config.compose import composed
 from tsexp.models import transformer
 from tsexp.models.transformer.encoder import ACTIVATIONS
 from tsexp.models.transformer.tokenizers import TOKENIZERS
+from tsexp.system import cpu
 
 OPTIONS = sorted(f"{p.parent.name}={p.stem}" for p in conf_dir().glob("*/*.yaml") if p.parent.name != "hydra")
 

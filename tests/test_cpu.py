@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tsexp import cpu
 from tsexp.energy import hardware
+from tsexp.system import cpu
 
 ZEN_3 = """\
 processor\t: 0

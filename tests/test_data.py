@@ -431,7 +431,7 @@ def test_files_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch
         file.write_text(file.read_text() + "# more\n")
         return found
 
-    monkeypatch.setattr("tsexp.tsfile.read", slow)
+    monkeypatch.setattr("tsexp.data.tsfile.read", slow)
     with pytest.raises(ConfigError, match="changed while it was read; run it again"):
         own_again(tmp_path)
 

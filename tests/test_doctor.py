@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from tsexp import cpu, doctor, energy
+from tsexp import doctor, energy
 from tsexp.energy import meters
+from tsexp.system import cpu
 
 
 def seen(saving: float, half: float = 0.5, valid: bool = True, scatter: float = 0.0) -> SimpleNamespace:

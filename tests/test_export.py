@@ -16,10 +16,11 @@ import pytest
 
 import made_runs
 from conftest import skip_without_bf16
-from tsexp import alive, card, export, marks, runtimes, stored
+from tsexp import card, export, marks, runtimes, stored
 from tsexp.cache import _damage
 from tsexp.energy.record import energy_interval_j
 from tsexp.marks import PROTOCOL_VERSION
+from tsexp.system import alive
 
 WARNING = "foreign load of 1.0 cores; look twice"
 BLOCKED = (

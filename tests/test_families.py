@@ -17,13 +17,14 @@ from torch import nn
 
 from commands import tsexp
 from conftest import compose, skip_without_bf16
-from tsexp import compress, cpu, energy, models, pipeline, runtimes, training
+from tsexp import compress, energy, models, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.compress import qat
 from tsexp.config import ConfigError, RuntimeConfig, Unsupported, identity, like
 from tsexp.models.convolution.lite import LiteTime
 from tsexp.models.estimators import MiniRocket
 from tsexp.runtimes.artifact import _supported as supported
+from tsexp.system import cpu
 from tsexp.training import loop
 
 MODELS = {

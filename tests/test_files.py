@@ -2,7 +2,7 @@
 
 import pytest
 
-from tsexp.files import whole
+from tsexp.system.files import whole
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):

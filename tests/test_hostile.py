@@ -19,7 +19,7 @@ from tsexp import compare, models, runtimes, stored, training
 from tsexp import config as configs
 from tsexp.cache import Cache, Entry
 from tsexp.config import ConfigError, RuntimeConfig
-from tsexp.files import sha256
+from tsexp.system.files import sha256
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,9 +30,9 @@ LOADERS = {
     "__import__", "runpy", "importlib.reload", "onnx.load_model", "ctypes.CDLL", "allow_pickle",
 }  # fmt: skip
 ALLOWED = {
-    ("compose.py", "pickle"): "copies, in memory, of what this process pickled",
-    ("processes.py", "ctypes.CDLL"): "the C library, by no name",
-    ("config.py", "joblib"): "counts cores",
+    ("config/compose.py", "pickle"): "copies, in memory, of what this process pickled",
+    ("system/processes.py", "ctypes.CDLL"): "the C library, by no name",
+    ("config/cores.py", "joblib"): "counts cores",
     ("energy/subjects.py", "joblib"): "hashes what is in memory",
     ("measure.py", "np.load"): "arrays alone",
     ("measure.py", "allow_pickle"): "False",
@@ -40,9 +40,9 @@ ALLOWED = {
 }
 IMPORTERS = {"pkgutil.resolve_name", "importlib.import_module", "load_module", "exec_module"}
 IMPORTS = {
-    ("config.py", "pkgutil.resolve_name"): "look_up, which asks whether the module is trusted",
-    ("processes.py", "pkgutil.resolve_name"): "what the caller, this user, asks for over a socket of his own",
-    ("processes.py", "importlib.import_module"): "the caller's list",
+    ("config/own.py", "pkgutil.resolve_name"): "look_up, which asks whether the module is trusted",
+    ("system/processes.py", "pkgutil.resolve_name"): "what this user asks for over a socket of his own",
+    ("system/processes.py", "importlib.import_module"): "the caller's list",
     ("command.py", "pkgutil.resolve_name"): "a table in the code",
     ("__init__.py", "importlib.import_module"): "a table in the code",
     ("tasks/table.py", "importlib.import_module"): "a table in the code",
@@ -382,7 +382,9 @@ def test_a_name_that_leads_elsewhere_is_not_followed(artifact, monkeypatch, tmp_
     folder = artifact("eager")
     about = json.loads((folder / "manifest.json").read_text())
     read = []
-    monkeypatch.setattr("tsexp.files.sha256", lambda path, real=sha256: [read.append(path), real(path)][1])
+    monkeypatch.setattr(
+        "tsexp.system.files.sha256", lambda path, real=sha256: [read.append(path), real(path)][1]
+    )
     for name in ("../secret", str(tmp_path / "secret"), "sub/../../secret"):
         files = about["files"] | {name: sha256(tmp_path / "secret")}
         (folder / "manifest.json").write_text(json.dumps(about | {"files": files}))
@@ -430,8 +432,8 @@ def test_machine_code_from_elsewhere_is_not_run(tmp_path, monkeypatch):
 
 def test_measuring_processes_know_what_may_be_imported(tmp_path, evil, monkeypatch):
     """They are forked from a server, which was there before."""
-    code = "import os; from tsexp import config, processes; config.trust('evilmod:')\n"
-    code += "raise SystemExit(processes.run('evilmod:check', preload=()))"
+    code = "import os; from tsexp import config; config.trust('evilmod:')\n"
+    code += "from tsexp.system import processes\nraise SystemExit(processes.run('evilmod:check', preload=()))"
     (evil.parent / "evilmod.py").write_text(
         "from tsexp import config\ndef check():\n    config.must_be_trusted('evilmod', 'it')\n    return 7\n"
     )

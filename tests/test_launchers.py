@@ -21,10 +21,12 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from conftest import compose
-from tsexp import compose as short
-from tsexp import data, energy, jobs, launchers, locking, pipeline, signals, sweep, tracking
+from tsexp import data, energy, pipeline, tracking
 from tsexp.config import PLUGINS, ConfigError, TrackingConfig, at_once, conf_dir, identity
+from tsexp.config import compose as short
 from tsexp.runtimes import openvino
+from tsexp.sweeps import checks, jobs, launchers, sweep
+from tsexp.system import locking, signals
 from tsexp.tracking import client as tracking_client
 
 NAMES = ("joblib", "submitit_local", "submitit_slurm", "ray")
@@ -108,11 +110,11 @@ def test_jobs_of_a_cluster_are_not_judged_by_the_machine_that_submits_them(compo
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", asked, RunMode.MULTIRUN)
-        assert len(sweep._check(config).names) == 2
+        assert len(checks.check(config).names) == 2
         monkeypatch.undo()
         if not __import__("torch").cuda.is_available():
             with pytest.raises(ConfigError, match="PyTorch sees no GPU here"):
-                sweep._check(config)
+                checks.check(config)
 
 
 def test_nor_by_its_cpu(composed, monkeypatch):
@@ -122,9 +124,9 @@ def test_nor_by_its_cpu(composed, monkeypatch):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = GlobalHydra.instance().config_loader().load_configuration("config", asked, RunMode.MULTIRUN)
         with pytest.raises(ConfigError, match="no bf16 on this CPU"):
-            sweep._check(config)
+            checks.check(config)
         monkeypatch.setattr(launchers, "ELSEWHERE", ("basic",))
-        assert len(sweep._check(config).names) == 2
+        assert len(checks.check(config).names) == 2
 
 
 def test_a_search_that_measures_nothing_is_refused(composed):
@@ -133,7 +135,7 @@ def test_a_search_that_measures_nothing_is_refused(composed):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", asked, RunMode.MULTIRUN)
         with pytest.raises(ConfigError, match="a search learns from measurements"):
-            sweep._check(config)
+            checks.check(config)
 
 
 def test_an_artifact_made_beforehand_is_measured_as_if_it_had_not_been(tiny, italy, monkeypatch, tmp_path):

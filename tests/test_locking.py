@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tsexp import locking
+from tsexp.system import locking
 
 PATIENCE_S = 60.0
 """For what must happen."""
@@ -25,7 +25,7 @@ WHILE_S = 1.0
 
 SCRIPT = """
 import sys
-from tsexp import locking
+from tsexp.system import locking
 print("trying", flush=True)
 with getattr(locking, sys.argv[1])():
     print("in", flush=True)
@@ -139,7 +139,7 @@ def test_lock_of_a_killed_process_is_free(start, first: str, second: str) -> Non
 
 
 def test_lock_is_free_after_an_error(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tsexp.locking import owning_the_machine
+    from tsexp.system.locking import owning_the_machine
 
     monkeypatch.setenv("TSEXP_LOCK", str(tmp_path / "machine.lock"))
     with pytest.raises(ZeroDivisionError), owning_the_machine():
@@ -148,7 +148,7 @@ def test_lock_is_free_after_an_error(start, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_lock_elsewhere_is_another_machine(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tsexp.locking import owning_the_machine
+    from tsexp.system.locking import owning_the_machine
 
     monkeypatch.setenv("TSEXP_LOCK", str(tmp_path / "other.lock"))
     with owning_the_machine():
@@ -287,7 +287,7 @@ def test_who_has_the_machine_may_ask_again(tmp):
 
 AS_ANOTHER = """
 import os, sys
-from tsexp import locking
+from tsexp.system import locking
 os.setgid(65534)
 os.setuid(65534)
 try:

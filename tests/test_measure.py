@@ -17,12 +17,13 @@ import pytest
 
 from conftest import TINY, compose, compressed
 from rapl_tree import add_zone, planted
-from tsexp import cpu, energy, models, pipeline, runtimes, training
+from tsexp import energy, models, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, ConfigError, MeasureConfig, QuantConfig, RuntimeConfig, Unsupported
 from tsexp.data import Dataset
 from tsexp.energy import MeasuringFailed, Record, hardware, measuring, meters
 from tsexp.runtimes import Artifact
+from tsexp.system import cpu
 from tsexp.training import Fitted
 
 
@@ -345,7 +346,7 @@ def test_worker_that_ends_without_a_result_is_told_with_its_status(
 
 
 def test_measuring_too_long_is_stopped_and_the_lock_is_free(bench: Bench) -> None:
-    from tsexp.locking import owning_the_machine
+    from tsexp.system.locking import owning_the_machine
 
     with pytest.raises(MeasuringFailed, match=r"longer than measure\.timeout_s=0\.2") as caught:
         bench.measure(timeout_s=0.2)

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tsexp import warm
+from tsexp.sweeps import warm
 from tsexp.tracking import origin, run
 
 

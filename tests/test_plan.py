@@ -8,9 +8,11 @@ import pytest
 from commands import tsexp
 from conftest import TINY, compose
 from test_cli import runs
-from tsexp import command, locking, models, pipeline, plan, sweep, tracking
+from tsexp import command, models, pipeline, plan, tracking
 from tsexp.config import Config, ConfigError, Unsupported
-from tsexp.jobs import dataset_of
+from tsexp.sweeps import checks
+from tsexp.sweeps.jobs import dataset_of
+from tsexp.system import locking
 from tsexp.tracking import spool
 
 ITALY = [*TINY, "data=italy_power_demand"]
@@ -105,7 +107,7 @@ def test_tuning_a_smaller_model_is_shorter_and_its_control_is_not_smaller(here, 
     monkeypatch.setattr(plan, "_try", lambda cfg, dataset: plan._Tried(1.0, 0.0, 0.0))
     dense = plan.of([*ITALY, "prune.ratio=0"], progress=False).parts["dense"].seconds
     half = plan.of([*ITALY, "prune.ratio=0.5"], progress=False)
-    cfg = sweep.asked([*ITALY, "prune.ratio=0.5"])[0]
+    cfg = checks.asked([*ITALY, "prune.ratio=0.5"])[0]
     control = dense * cfg.prune.finetune_epochs / cfg.train.epochs
     assert half.parts["dense"].seconds == dense
     assert half.parts["finetune"].seconds == pytest.approx(control * (1 + 1 - plan.SHORTER * 0.5))
@@ -196,7 +198,7 @@ def test_what_is_fitted_anew_where_it_is_pruned_takes_an_unknown_time_too(here, 
 
 
 def test_jobs_that_nothing_supports_are_counted_apart():
-    jobs = sweep.asked([*ITALY, "quant.mode=none,static", "runtime=eager"])
+    jobs = checks.asked([*ITALY, "quant.mode=none,static", "runtime=eager"])
     assert [type(j) for j in jobs] == [Config, Unsupported]
 
 
@@ -221,7 +223,7 @@ def test_bad_input_is_told_in_a_line(here, capsys, words, told):
 def test_it_is_a_subcommand():
     assert command.SUBCOMMANDS["plan"][0] == "tsexp.plan:main"
     with pytest.raises(ConfigError, match="search"):
-        sweep.asked(["experiment=pareto"])
+        checks.asked(["experiment=pareto"])
 
 
 def test_a_batch_larger_than_the_train_split_is_tried_as_it_is(monkeypatch):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import made_runs
-from tsexp import locking, predict, runtimes, stored
+from tsexp import predict, runtimes, stored
+from tsexp.system import locking
 
 HEADER = "@problemName new\n@timeStamps false\n@univariate {}\n@equalLength {}\n@classLabel {}\n@data\n"
 SERIES = ",".join(map(str, np.sin(np.arange(24.0))))

@@ -17,7 +17,7 @@ from typing import cast
 import psutil
 import pytest
 
-from tsexp import processes
+from tsexp.system import processes
 
 JOBS = """
 import os, signal, sys, time
@@ -35,7 +35,7 @@ def fail(): raise RuntimeError("broken")
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 def say(text): print(text)
 def nested():
-    from tsexp import processes
+    from tsexp.system import processes
     return 10 + processes.run("jobs:seven")
 def forever(path):
     import subprocess
@@ -182,7 +182,7 @@ def caller(jobs: Path, code: str) -> subprocess.Popen[str]:
 def test_everything_goes_with_its_caller(jobs: Path, tmp_path: Path, sent: int, fork: bool) -> None:
     asking = caller(
         jobs,
-        f"from tsexp import processes; processes.run('jobs:forever', '{tmp_path}/pids', fork={fork})",
+        f"from tsexp.system import processes; processes.run('jobs:forever', '{tmp_path}/pids', fork={fork})",
     )
     pids = wait_for(tmp_path / "pids")
     asking.send_signal(sent)
@@ -191,7 +191,8 @@ def test_everything_goes_with_its_caller(jobs: Path, tmp_path: Path, sent: int, 
 
 
 def test_what_does_not_listen_is_killed(jobs: Path, tmp_path: Path) -> None:
-    asking = caller(jobs, f"from tsexp import processes; processes.run('jobs:stubborn', '{tmp_path}/pids')")
+    run = f"processes.run('jobs:stubborn', '{tmp_path}/pids')"
+    asking = caller(jobs, f"from tsexp.system import processes; {run}")
     pids = wait_for(tmp_path / "pids")
     asking.kill()
     asking.wait(20)
@@ -204,7 +205,7 @@ def test_a_server_that_died_is_reported_and_the_next_call_starts_another(jobs: P
         jobs,
         f"""
         import os, signal, threading, time
-        from tsexp import processes
+        from tsexp.system import processes
         processes.run("jobs:seven")
         first = os.environ[processes.ADDRESS]
         def kill():
@@ -233,7 +234,7 @@ def test_temporary_folders_may_have_long_names(jobs: Path, tmp_path: Path) -> No
         f"""
         import os, tempfile
         tempfile.tempdir = "{tmp_path}/{"x" * 90}"
-        from tsexp import alive, processes
+        from tsexp.system import alive, processes
         assert processes.run("jobs:seven") == 7
         folder = os.path.dirname(os.environ[processes.ADDRESS])
         assert os.stat(folder).st_mode & 0o077 == 0
@@ -266,7 +267,7 @@ def test_what_is_spawned_by_a_nameless_script_does_not_run_it_again(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, operator, sys\n"
-        "from tsexp import processes\n"
+        "from tsexp.system import processes\n"
         "print('begins', flush=True)\n"
         "with processes.nameless_main():\n"
         "    child = multiprocessing.get_context('spawn').Process(target=print, args=('child',))\n"
@@ -325,7 +326,7 @@ def test_what_a_fork_of_this_process_says_is_heard(capfd):
 
 def test_a_fork_of_this_process_ends_with_its_caller(tmp_path):
     code = (
-        "import os, time; from pathlib import Path; from tsexp import processes\n"
+        "import os, time; from pathlib import Path; from tsexp.system import processes\n"
         f"def stay(): Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid())); time.sleep(60)\n"
         "processes.fork_here(stay)"
     )

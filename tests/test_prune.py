@@ -18,7 +18,7 @@ from tsexp.cache import Cache
 from tsexp.compress import prune as pruning
 from tsexp.compress.prune import Scores
 from tsexp.config import ConfigError
-from tsexp.files import sha256
+from tsexp.system.files import sha256
 
 PRUNE = compose(*TINY).prune
 PROPERTY = settings(

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from conftest import TINY, compose, compressed
-from tsexp import compress, cpu, runtimes, training
+from tsexp import compress, runtimes, training
 from tsexp.cache import Cache
 from tsexp.compress import qat
 from tsexp.config import RuntimeConfig, Unsupported, identity
+from tsexp.system import cpu
 
 RECIPE = "train=default"  # T1's own does not average
 

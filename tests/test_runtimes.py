@@ -20,7 +20,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from conftest import TINY, compose, compressed, skip_without_bf16
-from tsexp import cpu, marks, models, pipeline, runtimes, stored, tracking, training
+from tsexp import marks, models, pipeline, runtimes, stored, tracking, training
 from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
@@ -29,6 +29,7 @@ from tsexp.models.transformer import Block, Classifier, rewrite
 from tsexp.models.transformer.tokenizers import PatchTokenizer
 from tsexp.runtimes import Job, eager, inductor, onnxruntime, openvino
 from tsexp.runtimes import artifact as artifact_module
+from tsexp.system import cpu
 
 
 def pairs():

@@ -13,10 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from hydra_plugins.tsexp_search import Search
-from tsexp import alive, jobs
 from tsexp.config import ConfigError, conf_dir
-from tsexp.files import write_json
 from tsexp.stores import of_studies
+from tsexp.sweeps import jobs
+from tsexp.system import alive
+from tsexp.system.files import write_json
 
 SPACE = {"prune.ratio": "0,0.3,0.5,0.7", "prune.method": "l1,l2,taylor", "train.lr": "interval(0.1,1.0)"}
 

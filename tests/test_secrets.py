@@ -15,8 +15,8 @@ import pytest
 
 from commands import tsexp
 from conftest import TINY
-from tsexp import merge, plan, secret, stores, sync, tracking
-from tsexp.config import ConfigError, redact
+from tsexp import merge, plan, stores, sync, tracking
+from tsexp.config import ConfigError, redact, secret
 
 PASSWORD = "ThePassword4711"
 NOBODY = f"postgresql://me:{PASSWORD}@127.0.0.1:1/db"
@@ -247,10 +247,10 @@ def test_stores_and_places_of_files_have_their_credentials_listed():
 
 
 def test_a_measuring_process_has_no_credentials(tmp_path, monkeypatch):
-    from tsexp import processes
+    from tsexp.system import processes
 
     (tmp_path / "asks.py").write_text(
-        "import os\ndef credentials():\n    from tsexp import secret\n"
+        "import os\ndef credentials():\n    from tsexp.config import secret\n"
         "    return 40 + sum(name in os.environ for name in secret.CREDENTIALS)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -264,8 +264,9 @@ def test_a_measuring_process_has_no_credentials(tmp_path, monkeypatch):
 
 def test_measuring_asks_for_that(monkeypatch, tmp_path):
     from conftest import compose
-    from tsexp import energy, processes
+    from tsexp import energy
     from tsexp.cache import Cache
+    from tsexp.system import processes
 
     seen = []
 

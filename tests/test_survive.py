@@ -22,11 +22,13 @@ from omegaconf import OmegaConf
 
 from commands import environment
 from conftest import TINY, compose
-from tsexp import alive, jobs, merge, pipeline, runtimes, signals, status, sweep, sync, tracking, training
+from tsexp import merge, pipeline, runtimes, status, sync, tracking, training
 from tsexp.cache import Cache, full
-from tsexp.compose import composed
 from tsexp.config import Config, ConfigError
+from tsexp.config.compose import composed
 from tsexp.energy import Record, measuring, worker
+from tsexp.sweeps import jobs, sweep
+from tsexp.system import alive, signals
 from tsexp.tracking import client, spool
 from tsexp.tracking import model as tracking_model
 from tsexp.training import Fitted
@@ -1128,7 +1130,7 @@ def test_retry_failed_runs_what_failed_and_leaves_out_what_is_done(tmp_path):
     # The second seed fails as long as there is a file.
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'tsexp.processes' in sys.orig_argv:\n"
+        "if 'tsexp.system.processes' in sys.orig_argv:\n"
         "    import tsexp.pipeline as p\n"
         "    real = p.run\n"
         "    def run(cfg, *a, **k):\n"

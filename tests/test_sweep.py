@@ -23,9 +23,10 @@ from omegaconf import OmegaConf
 from commands import tsexp
 from conftest import TINY, compose
 from test_cli import runs
-from tsexp import data, jobs, pipeline, sweep, tracking
+from tsexp import data, pipeline, tracking
 from tsexp.config import Config, ConfigError, Unsupported, conf_dir, digest, identity
-from tsexp.progress import bar
+from tsexp.sweeps import checks, jobs, sweep
+from tsexp.system.progress import bar
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def checked(monkeypatch):
     But for datasets, which the shipped studies would download.
     """
     monkeypatch.setattr(data, "ensure", lambda *_: None)
-    monkeypatch.setattr(sweep, "_check_validation", lambda _: None)
+    monkeypatch.setattr(checks, "_check_validation", lambda _: None)
 
     def check(*overrides):
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -44,7 +45,7 @@ def checked(monkeypatch):
                 .config_loader()
                 .load_configuration("config", list(overrides), RunMode.MULTIRUN)
             )
-            return sweep._check(config)
+            return checks.check(config)
 
     return check
 
@@ -78,7 +79,7 @@ def test_a_value_of_the_command_line_narrows_a_study(checked):
 @pytest.fixture
 def measurements(checked, monkeypatch):
     """Models of an experiment's jobs that something supports, each as often as it is measured."""
-    real, kept = sweep._check_jobs, []
+    real, kept = checks._check_jobs, []
 
     def check_jobs(*given):
         kept.append(real(*given))
@@ -93,7 +94,7 @@ def measurements(checked, monkeypatch):
                 made[digest(identity(cfg))] = cfg.model.name
         return Counter(made.values())
 
-    monkeypatch.setattr(sweep, "_check_jobs", check_jobs)
+    monkeypatch.setattr(checks, "_check_jobs", check_jobs)
     return count
 
 
@@ -179,7 +180,7 @@ def test_a_search_notes_what_its_values_depend_on(noted, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "versions", lambda: ["new"])
     others.append(noted("experiment=pareto", *given)["question"])
     dataset = SimpleNamespace(checksum="other", val=range(99))
-    monkeypatch.setattr(sweep, "dataset_of", lambda _: dataset)
+    monkeypatch.setattr(checks, "dataset_of", lambda _: dataset)
     others.append(noted("experiment=pareto", *given)["question"])
     assert len({about["question"], *others}) == 4
 
@@ -382,6 +383,6 @@ def test_a_search_ends_with_its_front_although_trials_fail(tmp_path):
 
 def test_a_name_says_what_was_asked_and_not_where():
     place = ["paths.cache=/home/somebody/cache", "+tracking.uri=sqlite:////somewhere/mlflow.db", "rerun=true"]
-    assert sweep._names([["seed=0", "model=t4", *place]]) == ["seed=0 model=t4"]
-    assert sweep._names([place]) == ["job"]
-    assert sweep._names([["seed=0", *place], ["seed=1", *place]]) == ["seed=0", "seed=1"]
+    assert checks._names([["seed=0", "model=t4", *place]]) == ["seed=0 model=t4"]
+    assert checks._names([place]) == ["job"]
+    assert checks._names([["seed=0", *place], ["seed=1", *place]]) == ["seed=0", "seed=1"]

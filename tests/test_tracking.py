@@ -21,12 +21,13 @@ from mlflow.exceptions import MlflowException
 from scipy.special import softmax
 
 from conftest import TINY, compose
-from tsexp import jobs, runtimes, tracking, training
+from tsexp import runtimes, tracking, training
 from tsexp.cache import Cache
 from tsexp.energy import Record
 from tsexp.report import Row
 from tsexp.report.summary import sweep_metrics
 from tsexp.runtimes import Artifact
+from tsexp.sweeps import jobs
 from tsexp.tracking import model, pictures, run, served, spool
 from tsexp.training import Fitted
 

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conftest import TINY, as_tensor, compose
-from tsexp import data, models, signals, training
+from tsexp import data, models, training
 from tsexp.cache import Cache
 from tsexp.config import ConfigError, identity
 from tsexp.models import transformer
 from tsexp.models.transformer import Classifier
+from tsexp.system import signals
 from tsexp.tasks import classification
 from tsexp.training import Teacher, loop
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tsexp import cpu
 from tsexp.energy import windows
 from tsexp.energy.meters import CpuTimeMeter
 from tsexp.energy.windows import Plan
+from tsexp.system import cpu
 
 PLAN = Plan(batch_size=2, pairs=6, window_s=0.2, idle_s=0.5, latency_calls=25, process=0, seed=0)
 CALL_S = {"reference": 0.004, "artifact": 0.002}

@@ -32,7 +32,7 @@ ENDED = "ended"
 QUESTION = "question"
 """User attribute of a study: what is searched, as it is named by."""
 PROCESS = "process"
-"""User attribute of a trial: who runs it (`tsexp.alive`)."""
+"""User attribute of a trial: who runs it (`tsexp.system.alive`)."""
 AGAIN = ("failed", "kept")
 """How a job may end that the next command tries again, and"""
 MEASURED = ("finished", "found")
@@ -92,7 +92,7 @@ class Search(Sweeper):
         self.folder = Path(config.hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search: called by Hydra with the overrides of the command line, after `tsexp.sweep` checked all."""
+        """Search: called by Hydra with the overrides of the command line, after `sweeps.checks` passed."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -138,9 +138,9 @@ class Search(Sweeper):
 
     def _name(self) -> str:
         """Name what is searched, and what it is learned from."""
-        from tsexp import cpu
         from tsexp.config import NOT_ASKED, digest
-        from tsexp.jobs import SWEEP
+        from tsexp.sweeps.jobs import SWEEP
+        from tsexp.system import cpu
 
         about = json.loads((self.folder / SWEEP).read_text())
         fixed = sorted(line for line in self.fixed if not line.lstrip("+").startswith(NOT_ASKED))
@@ -166,7 +166,7 @@ class Search(Sweeper):
         """Have trials done again that died with their command, or ended so; None: nobody knows how."""
         from optuna.trial import TrialState
 
-        from tsexp import alive
+        from tsexp.system import alive
 
         trials = study.get_trials(deepcopy=False)
         for trial in trials:
@@ -204,7 +204,7 @@ class Search(Sweeper):
         """Ask for some trials, launch their jobs, tell the study how they ended."""
         from optuna.trial import TrialState
 
-        from tsexp.jobs import read_outcome
+        from tsexp.sweeps.jobs import read_outcome
 
         trials: list[Trial] = []
         try:
@@ -232,7 +232,7 @@ class Search(Sweeper):
         self.launched |= {t.number for t in trials}
 
     def _propose(self, study: Study, trial: Trial) -> None:
-        from tsexp import alive
+        from tsexp.system import alive
 
         trial.set_user_attr(PROCESS, alive.me())
         # Of those that are asked again, parameters are fixed; what had none was never proposed.

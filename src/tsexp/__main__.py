@@ -19,8 +19,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tsexp import __version__, command, secret, signals
+from tsexp import __version__, command
 from tsexp import config as configs
+from tsexp.config import secret
+from tsexp.system import signals
 
 configs.register()
 
@@ -31,7 +33,7 @@ def main(cfg: DictConfig) -> tuple[float, ...] | None:
 
     What a job of a search returns is what its sweeper learns from.
     """
-    from tsexp import jobs, sweep
+    from tsexp.sweeps import jobs, sweep
 
     h = HydraConfig.get()
     folder = Path(h.runtime.output_dir)
@@ -56,8 +58,9 @@ def main(cfg: DictConfig) -> tuple[float, ...] | None:
 
 
 def _show(cfg: DictConfig, outcome: object) -> None:
-    from tsexp import jobs, report, sweep, tracking
+    from tsexp import report, tracking
     from tsexp.report.console import terminal
+    from tsexp.sweeps import jobs, sweep
 
     assert isinstance(outcome, jobs.Outcome)
     assert outcome.run_id is not None
@@ -167,7 +170,8 @@ def _run() -> None:
         print("tsexp: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from tsexp import cache, launchers
+        from tsexp import cache
+        from tsexp.sweeps import launchers
 
         known = configs.is_known(error)
         told = configs.explain(error) if known else launchers.refused(error) or cache.full(error, os.getcwd())

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexp import alive, secret, stored
 from tsexp import config as configs
+from tsexp import stored
 from tsexp.command import called
-from tsexp.compose import composed
-from tsexp.config import ConfigError, TrackingConfig
+from tsexp.config import ConfigError, TrackingConfig, secret
+from tsexp.config.compose import composed
 from tsexp.marks import ATTACHED_TO, FROM_RUN, FROM_STORE
+from tsexp.system import alive
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.energy.powerlog import PowerLog

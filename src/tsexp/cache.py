@@ -25,10 +25,10 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from tsexp import cpu
 from tsexp.config import ConfigError, digest
-from tsexp.files import different, digests
-from tsexp.locking import sharing_the_machine
+from tsexp.system import cpu
+from tsexp.system.files import different, digests
+from tsexp.system.locking import sharing_the_machine
 
 log = logging.getLogger(__name__)
 

@@ -26,11 +26,11 @@ from aeon.classification.base import BaseClassifier
 from aeon.utils.validation import check_n_jobs
 from sklearn.utils import check_random_state
 
-from tsexp import alive
 from tsexp import config as configs
 from tsexp.config import Config, ConfigError, Unsupported
-from tsexp.files import check_new
 from tsexp.marks import products
+from tsexp.system import alive
+from tsexp.system.files import check_new
 
 if TYPE_CHECKING:  # PyTorch, which a parameter grid need not wait for
     from tsexp.cache import Cache
@@ -419,7 +419,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
             if getattr(self, name) is None:
                 raise ConfigError(f"{name}=None: a value is needed")
         given = {key: value for name, key in KEYS.items() if (value := getattr(self, name)) is not None}
-        from tsexp.compose import composed
+        from tsexp.config.compose import composed
 
         threads = min(check_n_jobs(self.n_jobs), configs.usable_cores())  # -1 means those of the machine
         given |= {"seed": random, "measure.threads": threads}

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import alive, secret, stored
 from tsexp import config as configs
+from tsexp import stored
 from tsexp.command import called
-from tsexp.compose import composed
-from tsexp.config import Config, ConfigError
+from tsexp.config import Config, ConfigError, secret
+from tsexp.config.compose import composed
 from tsexp.marks import ATTACHED_TO, COMPARISON, ENDS, ESTIMATED
+from tsexp.system import alive
 
 if TYPE_CHECKING:  # --help need not wait for them
     from rich.table import Table
@@ -93,10 +94,11 @@ def _sort(words: Sequence[str]) -> tuple[tuple[str, str], list[str]]:
 
 def _compare(runs: tuple[str, str], cfg: Config) -> None:
     """Find, check, measure, print, store: a store that fails in the end loses nothing that was measured."""
-    from tsexp import energy, processes, tasks
+    from tsexp import energy, tasks
     from tsexp.cache import Cache
     from tsexp.report.console import ESTIMATE, terminal
     from tsexp.report.store import connect
+    from tsexp.system import processes
 
     client = connect(cfg.tracking.uri)
     rows = [_find(client, cfg.tracking.experiment, run) for run in runs]

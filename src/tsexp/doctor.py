@@ -19,11 +19,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tsexp import alive, cpu, stored
 from tsexp import config as configs
+from tsexp import stored
 from tsexp.command import called
-from tsexp.compose import composed
 from tsexp.config import Config, ConfigError
+from tsexp.config.compose import composed
+from tsexp.system import alive, cpu
 
 if TYPE_CHECKING:
     from tsexp.cache import Cache
@@ -164,11 +165,12 @@ def selftest(console: Console, meter: str = "auto") -> bool:
         True if the rounds scatter no more than their own intervals say (`scatter_p`), the planted work was
         found, to within its interval and a point, and every record is valid.
     """
-    from tsexp import data, energy, processes, runtimes
+    from tsexp import data, energy, runtimes
     from tsexp.cache import Cache
     from tsexp.config import QuantConfig, RuntimeConfig
     from tsexp.energy import record as records
     from tsexp.report.console import between
+    from tsexp.system import processes
 
     processes.start(energy.PRELOAD)
     cfg = configs.parse(composed("measure=quick", f"measure.meter={meter}"))

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import alive, card, secret, stored
+from tsexp import card, stored
 from tsexp import config as configs
 from tsexp.command import called
-from tsexp.compose import composed
-from tsexp.config import NOT_ASKED, Config, ConfigError
-from tsexp.files import check_new
+from tsexp.config import NOT_ASKED, Config, ConfigError, secret
+from tsexp.config.compose import composed
 from tsexp.marks import FROM_STORE
+from tsexp.system import alive
+from tsexp.system.files import check_new
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.report.store import Row

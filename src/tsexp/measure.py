@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import secret, stored
+from tsexp import stored
 from tsexp.command import called
-from tsexp.compose import composed
-from tsexp.config import Config, ConfigError, MeasureConfig, TrackingConfig
+from tsexp.config import Config, ConfigError, MeasureConfig, TrackingConfig, secret
+from tsexp.config.compose import composed
 from tsexp.energy.record import Record
 from tsexp.marks import ESTIMATED, MEASUREMENT
 
@@ -276,7 +276,7 @@ def _data(X: Any, y: Any) -> tuple[FloatArray, list[Any] | None]:
 
 
 def _read(file: Path) -> tuple[Any, Any]:
-    from tsexp import tsfile
+    from tsexp.data import tsfile
 
     if not file.is_file():
         raise ConfigError(f"{file} is not there; X is an array, or the path of a .npz or .ts file")
@@ -398,7 +398,7 @@ def _answered(
     given: Sequence[Any], series: FloatArray, cfg: Config, name: str | None, progress: bool
 ) -> _Answered:
     """Let one or two subjects answer all series; one alone is both sides."""
-    from tsexp import locking
+    from tsexp.system import locking
 
     found, device = _placed(given, cfg.measure)
     held = [one for one in found if not isinstance(one, str)]
@@ -462,8 +462,9 @@ def _windows(asked: _Answered, cfg: Config, progress: bool) -> dict[str, Any]:
 
 def _placed(given: Sequence[Any], config: MeasureConfig) -> tuple[list[str | InMemory], str]:
     """Return the subjects as they are measured and their device, with all ready to measure them there."""
-    from tsexp import energy, processes
+    from tsexp import energy
     from tsexp.energy import meters, subjects
+    from tsexp.system import processes
 
     configs.check_threads(config.threads)
     found = [subjects.named(one) for one in given]

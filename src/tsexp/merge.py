@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tsexp import alive, secret, stored, stores
 from tsexp import config as configs
+from tsexp import stored, stores
 from tsexp.command import called
-from tsexp.config import ConfigError, TrackingConfig
+from tsexp.config import ConfigError, TrackingConfig, secret
 from tsexp.marks import ATTACHED_TO, COMPARISON, FROM_RUN, FROM_STORE, MEASUREMENT
+from tsexp.system import alive
 
 SIGNATURE = "tsexp.signature"
 COMPARED = ("tsexp.compare_a", "tsexp.compare_b")
@@ -94,7 +95,7 @@ def _open(uri: str, experiment: str) -> tuple[Any, str]:
 def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[int, int, str]:
     """Return how many results were brought, how many were there, and what was not and why, if any."""
     from tsexp import tracking
-    from tsexp.progress import bar
+    from tsexp.system.progress import bar
 
     runs = _results(client, number)
     here = {run.info.run_id for run in runs}

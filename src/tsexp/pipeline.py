@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tsexp import alive, compress, data, energy, processes, runtimes, tasks, tracking, training
+from tsexp import compress, data, energy, runtimes, tasks, tracking, training
 from tsexp.cache import Cache, CacheError, clear
 from tsexp.config import (
     Config,
@@ -30,10 +30,11 @@ from tsexp.config import (
 )
 from tsexp.data import Dataset
 from tsexp.energy import MeasuringFailed, Record, hardware, meters
-from tsexp.files import write_json
-from tsexp.locking import sharing_the_machine
 from tsexp.marks import PROTOCOL_VERSION
 from tsexp.runtimes import Artifact
+from tsexp.system import alive, processes
+from tsexp.system.files import write_json
+from tsexp.system.locking import sharing_the_machine
 from tsexp.training import Fitted
 
 log = logging.getLogger(__name__)

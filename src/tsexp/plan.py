@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tsexp import alive, locking, secret, stored
+from tsexp import stored
 from tsexp.cache import ENTRY, Cache, Entry, Unfinished
 from tsexp.command import called
-from tsexp.config import Config, ConfigError, at_once, digest
+from tsexp.config import Config, ConfigError, at_once, digest, secret
 from tsexp.data import Dataset
+from tsexp.system import alive, locking
 
 PARTS = {
     "dense": "train",
@@ -167,11 +168,12 @@ def of(overrides: list[str], config_dir: str | None = None, progress: bool = Tru
     ConfigError
         What the command itself would refuse.
     """
-    from tsexp import pipeline, sweep, tracking
-    from tsexp.jobs import dataset_of
-    from tsexp.progress import bar
+    from tsexp import pipeline, tracking
+    from tsexp.sweeps import checks
+    from tsexp.sweeps.jobs import dataset_of
+    from tsexp.system.progress import bar
 
-    jobs = sweep.asked(overrides, config_dir)
+    jobs = checks.asked(overrides, config_dir)
     seen: set[str] = set()
     counted: set[str] = set()
     parts: dict[str, Part] = defaultdict(Part)

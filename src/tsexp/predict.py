@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from tsexp import alive, secret, stored
 from tsexp import config as configs
+from tsexp import stored
 from tsexp.command import called
-from tsexp.compose import composed
-from tsexp.config import Config, ConfigError
-from tsexp.files import whole
+from tsexp.config import Config, ConfigError, secret
+from tsexp.config.compose import composed
+from tsexp.system import alive
+from tsexp.system.files import whole
 
 if TYPE_CHECKING:  # --help need not wait for them
     from tsexp.data import FloatArray

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsexp import alive, jobs, launchers, stored
+from tsexp import stored
 from tsexp.command import called
 from tsexp.config import ConfigError
+from tsexp.sweeps import jobs, launchers
+from tsexp.system import alive
 
 DONE = ("done", "skipped", "deployed")
 UNFINISHED = ("failed", "kept", "missing")

@@ -290,8 +290,8 @@ def answers(folder: Path, series: FloatArray, row: Row) -> FloatArray:
     """
     from tsexp import runtimes
     from tsexp.energy.worker import batches
-    from tsexp.locking import sharing_the_machine
     from tsexp.models import using_threads
+    from tsexp.system.locking import sharing_the_machine
 
     threads = int(row.params["measure.threads"])
     with sharing_the_machine(), using_threads(threads):

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tsexp import config as configs
-from tsexp import secret, stored
+from tsexp import stored
 from tsexp.command import called
-from tsexp.compose import composed
-from tsexp.config import ConfigError, PathsConfig, TrackingConfig
+from tsexp.config import ConfigError, PathsConfig, TrackingConfig, secret
+from tsexp.config.compose import composed
 
 SETTINGS = ("tracking.uri", "tracking.experiment", "tracking.artifacts", "paths.spool")
 

@@ -8,8 +8,9 @@ import socket
 import sys
 
 from tsexp import config as configs
-from tsexp import secret, stored, stores
+from tsexp import stored, stores
 from tsexp.command import called
+from tsexp.config import secret
 
 HOST = "127.0.0.1"
 PORT = 5000

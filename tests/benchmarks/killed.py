@@ -37,8 +37,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import TINY, compose
 from test_cli import METRICS
-from tsexp import alive, energy, jobs, processes, signals, stored, tracking
 from tsexp import cache as caches
+from tsexp import energy, stored, tracking
+from tsexp.sweeps import jobs
+from tsexp.system import alive, processes, signals
 from tsexp.tracking import client, spool
 
 FILES = {"config.yaml", "windows.json", "predictions.csv", "manifest.json", "hardware.json", "training.png"}
@@ -509,7 +511,7 @@ def main() -> None:
     asked = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="killed-"))
     os.environ["TSEXP_LOCK"] = str(root / "machine.lock")
-    processes.start(("tsexp.__main__", "tsexp.sweep", "tsexp.report", *jobs.PRELOAD, *energy.PRELOAD))
+    processes.start(("tsexp.__main__", "tsexp.sweeps.sweep", "tsexp.report", *jobs.PRELOAD, *energy.PRELOAD))
     warm_up(root)
     processes.run(f"{__name__}:empty", str(root / "empty.db"))
     for fault in asked.faults:

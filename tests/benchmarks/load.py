@@ -39,8 +39,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import engines
 from conftest import TINY, compose
-from tsexp import data, jobs, pipeline, tracking
+from tsexp import data, pipeline, tracking
 from tsexp.config import Config, TrackingConfig
+from tsexp.sweeps import jobs
 from tsexp.tasks import classification
 
 STORES = ("sqlite", "postgres", "server")

@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import cpu, data, energy, processes, runtimes
+from tsexp import data, energy, runtimes
 from tsexp.cache import Cache
-from tsexp.compose import composed
 from tsexp.config import QuantConfig, RuntimeConfig
+from tsexp.config.compose import composed
 from tsexp.doctor import untrained
 from tsexp.energy import hardware
-from tsexp.progress import bar
+from tsexp.system import cpu, processes
+from tsexp.system.progress import bar
 
 ROOT = Path(__file__).parents[2]
 MODELS, RUNTIMES, STATES = ("t1", "t3"), ("eager", "onnxruntime", "openvino"), ("quiet", "busy")

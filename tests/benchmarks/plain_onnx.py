@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tsexp.cache import Cache
-from tsexp.files import sha256, write_json
-from tsexp.quiet import quiet
 from tsexp.runtimes import Artifact, onnxruntime, read_manifest
+from tsexp.system.files import sha256, write_json
+from tsexp.system.quiet import quiet
 from tsexp.training import Fitted
 
 VERSION = 1

@@ -33,15 +33,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import plain_onnx
 
 from conftest import compose
-from tsexp import compress, data, energy, pipeline, processes, runtimes, training
+from tsexp import compress, data, energy, pipeline, runtimes, training
 from tsexp.cache import Cache
 from tsexp.config import Config, MeasureConfig, RuntimeConfig, digest, trust
 from tsexp.data import Dataset
 from tsexp.energy import Record, hardware
-from tsexp.files import write_json
 from tsexp.marks import ESTIMATED, PROTOCOL_VERSION
 from tsexp.runtimes import Artifact, Predictor, onnxruntime
 from tsexp.runtimes.openvino import OpenvinoPredictor
+from tsexp.system import processes
+from tsexp.system.files import write_json
 
 DATA = "refrigeration_devices,electric_devices"
 MODELS = "t1,t2,t3"

@@ -25,11 +25,11 @@ from tsexp import tasks
 from tsexp.compress import channels, features
 from tsexp.config import Config, ConfigError, PruneConfig, Unsupported, like, look_up, own_digests
 from tsexp.data import Dataset
-from tsexp.files import write_json
 from tsexp.models import Network, choose, convolution, views
 from tsexp.models.transformer import Block, Classifier
 from tsexp.models.transformer.encoder import EncoderBlock
 from tsexp.models.views.ridge import Config as Ridge
+from tsexp.system.files import write_json
 
 if TYPE_CHECKING:
     from tsexp.compress.fold import Context

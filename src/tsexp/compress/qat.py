@@ -28,10 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tsexp import cpu, training
+from tsexp import training
 from tsexp.config import CALIBRATED, Config, QuantConfig, TrainConfig, Unsupported, like
 from tsexp.data import Dataset, IntArray
 from tsexp.models import Network
+from tsexp.system import cpu
 from tsexp.training import Teacher
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tsexp import cpu
+from tsexp.system import cpu
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
@@ -96,7 +96,7 @@ def allocator() -> list[str]:
 def threads_spin(threads: int) -> bool:
     """Whether OpenMP's threads may burn CPU time while they wait: several, of a process that was not told.
 
-    `tsexp.processes` tells those that it starts; libraries read it once, when they are loaded.
+    `tsexp.system.processes` tells those that it starts; libraries read it once, when they are loaded.
     """
     return threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"
 

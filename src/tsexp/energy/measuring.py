@@ -1,8 +1,8 @@
 """Accuracy, latency and energy of exactly the artifact that would be deployed, against a reference.
 
 `score` says what an artifact answers, `measure` what it costs. Both load its folder in processes of their own
-(`worker`, `tsexp.processes`) and block until those end; `record` judges what came back. The protocol itself
-is in `windows`, the meters are in `meters`.
+(`worker`, `tsexp.system.processes`) and block until those end; `record` judges what came back. The protocol
+itself is in `windows`, the meters are in `meters`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import alive, cpu, processes, secret, signals, tasks
+from tsexp import tasks
 from tsexp.cache import FULL, Cache
-from tsexp.config import MeasureConfig
+from tsexp.config import MeasureConfig, secret
 from tsexp.data import Dataset, FloatArray
 from tsexp.energy import hardware, meters, worker
 from tsexp.energy import record as records
 from tsexp.energy.record import Record
 from tsexp.energy.subjects import InMemory
 from tsexp.energy.windows import Plan
-from tsexp.files import write_json
-from tsexp.locking import owning_the_machine
-from tsexp.progress import bar
 from tsexp.runtimes import Artifact, installed
+from tsexp.system import alive, cpu, processes, signals
+from tsexp.system.files import write_json
+from tsexp.system.locking import owning_the_machine
+from tsexp.system.progress import bar
 
 SCORES_VERSION = 1
 PEAKS_VERSION = 1

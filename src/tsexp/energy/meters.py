@@ -18,8 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 from tsexp.config import ConfigError, MeasureConfig, look_up
 from tsexp.energy import hardware
 from tsexp.marks import ESTIMATED
-from tsexp.processes import nameless_main
-from tsexp.quiet import quiet
+from tsexp.system.processes import nameless_main
+from tsexp.system.quiet import quiet
 
 # No CPU package or GPU draws this much: such a reading is a counter that wrapped between two looks of Zeus'
 # tracker. Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest

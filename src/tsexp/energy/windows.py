@@ -19,10 +19,10 @@ from typing import Any, TypeGuard
 import numpy as np
 import psutil
 
-from tsexp import cpu
 from tsexp.data import FloatArray
 from tsexp.energy.meters import IMPOSSIBLE_W, LateMeter, Meter
 from tsexp.marks import ESTIMATED
+from tsexp.system import cpu
 
 Subject = Callable[[FloatArray], Any]
 

@@ -1,4 +1,4 @@
-"""The measuring processes, made by `tsexp.processes`.
+"""The measuring processes, made by `tsexp.system.processes`.
 
 They load artifact folders or files (`subjects`), and score, time or measure what they loaded.
 
@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tsexp import signals
 from tsexp.data import FloatArray
-from tsexp.files import write_json
+from tsexp.system import signals
+from tsexp.system.files import write_json
 
 Held = Mapping[str, Any]
 """``artifact`` or ``reference`` → what lies in memory (`subjects.InMemory`)."""
@@ -120,7 +120,7 @@ def _score(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> dic
     from safetensors.numpy import load_file, save_file
 
     from tsexp.energy import subjects
-    from tsexp.progress import bar
+    from tsexp.system.progress import bar
 
     predictor = _loader("artifact", request, held)()
     arrays = load_file(folder / "series.safetensors")

@@ -1,6 +1,6 @@
 """What a family of models is, and the folder that any model is kept in.
 
-A family is a module with one line in `config.FAMILIES` (or somebody's own, ``model.family=module:``) and
+A family is a module with one line in `schema.FAMILIES` (or somebody's own, ``model.family=module:``) and
 
 ``Config``
     Dataclass of its ``model`` group: a subclass of `config.ModelConfig` with its own keys and their ranges.
@@ -9,7 +9,7 @@ A family is a module with one line in `config.FAMILIES` (or somebody's own, ``mo
 ``rebuild(arch)``
     The `Model` that an ``arch.json`` describes, without its weights.
 ``LIKE``
-    Of a family whose name is not in `config.KINDS`: as which of these runtimes and steps are to treat it.
+    Of a family whose name is not in `schema.KINDS`: as which of these runtimes and steps are to treat it.
 ``PACKAGES``
     Optional. Distributions, beside PyTorch, whose version decides what is learned; where that hangs on the
     configuration, ``Config.packages``.

@@ -12,9 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from tsexp import secret
 from tsexp.command import called
-from tsexp.config import redact
+from tsexp.config import redact, secret
 
 PARTS = ("freeze", "tables", "figures", "page")
 UI = "http://127.0.0.1:5000"
@@ -123,7 +122,7 @@ def _sort(words: list[str]) -> tuple[list[str], list[str], dict[str, str]]:
 def _configure(settings: list[str]) -> Any:
     """Return the groups ``paths`` and ``tracking``: a report needs no more."""
     from tsexp import config as configs
-    from tsexp.compose import composed
+    from tsexp.config.compose import composed
 
     try:
         return SimpleNamespace(**configs.places(composed(*settings)))

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tsexp import alive
 from tsexp.config import NOT_ASKED, digest, first_line, redact
 from tsexp.marks import ATTACHED_TO, COMPARISON, ENDS, OTHERS, PROTOCOL_VERSION, products
-from tsexp.progress import bar
 from tsexp.report import comparisons
 from tsexp.report.store import ReportError, Row, every, minute
 from tsexp.report.store import row as as_row
+from tsexp.system import alive
+from tsexp.system.progress import bar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexp.files import whole
 from tsexp.marks import ESTIMATED
 from tsexp.report import company
 from tsexp.report.console import ESTIMATE, FRONT
@@ -20,6 +19,7 @@ from tsexp.report.frozen import Frozen
 from tsexp.report.points import SETUP, colours, prefer_measured
 from tsexp.report.statistics import aggregate, processor
 from tsexp.report.style import relative
+from tsexp.system.files import whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexp.files import whole
+from tsexp.system.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.config import MODES
-from tsexp.files import whole
 from tsexp.marks import ENDS, ESTIMATED
 from tsexp.report import claims, company, comparisons, costs, machines
 from tsexp.report.console import ESTIMATE, si
 from tsexp.report.frozen import FROM_WINDOWS, Frozen
 from tsexp.report.statistics import MARGIN_PT, aggregate, count, notes
+from tsexp.system.files import whole
 
 if TYPE_CHECKING:
     import pandas as pd

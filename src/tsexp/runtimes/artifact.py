@@ -47,7 +47,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tsexp import cpu
 from tsexp.cache import ENTRY, Cache, Entry
 from tsexp.config import (
     ConfigError,
@@ -60,8 +59,9 @@ from tsexp.config import (
     trust,
 )
 from tsexp.data import Dataset, FloatArray
-from tsexp.files import different, digests, write_json
 from tsexp.marks import IN_BATCHES
+from tsexp.system import cpu
+from tsexp.system.files import different, digests, write_json
 
 if TYPE_CHECKING:
     from tsexp.models import Model

@@ -24,8 +24,8 @@ from tsexp.config import QuantConfig, Unsupported
 from tsexp.data import FloatArray
 from tsexp.models import Model, Network, estimators
 from tsexp.models.network import PREPROCESS
-from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
+from tsexp.system.quiet import quiet
 
 SUPPORTED = {"none": ("cpu", "cuda"), "bf16": ("cpu",), "dynamic": ("cpu",), "weight_only": ("cpu",)}
 FAMILIES = {

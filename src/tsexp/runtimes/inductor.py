@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tsexp import cpu, models
+from tsexp import models
 from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported, digest, must_be_trusted
 from tsexp.data import FloatArray
 from tsexp.models import Network
-from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
 from tsexp.runtimes.eager import to_bf16
+from tsexp.system import cpu
+from tsexp.system.quiet import quiet
 
 SUPPORTED = dict.fromkeys(("none", "bf16", "dynamic", "static", "qat"), ("cpu",))
 FAMILIES = dict.fromkeys(("convolution", "views", "ridge"), dict.fromkeys(("none", "bf16"), ("cpu",)))

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import alive, cpu
 from tsexp.config import ConfigError, QuantConfig
 from tsexp.data import FloatArray
 from tsexp.models.network import PREPROCESS, Network
-from tsexp.quiet import quiet
 from tsexp.runtimes import Job, Layer
+from tsexp.system import alive, cpu
+from tsexp.system.quiet import quiet
 
 SUPPORTED = {"none": ("cpu", "cuda"), **dict.fromkeys(("dynamic", "static", "qat", "weight_only"), ("cpu",))}
 FAMILIES = {

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from tsexp import cpu
 from tsexp.config import CALIBRATED, ConfigError, QuantConfig, Unsupported
 from tsexp.data import FloatArray
 from tsexp.models.network import PREPROCESS, Network
-from tsexp.quiet import quiet
 from tsexp.runtimes import FLOATS, Job, Layer
+from tsexp.system import cpu
+from tsexp.system.quiet import quiet
 
 SUPPORTED = dict.fromkeys(("none", "static", "qat", "weight_only", "bf16"), ("cpu",))
 FAMILIES = {

@@ -16,8 +16,9 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from tsexp import alive, locking, stores
+from tsexp import stores
 from tsexp.config import ConfigError, TrackingConfig, first_line, redact
+from tsexp.system import alive, locking
 
 VIEW = "tsexp"
 VIEW_COLUMNS = (

@@ -16,9 +16,9 @@ from importlib.metadata import requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexp import alive
 from tsexp.config import Config, flat, own_code, redact
 from tsexp.runtimes import distribution
+from tsexp.system import alive
 
 if TYPE_CHECKING:
     from tsexp.data import Dataset

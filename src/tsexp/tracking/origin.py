@@ -6,7 +6,9 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from tsexp import __version__, alive, secret
+from tsexp import __version__
+from tsexp.config import secret
+from tsexp.system import alive
 
 ROOT = Path(__file__).parents[3]
 """Of the checkout, if the package lies in one."""

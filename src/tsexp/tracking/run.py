@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import __version__, alive, compress, signals, tasks
+from tsexp import __version__, compress, tasks
 from tsexp.config import Config, ConfigError, TrackingConfig, digest, flat, identity, redact
 from tsexp.energy import MeasuringFailed
 from tsexp.marks import ESTIMATED, PROTOCOL_VERSION
+from tsexp.system import alive, signals
 from tsexp.tasks.classification import chosen
 from tsexp.tracking import model, origin, pictures, spool
 from tsexp.tracking.client import GONE, experiment_of, said, store

@@ -22,9 +22,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from tsexp import alive, stores
+from tsexp import stores
 from tsexp.command import called
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig, redact
+from tsexp.system import alive
 from tsexp.tracking import model
 from tsexp.tracking.client import BOUND_S, check_there, experiment_of, finished, said, store
 

@@ -14,8 +14,8 @@ from tsexp import models
 from tsexp.cache import Cache, Entry, Unfinished
 from tsexp.config import ModelConfig, TrainConfig, family_module, like, like_own, own_digests
 from tsexp.data import Dataset
-from tsexp.files import write_json
 from tsexp.models import Model, Network, using_threads
+from tsexp.system.files import write_json
 
 STAGE_VERSION = 5
 KEPT_VERSION = 1

@@ -35,12 +35,13 @@ from torch.utils.data import (
 )
 from torchmetrics import MeanMetric
 
-from tsexp import alive, signals, tasks
+from tsexp import tasks
 from tsexp.cache import Unfinished
 from tsexp.config import ConfigError, TrainConfig, digest
 from tsexp.data import Dataset
 from tsexp.models import Network, using_threads
-from tsexp.progress import bar
+from tsexp.system import alive, signals
+from tsexp.system.progress import bar
 from tsexp.training.fitted import Teacher
 
 log = logging.getLogger(__name__)

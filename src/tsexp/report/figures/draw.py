@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsexp.files import whole
 from tsexp.report.figures.accuracy_energy import accuracy_energy
 from tsexp.report.figures.channels import channels
 from tsexp.report.figures.confusion import confusion
@@ -20,6 +19,7 @@ from tsexp.report.figures.windows import windows
 from tsexp.report.frozen import Frozen
 from tsexp.report.points import Study, study_of
 from tsexp.report.style import STYLE
+from tsexp.system.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

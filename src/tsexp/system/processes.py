@@ -34,9 +34,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tsexp import alive
 from tsexp.config import redact
-from tsexp.signals import STATUS, Terminated, heed_sigterm
+from tsexp.system import alive
+from tsexp.system.signals import STATUS, Terminated, heed_sigterm
 
 ADDRESS = "TSEXP_SERVER"
 """Environment variable: the server's socket."""
@@ -82,7 +82,7 @@ def start(preload: Sequence[str]) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(256)
-        command = [sys.executable, "-m", "tsexp.processes", str(listener.fileno()), *preload]
+        command = [sys.executable, "-m", "tsexp.system.processes", str(listener.fileno()), *preload]
         # A group of its own: Ctrl-C is for the caller, who passes it on. Its input ends when this process
         # does, however it does.
         server = subprocess.Popen(
@@ -101,7 +101,7 @@ def _public() -> dict[str, str]:
 
     Whom it is for gets it with the request.
     """
-    from tsexp.secret import CREDENTIALS
+    from tsexp.config.secret import CREDENTIALS
 
     return {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
 
@@ -196,7 +196,7 @@ def run(
 
 
 def _run_fresh(target: str, arguments: Sequence[str], environment: dict[str, str]) -> int:
-    command = [sys.executable, "-m", "tsexp.processes", target, *arguments]
+    command = [sys.executable, "-m", "tsexp.system.processes", target, *arguments]
     # Its input ends when this process does, however it does.
     process = subprocess.Popen(command, env=environment | PINNED, stdin=subprocess.PIPE, process_group=0)
     try:
@@ -480,7 +480,7 @@ def main(arguments: Sequence[str]) -> int:
         _go_with_the_caller()
         heed_sigterm()
         return call(arguments[0], arguments[1:])
-    from tsexp.quiet import quiet
+    from tsexp.system.quiet import quiet
 
     with socket.socket(fileno=int(arguments[0])) as listener:
         with quiet():

@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tsexp.config import redact
+from tsexp.config.errors import redact
 
 STORE = "TSEXP_TRACKING_URI"
 """Environment variable: the store's URI, if there is a password in it."""

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tsexp import alive, launchers, processes, signals
 from tsexp import config as configs
 from tsexp.cache import full
 from tsexp.config import Config, ConfigError, DataConfig, Unsupported
-from tsexp.files import write_json
+from tsexp.sweeps import launchers
+from tsexp.system import alive, processes, signals
+from tsexp.system.files import write_json
 
 if TYPE_CHECKING:  # the command line imports this module before it knows that it has work
     from tsexp.data import Dataset
@@ -37,7 +38,7 @@ SWEEP = "sweep.json"
 RETRY = "TSEXP_RETRY"
 """Environment variable: folder of the sweep of which only the jobs that failed are to run again."""
 PRELOAD = (
-    "tsexp.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.loop", "tsexp.warm",
+    "tsexp.sweeps.jobs", "tsexp.pipeline", "tsexp.tracking", "tsexp.training.loop", "tsexp.sweeps.warm",
     "aeon.datasets", "sklearn.model_selection", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin",
     "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "alembic", "IPython", "git", "httpx",
     "opentelemetry.sdk.trace",

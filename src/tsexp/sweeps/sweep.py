@@ -8,56 +8,43 @@ from __future__ import annotations
 import atexit
 import contextlib
 import difflib
-import importlib.util
 import json
-import math
 import os
 import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from hydra import initialize_config_dir
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from tsexp import alive, compose, launchers, secret, signals, stores
 from tsexp import config as configs
 from tsexp.cache import full
-from tsexp.config import Config, ConfigError, TrackingConfig, Unsupported, digest
-from tsexp.files import write_json
-from tsexp.jobs import (
+from tsexp.config import Config, ConfigError, TrackingConfig, digest, secret
+from tsexp.sweeps import launchers
+from tsexp.sweeps.jobs import (
     OUTCOME,
     RUNNING,
     SWEEP,
     Outcome,
-    dataset_of,
     deliver,
     read_outcome,
     start_server,
     tidy,
     to_keep,
 )
-from tsexp.marks import FEW
+from tsexp.system import alive, signals
+from tsexp.system.files import write_json
 
 if TYPE_CHECKING:
     from tsexp.report import Row
 
-MANY = 100
-"""Jobs whose check is worth a progress bar: each takes some milliseconds, and longer where other files have
-to be read."""
+from tsexp.sweeps.checks import check, is_search, question
 
 NOT_THERE = "its run is not in the store any more (restored, or deleted?); the same command makes it again"
 
@@ -108,7 +95,7 @@ class Sweep(Callback):
 
     def _start(self, config: DictConfig) -> None:
         launchers.check(config)
-        checked = _check(config)
+        checked = check(config)
         first = checked.first
         launchers.prepare(config)
         if launchers.name(config) in launchers.INHERITING:
@@ -135,7 +122,7 @@ class Sweep(Callback):
                 left.unlink()
         self._open, self._first = (first.tracking, parent), first
         atexit.register(self._abandon)
-        search = _is_search(config)
+        search = is_search(config)
         more = [s.path for s in config.hydra.runtime.config_sources if s.provider == "command-line"]
         options = [word for place in more for word in ("--config-dir", place)]
         own = [o for o in secret.as_given(config.hydra.overrides.hydra) if _is_own(o)]
@@ -151,7 +138,7 @@ class Sweep(Callback):
                 "names": checked.names,
                 "fixed": checked.fixed,
                 "search": meters.source(first.runtime.device, first.measure.meter) if search else None,
-                "question": _question(checked.jobs) if search else None,
+                "question": question(checked.jobs) if search else None,
                 "constraints": list(config.hydra.sweeper.get("constraints") or []),
                 "command": shlex.join(["python", "-m", "tsexp", "-m", *options, *overrides, *own]),
             },
@@ -313,7 +300,7 @@ def _how_searched(config: DictConfig) -> list[str]:
 
     Its study is the same however many trials it is to have, and wherever it is kept.
     """
-    if not _is_search(config):
+    if not is_search(config):
         return []
     given = [o for o in secret.as_given(config.hydra.overrides.hydra) if o.startswith("hydra")]
     keys = tuple(f"hydra.sweeper.{key}=" for key in ("n_trials", "n_jobs", "storage"))
@@ -463,274 +450,3 @@ def objectives(outcome: Outcome, cfg: DictConfig, sweep_dir: str) -> tuple[float
 def _about(sweep_dir: str) -> dict[str, Any]:
     file = Path(sweep_dir) / SWEEP
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """A sweep whose jobs may start.
-
-    Attributes
-    ----------
-    jobs
-        Configurations of its jobs; of a search, one for each value that it may choose.
-    names
-        Of all its jobs, if they are known beforehand.
-    fixed
-        Keys that all its jobs have the same override of.
-    """
-
-    jobs: list[Config]
-    names: list[str] | None
-    fixed: list[str]
-
-    @property
-    def first(self) -> Config:
-        """Configuration of one of its jobs."""
-        return self.jobs[0]
-
-
-def _question(jobs: Sequence[Config]) -> str:
-    """Return a digest of what the values of a search depend on, however it was spelt.
-
-    Files of the configuration and of the data may change, and versions, under the same command.
-    """
-    from tsexp import pipeline
-
-    asked = {digest([configs.identity(cfg), dataset_of(cfg).checksum]) for cfg in jobs}
-    return digest([sorted(asked), pipeline.versions()])
-
-
-def _check(config: DictConfig) -> _Checked:
-    """Check each job of a plain sweep.
-
-    Of a search, which chooses its jobs on the way, each value that it may choose.
-    """
-    search = _is_search(config)
-    if search:
-        _check_search(config.hydra.sweeper)
-    given = config.hydra.sweeper.get("params") or {}
-    loader = compose.loader()
-    overrides = _overrides(config, secret.as_given(config.hydra.overrides.task), loader)
-    for key, override in overrides.items():
-        if override.is_interval_sweep():
-            _check_interval(key, override.value())
-    fixed = [key for key, o in overrides.items() if not o.is_sweep_override()]
-    for key in overrides:
-        if key.lstrip("+").split(".")[0] == "tracking" and (key not in fixed or key in given):
-            raise ConfigError(
-                f"{key}: a sweep has one store; give it as one value, and outside of hydra.sweeper.params\n"
-                "nothing was started"
-            )
-    jobs = _one_by_one(list(overrides.values())) if search else _every_job(list(overrides.values()))
-    found = _check_jobs(config, jobs, loader)
-    checked, unsupported = [cfg for cfg, _ in found], [error for _, error in found if error]
-    if search:
-        if any(cfg.stop_after for cfg in checked):
-            raise ConfigError(
-                "a search learns from measurements, and stop_after leaves none; leave it out\n"
-                "nothing was started"
-            )
-        _check_validation(checked)
-        return _Checked(checked, None, fixed)
-    if len(unsupported) == len(jobs):
-        raise ConfigError(f"{unsupported[0]}\nno job of this sweep can run; nothing was started")
-    names = _names(jobs)
-    _tell_of_same(names, found)
-    return _Checked(checked, names, fixed)
-
-
-def _tell_of_same(names: Sequence[str], jobs: Sequence[tuple[Config, Unsupported | None]]) -> None:
-    """Say which jobs ask the same under several names: ``quant.mode=none variant=static,qat``."""
-    same: dict[str, list[str]] = {}
-    for name, (cfg, unsupported) in zip(names, jobs, strict=True):
-        if unsupported is None:
-            same.setdefault(digest(configs.identity(cfg)), []).append(name)
-    for several in same.values():
-        if len(several) > 1:
-            print(
-                f"tsexp: one and the same job, whatever the names say: {', '.join(several)}; "
-                "perhaps another setting overrules what should tell them apart",
-                file=sys.stderr,
-            )
-
-
-def asked(overrides: Sequence[str], config_dir: str | None = None) -> list[Config | Unsupported]:
-    """Return the jobs of a command in their order: of one that nothing supports, why.
-
-    Parameters
-    ----------
-    overrides
-        Its ``key=value``.
-    config_dir
-        Its ``--config-dir``.
-
-    Raises
-    ------
-    ConfigError
-        What the command itself would refuse; or if it is a search, which chooses its jobs on the way.
-    """
-    configs.register()
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise ConfigError(f"--config-dir {config_dir} is not a folder")
-        configs.refuse_hidden(config_dir)
-    try:
-        with initialize_config_dir(str(configs.conf_dir()), version_base="1.3"):
-            if config_dir is not None:  # as Hydra does with its own option
-                hydra = GlobalHydra.instance().hydra
-                assert hydra is not None
-                places = hydra.config_loader.get_search_path()
-                own = f"file://{Path(config_dir).absolute()}"
-                places.prepend("command-line", own, SearchPathQuery(provider="schema"))
-                hydra.config_loader = compose.Loader(places)
-            config = (
-                GlobalHydra.instance()
-                .config_loader()
-                .load_configuration("config", list(overrides), RunMode.MULTIRUN)
-            )
-            if _is_search(config):
-                raise ConfigError("a search chooses its jobs on the way; it has no plan")
-            loader = compose.loader()
-            jobs = _every_job(list(_overrides(config, overrides, loader).values()))
-            checked = _check_jobs(config, jobs, loader)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(configs.explain(error).split())) from None
-    return [unsupported or cfg for cfg, unsupported in checked]
-
-
-def _overrides(config: DictConfig, task: Sequence[str], loader: compose.Loader) -> dict[str, Override]:
-    """Return key → what a sweep's configuration and its command say of it: the last of a key counts."""
-    given = [f"{k}={v}" for k, v in (config.hydra.sweeper.get("params") or {}).items()]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *task])
-    return {o.get_key_element(): o for o in parsed}
-
-
-def _check_interval(key: str, interval: Any) -> None:
-    """Of what a search draws from an interval: the smaller end first, above 0 where logarithms are drawn."""
-    start, end = interval.start, interval.end
-    if not (math.isfinite(start) and math.isfinite(end) and start <= end):
-        raise ConfigError(
-            f"{key}=interval({start}, {end}) is none; allowed: two finite numbers, the smaller first\n"
-            "nothing was started"
-        )
-    if "log" in interval.tags and start <= 0:
-        raise ConfigError(
-            f"{key}=tag(log, interval({start}, {end})) has no logarithms; allowed: numbers > 0\n"
-            "nothing was started"
-        )
-
-
-def _check_search(sweeper: Any) -> None:
-    """Of a search: Optuna is there, its study can be kept, its constraints are some."""
-    if importlib.util.find_spec("optuna") is None:
-        what, extra = configs.PLUGINS["hydra/sweeper/optuna"]
-        raise ConfigError(f"{what} is not installed; install it: pip install 'tsexp[{extra}]'")
-    from tsexp.report import constraints
-
-    for key in ("n_trials", "n_jobs"):
-        if not (isinstance(sweeper[key], int) and sweeper[key] > 0):
-            raise ConfigError(
-                f"hydra.sweeper.{key}={sweeper[key]} is out of range; allowed: whole numbers ≥ 1\n"
-                "nothing was started"
-            )
-    seed = sweeper.sampler.get("seed")
-    if not (isinstance(seed, int) and 0 <= seed < 2**31):  # each trial's follows from it
-        raise ConfigError(
-            f"hydra.sweeper.sampler.seed={seed} is out of range; allowed: whole numbers ≥ 0 and < 2**31\n"
-            "nothing was started"
-        )
-    try:
-        constraints.parse(list(sweeper.constraints))
-        stores.of_studies(str(sweeper.storage))
-    except ConfigError as error:
-        raise ConfigError(f"{error}\nnothing was started") from None
-
-
-def _check_jobs(
-    config: DictConfig, jobs: list[list[str]], loader: compose.Loader
-) -> list[tuple[Config, Unsupported | None]]:
-    """Return the configuration of each job; beside one that nothing supports, and is skipped, why."""
-    from tsexp import pipeline
-    from tsexp.progress import bar
-
-    checked: list[tuple[Config, Unsupported | None]] = []
-    with bar(f"check {len(jobs)} jobs", len(jobs), show=len(jobs) >= MANY) as progress:
-        for job in jobs:
-            try:
-                cfg = configs.parse(loader.values(config, list(job)))
-                unsupported = None
-                try:
-                    pipeline.check(cfg, here=launchers.name(config) not in launchers.ELSEWHERE)
-                except Unsupported as error:  # skipped when its turn comes
-                    unsupported = error
-            except Exception as error:
-                if not (isinstance(error, ConfigError) or configs.is_known(error)):
-                    raise
-                what = str(error) if isinstance(error, ConfigError) else configs.explain(error)
-                raise ConfigError(
-                    configs.redact(f"job {' '.join(job)}: {what}\nnothing was started")
-                ) from None
-            checked.append((cfg, unsupported))
-            progress.advance()
-    return checked
-
-
-def _every_job(overrides: list[Override]) -> list[list[str]]:
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    return [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
-
-
-def _names(jobs: list[list[str]]) -> list[str]:
-    """Name each job by what varies: every one has the same overrides in the same order.
-
-    If nothing does, by all that was asked for; places say nothing of it, and names are published.
-    """
-    varying = [i for i, values in enumerate(zip(*jobs, strict=True)) if len(set(values)) > 1]
-    named = [
-        [job[i] for i in varying] or [o for o in job if not o.lstrip("+~").startswith(configs.NOT_ASKED)]
-        for job in jobs
-    ]
-    return [configs.redact(" ".join(words) or "job") for words in named]
-
-
-def _check_validation(configurations: list[Config]) -> None:
-    """A search chooses by accuracy on the validation split.
-
-    Refuse to search without one, say if it is tiny.
-    """
-    sizes = {(cfg.data.name, cfg.data.val_fraction, len(dataset_of(cfg).val)) for cfg in configurations}
-    for name, fraction, size in sorted(sizes):
-        if not size:
-            raise ConfigError(
-                f"a search chooses by accuracy on the validation split, and data.val_fraction={fraction:g} "
-                f"leaves none of {name}; use a larger one\nnothing was started"
-            )
-        if size < FEW:
-            print(
-                f"tsexp: {name} has {size} validation series: the search sees accuracy in steps of "
-                f"{100 / size:.1f} points",
-                file=sys.stderr,
-            )
-
-
-def _one_by_one(overrides: list[Override]) -> list[list[str]]:
-    """Each value that is searched over, by itself; of an interval, its ends."""
-    fixed = [
-        f"{o.get_key_element()}={o.get_value_element_as_str()}"
-        for o in overrides
-        if not o.is_sweep_override()
-    ]
-    values = []
-    for o in overrides:
-        if o.is_interval_sweep():
-            interval = o.value()
-            assert isinstance(interval, IntervalSweep)
-            values += [f"{o.get_key_element()}={end}" for end in (interval.start, interval.end)]
-        elif o.is_sweep_override():
-            values += [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-    return [[*fixed, value] for value in values] or [fixed]
-
-
-def _is_search(config: DictConfig) -> bool:
-    return not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")

@@ -20,8 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tsexp.config import ConfigError, conf_dir, explain, register
-from tsexp.secret import as_given
+from tsexp.config.errors import ConfigError
+from tsexp.config.hydra_errors import explain
+from tsexp.config.secret import as_given
+from tsexp.config.shipped import conf_dir, register
 
 _bases: dict[tuple[str, ...], tuple[bytes, bytes]] = {}
 """What was asked of the files → the configuration that they make, with and without Hydra's own; pickled, as

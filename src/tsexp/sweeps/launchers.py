@@ -17,8 +17,8 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from tsexp import signals
 from tsexp.config import PLUGINS, ConfigError, at_once, first_line, redact
+from tsexp.system import signals
 
 INHERITING = ("basic", "joblib")
 """Their jobs run in this process or in its children, which inherit the environment."""
