@@ -93,9 +93,9 @@ again["vs_dense/energy_saving_pct"], run.data.metrics["vs_dense/energy_saving_pc
 # run, every column with its unit.
 
 # %%
-from tsexp.report import frozen
+from tsexp.report import freezing, frozen
 
-frozen.freeze(client, "tsexp", Path("frozen"))
+freezing.freeze(client, "tsexp", Path("frozen"))
 results = frozen.load(Path("frozen"))
 results.results.T
 

@@ -17,7 +17,8 @@ import pandas as pd
 
 from tsexp.config import NOT_ASKED, digest
 from tsexp.report import comparisons
-from tsexp.report.frozen import COLUMNS, FROM_WINDOWS, SCHEMA_VERSION, Frozen, schema
+from tsexp.report.frozen import Frozen
+from tsexp.report.schema import COLUMNS, FROM_WINDOWS, SCHEMA_VERSION, schema
 
 DATASETS = ("ElectricDevices", "PLAID", "RefrigerationDevices")
 MODELS = ("t1", "t2")

@@ -25,7 +25,7 @@ from tsexp import attach, merge, tracking
 from tsexp.compress import finetune
 from tsexp.config import TrackingConfig
 from tsexp.energy.record import doubts, summarize
-from tsexp.report import frozen
+from tsexp.report import freezing
 from tsexp.report.store import Row, minute
 from tsexp.system import alive
 
@@ -138,7 +138,7 @@ def test_the_same_log_again_stores_nothing_and_what_was_kept_of_it_gives_the_sam
 
 def test_tables_show_both_in_columns_of_their_own_and_average_nothing(place: Place, tmp_path: Path) -> None:
     assert place.attach(place.run, place.log()) == 0
-    made = frozen.freeze(place.store.client, "tsexp", tmp_path / "report" / "frozen").results
+    made = freezing.freeze(place.store.client, "tsexp", tmp_path / "report" / "frozen").results
     assert sorted(made["energy_source"]) == ["estimated:cpu_time", "external:plug"]
     estimated, measured = (row for _, row in made.sort_values("energy_source").iterrows())
     assert measured["measured_j"] == pytest.approx(WATTS["artifact"] / 1250, rel=0.005)
@@ -153,10 +153,10 @@ def test_tables_show_both_in_columns_of_their_own_and_average_nothing(place: Pla
 
 def test_what_an_older_version_attached_has_a_recipe_too() -> None:
     twin = Row("id", "name", "FINISHED", {"model.family": "views"}, {}, {"tsexp.attached_to": "another"})
-    assert frozen._learned(twin)
-    assert not frozen._learned(replace(twin, params={"model.family": "ridge"}))
-    assert not frozen._learned(replace(twin, tags={}))
-    assert frozen.LEARNED == finetune.FAMILIES  # which the report may not import
+    assert freezing._learned(twin)
+    assert not freezing._learned(replace(twin, params={"model.family": "ridge"}))
+    assert not freezing._learned(replace(twin, tags={}))
+    assert freezing.LEARNED == finetune.FAMILIES  # which the report may not import
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -228,7 +228,7 @@ def test_of_two_logs_of_one_run_the_newer_is_merged_too(place: Place, capsys: An
     assert merge.main(command) == 0
     assert "1 brought, 2 there already" in capsys.readouterr().out
     both = tuple(
-        frozen.freeze(mlflow.MlflowClient(uri), "tsexp", place.folder / str(i)).results
+        freezing.freeze(mlflow.MlflowClient(uri), "tsexp", place.folder / str(i)).results
         for i, uri in enumerate((place.store.uri, f"sqlite:///{place.folder}/all.db"))
     )
     joules = [r.loc[r["energy_source"] == "external:plug", "measured_j"].tolist() for r in both]
@@ -255,7 +255,7 @@ def test_an_invalid_twin_says_why_and_none_of_its_joules_count(
     assert twin.data.metrics["test/accuracy"] == 0.75
     # With the right offset, or another log, it is the same experiment, and the valid one counts.
     assert place.attach(place.run, place.log()) == 0
-    made = frozen.freeze(place.store.client, "tsexp", place.folder / "frozen").results
+    made = freezing.freeze(place.store.client, "tsexp", place.folder / "frozen").results
     assert list(made["valid"]) == [True, True]
     assert made["measured_j"].notna().sum() == 1
 

@@ -8,7 +8,8 @@ import pytest
 from report_data import frozen
 from tsexp.report import company, page, tables
 from tsexp.report.figures import words
-from tsexp.report.frozen import FROM_WINDOWS, Frozen, schema
+from tsexp.report.frozen import Frozen
+from tsexp.report.schema import FROM_WINDOWS, schema
 from tsexp.report.statistics import aggregate
 
 SERIES = 100

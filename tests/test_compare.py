@@ -20,6 +20,7 @@ from conftest import TINY
 from tsexp import compare, energy, merge, runtimes, stored, tracking
 from tsexp.config import ConfigError, TrackingConfig
 from tsexp.energy.record import Record
+from tsexp.report import freezing, frozen
 from tsexp.tasks import classification
 
 QUICK = {
@@ -228,9 +229,7 @@ def test_an_output_without_files_does_not_hide_the_one_before(place, tmp_path, m
 
 
 def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(place, compared, tmp_path):
-    from tsexp.report import frozen
-
-    made = frozen.freeze(place.client, "tsexp", tmp_path / "frozen")
+    made = freezing.freeze(place.client, "tsexp", tmp_path / "frozen")
     assert set(made.results["run_id"]) == {place.dense, place.pruned}
     pd.testing.assert_frame_equal(frozen.load(tmp_path / "frozen").comparisons, made.comparisons)
     _, run = compared
@@ -259,20 +258,18 @@ def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(plac
 
 
 def test_of_chosen_runs_comparisons_of_two_that_are_chosen_stay(place, compared, tmp_path):
-    from tsexp.report import frozen
 
     _, run = compared
     for where, there in (
         ("params.`data.name` = 'ItalyPowerDemand'", True),  # which a comparison has no param of
         ("params.`prune.ratio` = '0.5'", False),
     ):
-        made = frozen.freeze(place.client, "tsexp", tmp_path / "frozen", where)
+        made = freezing.freeze(place.client, "tsexp", tmp_path / "frozen", where)
         assert (run.info.run_id in set(made.comparisons["run_id"])) is there
         assert not any("compare" in name for names in made.about["left_out"].values() for name in names)
 
 
 def test_it_is_merged_with_the_runs_that_it_is_of(place, compared, tmp_path, capsys):
-    from tsexp.report import frozen
 
     _, run = compared
     into = f"sqlite:///{tmp_path}/all.db"
@@ -281,7 +278,7 @@ def test_it_is_merged_with_the_runs_that_it_is_of(place, compared, tmp_path, cap
         assert merge.main([place.uri, "--into", into]) == 0
         assert f"{brought} brought, {count - brought} there already" in capsys.readouterr().out
     one, two = (
-        frozen.freeze(mlflow.MlflowClient(uri), "tsexp", tmp_path / name)
+        freezing.freeze(mlflow.MlflowClient(uri), "tsexp", tmp_path / name)
         for name, uri in (("one", place.uri), ("two", into))
     )
     assert set(two.comparisons["run_id_a"]) <= set(two.results["run_id"])
@@ -299,8 +296,6 @@ def test_it_is_merged_with_the_runs_that_it_is_of(place, compared, tmp_path, cap
 
 
 def test_it_comes_home_to_the_store_that_it_began_in(place, compared, tmp_path, capsys):
-    from tsexp.report import frozen
-
     shutil.copytree(place.folder, tmp_path / "home")
     home, away, third = (f"sqlite:///{tmp_path}/{name}.db" for name in ("home/mlflow", "away", "third"))
     count = len(place.runs("attributes.status = 'FINISHED'")) - 1  # but the sweep
@@ -315,7 +310,7 @@ def test_it_comes_home_to_the_store_that_it_began_in(place, compared, tmp_path, 
         assert merge.main([source, "--into", into]) == 0
         assert f"{new} brought, {count - new} there already" in capsys.readouterr().out
     for name, uri in (("a", home), ("b", away)):
-        frozen.freeze(mlflow.MlflowClient(uri), "tsexp", tmp_path / "parts" / name)
+        freezing.freeze(mlflow.MlflowClient(uri), "tsexp", tmp_path / "parts" / name)
     parts = {name: frozen.load(tmp_path / "parts" / name) for name in "ab"}
     assert set(parts["a"].comparisons["run_id"]).isdisjoint(parts["b"].comparisons["run_id"])
     both = frozen.load(tmp_path / "parts").comparisons
@@ -352,7 +347,6 @@ def test_a_store_without_its_files_does_not_keep_others_from_being_merged(place,
 
 
 def test_it_is_merged_no_sooner_than_the_runs_that_it_is_of(place, compared, tmp_path, capsys):
-    from tsexp.report import frozen
 
     into = f"sqlite:///{tmp_path}/all.db"
     files = Path(place.client.get_run(place.dense).info.artifact_uri.removeprefix("file://"))
@@ -363,19 +357,19 @@ def test_it_is_merged_no_sooner_than_the_runs_that_it_is_of(place, compared, tmp
     finally:
         (tmp_path / "away").rename(files)
     assert merge.main([place.uri, "--into", into]) == 0
-    made = frozen.freeze(mlflow.MlflowClient(into), "tsexp", tmp_path / "frozen")
+    made = freezing.freeze(mlflow.MlflowClient(into), "tsexp", tmp_path / "frozen")
     assert len(made.comparisons)
     assert set(made.comparisons["run_id_b"]) <= set(made.results["run_id"])
 
 
 def test_a_comparison_of_a_run_that_is_gone_is_left_out(place, compared, tmp_path):
-    from tsexp.report import comparisons, frozen
+    from tsexp.report import comparisons
 
     _, run = compared
     shutil.copytree(place.folder, tmp_path / "copy")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/copy/mlflow.db")
     client.set_tag(run.info.run_id, "tsexp.compare_a", "0" * 32)
-    made = frozen.freeze(client, "tsexp", tmp_path / "frozen")
+    made = freezing.freeze(client, "tsexp", tmp_path / "frozen")
     assert run.info.run_id not in set(made.comparisons["run_id"])
     assert run.info.run_name in made.about["left_out"][comparisons.GONE]
     assert set(made.results["run_id"]) == {place.dense, place.pruned}

@@ -30,8 +30,9 @@ from tsexp.report.figures import (
     words,
 )
 from tsexp.report.figures.drawing import CannotDraw
-from tsexp.report.frozen import FROM_WINDOWS, together
+from tsexp.report.frozen import together
 from tsexp.report.points import WAY, study_of
+from tsexp.report.schema import FROM_WINDOWS
 from tsexp.report.style import COLOURS, STYLE, log_axis
 
 DRAW = (

@@ -17,7 +17,7 @@ import pytest
 from conftest import compose
 from report_data import Store, only
 from report_data import frozen as made_up
-from tsexp.report import frozen
+from tsexp.report import freezing, frozen, schema
 from tsexp.report.store import WATTS, ReportError, connect
 
 
@@ -27,7 +27,7 @@ def store(empty_store, tmp_path):
 
 
 def freeze(store, folder, where=""):
-    return frozen.freeze(connect(store.uri), "tsexp", folder, where)
+    return freezing.freeze(connect(store.uri), "tsexp", folder, where)
 
 
 def bytes_of(folder):
@@ -39,7 +39,7 @@ def test_a_run_becomes_a_row_with_everything_that_it_is_made_of(store, tmp_path)
     made = freeze(store, tmp_path / "frozen")
     read = frozen.load(tmp_path / "frozen")
     (row,) = read.results.to_dict("records")
-    assert list(read.results) == [c.name for c in frozen.COLUMNS]
+    assert list(read.results) == [c.name for c in schema.COLUMNS]
     assert {
         k: row[k]
         for k in (
@@ -244,11 +244,11 @@ def test_an_invalid_record_has_its_accuracy_and_nothing_of_its_windows(store, tm
         0.75,
         1000,
     )
-    assert all(pd.isna(energy[name]) for name in frozen.FROM_WINDOWS)
+    assert all(pd.isna(energy[name]) for name in schema.FROM_WINDOWS)
     assert (scores["valid"], scores["scored"]) == (False, False)
     results = frozen.load(tmp_path / "frozen").results
     with pytest.raises(Exception, match="windows of an invalid record"):
-        frozen.schema().validate(results.assign(speedup=2.0))
+        schema.schema().validate(results.assign(speedup=2.0))
 
 
 def test_runs_without_a_whole_record_are_left_out_with_a_reason(store, tmp_path):
@@ -287,14 +287,14 @@ def test_a_password_in_what_a_server_answers_is_told_nowhere(store, tmp_path, mo
     """An artifact that is not there: the HTTP client's error has the whole address."""
     store.run("good")
     store.run("torn", seed=1)
-    real = frozen._read_run
+    real = freezing._read_run
 
     def not_there(client, row):
         if row.name == "torn":
             raise OSError("404 Client Error for url: http://user:geheim@127.0.0.1:5000/kept.json")
         return real(client, row)
 
-    monkeypatch.setattr(frozen, "_read_run", not_there)
+    monkeypatch.setattr(freezing, "_read_run", not_there)
     made = freeze(store, tmp_path / "frozen")
     (said,) = made.about["left_out"]["stored by another version of tsexp, or damaged"]
     assert said.startswith("torn: 404 Client Error")
@@ -322,11 +322,11 @@ def test_measured_and_estimated_energy_have_columns_of_their_own(store, tmp_path
     assert results["measured_j"].notna().tolist() == [True, False]
     assert results["estimated_j"].notna().tolist() == [False, True]
     with pytest.raises(Exception, match="measured and estimated energy in one row"):
-        frozen.schema().validate(results.assign(measured_j=1.0))
+        schema.schema().validate(results.assign(measured_j=1.0))
 
 
 def written(part, folder):
-    frozen._write(part, folder)
+    frozen.write(part, folder)
     return folder
 
 
@@ -338,7 +338,7 @@ def test_a_study_in_parts_is_the_study(tmp_path):
     read, at_once = frozen.load(tmp_path / "parts"), frozen.load(written(whole, tmp_path / "whole"))
     in_order = at_once.results.sort_values(list(frozen.ORDER), kind="stable", ignore_index=True)
     pd.testing.assert_frame_equal(read.results, in_order)
-    for name in frozen.PARQUETS[1:]:
+    for name in schema.PARQUETS[1:]:
         a, b = (getattr(f, name) for f in (read, at_once))
         assert len(a) == len(b)
         for run_id in in_order["run_id"].iloc[::20]:
@@ -404,7 +404,7 @@ def test_what_was_measured_again_in_a_later_part_counts_once(tmp_path):
         first,
         **{
             n: getattr(first, n).assign(run_id=getattr(first, n)["run_id"] + "-again")
-            for n in frozen.PARQUETS
+            for n in schema.PARQUETS
         },
         about={**first.about, "left_out": {"not finished (FAILED)": ["one"]}},
     )
@@ -526,7 +526,7 @@ def test_what_is_not_told_of_frozen_results_is_said(tmp_path, about, said):
 
 def test_the_schema_takes_nothing_else():
     results = made_up(datasets=("PLAID",), models=("t1",), seeds=(0,)).results
-    frozen.schema().validate(results)
+    schema.schema().validate(results)
     for wrong in (
         results.drop(columns="nll"),
         results.assign(more=1),
@@ -535,7 +535,7 @@ def test_the_schema_takes_nothing_else():
         results.assign(signature="x"),
     ):
         with pytest.raises(Exception, match=r"nll|more|ratio|seed|signature"):
-            frozen.schema().validate(wrong)
+            schema.schema().validate(wrong)
 
 
 def test_a_filter_chooses_and_a_wrong_one_is_told(store, tmp_path):
@@ -557,7 +557,7 @@ def test_an_empty_store_and_one_without_a_whole_record_say_what_to_do(store, tmp
     with pytest.raises(ReportError, match=r"1 not finished \(KILLED\) \(half\)"):
         freeze(store, tmp_path / "frozen")
     with pytest.raises(ReportError, match="no experiment 'other'; it has: tsexp"):
-        frozen.freeze(connect(store.uri), "other", tmp_path / "frozen")
+        freezing.freeze(connect(store.uri), "other", tmp_path / "frozen")
     assert not (tmp_path / "frozen").exists()
 
 

@@ -29,7 +29,7 @@ from tsexp.cache import Cache
 from tsexp.config import ConfigError
 from tsexp.energy import subjects
 from tsexp.marks import ESTIMATED
-from tsexp.report import frozen
+from tsexp.report import freezing
 from tsexp.report.store import connect
 
 QUICK = {
@@ -560,7 +560,7 @@ def test_an_invalid_one_is_stored_as_such_and_tables_overlook_it(invalid, tmp_pa
     assert not shown
     assert run.data.metrics["invalid/energy/per_inference_j"] > 0
     assert "invalid/null/energy_saving_pct" in run.data.metrics
-    made = frozen.freeze(connect(store.uri), "tsexp", tmp_path / "frozen", "")
+    made = freezing.freeze(connect(store.uri), "tsexp", tmp_path / "frozen", "")
     assert list(made.results["run_name"]) == ["good"]
     assert made.about["left_out"] == {}
 

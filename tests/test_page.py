@@ -13,7 +13,8 @@ from plotly.offline import get_plotlyjs
 from report_data import attached, beside, frozen, only
 from tsexp.report import page
 from tsexp.report.front import front
-from tsexp.report.frozen import FROM_WINDOWS, together
+from tsexp.report.frozen import together
+from tsexp.report.schema import FROM_WINDOWS
 
 UI = "http://127.0.0.1:5000"
 EVIL = """</script><script>window.stolen = 1</script><img src=x onerror="window.stolen = 1">"'&{{plotly}} †"""

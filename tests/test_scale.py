@@ -7,8 +7,7 @@ import pytest
 
 from report_data import Store, frozen
 from test_report import row
-from tsexp.report import energy_front, page, read, sweep_table
-from tsexp.report import frozen as freezer
+from tsexp.report import energy_front, freezing, page, read, schema, sweep_table
 from tsexp.report.statistics import aggregate
 from tsexp.report.summary import sweep_metrics
 from tsexp.report.sweep_picture import _lines
@@ -40,17 +39,17 @@ def test_a_report_asks_the_store_once_however_many_runs_it_has(store, tmp_path):
     for seed in range(6):
         store.run(f"seed={seed}", seed=seed)
     client = Counting(store.client)
-    whole = freezer.freeze(client, "tsexp", tmp_path / "frozen")
+    whole = freezing.freeze(client, "tsexp", tmp_path / "frozen")
     assert len(whole.results) == 6
     assert client.asked == {"get_experiment_by_name": 1, "search_runs": 1}
 
 
 def test_files_that_lie_elsewhere_are_fetched_and_are_the_same(store, tmp_path, monkeypatch):
     store.run()
-    here = freezer.freeze(store.client, "tsexp", tmp_path / "here")
+    here = freezing.freeze(store.client, "tsexp", tmp_path / "here")
     monkeypatch.setattr("mlflow.utils.uri.is_local_uri", lambda uri: False)
-    fetched = freezer.freeze(client := Counting(store.client), "tsexp", tmp_path / "fetched")
-    for name in freezer.PARQUETS:
+    fetched = freezing.freeze(client := Counting(store.client), "tsexp", tmp_path / "fetched")
+    for name in schema.PARQUETS:
         assert getattr(fetched, name).equals(getattr(here, name))
     assert client.asked == {"get_experiment_by_name": 1, "search_runs": 1}
 

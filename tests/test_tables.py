@@ -14,8 +14,9 @@ import pytest
 
 from report_data import attached, beside, frozen, only
 from test_statistics import both
-from tsexp.report import claims, costs, machines, tables
-from tsexp.report.frozen import FROM_WINDOWS, together
+from tsexp.report import claims, columns, costs, formats, machines, tables
+from tsexp.report.frozen import together
+from tsexp.report.schema import FROM_WINDOWS
 from tsexp.report.statistics import METRICS, aggregate, over_seeds
 
 SPEEDUP = next(m for m in METRICS if m.name == "speedup")
@@ -43,23 +44,23 @@ def made(results):
 
 def lines(table):
     """Cells of the Markdown, head first."""
-    text = [line for line in tables.markdown(table).splitlines() if line.startswith("|")]
+    text = [line for line in formats.markdown(table).splitlines() if line.startswith("|")]
     return [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text if not line.startswith("|:")
     ]
 
 
 def numbers(table):
-    return list(csv.DictReader(io.StringIO(tables.csv(table))))
+    return list(csv.DictReader(io.StringIO(formats.csv(table))))
 
 
 def test_names_make_no_html_in_markdown(small):
     named = replace(small, results=small.results.assign(dataset="<b>A|B<script>"))
     for table in tables.tables(named)[0]:
-        text = tables.markdown(table)
+        text = formats.markdown(table)
         assert "<b>" not in text
         assert "<script>" not in text
-    assert any("&lt;b>A" in tables.markdown(t) for t in tables.tables(named)[0])
+    assert any("&lt;b>A" in formats.markdown(t) for t in tables.tables(named)[0])
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_estimates_carry_a_dagger_and_measurements_do_not(small):
         assert all(head[i].endswith("†") and row[i].endswith("†") for i in estimated for row in cells)
         assert "† estimated" in table.caption
     counted = made(frozen(datasets=("PLAID",), models=("t1",), measured=True))
-    assert "†" not in "".join(map(tables.markdown, counted.values()))
+    assert "†" not in "".join(map(formats.markdown, counted.values()))
     assert not any("estimate" in key for table in counted.values() for row in numbers(table) for key in row)
 
 
@@ -131,7 +132,7 @@ def test_an_invalid_energy_is_left_out_and_its_accuracy_is_not(small):
     assert row["saving %†"] == row["speedup"] == "invalid"
     there = small.results["runtime"] != "openvino"
     without = replace(small, results=small.results.assign(scored=there, valid=there))
-    assert "openvino" not in tables.markdown(made(without)["quantization"])
+    assert "openvino" not in formats.markdown(made(without)["quantization"])
     assert "4 invalid records left out." in made(without)["quantization"].caption
 
 
@@ -163,7 +164,7 @@ def test_warnings_are_marked_and_explained(small):
         ["l2", "local", "0.5", "2 ⚠"]
     ]
     assert "⚠ a record has a warning" in made(small)["pruning"].caption
-    assert "⚠" not in tables.markdown(made(small)["dense"])
+    assert "⚠" not in formats.markdown(made(small)["dense"])
 
 
 def test_batch_sizes_are_kept_apart(small):
@@ -235,7 +236,7 @@ def test_what_saves_nothing_never_pays(small, saving, low, high, after):
             estimated_saving_pct_hi=high,
         )
     )
-    (said,) = [tables.PAYS_AFTER.text(r) for _, r in costs.of(row).iterrows()]
+    (said,) = [columns.PAYS_AFTER.text(r) for _, r in costs.of(row).iterrows()]
     assert said == after
 
 
@@ -548,7 +549,7 @@ def tex_cells(line):
 
 def test_latex_is_ascii_with_whole_rows_and_the_rules_of_booktabs(whole):
     for table in made(whole).values():
-        text = tables.latex(table)
+        text = formats.latex(table)
         assert text.isascii(), [c for c in text if not c.isascii()]
         assert re.findall(r"\\begin{(\w+)}", text) == re.findall(r"\\end{(\w+)}", text)[::-1]
         assert all(text.count(rule) >= 1 for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
@@ -559,9 +560,9 @@ def test_latex_is_ascii_with_whole_rows_and_the_rules_of_booktabs(whole):
         counts = {len(tex_cells(line)) for line in inside.splitlines() if "&" in line}
         assert counts == {table.shown.shape[1]}
         assert not re.search(r"(?<!\\)[%#_]", "\n".join(text.splitlines()[1:]))
-    assert r"\begin{longtable}" in tables.latex(made(whole)["pruning"])
-    assert r"2 \textsuperscript{!}" in tables.latex(made(whole)["pruning"])
-    assert r"\textdagger{}" in tables.latex(made(whole)["dense"])
+    assert r"\begin{longtable}" in formats.latex(made(whole)["pruning"])
+    assert r"2 \textsuperscript{!}" in formats.latex(made(whole)["pruning"])
+    assert r"\textdagger{}" in formats.latex(made(whole)["dense"])
 
 
 def test_a_partial_report_says_what_is_missing_and_removes_older_tables(small, tmp_path):

@@ -156,7 +156,7 @@ def card(facts: Facts, files: Mapping[str, str], needs: str) -> str:
     }
     doubts = _doubts(facts.row)
     head = [f"# {facts.name}", _what(facts), *([doubts] if doubts else [])]
-    from tsexp.report.tables import without_html
+    from tsexp.report.formats import without_html
 
     text = "\n\n".join([*head, *(f"## {title}\n\n{text}" for title, text in parts.items())]) + "\n"
     return without_html(text)

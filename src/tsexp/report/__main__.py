@@ -131,6 +131,7 @@ def _configure(settings: list[str]) -> Any:
 
 
 def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_store: bool) -> None:
+    from tsexp.report import freezing
     from tsexp.report import frozen as freezer
     from tsexp.report.statistics import aggregate, notes
     from tsexp.report.store import connect
@@ -140,7 +141,7 @@ def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_s
     written: dict[str, str] = {}
     if "freeze" in parts or not frozen_folder.exists():
         client = connect(config.tracking.uri)
-        frozen = freezer.freeze(client, config.tracking.experiment, frozen_folder, where or "")
+        frozen = freezing.freeze(client, config.tracking.experiment, frozen_folder, where or "")
         written[f"{frozen_folder}/"] = f"{len(frozen.results)} records"
     else:
         frozen = freezer.load(frozen_folder)
@@ -172,7 +173,7 @@ def _make(parts: list[str], config: Any, where: str | None, ui: str, asked_for_s
 
 def _check_same(frozen: Any, config: Any, where: str | None, folder: Path) -> None:
     """A store or a filter that is named means those runs, not others that were frozen before."""
-    from tsexp.report.frozen import store_id
+    from tsexp.report.freezing import store_id
     from tsexp.report.store import ReportError
 
     asked = {"store": store_id(config.tracking.uri), "experiment": config.tracking.experiment} | (

@@ -7,42 +7,29 @@ number on its own, to ten digits.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tsexp.config import MODES
 from tsexp.marks import ENDS, ESTIMATED
-from tsexp.report import claims, company, comparisons, costs, machines
-from tsexp.report.console import ESTIMATE, si
-from tsexp.report.frozen import FROM_WINDOWS, Frozen
+from tsexp.report import claims, company, costs, machines
+from tsexp.report import columns as col
+from tsexp.report.console import ESTIMATE
+from tsexp.report.formats import Table, csv, latex, markdown
+from tsexp.report.frozen import Frozen
 from tsexp.report.statistics import MARGIN_PT, aggregate, count, notes
 from tsexp.system.files import whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WARNING = "⚠"
-LINES = ("why", "chosen")
-"""Prose of several lines a row."""
-LONG = 40
-"""A LaTeX table of more rows may break across pages."""
-LATEX = {
-    "†": r"\textdagger{}",
-    "⚠": r"\textsuperscript{!}",
-    "≤": r"$\le$",
-    "≥": r"$\ge$",
-    "×": r"$\times$",
-    "–": "--",
-    "·": r"$\cdot$",
-}
-
-SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
 OURS = {"ours": "ours", "estimate": f"ours, estimated{ESTIMATE}"}
+
 CLAIM_STYLE = {"energy": (1, "+", " %"), "speed": (2, "", "x"), "accuracy": (1, "+", " points")}
 """Digits, sign and unit of a change, by kind of claim."""
+
 CLAIMS_CAPTION = (
     "Claims of arXiv 2502.16627 beside ours: change against dense fp32 in the same runtime [95 % interval]. "
     "Reproduced: the interval shows at least the claimed effect (for accuracy: at most the claimed loss), "
@@ -51,40 +38,8 @@ CLAIMS_CAPTION = (
     "answers, chosen on validation series and judged on test series. The study's hardware, meter and numbers "
     "per dataset are not public."
 )
+
 ALSO_IN_CSV = ("n_energy", "control_accuracy_pct", "dense_accuracy_pct", "val_drop_pt", "val_series")
-WIDTHS = {
-    "A": "p{3.4cm}",
-    "B": "p{2.4cm}",
-    "claim": "p{1.8cm}",
-    "paper": "p{1.4cm}",
-    "verdict": "p{1.5cm}",
-    "why": "p{3.4cm}",
-    "chosen": "p{3.4cm}",
-    "deployed": "p{3.6cm}",
-}
-"""Columns of prose break their lines."""
-
-
-class Show(NamedTuple):
-    """One column: heading, text of a row, and the columns of numbers that it stands for in the CSV."""
-
-    head: str
-    text: Callable[[Any], str]
-    numbers: tuple[str, ...]
-    right: bool = True
-
-
-@dataclass(frozen=True)
-class Table:
-    """A finished table: `shown` is text, `numbers` what it was made of, the rest paragraphs in Markdown."""
-
-    name: str
-    caption: str
-    shown: pd.DataFrame
-    numbers: pd.DataFrame
-    right: tuple[bool, ...]
-    above: tuple[str, ...] = ()
-    below: tuple[str, ...] = ()
 
 
 def tables(frozen: Frozen) -> tuple[list[Table], list[str]]:
@@ -156,74 +111,23 @@ def write(frozen: Frozen, folder: Path) -> tuple[list[Path], list[str]]:
     return [folder / name for name in files], said
 
 
-def without_html(markdown: str) -> str:
-    """Return Markdown in which the names of somebody's data make no HTML."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", markdown)
-
-
-def markdown(table: Table) -> str:
-    """As GitHub and most readers of Markdown take it."""
-    cells = table.shown.map(lambda text: text.replace("|", r"\|"))
-    align = ["right" if right else "left" for right in table.right]
-    text = cells.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return without_html("\n\n".join([*table.above, table.caption, text, *table.below]) + "\n")
-
-
-def csv(table: Table) -> str:
-    """Numbers, to ten digits."""
-    # Fewer digits than there are: the last ones depend on the CPU's vector instructions.
-    return str(table.numbers.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
-
-
-def latex(table: Table) -> str:
-    """A ``table`` (a ``longtable`` if it is long) with the rules of booktabs, in ASCII."""
-    cells = (
-        table.shown.style.format(escape="latex")
-        .format_index(escape="latex", axis="columns")
-        .hide(axis="index")
-    )
-    long = len(table.shown) > LONG or any(c in table.shown for c in LINES)
-    body = cells.to_latex(
-        hrules=True,
-        caption=table.caption.translate(SPECIAL),
-        label=f"tab:{table.name}",
-        column_format="".join(
-            WIDTHS.get(head, "r" if right else "l")
-            for head, right in zip(table.shown, table.right, strict=True)
-        ),
-        environment="longtable" if long else None,
-        position_float=None if long else "centering",
-    )
-    for sign, command in LATEX.items():
-        body = body.replace(sign, command)
-    small = "\\scriptsize\\setlength{\\tabcolsep}{3pt}\n"
-    if long:
-        width = "\\setlength{\\LTcapwidth}{\\linewidth}"
-        return f"% \\usepackage{{booktabs,longtable}}\n{{{small}{width}\n{body}}}\n"
-    # A float begins in the normal size again; a table wider than the text is shrunk to it.
-    start, end = "\\begin{tabular}", "\\end{tabular}"
-    shrunk = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{"
-    body = body.replace(start, small + shrunk + start).replace(end, end + "}")
-    return f"% \\usepackage{{booktabs,graphicx}}\n{body}"
-
-
 class _Columns(NamedTuple):
     """Columns of a table of results: those that are shown, and those whose one value goes to the caption."""
 
-    identity: list[Show]
-    shown: list[Show]
-    constant: list[Show]
+    identity: list[col.Show]
+    shown: list[col.Show]
+    constant: list[col.Show]
 
 
 def _of_results(
-    name: str, title: str, rows: pd.DataFrame, columns: tuple[Show, ...], invalid: pd.DataFrame
+    name: str, title: str, rows: pd.DataFrame, columns: tuple[col.Show, ...], invalid: pd.DataFrame
 ) -> Table:
     import pandas as pd
 
     chosen = _choose(rows, columns)
     rows = rows.sort_values([c.numbers[0] for c in chosen.identity], key=_rank, kind="stable")
     text = pd.DataFrame({c.head: [c.text(row) for _, row in rows.iterrows()] for c in chosen.shown})
-    also = (*chosen.constant, *SETTINGS, *FINER, CONFIG)
+    also = (*chosen.constant, *col.SETTINGS, *col.FINER, col.CONFIG)
     numbers = [n for c in chosen.shown for n in c.numbers]
     numbers += [*ALSO_IN_CSV, *(c.numbers[0] for c in also)]
     return Table(
@@ -235,27 +139,27 @@ def _of_results(
     )
 
 
-def _choose(rows: pd.DataFrame, columns: tuple[Show, ...]) -> _Columns:
+def _choose(rows: pd.DataFrame, columns: tuple[col.Show, ...]) -> _Columns:
     """Of a table's columns those that have something to say of these rows."""
     there = [c for c in columns if c.numbers[0] not in rows or rows[list(c.numbers)].notna().any(axis=None)]
     if (rows["tuning"] == "-").all():
-        there = [c for c in there if c is not UNTUNED]  # it is the control
-    constant = [c for c in there if c.numbers[0] in PLACES and rows[c.numbers[0]].nunique() == 1]
-    identity = [c for c in there if c.numbers[0] in IDENTITY and c not in constant]
-    identity += [c for c in SETTINGS if rows[c.numbers[0]].nunique() > 1]
-    for c in (*FINER, CONFIG):  # only where two rows are alike in all else
+        there = [c for c in there if c is not col.UNTUNED]  # it is the control
+    constant = [c for c in there if c.numbers[0] in col.PLACES and rows[c.numbers[0]].nunique() == 1]
+    identity = [c for c in there if c.numbers[0] in col.IDENTITY and c not in constant]
+    identity += [c for c in col.SETTINGS if rows[c.numbers[0]].nunique() > 1]
+    for c in (*col.FINER, col.CONFIG):  # only where two rows are alike in all else
         alike = rows.groupby([i.numbers[0] for i in identity])[c.numbers[0]].nunique()
         if (alike > 1).any():
             identity.append(c)
-    return _Columns(identity, [*identity, *(c for c in there if c.numbers[0] not in IDENTITY)], constant)
+    return _Columns(identity, [*identity, *(c for c in there if c.numbers[0] not in col.IDENTITY)], constant)
 
 
 def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.DataFrame) -> str:
     """The title, and every sentence that one of the columns or rows asks for."""
     of_all = [f"{c.head} {c.text(rows.iloc[0])}" for c in columns.constant]
-    of_all += [words.format(rows[key].iloc[0]) for key, words in SAID.items() if rows[key].nunique() == 1]
+    of_all += [words.format(rows[key].iloc[0]) for key, words in col.SAID.items() if rows[key].nunique() == 1]
     shown = columns.shown
-    of_one_seed = ", of one seed t over measuring processes" if SPEEDUP in shown else ""
+    of_one_seed = ", of one seed t over measuring processes" if col.SPEEDUP in shown else ""
     scored = int(invalid["scored"].sum())
     sentences = (
         (True, f"{title}."),
@@ -266,18 +170,18 @@ def _caption(title: str, rows: pd.DataFrame, columns: _Columns, invalid: pd.Data
             f"seeds{of_one_seed}; n: seeds.",
         ),
         ((rows["n"] > 1).any(), "Numbers without brackets: means over seeds."),
-        (DROP in shown, "Drop: against the control, the dense model with the same training in total."),
-        (UNTUNED in shown, "Untuned: the dense model before that tuning."),
-        (SPEEDUP in shown, "Savings and speedups: against the control, fp32, runtime eager, paired."),
-        (IN_RUNTIME in shown, "In its runtime: over the dense model in fp32 there, seed by seed."),
+        (col.DROP in shown, "Drop: against the control, the dense model with the same training in total."),
+        (col.UNTUNED in shown, "Untuned: the dense model before that tuning."),
+        (col.SPEEDUP in shown, "Savings and speedups: against the control, fp32, runtime eager, paired."),
+        (col.IN_RUNTIME in shown, "In its runtime: over the dense model in fp32 there, seed by seed."),
         (
-            VERDICT in shown,
+            col.VERDICT in shown,
             f"Accuracy is kept if the drop is at most {MARGIN_PT:g} point with 95 % confidence, lost if it "
             "is more; p: exact McNemar test, the smallest over seeds times their number.",
         ),
-        (WHAT in shown, COMPANY_SAID),
+        (col.WHAT in shown, COMPANY_SAID),
         (any(ESTIMATE in c.head for c in shown), f"{ESTIMATE} estimated from CPU time, not measured."),
-        (rows["warned"].any(), f"{WARNING} a record has a warning: look twice."),
+        (rows["warned"].any(), f"{col.WARNING} a record has a warning: look twice."),
         (
             scored,
             f"{count(scored, 'record')} with invalid energy: only the accuracy counts (notes.md says why).",
@@ -309,14 +213,14 @@ def _datasets(frozen: Frozen) -> Table:
         )
     numbers = pd.DataFrame(made)
     columns = (
-        DATASET,
-        Show("test series", lambda r: f"{r['test_series']:,}", ("test_series",)),
-        Show("classes", lambda r: str(r["classes"]), ("classes",)),
-        Show("largest class %", lambda r: f"{r['largest_class_pct']:.1f}", ("largest_class_pct",)),
-        *(_word(head, head) for head in ("models", "seeds")),
-        Show("records", lambda r: str(r["records"]), ("records",)),
-        Show("invalid", lambda r: str(r["invalid_records"]), ("invalid_records",)),
-        _word("checksum", "data_checksum", 12),
+        col.DATASET,
+        col.Show("test series", lambda r: f"{r['test_series']:,}", ("test_series",)),
+        col.Show("classes", lambda r: str(r["classes"]), ("classes",)),
+        col.Show("largest class %", lambda r: f"{r['largest_class_pct']:.1f}", ("largest_class_pct",)),
+        *(col.word(head, head) for head in ("models", "seeds")),
+        col.Show("records", lambda r: str(r["records"]), ("records",)),
+        col.Show("invalid", lambda r: str(r["invalid_records"]), ("invalid_records",)),
+        col.word("checksum", "data_checksum", 12),
     )
     text = pd.DataFrame({c.head: [c.text(row) for _, row in numbers.iterrows()] for c in columns})
     caption = (
@@ -332,7 +236,7 @@ def _company(frozen: Frozen, rows: pd.DataFrame) -> Table:
     ids = {run_id for of in rows["run_ids"] for run_id in of.split()}
     records = frozen.results[frozen.results["run_id"].isin(ids)]
     title = "Every model beside the others: as trained, in another runtime, and at its best compression"
-    table = _of_results("company", title, rows, COMPANY, records[~records["valid"]])
+    table = _of_results("company", title, rows, col.COMPANY, records[~records["valid"]])
     said = [f"**{label}**: {words}" for label, words in company.advice(frozen, rows)]
     return replace(table, above=tuple(said), below=(company.RULE,))
 
@@ -340,16 +244,16 @@ def _company(frozen: Frozen, rows: pd.DataFrame) -> Table:
 def _comparisons(rows: pd.DataFrame) -> Table:
     import pandas as pd
 
-    varied = [c for c in SETTINGS if c.numbers[0] in rows and rows[c.numbers[0]].nunique() > 1]
-    there = [c for c in VERSUS if rows[list(c.numbers)].notna().any(axis=None)]
-    columns = [DATASET, *varied, *there]
+    varied = [c for c in col.SETTINGS if c.numbers[0] in rows and rows[c.numbers[0]].nunique() > 1]
+    there = [c for c in col.VERSUS if rows[list(c.numbers)].notna().any(axis=None)]
+    columns = [col.DATASET, *varied, *there]
     seen = rows.assign(
         energy=["estimated" if s.startswith(ESTIMATED) else "measured" for s in rows["energy_source"]],
         n_energy=rows["valid"].astype(int),
     )
     text = pd.DataFrame({c.head: [c.text(row) for _, row in seen.iterrows()] for c in columns})
-    keys = [key for key in SAID if key in rows and rows[key].nunique() == 1]
-    of_all = [SAID[key].format(rows[key].iloc[0]) for key in keys]
+    keys = [key for key in col.SAID if key in rows and rows[key].nunique() == 1]
+    of_all = [col.SAID[key].format(rows[key].iloc[0]) for key in keys]
     sentences = (
         (
             True,
@@ -363,7 +267,7 @@ def _comparisons(rows: pd.DataFrame) -> Table:
             "p: exact McNemar test.",
         ),
         (any(ESTIMATE in c.head for c in there), f"{ESTIMATE} estimated from CPU time, not measured."),
-        ((rows["warnings"] != "").any(), f"{WARNING} has a warning: look twice."),
+        ((rows["warnings"] != "").any(), f"{col.WARNING} has a warning: look twice."),
     )
     caption = " ".join(sentence for asked, sentence in sentences if asked)
     nothing = [c for c in rows if c.startswith(("measured", "estimated")) and rows[c].isna().all()]
@@ -388,7 +292,7 @@ def _claims(rows: pd.DataFrame) -> Table:
             f"{ESTIMATE} estimated from CPU time: neither reproduces nor refutes.",
         ),
         (machines_there > 1, f"Of {machines_there} machines, the one with most rows answers."),
-        (any(WARNING in n for n in shown["n"]), f"{WARNING} a record has a warning: look twice."),
+        (any(col.WARNING in n for n in shown["n"]), f"{col.WARNING} a record has a warning: look twice."),
     )
     caption = " ".join(sentence for asked, sentence in sentences if asked)
     right = tuple(head.startswith("ours") or head == "n" for head in shown)
@@ -430,76 +334,12 @@ def _answer_text(answer: claims.Answer) -> dict[str, str]:
         "paper": answer.claim.paper,
         "dataset": answer.dataset,
         "model": answer.model,
-        OURS["ours"]: _with_interval(*sides["ours"], *style),
-        OURS["estimate"]: _with_interval(*sides["estimate"], *style, ESTIMATE),
-        "n": "" if row is None else f"{row['n']}{f' {WARNING}' if row['warned'] else ''}",
+        OURS["ours"]: col.with_interval(*sides["ours"], *style),
+        OURS["estimate"]: col.with_interval(*sides["estimate"], *style, ESTIMATE),
+        "n": "" if row is None else f"{row['n']}{f' {col.WARNING}' if row['warned'] else ''}",
         "verdict": answer.verdict,
         "why": answer.why,
     }
-
-
-def _with_interval(
-    value: float, low: float, high: float, digits: int, sign: str = "", unit: str = "", mark: str = ""
-) -> str:
-    if math.isnan(value):
-        return ""
-    value, low, high = (round(v, digits) + 0.0 for v in (value, low, high))  # not -0
-    interval = "" if math.isnan(low) else f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-    return f"{value:{sign}.{digits}f}{unit}{interval}{mark}"
-
-
-def _interval(head: str, name: str, digits: int, sign: str = "", mark: str = "", scale: float = 1) -> Show:
-    def text(row: Any) -> str:
-        value, low, high = (scale * row[f"{name}{end}"] for end in ENDS)
-        return _with_interval(value, low, high, digits, sign, "", mark) or _nothing(row, name)
-
-    return Show(head, text, (name, f"{name}_lo", f"{name}_hi"))
-
-
-def _three_digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    if not value or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-def _series(value: float, low: float, high: float) -> str:
-    """A number of inferences and its interval: ``12 k [11 k, 14 k]``."""
-    words = ["never" if math.isinf(v) else si(v, "") for v in (value, low, high)]
-    if math.isnan(value):
-        return "–"
-    return words[0] if math.isnan(low) or math.isinf(low) else f"{words[0]} [{words[1]}, {words[2]}]"
-
-
-def _nothing(row: Any, name: str) -> str:
-    """Where a number would stand that is not there."""
-    windows = (name in FROM_WINDOWS or name.endswith("_per_correct_j")) and not (
-        name.startswith(("measured", "estimated")) and not name.startswith(row["energy"])
-    )
-    return "invalid" if windows and row["n_energy"] == 0 else "–"
-
-
-def _number(
-    head: str, name: str, scale: float = 1, text: Callable[[float], str] = _three_digits, mark: str = ""
-) -> Show:
-    return Show(
-        head,
-        lambda row: _nothing(row, name) if math.isnan(row[name]) else text(scale * row[name]) + mark,
-        (name,),
-    )
-
-
-def _p(value: float) -> str:
-    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
-
-
-def _unless_reference(column: Show) -> Show:
-    """The dense model is not compared with itself."""
-    return column._replace(text=lambda row: "–" if row["degradation"] == "reference" else column.text(row))
-
-
-def _word(head: str, name: str, most: int | None = None) -> Show:
-    return Show(head, lambda row: str(row[name])[:most], (name,), False)
 
 
 def _rank(values: pd.Series) -> pd.Series:
@@ -511,93 +351,6 @@ def _rank(values: pd.Series) -> pd.Series:
     )
 
 
-DATASET, MODEL, METHOD, SCOPE = (_word(name, name) for name in ("dataset", "model", "method", "scope"))
-MODE, RUNTIME = (_word(name, name) for name in ("mode", "runtime"))
-RATIO = _number("ratio", "ratio", text=lambda v: f"{v:g}")
-WHAT = _word("deployed", "what")
-IDENTITY = ("dataset", "model", "what", "runtime", "method", "scope", "ratio", "mode")
-PLACES = ("runtime", "method", "scope")
-"""Of those, what goes to the caption if it is the same in all rows."""
-SETTINGS = (
-    _word("device", "device"),
-    _number("batch", "batch_size", text=lambda v: f"{v:g}"),
-    _number("threads", "threads", text=lambda v: f"{v:g}"),
-    _word("energy from", "energy_source"),
-    _word("machine", "machine", 6),
-)
-"""Columns where they vary."""
-FINER = (
-    _word("asked", "runtime_asked"),
-    *(
-        _number(head, name, text=lambda v: f"{v:g}")
-        for head, name in (
-            ("pairs", "repeats"),
-            ("processes", "processes"),
-            ("window s", "window_s"),
-            ("tuned epochs", "finetune_epochs"),
-        )
-    ),
-    _word("setting", "setting", 6),
-    _word("recipe", "recipe", 6),
-    _word("data", "data_checksum", 6),
-)
-CONFIG = _word("config", "config", 6)
-SAID = {
-    "device": "{}",
-    "batch_size": "batch {}",
-    "threads": "threads {}",
-    "repeats": "{} pairs of windows at most",
-    "processes": "{} processes",
-    "window_s": "windows of at least {:g} s",
-}
-"""What the caption says of the settings that do not vary."""
-ACCURACY = _interval("accuracy %", "accuracy_pct", 1)
-F1 = _interval("macro F1 %", "macro_f1", 1, scale=100)
-DROP = _unless_reference(_interval("drop, points", "drop_pt", 1, "+"))
-UNTUNED = _number("untuned %", "dense_accuracy_pct", text=lambda v: f"{v:.1f}")
-VERDICT = Show("kept?", lambda row: row["degradation"], ("degradation",), False)
-P = _unless_reference(_number("p", "mcnemar_p", text=_p))
-JOULES = (
-    _number("mJ/series", "measured_j", 1000),
-    _number(f"mJ/series{ESTIMATE}", "estimated_j", 1000, mark=ESTIMATE),
-)
-SAVINGS = (
-    _interval("saving %", "measured_saving_pct", 1),
-    _interval(f"saving %{ESTIMATE}", "estimated_saving_pct", 1, mark=ESTIMATE),
-)
-PER_CORRECT = (
-    _number("mJ/correct", "measured_per_correct_j", 1000),
-    _number(f"mJ/correct{ESTIMATE}", "estimated_per_correct_j", 1000, mark=ESTIMATE),
-)
-TRAINING = (
-    _number("training J", "measured_train_j"),
-    _number(f"training J{ESTIMATE}", "estimated_train_j", mark=ESTIMATE),
-)
-SPEEDUP = _interval("speedup", "speedup", 2)
-IN_RUNTIME = _interval("speedup in its runtime", "runtime_speedup", 2)
-LATENCY = _number("p50 ms", "latency_p50_ms")
-PARAMETERS = _number("parameters", "parameters", text=lambda v: f"{v:,.0f}")
-MACS = _number("MACs, M", "macs", 1e-6)
-SIZE = _number("kB", "bytes", 1e-3)
-INT8 = Show(
-    "int8 products",
-    lambda row: f"{row['matmuls_int8']:.0f}/{row['matmuls']:.0f}" if row["matmuls"] else "–",
-    ("matmuls_int8", "matmuls"),
-)
-N = Show(
-    "n",
-    lambda row: (
-        str(row["n"])
-        + (f" (energy {row['n_energy']})" if row["n_energy"] < row["n"] else "")
-        + (f" {WARNING}" if row["warned"] else "")
-    ),
-    ("n", "seeds", "warned"),
-)
-
-COMPANY = (
-    *(DATASET, MODEL, WHAT, ACCURACY, *JOULES, *PER_CORRECT, LATENCY, SIZE, *TRAINING),
-    *(_word("chosen", "chosen"), N),
-)
 COMPANY_SAID = (
     "As trained: dense, fp32, runtime eager; an estimator without a runtime. The same model: in the other "
     "runtime in which it takes the least energy, in fp32. Best compression, chosen among all: the least "
@@ -606,61 +359,44 @@ COMPANY_SAID = (
     "Training: with pruning, tuning and conversion."
 )
 
-
-def _side(end: str) -> Show:
-    """One of the two that were compared, in words."""
-
-    def text(row: Any) -> str:
-        of = {k: row[f"{k}_{end}"] for k in ("model", "macs", "ratio", "method", "scope", "mode", "runtime")}
-        return company.in_words(of | {"what": company.deployed(of)})
-
-    return Show(end.upper(), text, (f"model_{end}",), False)
-
-
-VERSUS = (
-    *map(_side, comparisons.SIDES),
-    Show("seeds", lambda row: " ".join(dict.fromkeys((str(row["seed_a"]), str(row["seed_b"])))), ("seed_a",)),
-    *(_number(f"{s.upper()} %", f"accuracy_{s}", 100, lambda v: f"{v:.1f}") for s in comparisons.SIDES),
-    _interval("points", "difference_pt", 1, "+"),
-    _number("p", "mcnemar_p", text=_p),
-    *(
-        _number(f"mJ of {s.upper()}{mark}", f"{side}_j_{s}", 1000, mark=mark)
-        for side, mark in (("measured", ""), ("estimated", ESTIMATE))
-        for s in comparisons.SIDES
-    ),
-    *SAVINGS,
-    SPEEDUP,
-    _word("", "warnings")._replace(text=lambda row: WARNING if row["warnings"] else ""),
-)
-
-KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...], str]] = {
+KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[col.Show, ...], str]] = {
     "dense": (
         "Dense baselines: fp32, runtime eager",
         lambda t: (t["ratio"] == 0) & (t["mode"] == "none") & (t["runtime"] == "eager"),
-        (DATASET, MODEL, ACCURACY, F1, PARAMETERS, MACS, *JOULES, LATENCY, N),
+        (
+            col.DATASET,
+            col.MODEL,
+            col.ACCURACY,
+            col.F1,
+            col.PARAMETERS,
+            col.MACS,
+            *col.JOULES,
+            col.LATENCY,
+            col.N,
+        ),
         "python -m tsexp prune.ratio=0",
     ),
     "pruning": (
         "Structured pruning, fine-tuned, in fp32",
         lambda t: (t["ratio"] > 0) & (t["mode"] == "none"),
         (
-            DATASET,
-            MODEL,
-            RUNTIME,
-            METHOD,
-            SCOPE,
-            RATIO,
-            ACCURACY,
-            DROP,
-            UNTUNED,
-            VERDICT,
-            P,
-            *SAVINGS,
-            SPEEDUP,
-            IN_RUNTIME,
-            PARAMETERS,
-            MACS,
-            N,
+            col.DATASET,
+            col.MODEL,
+            col.RUNTIME,
+            col.METHOD,
+            col.SCOPE,
+            col.RATIO,
+            col.ACCURACY,
+            col.DROP,
+            col.UNTUNED,
+            col.VERDICT,
+            col.P,
+            *col.SAVINGS,
+            col.SPEEDUP,
+            col.IN_RUNTIME,
+            col.PARAMETERS,
+            col.MACS,
+            col.N,
         ),
         "python -m tsexp -m prune.ratio=0.3,0.5",
     ),
@@ -668,20 +404,20 @@ KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...
         "Number formats and runtimes, not pruned",
         lambda t: t["ratio"] == 0,
         (
-            DATASET,
-            MODEL,
-            MODE,
-            RUNTIME,
-            ACCURACY,
-            DROP,
-            VERDICT,
-            P,
-            *SAVINGS,
-            SPEEDUP,
-            IN_RUNTIME,
-            SIZE,
-            INT8,
-            N,
+            col.DATASET,
+            col.MODEL,
+            col.MODE,
+            col.RUNTIME,
+            col.ACCURACY,
+            col.DROP,
+            col.VERDICT,
+            col.P,
+            *col.SAVINGS,
+            col.SPEEDUP,
+            col.IN_RUNTIME,
+            col.SIZE,
+            col.INT8,
+            col.N,
         ),
         "python -m tsexp -m quant.mode=none,dynamic,static runtime=onnxruntime",
     ),
@@ -689,37 +425,32 @@ KINDS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series], tuple[Show, ...
         "Pruning and quantization together",
         lambda t: (t["ratio"] > 0) & (t["mode"] != "none"),
         (
-            DATASET,
-            MODEL,
-            RUNTIME,
-            METHOD,
-            SCOPE,
-            RATIO,
-            MODE,
-            ACCURACY,
-            DROP,
-            UNTUNED,
-            VERDICT,
-            P,
-            *SAVINGS,
-            SPEEDUP,
-            IN_RUNTIME,
-            SIZE,
-            N,
+            col.DATASET,
+            col.MODEL,
+            col.RUNTIME,
+            col.METHOD,
+            col.SCOPE,
+            col.RATIO,
+            col.MODE,
+            col.ACCURACY,
+            col.DROP,
+            col.UNTUNED,
+            col.VERDICT,
+            col.P,
+            *col.SAVINGS,
+            col.SPEEDUP,
+            col.IN_RUNTIME,
+            col.SIZE,
+            col.N,
         ),
         "python -m tsexp -m prune.ratio=0.5 quant.mode=dynamic,static runtime=onnxruntime",
     ),
 }
 """Name → title, which rows, columns, and a command that would fill it."""
 
-WAY = (DATASET, MODEL, RUNTIME, METHOD, SCOPE, RATIO, MODE)
-PAYS_AFTER = Show(
-    "pays after, series",
-    lambda row: _series(row["pays_after"], row["pays_after_lo"], row["pays_after_hi"]),
-    ("pays_after", "pays_after_lo", "pays_after_hi"),
-)
 OF_ALL: dict[
-    str, tuple[str, Callable[[Frozen, pd.DataFrame], pd.DataFrame], tuple[Show, ...], Callable[[Any], Any]]
+    str,
+    tuple[str, Callable[[Frozen, pd.DataFrame], pd.DataFrame], tuple[col.Show, ...], Callable[[Any], Any]],
 ]
 OF_ALL = {
     "costs": (
@@ -728,9 +459,9 @@ OF_ALL = {
         "the saving alone",
         lambda _, rows: costs.of(rows),
         (
-            *WAY,
+            *col.WAY,
             *(
-                _number(f"{head}{mark}", f"{side}_{name}", scale, mark=mark)
+                col.number(f"{head}{mark}", f"{side}_{name}", scale, mark=mark)
                 for head, name, scale in (
                     ("training J", "train_j", 1),
                     ("compression J", "compress_j", 1),
@@ -738,8 +469,8 @@ OF_ALL = {
                 )
                 for side, mark in (("measured", ""), ("estimated", ESTIMATE))
             ),
-            PAYS_AFTER,
-            N,
+            col.PAYS_AFTER,
+            col.N,
         ),
         lambda rows: (),
     ),
@@ -748,15 +479,15 @@ OF_ALL = {
         "within: the same of speedups over the dense model in fp32 in the same runtime",
         lambda frozen, _: machines.compared(frozen),
         (
-            _word("there", "other_name"),
-            *WAY,
-            SPEEDUP,
-            _interval("speedup there", "other_speedup", 2),
-            _interval("times", "times", 2),
-            _number("within", "times_within", text=lambda v: f"{v:.2f}"),
-            ACCURACY,
-            _interval("accuracy there %", "other_accuracy_pct", 1),
-            N,
+            col.word("there", "other_name"),
+            *col.WAY,
+            col.SPEEDUP,
+            col.interval("speedup there", "other_speedup", 2),
+            col.interval("times", "times", 2),
+            col.number("within", "times_within", text=lambda v: f"{v:.2f}"),
+            col.ACCURACY,
+            col.interval("accuracy there %", "other_accuracy_pct", 1),
+            col.N,
         ),
         machines.said,
     ),
