@@ -367,7 +367,8 @@ def test_exported_files_say_which_classes_their_columns_are(files, tmp_path):
     import openvino as ov
 
     from tsexp.energy import subjects
-    from tsexp.measure import _judged, _Side
+    from tsexp.energy.labels import by_class
+    from tsexp.measure import _Side
     from tsexp.runtimes.openvino import core
 
     columns = ["1", "0"]
@@ -383,7 +384,7 @@ def test_exported_files_say_which_classes_their_columns_are(files, tmp_path):
         predictor = subjects.load(file, 1)
         sides.append(_Side(file, file, subjects.facts(file, predictor)))
         scores.append(subjects.answers(predictor, X))
-    targets, ordered = _judged(sides, scores, labels)
+    targets, ordered = by_class(sides, scores, labels)
     assert all((one.argmax(1) == targets).all() for one in ordered)
 
 
@@ -619,29 +620,29 @@ def test_a_ts_file_without_labels_brings_none(tmp_path):
     ],
 )
 def test_what_columns_stand_for_where_nobody_says(labels, classes):
-    from tsexp.measure import _guessed
+    from tsexp.energy.labels import guessed
 
     if classes is None:
         with pytest.raises(ConfigError, match="y has 2 classes, but model answers 3 numbers per series"):
-            _guessed(labels, 3, "model")
+            guessed(labels, 3, "model")
     else:
-        assert _guessed(labels, 3, "model") == classes
+        assert guessed(labels, 3, "model") == classes
 
 
 def test_columns_are_not_guessed_of_words_that_sort_otherwise_than_as_numbers():
     """Who encodes '1' to '12' by NumPy or scikit-learn has '10' in the second column."""
-    from tsexp.measure import _guessed
+    from tsexp.energy.labels import guessed
 
     few = [str(i) for i in range(1, 10)]
-    assert _guessed([float(w) for w in few], 9, "model", set(few)) == [float(w) for w in few]
+    assert guessed([float(w) for w in few], 9, "model", set(few)) == [float(w) for w in few]
     for words in ([*few, "10"], ["0", *few, "10"]):
         with pytest.raises(
             ConfigError, match=r"sorted otherwise as numbers or .* \(.*1, 10, 2.*\); give y as"
         ):
-            _guessed([float(w) for w in words], len(words), "model", set(words))
+            guessed([float(w) for w in words], len(words), "model", set(words))
     with pytest.raises(ConfigError, match=r"without capitals \(Walk, run, …\); give y as"):
-        _guessed(["run", "Walk"], 2, "model", {"Walk", "run"})
-    assert _guessed(["Walk", "Run"], 2, "model", {"Walk", "Run"}) == ["Run", "Walk"]
+        guessed(["run", "Walk"], 2, "model", {"Walk", "run"})
+    assert guessed(["Walk", "Run"], 2, "model", {"Walk", "Run"}) == ["Run", "Walk"]
 
 
 @pytest.mark.parametrize(
@@ -655,11 +656,12 @@ def test_columns_are_not_guessed_of_words_that_sort_otherwise_than_as_numbers():
     ],
 )
 def test_labels_that_are_one_number_or_differ_by_case_are_told_apart(classes, labels):
-    from tsexp.measure import _judged, _Side
+    from tsexp.energy.labels import by_class
+    from tsexp.measure import _Side
 
     side = _Side("model", "model.onnx", {"classes": classes})
     scores = np.array([[0.0, 1], [1, 0]], np.float32)  # the second class, then the first
-    targets, (judged,) = _judged([side], [scores], labels)
+    targets, (judged,) = by_class([side], [scores], labels)
     assert (judged.argmax(1) == targets).all()
     assert sorted(targets) == [0, 1]
 
@@ -683,7 +685,8 @@ def test_an_estimator_is_judged_by_what_it_predicts(kind):
     from sklearn.model_selection import FixedThresholdClassifier
     from sklearn.svm import SVC
 
-    from tsexp.measure import _Answered, _as_predicted, _judged, _Side
+    from tsexp.energy.labels import by_class
+    from tsexp.measure import _Answered, _as_predicted, _Side
 
     series, labels = load_iris(return_X_y=True)
     if kind == "a threshold of its own":
@@ -698,7 +701,7 @@ def test_an_estimator_is_judged_by_what_it_predicts(kind):
     sides = (_Side("mine", subject, {}),) * 2
     answered = _Answered(sides, (answers, answers), series, series, "cpu", True)
     found, said = _as_predicted(answered)
-    targets, judged = _judged(sides, found, labels.tolist())
+    targets, judged = by_class(sides, found, labels.tolist())
     assert (judged[0].argmax(1) == targets).mean() == made.score(series, labels)
     assert said == (
         []
@@ -784,7 +787,7 @@ def test_an_openvino_file_need_not_either(tmp_path):
 
 
 def test_labels_are_the_same_only_if_they_mean_the_same():
-    from tsexp.measure import _key
+    from tsexp.energy.labels import _key
 
     assert _key(1) == _key(1.0) == _key("1") == _key(np.int64(1)) == _key(" 1.0")
     assert [_key(word) for word in ("nan", "1_0", "inf", "a")] == ["nan", "1_0", "inf", "a"]
