@@ -470,6 +470,20 @@ def test_a_sweep_is_closed_with_its_numbers_and_its_source_of_energy(store, tmp_
     assert run.info.status == "FINISHED"
 
 
+def test_of_a_sweep_of_many_jobs_the_note_has_whole_lines_and_says_how_many_are_not_in_it(store, caplog):
+    config = store.cfg.tracking
+    parent = tracking.sweep_run(config, "many" * 100, "of many jobs")
+    jobs = [f"- [job {i}](#/experiments/1/runs/{i:032}): finished" for i in range(500)]
+    tracking.close_sweep(config, parent, "FINISHED", "\n".join(["`command`", "", *jobs]), [])
+    run = store.client.get_run(parent)
+    *kept, rest = run.data.tags["mlflow.note.content"].split("\n")
+    assert kept[2:] == jobs[: len(kept) - 2]
+    assert rest == f"- and {502 - len(kept)} more: below this run"
+    assert 4700 < len(run.data.tags["mlflow.note.content"]) <= 4900
+    assert len(run.info.run_name) == 250
+    assert not caplog.records  # MLflow has cut nothing
+
+
 def test_a_logged_model_needs_the_libraries_of_its_artifact_and_no_others(monkeypatch):
     lines = ["torch<3,>=2", "onnxruntime<2; extra == 'onnxruntime'", "openvino<3; extra == 'openvino'"]
     monkeypatch.setattr(model, "REQUIREMENTS", lines)

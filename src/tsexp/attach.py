@@ -202,7 +202,7 @@ def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, fo
         "tsexp.warnings": "" if invalid else "; ".join([*kept, *warnings]),
         ATTACHED_TO: old.run_id,
         "tsexp.attachment": about,
-        "mlflow.runName": f"{old.name} {raw['source']}"[:250],
+        "mlflow.runName": f"{old.name} {raw['source']}",
         "mlflow.note.content": _note(old, raw, invalid, warnings),
     }
     source = client.get_run(old.run_id)

@@ -16,9 +16,10 @@ from importlib.metadata import requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsexp.config import Config, flat, own_code, redact
+from tsexp.config import Config, flat, own_code
 from tsexp.runtimes import distribution
 from tsexp.system import alive
+from tsexp.tracking import lengths
 
 if TYPE_CHECKING:
     from tsexp.data import Dataset
@@ -53,7 +54,7 @@ def name_of(cfg: Config, runtime: str, steps: Iterable[str] = ()) -> str:
     words += [p.method, p.scope, f"{100 * p.ratio:g}pct"] if p.ratio else []
     words += [step for step in steps if step not in KNOWN_STEPS]
     words += [NUMBERS.get(q.mode, f"int{q.weight_bits}weights"), runtime]
-    return re.sub(r"[^\w-]+", "_", "-".join(word.strip(":") for word in words))[:250]
+    return re.sub(r"[^\w-]+", "_", "-".join(word.strip(":") for word in words))[: lengths.NAME]
 
 
 def save(folder: Path, name: str, cfg: Config, dataset: Dataset, artifact: Artifact) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def save(folder: Path, name: str, cfg: Config, dataset: Dataset, artifact: Artif
     return {
         "name": name,
         "note": _describe(dataset, artifact),
-        "params": {k: redact(str(v))[:6000] for k, v in flat(cfg).items()},
+        "params": lengths.params(flat(cfg)),
         "type": "classifier",
     }
 

@@ -22,7 +22,7 @@ from tsexp.energy import MeasuringFailed
 from tsexp.marks import ESTIMATED, PROTOCOL_VERSION
 from tsexp.system import alive, signals
 from tsexp.tasks.classification import chosen
-from tsexp.tracking import model, origin, pictures, spool
+from tsexp.tracking import lengths, model, origin, pictures, spool
 from tsexp.tracking.client import GONE, experiment_of, said, store
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Tracked:
             self.client.log_text(self.run_id, changes, "dirty.diff")
 
     def _params(self) -> dict[str, str]:
-        return {k: redact(str(v))[:6000] for k, v in flat(self.cfg).items()}
+        return lengths.params(flat(self.cfg))
 
     def log(
         self,
@@ -207,16 +207,17 @@ class Tracked:
             "tsexp.runtime": artifact.manifest["runtime"],
             "mlflow.note.content": _describe(values, record),
         }
-        return {k: v[:4900] for k, v in tags.items()}
+        return lengths.tags(tags)
 
     def _fail(self, error: BaseException) -> None:
         """End the run without a result."""
         details = error.details if isinstance(error, MeasuringFailed) else ""
         text = redact(f"{traceback.format_exc()}\n{details}")
         killed = isinstance(error, signals.Terminated)
-        reason = str(error) if killed else redact(f"{type(error).__name__}: {error}")[:4900]
+        reason = str(error) if killed else f"{type(error).__name__}: {error}"
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else reason
-        self._tell(lambda: self.client.set_tag(self.run_id, "tsexp.error", reason))
+        told = lengths.tags({"tsexp.error": reason})
+        self._tell(lambda: self.client.set_tag(self.run_id, *told.popitem()))
         self._tell(lambda: self.client.set_terminated(self.run_id, "KILLED" if killed else "FAILED"))
         self._tell(lambda: self.client.log_text(self.run_id, text, "traceback.txt"))
 
@@ -248,13 +249,15 @@ def tracked(
     NotDelivered
         At the end, if the store does not take the result.
     """
-    tags = {
-        "tsexp.signature": signature,
-        "tsexp.stage": "start",
-        "mlflow.runName": redact(name)[:250],
-        **({"mlflow.parentRunId": parent} if parent else {}),
-        **origin.tags(),
-    }
+    tags = lengths.tags(
+        {
+            "tsexp.signature": signature,
+            "tsexp.stage": "start",
+            "mlflow.runName": name,
+            **({"mlflow.parentRunId": parent} if parent else {}),
+            **origin.tags(),
+        }
+    )
     run = Tracked(cfg, tags, None, None, resolved_yaml)
     try:
         run.client = store(cfg.tracking)
@@ -360,7 +363,7 @@ def being_written(client: Any, experiment: str, tags: Mapping[str, str]) -> Iter
     Of a killed process, the next command ends it: tags say whose it is.
     """
     whose = {f"tsexp.{key}": value for key, value in alive.me().items() if value}
-    run_id = str(client.create_run(experiment, tags={**tags, **whose}).info.run_id)
+    run_id = str(client.create_run(experiment, tags=lengths.tags(tags) | whose).info.run_id)
     try:
         yield run_id
         client.set_terminated(run_id, "FINISHED")
@@ -402,12 +405,12 @@ def log_record(
     from mlflow.entities import Metric, Param
 
     now = int(1000 * time.time())
-    said = {k: redact(v)[:4900] for k, v in tags.items()} | {"mlflow.runName": redact(name)[:250]}
-    with being_written(client, experiment, said) as run_id, alive.scratch("track") as scratch:
+    tags = {**tags, "mlflow.runName": name}
+    with being_written(client, experiment, tags) as run_id, alive.scratch("track") as scratch:
         client.log_batch(
             run_id,
             [Metric(k, v, now, 0) for k, v in metrics.items()],
-            [Param(k, redact(str(v))[:6000]) for k, v in params.items()],
+            [Param(k, v) for k, v in lengths.params(params).items()],
         )
         folder = scratch / "files"
         folder.mkdir()

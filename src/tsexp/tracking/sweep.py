@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tsexp.config import TrackingConfig, redact
+from tsexp.config import TrackingConfig
 from tsexp.marks import SWEEP
-from tsexp.tracking import origin
+from tsexp.tracking import lengths, origin
 from tsexp.tracking.client import experiment_of, is_there, store
 
 
@@ -27,10 +27,10 @@ def sweep_run(config: TrackingConfig, name: str, signature: str) -> str:
     tags = {
         "tsexp.sweep": signature,
         "tsexp.stage": SWEEP,
-        "mlflow.runName": redact(name)[:250],
+        "mlflow.runName": name,
         **origin.tags(),
     }
-    return str(client.create_run(experiment, tags=tags).info.run_id)
+    return str(client.create_run(experiment, tags=lengths.tags(tags)).info.run_id)
 
 
 def close_sweep(
@@ -64,7 +64,7 @@ def close_sweep(
     client = store(config)
     if not is_there(client, run_id):
         return False
-    client.set_tag(run_id, "mlflow.note.content", redact(note))
+    client.set_tag(run_id, "mlflow.note.content", lengths.lines(note, "- and {} more: below this run"))
     if energy_source:
         client.set_tag(run_id, "tsexp.energy_source", energy_source)
     for name, value in (metrics or {}).items():
