@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsexp import config as configs
 from tsexp import stored
-from tsexp.command import called
+from tsexp.command import parser_of
 from tsexp.config import ConfigError, TrackingConfig, secret
 from tsexp.config.compose import composed
 from tsexp.marks import ATTACHED_TO, FROM_RUN, FROM_STORE
@@ -66,12 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     int
         Exit status: 0; 1 if what came out is invalid, or the store failed; 2 for bad input.
     """
-    parser = argparse.ArgumentParser(
-        prog=called("attach"),
-        usage="%(prog)s RUN LOG [--name NAME] [--offset-s S] [tracking.…=value ...]",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parser_of(
+        "attach", "RUN LOG [--name NAME] [--offset-s S] [tracking.…=value ...]", HELP, EXAMPLES
     )
     parser.add_argument("words", nargs="*", metavar="RUN LOG", help=argparse.SUPPRESS)
     parser.add_argument(

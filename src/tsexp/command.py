@@ -5,6 +5,7 @@ Imports nothing that takes time: ``--help`` and the shell's completion go throug
 
 from __future__ import annotations
 
+import argparse
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,27 @@ def called(part: str = "") -> str:
     if part and program.parts[-2:] != ("tsexp", "__main__.py"):
         return f"python -m tsexp.{part}"
     return f"python -m tsexp {part}".rstrip()
+
+
+def parser_of(part: str, usage: str, about: str, examples: str = "") -> argparse.ArgumentParser:
+    """Return what reads the arguments of a subcommand; texts are shown by ``--help`` as they are.
+
+    Parameters
+    ----------
+    part
+        The subcommand.
+    usage
+        What follows its name.
+    about, examples
+        Above and below the list of its options.
+    """
+    return argparse.ArgumentParser(
+        prog=called(part),
+        usage=f"%(prog)s {usage}",
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def dispatch(arguments: Sequence[str]) -> int | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tsexp import config as configs
 from tsexp import stored
-from tsexp.command import called
+from tsexp.command import parser_of
 from tsexp.config import Config, ConfigError, secret
 from tsexp.config.compose import composed
 from tsexp.marks import ATTACHED_TO, COMPARISON, ENDS, ESTIMATED
@@ -63,13 +63,7 @@ class Side:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare what is asked for and return the exit status: 2 for bad input, 1 if measuring failed."""
-    parser = argparse.ArgumentParser(
-        prog=called("compare"),
-        usage="%(prog)s RUN_A RUN_B [key=value ...]",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("compare", "RUN_A RUN_B [key=value ...]", HELP, EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="run or key=value", help=argparse.SUPPRESS)
     if arguments is None:
         secret.out_of_sight()

@@ -16,7 +16,7 @@ import numpy as np
 
 from tsexp import card, stored
 from tsexp import config as configs
-from tsexp.command import called
+from tsexp.command import parser_of
 from tsexp.config import NOT_ASKED, Config, ConfigError, secret
 from tsexp.config.compose import composed
 from tsexp.marks import FROM_STORE
@@ -69,13 +69,7 @@ ARTIFACT = [
 
 def main(arguments: list[str] | None = None) -> int:
     """Export what is asked for and return the exit status: 2 for bad input, 1 if something failed."""
-    parser = argparse.ArgumentParser(
-        prog=called("export"),
-        usage="%(prog)s RUN DIR [key=value ...]",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("export", "RUN DIR [key=value ...]", HELP, EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="run, folder or key=value", help=argparse.SUPPRESS)
     if arguments is None:
         secret.out_of_sight()

@@ -19,7 +19,7 @@ import numpy as np
 
 from tsexp import config as configs
 from tsexp import stored
-from tsexp.command import called
+from tsexp.command import parser_of
 from tsexp.config import Config, ConfigError, MeasureConfig, TrackingConfig, secret
 from tsexp.config.compose import composed
 from tsexp.energy.labels import by_class
@@ -679,12 +679,11 @@ def _as_here(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure a file and return the exit status: 2 for bad input, 1 if measuring failed."""
-    parser = argparse.ArgumentParser(
-        prog=called("measure"),
-        usage="%(prog)s SUBJECT --data FILE [--reference SUBJECT] [--name NAME] [--no-store] [key=value ...]",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = parser_of(
+        "measure",
+        "SUBJECT --data FILE [--reference SUBJECT] [--name NAME] [--no-store] [key=value ...]",
+        HELP,
+        EXAMPLES,
     )
     parser.add_argument("words", nargs="*", metavar="subject or key=value", help=argparse.SUPPRESS)
     parser.add_argument("--data", metavar="FILE", help=".npz with X (series, ...) and perhaps y; or .ts")

@@ -14,7 +14,7 @@ import numpy as np
 
 from tsexp import config as configs
 from tsexp import stored
-from tsexp.command import called
+from tsexp.command import parser_of
 from tsexp.config import Config, ConfigError, secret
 from tsexp.config.compose import composed
 from tsexp.system import alive
@@ -39,13 +39,7 @@ SHOWN = 3
 
 def main(arguments: list[str] | None = None) -> int:
     """Predict what is asked for and return the exit status: 2 for bad input, 1 if the model failed."""
-    parser = argparse.ArgumentParser(
-        prog=called("predict"),
-        usage="%(prog)s RUN FILE.ts [--output OUT.csv] [key=value ...]",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("predict", "RUN FILE.ts [--output OUT.csv] [key=value ...]", HELP, EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="run, file or key=value", help=argparse.SUPPRESS)
     parser.add_argument("--output", metavar="OUT.csv", help="write there, not to the terminal")
     if arguments is None:

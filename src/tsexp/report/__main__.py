@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from tsexp.command import called
+from tsexp.command import parser_of
 from tsexp.config import redact, secret
 
 PARTS = ("freeze", "tables", "figures", "page")
@@ -52,13 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     End with status 2 for a wrong word, 1 if there is nothing to report.
     """
-    parser = argparse.ArgumentParser(
-        prog=called("report"),
-        usage="%(prog)s [freeze] [tables] [figures] [page] [key=value ...]",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("report", "[freeze] [tables] [figures] [page] [key=value ...]", HELP, EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="part or key=value", help=argparse.SUPPRESS)
     if arguments is None:
         secret.out_of_sight()
