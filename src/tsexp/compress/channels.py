@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tsexp import tasks
+from tsexp.compress.gradients import gradients
 from tsexp.config import ConfigError, PruneConfig, look_up
 from tsexp.data import Dataset
 from tsexp.models import choose
@@ -150,17 +150,12 @@ def _random(model: Convolutional, config: PruneConfig, dataset: Dataset, seed: i
 
 def _taylor(model: Convolutional, config: PruneConfig, dataset: Dataset, seed: int) -> list[Tensor]:
     """Squared change of the loss, to first order, when a channel is removed; mean over batches."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.from_numpy(dataset.fit)[torch.randperm(len(dataset.fit), generator=generator)]
-    parts = order[: config.calibration_series].split(16)
     gates = {name: torch.ones(layer.size, requires_grad=True) for name, layer in model.layers().items()}
+    with gated(model, gates):
+        found = gradients(model, list(gates.values()), config, dataset, seed)
     total = [torch.zeros_like(gate) for gate in gates.values()]
-    with torch.enable_grad(), gated(model, gates):
-        for part in parts:
-            scores = model(torch.from_numpy(dataset.x_train)[part])
-            loss = tasks.of(dataset).loss(scores, torch.from_numpy(dataset.y_train)[part])
-            slopes = torch.autograd.grad(loss, list(gates.values()))
-            total = [t + slope.square() / len(parts) for t, slope in zip(total, slopes, strict=True)]
+    for slopes in found:
+        total = [t + slope.square() / len(found) for t, slope in zip(total, slopes, strict=True)]
     return [t.detach() for t in total]
 
 

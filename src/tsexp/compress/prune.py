@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tsexp import tasks
 from tsexp.compress import channels, features
+from tsexp.compress.gradients import gradients
 from tsexp.config import Config, ConfigError, PruneConfig, Unsupported, like, look_up, own_digests
 from tsexp.data import Dataset
 from tsexp.models import Network, choose, convolution, views
@@ -304,26 +304,19 @@ def _random(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int)
 
 def _taylor(model: Classifier, config: PruneConfig, dataset: Dataset, seed: int) -> list[Scores]:
     """Squared change of the loss, to first order, when the unit's output is removed; mean over batches."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.from_numpy(dataset.fit)[torch.randperm(len(dataset.fit), generator=generator)]
+    blocks = [b for b in model.encoder.blocks if isinstance(b, EncoderBlock)]
+    outgoing = [w for b in blocks for w in (b.attention.o.weight, b.fc2.weight)]
+    found = gradients(model, outgoing, config, dataset, seed)
     total = [Scores(torch.zeros(b.heads), torch.zeros(b.ffn)) for b in model.arch.blocks]
-    parts = order[: config.calibration_series].split(16)
-    with torch.enable_grad():
-        for part in parts:
-            scores = model(torch.from_numpy(dataset.x_train)[part])
-            loss = tasks.of(dataset).loss(scores, torch.from_numpy(dataset.y_train)[part])
-            blocks = [b for b in model.encoder.blocks if isinstance(b, EncoderBlock)]
-            gradients = torch.autograd.grad(
-                loss, [w for b in blocks for w in (b.attention.o.weight, b.fc2.weight)]
+    for slopes in found:
+        for i, block in enumerate(blocks):
+            # Σ weight · gradient over the outgoing weights is the derivative by a gate on the unit.
+            a = block.attention
+            gate_o = (a.o.weight * slopes[2 * i]).detach().sum(0).view(a.heads, -1).sum(1)
+            gate_f = (block.fc2.weight * slopes[2 * i + 1]).detach().sum(0)
+            total[i] = Scores(
+                total[i].heads + gate_o.square() / len(found), total[i].ffn + gate_f.square() / len(found)
             )
-            for i, block in enumerate(blocks):
-                # Σ weight · gradient over the outgoing weights is the derivative by a gate on the unit.
-                a = block.attention
-                gate_o = (a.o.weight * gradients[2 * i]).detach().sum(0).view(a.heads, -1).sum(1)
-                gate_f = (block.fc2.weight * gradients[2 * i + 1]).detach().sum(0)
-                total[i] = Scores(
-                    total[i].heads + gate_o.square() / len(parts), total[i].ffn + gate_f.square() / len(parts)
-                )
     return total
 
 
