@@ -881,12 +881,14 @@ def test_stores_are_merged_each_result_once_and_nothing_twice(made, tmp_path, em
     assert sweep.data.tags["tsexp.sweep"] == "of the command"
 
 
-def test_a_sweep_that_was_merged_before_its_end_is_ended_by_the_next_merge(made, tmp_path, empty_store):
+@pytest.mark.parametrize("last", ["a job more", "nothing more"])
+def test_a_sweep_that_was_merged_before_its_end_is_ended_by_the_next_merge(made, tmp_path, empty_store, last):
     one, both = (at(tmp_path / name, empty_store) for name in ("one", "both"))
     parent = tracking.sweep_run(one.tracking, "a sweep", "of the command")
     states = []
-    for signature in ("a", "b"):
-        measure(made, one, signature, parent)
+    for signature in ("a", "b" if last == "a job more" else ""):
+        if signature:
+            measure(made, one, signature, parent)
         assert merge.main([one.tracking.uri, "--into", both.tracking.uri]) == 0
         store = tracking.store(both.tracking)
         (found,) = store.search_runs(

@@ -115,8 +115,11 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                     same = tracking.finished(into, tags[SIGNATURE])
                     # From here, it was measured again, or another log was attached: all come, as here.
                     known = None if same is None or _came_from(into, same) in here else same
+            parent = tags.get("mlflow.parentRunId")
             if known:
                 there += 1
+                if parent and parent not in parents:  # it may have ended since
+                    parents[parent] = _parent(client, parent, into, make=False)
             elif not {tags.get(side) for side in COMPARED}.isdisjoint(bare):
                 later += 1  # it comes with the jobs that it is of
             else:
@@ -129,9 +132,8 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
                     for other in (ATTACHED_TO, *COMPARED):  # is older, and jobs come first: it is there
                         if other in tags:
                             _renumber(parcel, other, _there(client, into, tags[other]))
-                    parent = tags.get("mlflow.parentRunId")
                     if parent:
-                        if parent not in parents:
+                        if not parents.get(parent):
                             parents[parent] = _parent(client, parent, into)
                         if parents[parent]:
                             _add_tag(parcel, "mlflow.parentRunId", parents[parent])
@@ -241,10 +243,10 @@ def _at_home(into: TrackingConfig, record: str) -> str | None:
     return str(run.info.run_id) if same else None
 
 
-def _parent(source: Any, run_id: str, into: TrackingConfig) -> str:
+def _parent(source: Any, run_id: str, into: TrackingConfig, make: bool = True) -> str:
     """Return the sweep of the same command in the other store; its numbers are made when it runs again.
 
-    Empty if it was deleted for good.
+    Empty if it was deleted for good, or is not there and none shall be made.
     """
     from mlflow.exceptions import MlflowException
 
@@ -264,6 +266,8 @@ def _parent(source: Any, run_id: str, into: TrackingConfig) -> str:
         if before_its_end and run.info.status == "FINISHED":
             client.set_terminated(found[0].info.run_id, run.info.status, run.info.end_time)
         return str(found[0].info.run_id)
+    if not make:
+        return ""
     kept = {k: v for k, v in tags.items() if k not in OF_THE_STORE} | {"tsexp.sweep": signature}
     made = client.create_run(number, start_time=run.info.start_time, tags=kept).info.run_id
     status = "KILLED" if run.info.status == "RUNNING" else run.info.status  # nobody would close it here

@@ -16,6 +16,7 @@ from tsexp.config import ModelConfig, TrainConfig, family_module, like, like_own
 from tsexp.data import Dataset
 from tsexp.models import Model, Network, using_threads
 from tsexp.system.files import write_json
+from tsexp.training.teacher import Teacher
 
 STAGE_VERSION = 5
 KEPT_VERSION = 1
@@ -57,18 +58,6 @@ class Fitted:
     def notes(self) -> list[Path]:
         """Return what else the stage that made it wrote down."""
         return sorted(p for p in self.entry.folder.iterdir() if p.name not in OF_A_MODEL)
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The model to distil from (Hinton et al. 2015, arXiv 1503.02531).
-
-    The loss is (1 - weight) · task + weight · T² · KL.
-    """
-
-    model: Network
-    weight: float
-    temperature: float
 
 
 def train(model: ModelConfig, config: TrainConfig, seed: int, dataset: Dataset, cache: Cache) -> Fitted:

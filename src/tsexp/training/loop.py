@@ -42,7 +42,7 @@ from tsexp.data import Dataset
 from tsexp.models import Network, using_threads
 from tsexp.system import alive, signals
 from tsexp.system.progress import bar
-from tsexp.training.fitted import Teacher
+from tsexp.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
