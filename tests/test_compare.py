@@ -17,7 +17,7 @@ import pytest
 
 from commands import tsexp
 from conftest import TINY
-from tsexp import compare, energy, merge, runtimes, stored, tracking
+from tsexp import compare, energy, finished, merge, runtimes, tracking
 from tsexp.config import ConfigError, TrackingConfig
 from tsexp.energy.record import Record
 from tsexp.report import freezing, frozen
@@ -225,7 +225,7 @@ def test_an_output_without_files_does_not_hide_the_one_before(place, tmp_path, m
         tracking_uri=place.client.tracking_uri,
     )
     row = SimpleNamespace(run_id=place.pruned, tags=run.data.tags)
-    assert stored.artifact(client, row, tmp_path / "no cache", tmp_path).folder.is_dir()
+    assert finished.artifact(client, row, tmp_path / "no cache", tmp_path).folder.is_dir()
 
 
 def test_the_next_sweep_overlooks_comparisons_and_the_report_has_them_apart(place, compared, tmp_path):
@@ -565,6 +565,6 @@ def test_an_artifact_that_holds_machine_code_is_refused_before_any_work(monkeypa
     row = SimpleNamespace(params={})
     why = r"A cannot run here: it holds code, and was not run; .*TSEXP_OWN_CODE=inductor"
     with pytest.raises(ConfigError, match=why):
-        stored.check_runs_here(row, artifact, "A")
+        finished.check_runs_here(row, artifact, "A")
     monkeypatch.setenv("TSEXP_OWN_CODE", "inductor")
-    stored.check_runs_here(row, artifact, "A")
+    finished.check_runs_here(row, artifact, "A")

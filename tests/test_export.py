@@ -16,7 +16,7 @@ import pytest
 
 import made_runs
 from conftest import skip_without_bf16
-from tsexp import card, export, marks, runtimes, stored
+from tsexp import card, export, marks, runtimes, subcommand
 from tsexp.cache import _damage
 from tsexp.energy.record import energy_interval_j
 from tsexp.marks import PROTOCOL_VERSION
@@ -406,7 +406,7 @@ def test_numbers_of_an_older_protocol_are_not_told(place, capsys, tmp_path):
 def test_settings_are_told_from_files_with_such_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b.ts").write_text("")
-    assert stored.sort(["abc", "a=b.ts", "paths.cache=x"], stored.PLACES) == (
+    assert subcommand.sort(["abc", "a=b.ts", "paths.cache=x"], subcommand.PLACES) == (
         ["abc", "a=b.ts"],
         ["paths.cache=x"],
     )

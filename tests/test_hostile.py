@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tsexp import compare, models, runtimes, stored, training
+from tsexp import compare, finished, models, runtimes, training
 from tsexp import config as configs
 from tsexp.cache import Cache, Entry
 from tsexp.config import ConfigError, RuntimeConfig
@@ -270,7 +270,7 @@ def replace_row(side, params):
 def test_a_run_cannot_say_that_its_artifact_is_anywhere(tmp_path, signature):
     row = SimpleNamespace(tags={"tsexp.artifact": signature}, run_id="0" * 32, name="x")
     with pytest.raises(ConfigError, match="names no artifact"):
-        stored.artifact(None, row, tmp_path, tmp_path)
+        finished.artifact(None, row, tmp_path, tmp_path)
 
 
 def pickled(mark, name):
@@ -374,7 +374,7 @@ def test_an_artifact_whose_files_are_others_is_refused(artifact, what):
     with pytest.raises(ValueError, match=r"is not what the manifest lists|is no artifact") as error:
         runtimes.load(folder)
     assert len(str(error.value).splitlines()) == 1
-    assert not stored._whole(folder)
+    assert not finished._whole(folder)
 
 
 def test_a_name_that_leads_elsewhere_is_not_followed(artifact, monkeypatch, tmp_path):

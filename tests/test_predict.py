@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import made_runs
-from tsexp import predict, runtimes, stored
+from tsexp import finished, predict, runtimes
 from tsexp.system import locking
 
 HEADER = "@problemName new\n@timeStamps false\n@univariate {}\n@equalLength {}\n@classLabel {}\n@data\n"
@@ -133,7 +133,7 @@ def test_a_file_that_does_not_fit_is_told_in_a_line(place, tmp_path, capsys):
 
 def test_scores_that_are_not_finite_are_told_and_not_written(place, tmp_path, capsys, monkeypatch):
     scores = np.array([[0.0, 1.0], [np.nan, 0.0], [np.inf, 0.0]], np.float32)
-    monkeypatch.setattr(stored, "answers", lambda *_: scores)
+    monkeypatch.setattr(finished, "answers", lambda *_: scores)
     file = ts(tmp_path / "new.ts", *[f"{SERIES}:1"] * 3)
     words = [place.italy.run_id, file, "--output", tmp_path / "out.csv", *place.italy.settings]
     assert "series 1: scores that are not finite" in made_runs.refused(capsys, predict, *words)

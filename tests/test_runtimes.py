@@ -20,7 +20,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from conftest import TINY, compose, compressed, skip_without_bf16
-from tsexp import marks, models, pipeline, runtimes, stored, tracking, training
+from tsexp import finished, marks, models, pipeline, runtimes, tracking, training
 from tsexp.cache import Cache
 from tsexp.config import CALIBRATED, ConfigError, RuntimeConfig, Unsupported
 from tsexp.data import Preprocessing
@@ -608,9 +608,9 @@ def test_a_run_whose_artifact_overflows_is_refused_by_its_name(monkeypatch, larg
     monkeypatch.setattr(cpu, "int8_largest", lambda: largest)
     if refused:
         with pytest.raises(ConfigError, match=r"^run 1 cannot run here: it has int8 weights of 8 bits"):
-            stored.check_runs_here(row, artifact, "run 1")
+            finished.check_runs_here(row, artifact, "run 1")
     else:
-        stored.check_runs_here(row, artifact, "run 1")
+        finished.check_runs_here(row, artifact, "run 1")
 
 
 @pytest.mark.parametrize(

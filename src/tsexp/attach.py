@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsexp import config as configs
-from tsexp import stored
+from tsexp import finished, subcommand
 from tsexp.command import parser_of
 from tsexp.config import ConfigError, TrackingConfig, secret
 from tsexp.config.compose import composed
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_intermixed_args(arguments)
-    return stored.carried_out(
+    return subcommand.carried_out(
         "attach", lambda: int(not _attach(asked.words, asked.name, asked.offset_s)), "nothing was stored"
     )
 
@@ -104,8 +104,8 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
     if not math.isfinite(offset_s):
         raise ConfigError("--offset-s is no number of seconds")
     client = connect(tracking.uri)
-    old = stored.find(client, tracking.experiment, run)
-    stored.check_protocol(old)
+    old = finished.find(client, tracking.experiment, run)
+    finished.check_protocol(old)
     if ATTACHED_TO in old.tags:
         raise ConfigError(
             f"run {run} ({old.name}) is itself attached; give the one it is of, {old.tags[ATTACHED_TO][:8]}"
@@ -136,7 +136,7 @@ def _attach(words: Sequence[str], name: str | None, offset_s: float) -> bool:
 
 def _sort(words: Sequence[str]) -> tuple[tuple[str, str], TrackingConfig]:
     """Words into run, log and store."""
-    rest, settings = stored.sort(words, {"tracking.…": "tracking."})
+    rest, settings = subcommand.sort(words, {"tracking.…": "tracking."})
     if len(rest) != 2:
         raise ConfigError(f"give a run and a log, RUN power.csv, not {' '.join(rest) or 'nothing'}")
     tracking: TrackingConfig = configs.places(composed(*settings))["tracking"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import stored
+from tsexp import finished, subcommand
 from tsexp.command import parser_of
 from tsexp.config import Config, ConfigError, secret
 from tsexp.config.compose import composed
@@ -37,7 +37,7 @@ SETTINGS = {
     "measure=quick|paper": "measure",
     "measure.…": "measure.",
     "seed": "seed",
-    **stored.PLACES,
+    **subcommand.PLACES,
 }
 """What may be set → how it begins."""
 HELP = """\
@@ -73,16 +73,16 @@ def main(arguments: list[str] | None = None) -> int:
         runs, settings = _sort(asked.words)
         _compare(runs, configs.parse(composed(*settings)))
 
-    return stored.carried_out("compare", work, "nothing was stored", unknown)
+    return subcommand.carried_out("compare", work, "nothing was stored", unknown)
 
 
 def _sort(words: Sequence[str]) -> tuple[tuple[str, str], list[str]]:
     """Words into the two runs and the settings."""
-    runs, settings = stored.sort(words, SETTINGS)
+    runs, settings = subcommand.sort(words, SETTINGS)
     if len(runs) != 2:
         raise ConfigError(f"give two runs, RUN_A RUN_B, not {len(runs)}; their ids are in the store's UI")
     for run in runs:
-        stored.check_id(run)
+        finished.check_id(run)
     return (runs[0], runs[1]), settings
 
 
@@ -101,7 +101,7 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
     dataset = _dataset(rows, cfg)
     cache = Cache(Path(cfg.paths.cache))
     with alive.scratch("compare") as scratch:
-        a, b = (Side(row, stored.artifact(client, row, cache.root, scratch)) for row in rows)
+        a, b = (Side(row, finished.artifact(client, row, cache.root, scratch)) for row in rows)
         _check(a, b, cfg)
         processes.start(energy.PRELOAD)
         scores, scores_b = (
@@ -141,14 +141,14 @@ def _compare(runs: tuple[str, str], cfg: Config) -> None:
 
 def _find(client: Any, experiment: str, run: str) -> Row:
     """Return the run whose id begins so, if it can be compared."""
-    row = stored.find(client, experiment, run)
-    stored.check_protocol(row)
+    row = finished.find(client, experiment, run)
+    finished.check_protocol(row)
     if not row.valid:
         reasons = row.tags.get("tsexp.invalid_reasons", "")
         what = "run it again"
         if ATTACHED_TO in row.tags:
             what = f"attach a better power log, or give the one it is of, {row.tags[ATTACHED_TO][:8]}"
-        raise ConfigError(f"{stored.called(row)} is invalid ({reasons}): {what}")
+        raise ConfigError(f"{finished.called(row)} is invalid ({reasons}): {what}")
     return row
 
 
@@ -163,7 +163,7 @@ def _dataset(rows: Sequence[Row], cfg: Config) -> Dataset:
             + " and ".join(f"{r.params['data.name']} ({r.tags['tsexp.data_checksum'][:8]})" for r in rows)
             + "; only two runs on the same files can be compared"
         )
-    return replace(stored.dataset(rows, cfg), val=np.zeros(0, np.int64))
+    return replace(finished.dataset(rows, cfg), val=np.zeros(0, np.int64))
 
 
 def _check(a: Side, b: Side, cfg: Config) -> None:
@@ -174,7 +174,7 @@ def _check(a: Side, b: Side, cfg: Config) -> None:
     if device != other:
         raise ConfigError(f"A runs on {device} and B on {other}: their energy cannot be compared")
     for name, side in (("A", a), ("B", b)):
-        stored.check_runs_here(side.row, side.artifact, name)
+        finished.check_runs_here(side.row, side.artifact, name)
     configs.check_threads(cfg.measure.threads)
     meters.check(device, cfg.measure)
 

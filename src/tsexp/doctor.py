@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tsexp import config as configs
-from tsexp import stored
+from tsexp import subcommand
 from tsexp.command import called
 from tsexp.config import Config, ConfigError
 from tsexp.config.compose import composed
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(findings())
     if not chosen.selftest:
         return 0
-    return stored.carried_out(
+    return subcommand.carried_out(
         "doctor", lambda: int(not selftest(console, chosen.meter)), "the self-test says nothing"
     )
 

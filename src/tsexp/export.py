@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsexp import card, stored
+from tsexp import card, finished, subcommand
 from tsexp import config as configs
 from tsexp.command import parser_of
 from tsexp.config import NOT_ASKED, Config, ConfigError, secret
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked, unknown = parser.parse_known_args(arguments)
 
     def work() -> None:
-        words, settings = stored.sort(asked.words, stored.PLACES)
+        words, settings = subcommand.sort(asked.words, subcommand.PLACES)
         if len(words) != 2:
             raise ConfigError(f"give a run and a folder, RUN DIR, not {len(words)} words")
         folder = Path(words[1]).absolute()
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = shlex.join([*allowed, "python", str(Path(words[1]) / "run.py")])
         print(f"{name} → {words[1]}; try it: {command}")
 
-    return stored.carried_out("export", work, "nothing was written", unknown)
+    return subcommand.carried_out("export", work, "nothing was written", unknown)
 
 
 def _export(run: str, folder: Path, cfg: Config) -> tuple[str, list[str]]:
@@ -93,12 +93,12 @@ def _export(run: str, folder: Path, cfg: Config) -> tuple[str, list[str]]:
     from tsexp.report.store import connect
 
     client = connect(cfg.tracking.uri)
-    row = stored.find(client, cfg.tracking.experiment, run)
-    stored.check_protocol(row)  # the card tells what it measured
-    dataset = stored.dataset([row], cfg)
+    row = finished.find(client, cfg.tracking.experiment, run)
+    finished.check_protocol(row)  # the card tells what it measured
+    dataset = finished.dataset([row], cfg)
     with alive.scratch("export") as scratch:
-        artifact = stored.artifact(client, row, Path(cfg.paths.cache), scratch)
-        stored.check_runs_here(row, artifact, stored.called(row))
+        artifact = finished.artifact(client, row, Path(cfg.paths.cache), scratch)
+        finished.check_runs_here(row, artifact, finished.called(row))
         facts = _facts(client, row, artifact, (len(dataset.x_train), len(dataset.x_test)), scratch)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -121,7 +121,7 @@ def _allowed(runtime: str) -> list[str]:
 
 def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int], scratch: Path) -> card.Facts:
     run = client.get_run(row.run_id)
-    model = stored.logged_model(client, run)
+    model = finished.logged_model(client, run)
     parts = [key.removesuffix("/train_loss") for key in row.metrics if key.endswith("/train_loss")]
 
     def read(name: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _facts(client: Any, row: Row, artifact: Artifact, series: tuple[int, int], s
         manifest=artifact.manifest,
         hardware=read("hardware.json"),
         raw=read("windows.json"),
-        takes=stored.takes(client, row, scratch)[0],
+        takes=finished.takes(client, row, scratch)[0],
         series=series,
         epochs={p: len(client.get_metric_history(row.run_id, f"{p}/train_loss")) for p in parts},
         finished=f"{datetime.fromtimestamp(run.info.end_time / 1000, UTC):%Y-%m-%d}",
@@ -167,7 +167,7 @@ def _write(folder: Path, facts: card.Facts, artifact: Artifact, test: np.ndarray
             needs += f", with {allowed[0]} in the environment, which lets its code run"
         imports = "import pathlib, numpy as np\nfrom tsexp import runtimes"
     scores = np.concatenate(
-        [stored.answers(artifact.folder, one, row) for one in np.array_split(series, parts)]
+        [finished.answers(artifact.folder, one, row) for one in np.array_split(series, parts)]
     )
     np.savez(folder / "example.npz", series=series, scores=scores)
     tolerance = 1e-3 if artifact.manifest["mode"] in EXACT else 5e-2

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import stored
+from tsexp import subcommand
 from tsexp.command import parser_of
 from tsexp.config import Config, ConfigError, MeasureConfig, TrackingConfig, secret
 from tsexp.config.compose import composed
@@ -693,14 +693,14 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked, unknown = parser.parse_known_intermixed_args(arguments)
-    return stored.carried_out("measure", lambda: _run(asked), "nothing was stored", unknown)
+    return subcommand.carried_out("measure", lambda: _run(asked), "nothing was stored", unknown)
 
 
 def _run(asked: argparse.Namespace) -> None:
     from tsexp import tracking
     from tsexp.report.console import terminal
 
-    subjects, settings = stored.sort(asked.words, SETTINGS)
+    subjects, settings = subcommand.sort(asked.words, SETTINGS)
     if len(subjects) != 1:
         raise ConfigError(f"give one file or folder to measure, not {len(subjects)}; see --help")
     if asked.data is None:

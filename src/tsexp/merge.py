@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tsexp import config as configs
-from tsexp import stored, stores
+from tsexp import finished, stores, subcommand
 from tsexp.command import called
 from tsexp.config import ConfigError, TrackingConfig, secret
 from tsexp.marks import ATTACHED_TO, COMPARISON, FROM_RUN, FROM_STORE, MEASUREMENT
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
 
-    return stored.carried_out(
+    return subcommand.carried_out(
         "merge",
         lambda: _merge_all(asked.stores, asked.into, asked.experiment, asked.artifacts),
         "the same command goes on where it stopped",
@@ -285,7 +285,7 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> bool:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not _fetch(client, run, folder / "artifacts", uri):
         return False
-    one = stored.logged_model(client, run)
+    one = finished.logged_model(client, run)
     about: dict[str, Any] | None = None
     if one is not None and (folder / "artifacts" / "model").is_dir():
         shutil.move(folder / "artifacts" / "model", folder / "model")

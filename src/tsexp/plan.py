@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tsexp import stored
+from tsexp import subcommand
 from tsexp.cache import ENTRY, Cache, Entry, Unfinished
 from tsexp.command import called
 from tsexp.config import Config, ConfigError, at_once, digest, secret
@@ -452,7 +452,9 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
-    return stored.carried_out("plan", lambda: show(of(asked.words, asked.config_dir)), "nothing was begun")
+    return subcommand.carried_out(
+        "plan", lambda: show(of(asked.words, asked.config_dir)), "nothing was begun"
+    )
 
 
 if __name__ == "__main__":

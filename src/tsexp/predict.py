@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from tsexp import config as configs
-from tsexp import stored
+from tsexp import finished, subcommand
 from tsexp.command import parser_of
 from tsexp.config import Config, ConfigError, secret
 from tsexp.config.compose import composed
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked, unknown = parser.parse_known_intermixed_args(arguments)
 
     def work() -> None:
-        words, settings = stored.sort(asked.words, stored.PLACES)
+        words, settings = subcommand.sort(asked.words, subcommand.PLACES)
         if len(words) != 2:
             raise ConfigError(f"give a run and a file, RUN FILE.ts, not {len(words)} words")
         file, output = Path(words[1]), Path(asked.output) if asked.output else None
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         said = _predict(words[0], file, output, configs.parse(composed(*settings)))
         print("\n".join(said), file=sys.stdout if output else sys.stderr)
 
-    return stored.carried_out("predict", work, "nothing was written", unknown)
+    return subcommand.carried_out("predict", work, "nothing was written", unknown)
 
 
 def _check_files(file: Path, output: Path | None) -> None:
@@ -78,16 +78,16 @@ def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str
     from tsexp.report.store import connect
 
     client = connect(cfg.tracking.uri)
-    row = stored.find(client, cfg.tracking.experiment, run)
-    config = stored.data_config(row)
+    row = finished.find(client, cfg.tracking.experiment, run)
+    config = finished.data_config(row)
     series, labels = data.read_one(file, config)
     with alive.scratch("predict") as scratch:
-        artifact = stored.artifact(client, row, Path(cfg.paths.cache), scratch)
-        stored.check_runs_here(row, artifact, stored.called(row))
-        takes, ragged = stored.takes(client, row, scratch)
+        artifact = finished.artifact(client, row, Path(cfg.paths.cache), scratch)
+        finished.check_runs_here(row, artifact, finished.called(row))
+        takes, ragged = finished.takes(client, row, scratch)
         channels, length = artifact.manifest["shape"]
         check(file, series, channels, length, ragged, takes)
-        scores = stored.answers(artifact.folder, data.stack(series), row)
+        scores = finished.answers(artifact.folder, data.stack(series), row)
     if not (finite := np.isfinite(scores).all(1)).all():
         raise ConfigError(
             f"{file}, series {finite.argmin()}: scores that are not finite; its values may be too large"
@@ -100,7 +100,7 @@ def _predict(run: str, file: Path, output: Path | None, cfg: Config) -> list[str
         with whole(output.resolve()) as partial, partial.open("w", newline="") as to:  # what a link leads to
             write(to, scores, classes, labels)
         where = f" → {output}"
-    said = [f"{len(scores):,} series, {stored.called(row)}{where}", *judged(scores, classes, labels)]
+    said = [f"{len(scores):,} series, {finished.called(row)}{where}", *judged(scores, classes, labels)]
     longer = sum(one.shape[1] > length for one in series)
     if longer and config.length is None and config.unequal != "resample":
         said.append(f"{longer} of them are longer than the {length} steps that the model sees: cut there")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tsexp import stored
+from tsexp import subcommand
 from tsexp.command import called
 from tsexp.config import ConfigError
 from tsexp.sweeps import jobs, launchers
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _retry(Path(os.path.abspath(folder)), about, found)  # without .., as Hydra has it
         return 0 if all(job.state in DONE for job in found) else 1
 
-    return stored.carried_out("status", work, "nothing was changed")
+    return subcommand.carried_out("status", work, "nothing was changed")
 
 
 def _show(folder: Path, about: dict[str, Any], found: list[Job]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tsexp import config as configs
-from tsexp import stored
+from tsexp import subcommand
 from tsexp.command import called
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig, secret
 from tsexp.config.compose import composed
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         return _sync(found["paths"], found["tracking"], asked.all)
 
-    return stored.carried_out("sync", work, "what is not delivered is still kept")
+    return subcommand.carried_out("sync", work, "what is not delivered is still kept")
 
 
 def _sync(paths: PathsConfig, config: TrackingConfig, everything: bool) -> int:

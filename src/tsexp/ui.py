@@ -8,7 +8,7 @@ import socket
 import sys
 
 from tsexp import config as configs
-from tsexp import stored, stores
+from tsexp import stores, subcommand
 from tsexp.command import called
 from tsexp.config import secret
 
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         secret.out_of_sight()
     asked = parser.parse_args(arguments)
-    return stored.carried_out(
+    return subcommand.carried_out(
         "ui", lambda: _serve(secret.given(asked.store), asked.port), "nothing is served"
     )
 

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import TINY, compose
 from test_cli import METRICS
 from tsexp import cache as caches
-from tsexp import energy, stored, tracking
+from tsexp import energy, finished, tracking
 from tsexp.sweeps import jobs
 from tsexp.system import alive, processes, signals
 from tsexp.tracking import client, spool
@@ -266,7 +266,7 @@ def complete(store: Any, run: Any, sweeps: list[Any]) -> bool:
     missing = {m for m in METRICS if not {m, f"{prefix}{m}"} & run.data.metrics.keys()}
     with tempfile.TemporaryDirectory() as name:
         (row,) = read(store, [run.info.run_id])
-        artifact = stored.artifact(store, row, Path(name) / "no cache", Path(name))
+        artifact = finished.artifact(store, row, Path(name) / "no cache", Path(name))
         same = artifact.manifest["runtime"] == run.data.tags["tsexp.runtime"]
     return (
         same
