@@ -300,11 +300,14 @@ def test_what_was_found_of_the_artifact_stays_a_warning(empty_store: Path, tmp_p
             "'my log' is no name of a meter: letters, digits, _, . and - are allowed; give one",
         ),
         (("RUN", "LOG", "--offset-s", "nan"), "--offset-s is no number of seconds"),
-        (("RUN", "/nowhere/log.csv"), "/nowhere/log.csv cannot be read"),
+        (("RUN", "/proc/nowhere/log.csv"), "/proc/nowhere/log.csv cannot be read"),
         (("xyz", "LOG"), "xyz is not a run id"),
         (("abcdef0123", "LOG"), "no run of experiment 'tsexp' begins with abcdef0123"),
         (("RUN", "LOG", "tracking.experiment=other"), "no experiment 'other'"),
-        (("RUN", "LOG", "tracking.uri=sqlite:////nowhere/x.db"), "there is no store at /nowhere/x.db"),
+        (
+            ("RUN", "LOG", "tracking.uri=sqlite:////proc/nowhere/x.db"),
+            "there is no store at /proc/nowhere/x.db",
+        ),
     ],
 )
 def test_wrong_words_are_told_in_a_line_and_nothing_is_stored(

@@ -361,10 +361,12 @@ DAMAGES = {
     "empty": lambda f: [shutil.rmtree(f), f.mkdir()],
     "a file in place of the entry": lambda f: replace(f, Path.touch),
     "a link in place of the entry": lambda f: replace(f, lambda p: p.symlink_to("/etc")),
-    "a dangling link in place of the entry": lambda f: replace(f, lambda p: p.symlink_to("/nowhere")),
+    "a dangling link in place of the entry": lambda f: replace(f, lambda p: p.symlink_to("/proc/nowhere")),
     "a pipe in place of the entry": lambda f: replace(f, os.mkfifo),
     "a file in place of the stage": lambda f: replace(f.parent, Path.touch),
-    "a dangling link in place of the stage": lambda f: replace(f.parent, lambda p: p.symlink_to("/nowhere")),
+    "a dangling link in place of the stage": lambda f: replace(
+        f.parent, lambda p: p.symlink_to("/proc/nowhere")
+    ),
     "a folder in place of the lock": lambda f: replace(f.with_name(f"{f.name}.lock"), Path.mkdir),
     "a file in place of the half-made entry": lambda f: [
         shutil.rmtree(f),

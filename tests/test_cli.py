@@ -380,7 +380,7 @@ def test_automatic_choice_among_all_runtimes_in_a_sweep(tmp_path):
         (["prune.ratio=1.5"], "≥ 0 and < 1"),
         (["prune.ration=0.5"], "did you mean ratio"),
         (["-m", "prune.ratio=0.1,1.5"], "nothing was started"),
-        (["data.path=/nowhere"], "is not a folder"),
+        (["data.path=/proc/nowhere"], "is not a folder"),
         (["quant.mode=static"], "supported"),
         (["epochs=5"], "did you mean train.epochs?"),
         (["experiment=null"], "null is no option of a group"),

@@ -406,7 +406,10 @@ def test_a_failed_measurement_is_told_in_a_line(place, capsys):
         (("abcdef", "abcdef", "measrue.seed=1"), "measrue.seed=1 is not known here"),
         (("abcdef", "abcdef", "measure=papr"), "measure=papr is not there; allowed: paper, quick"),
         (("abcdef", "abcdef", "measure.repeats=0"), "measure.repeats=0 is out of range"),
-        (("abcdef", "abcdef", "tracking.uri=sqlite:////nowhere/x.db"), "there is no store at /nowhere/x.db"),
+        (
+            ("abcdef", "abcdef", "tracking.uri=sqlite:////proc/nowhere/x.db"),
+            "there is no store at /proc/nowhere/x.db",
+        ),
         (("abcdef", "abcdef", "tracking.experiment=other"), "no experiment 'other'"),
         (("--fast", "abcdef", "abcdef"), "--fast is not an option"),
     ],

@@ -454,7 +454,7 @@ def test_a_log_that_is_gone_makes_the_record_invalid_and_loses_no_window(named: 
     ("environment", "said"),
     [
         ({external.FILE: ""}, "needs a power log: set TSEXP_POWER_LOG=FILE.csv"),
-        ({external.FILE: "/nowhere/power.csv"}, "/nowhere/power.csv cannot be read"),
+        ({external.FILE: "/proc/nowhere/power.csv"}, "/proc/nowhere/power.csv cannot be read"),
         ({external.NAME: "my plug"}, "'my plug' is no name of a meter"),
         ({external.OFFSET: "soon"}, "TSEXP_POWER_OFFSET_S=soon is no number"),
         ({}, "has no sample of the last"),

@@ -459,7 +459,9 @@ def test_a_folder_of_any_name_is_one_of_this_machine(monkeypatch, tmp_path):
         tracking_client._ready(f"http://x/{location}", "tsexp", None, 3)
 
 
-@pytest.mark.parametrize("location", ["./mlruns/1", "mlruns/1", "file:///nowhere/at/all/1", "/nowhere/1"])
+@pytest.mark.parametrize(
+    "location", ["./mlruns/1", "mlruns/1", "file:///proc/nowhere/at/all/1", "/proc/nowhere/1"]
+)
 def test_artifacts_that_would_lie_where_no_other_machine_looks_are_refused(location, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking_client.stores, "client", lambda uri: store_of(location))

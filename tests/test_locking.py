@@ -199,7 +199,7 @@ def unreadable(path):
 
 
 def dangling(path):
-    path.symlink_to("/nowhere/at/all")
+    path.symlink_to("/proc/nowhere/at/all")
 
 
 def device(path):

@@ -113,7 +113,7 @@ def test_psys_is_no_package_where_zeusd_reads_the_counters(
     for i, name in enumerate(("package-0", "psys", "package-1")):
         add_zone(tree / f"intel-rapl:{i}", name)
     client = SimpleNamespace(cpu_ids=[0, 1, 2], dram_available=[False] * 3)
-    monkeypatch.setenv("ZEUSD_SOCK_PATH", "/nowhere")
+    monkeypatch.setenv("ZEUSD_SOCK_PATH", "/proc/nowhere")
     monkeypatch.setattr(zeus_rapl, "ZeusdClient", lambda config: client)
     monkeypatch.setattr(zeus_rapl, "require_capabilities", lambda *_, **__: None)
     assert meters._packages() == [0, 2]

@@ -342,7 +342,7 @@ def test_measuring_again_begins_anew_and_leaves_the_study_alone(search):
     [
         ("postgresql://me:hunter2@127.0.0.1/studies", "has a password in it.*PGPASSWORD"),
         ("nosuch://x", "cannot be opened"),
-        ("sqlite:////nowhere/at/all.db", "cannot be opened"),
+        ("sqlite:////proc/nowhere/at/all.db", "cannot be opened"),
         ("/dev/null/optuna.log", "cannot be opened"),
     ],
 )
