@@ -43,7 +43,7 @@ AROUND_S = 120.0
 """Of the log before the first window and after the last that is kept: offsets are looked for there."""
 KEPT = (
     *("test/", "val/", "size/", "vs_dense/accuracy", "vs_dense/size", "prune/achieved_ratio"),
-    *("prune/requested_ratio", "cost/train_s", "cost/compress_s", "dense/"),
+    *("prune/requested_ratio", "cost/train_s", "cost/compress_s", "dense/", "memory/"),
 )
 """Metrics, by their beginnings, that do not come out of windows (of ``dense/`` the report sees that the train
 group mattered). Joules of training and compressing do not, either, but nothing measured them."""
@@ -168,7 +168,8 @@ def metrics(old: Row, raw: dict[str, Any], valid: bool) -> dict[str, float]:
         They may be trusted; of an invalid one, names begin with ``invalid/``.
     """
     from tsexp import tracking
-    from tsexp.energy.record import combined, summarize
+    from tsexp.energy.record import combined
+    from tsexp.energy.statistics import summarize
 
     kept = {k: v for k, v in old.metrics.items() if k.startswith(KEPT)}
     return {tracking.as_shown(k, valid): v for k, v in combined(kept, summarize(raw)).items()}
@@ -179,9 +180,9 @@ def _store(client: Any, old: Row, raw: dict[str, Any], part: str, about: str, fo
     from mlflow.entities import LoggedModelOutput, Metric, Param
 
     from tsexp import tracking
-    from tsexp.energy.record import doubts
+    from tsexp.energy import validity
 
-    invalid, warnings = doubts(raw)
+    invalid, warnings = validity.judge(raw)
     before = old.tags.get("tsexp.warnings", "").split("; ")
     kept = [w for w in before if w.startswith(WITHOUT_WINDOWS)]
     values = metrics(old, raw, not invalid)

@@ -84,7 +84,7 @@ class Facts:
         The interval is of the mean over processes; it reaches to the median, which may lie beside it where
         processes are of two kinds.
         """
-        from tsexp.energy.record import energy_interval_j
+        from tsexp.energy.statistics import energy_interval_j
 
         if not self.row.valid:
             return None

@@ -168,7 +168,7 @@ def selftest(console: Console, meter: str = "auto") -> bool:
     from tsexp import data, energy, runtimes
     from tsexp.cache import Cache
     from tsexp.config import QuantConfig, RuntimeConfig
-    from tsexp.energy import record as records
+    from tsexp.energy import statistics
     from tsexp.report.console import between
     from tsexp.system import processes
 
@@ -208,7 +208,7 @@ def selftest(console: Console, meter: str = "auto") -> bool:
         while len(more) < ROUNDS and high - low > 100 * PLANTED and all(r.valid for r in [*nulls, *more]):
             more.append(measured(f"{PLANTED:.0%} more work", ROUNDS + len(more), PLANTED))
             if more[-1].valid:
-                _, low, high = records.pooled_saving([r.raw for r in more])
+                _, low, high = statistics.pooled_saving([r.raw for r in more])
     console.print(out)
     said, passed = _judged(nulls, more)
     console.print(said)
@@ -217,15 +217,15 @@ def selftest(console: Console, meter: str = "auto") -> bool:
 
 def _judged(nulls: list[Record], more: list[Record]) -> tuple[Text, bool]:
     """What rounds of the artifact against itself, and against one with planted work, say of the meter."""
-    from tsexp.energy import record as records
+    from tsexp.energy import statistics
 
     if any(not r.valid for r in [*nulls, *more]):
         return Text("a record is invalid\n").append(FAILED, style="bold red"), False
-    saving, low, high = records.pooled_saving([r.raw for r in more])
-    p = records.scatter_p([r.raw for r in nulls])
+    saving, low, high = statistics.pooled_saving([r.raw for r in more])
+    p = statistics.scatter_p([r.raw for r in nulls])
     right = p >= LEAST_P and low - 1 <= -100 * PLANTED <= high + 1
     found = high < 0
-    reach = max(records.reach_pct(r.raw) for r in nulls)
+    reach = max(statistics.reach_pct(r.raw) for r in nulls)
     said = Text(
         f"{sum(_holds(r, 0) for r in nulls)} of {len(nulls)} intervals hold 0; the rounds scatter "
         f"{'no ' if p >= LEAST_P else ''}more than their "

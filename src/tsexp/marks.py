@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-PROTOCOL_VERSION = 2
-"""Of measuring. Runs of an older one are not read: their drop was against a reference that was trained for a
-shorter time."""
+PROTOCOL_VERSION = 3
+"""Of measuring (docs/measuring.md). Runs of another one are not read from a store; of frozen results, those
+of version 2 are, and are never averaged with these."""
 ESTIMATED = "estimated:"
 """How a source of energy begins that no counter measures."""
 NOT_FINITE = "scores that are not finite"

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,6 @@ NULL = "null/"
 """Instead of ``vs_dense/``, of a subject against itself: what such metrics say is noise."""
 PATIENCE = (30.0, 20.0)
 """Seconds, and times as long as in this process, that a fork may take for its first answer."""
-CORES = 1.2
-"""Times the threads asked for; a subject that uses more cores is warned of."""
 COLD = ("cost/load_", "cost/first_", "memory/")
 """Metrics that say nothing of a subject in a fork of the caller: it is loaded, warm, and not alone there."""
 SETTINGS = {
@@ -168,7 +166,7 @@ class Measured(Record):
     def _numbers(self) -> tuple[dict[str, float], dict[str, float]]:
         """What compare's table shows: of answers and sizes, and of windows."""
         from tsexp import compare, tasks
-        from tsexp.energy.record import summarize
+        from tsexp.energy.statistics import summarize
 
         known = compare.accuracies(self, tasks.named("classification")) if self._compared() else {}
         known |= compare.sizes(self.manifest, "a") | compare.sizes(self.reference_manifest, "b")
@@ -332,6 +330,8 @@ class _Answered:
         Of both: ``cpu`` or ``cuda``.
     in_memory
         At least one subject lies in this process.
+    peak_mb
+        Peak memory of the subject, loaded and called alone.
     """
 
     sides: tuple[_Side, _Side]
@@ -340,6 +340,7 @@ class _Answered:
     batches: FloatArray
     device: str
     in_memory: bool
+    peak_mb: float
 
 
 def _measure(
@@ -352,16 +353,17 @@ def _measure(
     progress: bool,
 ) -> Measured:
     """Check, ask, score, measure, judge."""
-    from tsexp.energy import hardware
-    from tsexp.energy.record import combined, doubts, summarize
+    from tsexp.energy import hardware, validity
+    from tsexp.energy.record import combined
+    from tsexp.energy.statistics import summarize
 
     alone = reference is None
     asked = _answered([subject] if alone else [subject, reference], series, cfg, name, progress)
     answers, otherwise = _as_predicted(asked) if labels is not None else (asked.answers, [])
     targets, judged = by_class(asked.sides, [one[: len(series)] for one in answers], labels)
     raw = _windows(asked, cfg, progress)
-    invalid, warnings = doubts(raw)
-    measured = summarize(raw)
+    invalid, warnings = validity.judge(raw)
+    measured = summarize(raw) | {"memory/peak_mb": asked.peak_mb}
     if asked.in_memory:
         measured = {k: v for k, v in measured.items() if not k.startswith(COLD)}
     qualities = _qualities(judged, targets, compared=not alone)
@@ -374,7 +376,7 @@ def _measure(
         metrics=metrics,
         energy_source=raw["source"],
         invalid_reasons=invalid,
-        warnings=warnings if invalid else (*warnings, *otherwise, *_greedy(raw, cfg.measure.threads)),
+        warnings=warnings if invalid else (*warnings, *otherwise),
         raw=raw,
         scores=judged[0],
         reference_scores=judged[1],
@@ -417,13 +419,18 @@ def _answered(
         ]
         series = series.astype(_dtype(series, sides), copy=False)
         batches = series[whole]
-        answers = [_all_answers(side, batches, device, cfg, progress) for side in sides]
+        answers, peaks_mb = zip(
+            *(_all_answers(side, batches, device, cfg, progress) for side in sides), strict=True
+        )
     for side, theirs in zip(sides, answers, strict=True):
         _finite(side.name, theirs[: len(series)])
-    return _Answered((sides[0], sides[-1]), (answers[0], answers[-1]), series, batches, device, bool(held))
+    both = (sides[0], sides[-1]), (answers[0], answers[-1])
+    return _Answered(*both, series, batches, device, bool(held), peaks_mb[0])
 
 
-def _all_answers(side: _Side, batches: FloatArray, device: str, cfg: Config, progress: bool) -> FloatArray:
+def _all_answers(
+    side: _Side, batches: FloatArray, device: str, cfg: Config, progress: bool
+) -> tuple[FloatArray, float]:
     from tsexp.energy import MeasuringFailed, measuring
 
     try:
@@ -616,17 +623,6 @@ def _sizes(sides: Sequence[_Side]) -> dict[str, float]:
     found = {f"size/{k}": facts[0][k] for k in ("parameters", "bytes", "macs") if k in facts[0]}
     if all("bytes" in f for f in facts):
         found["vs_dense/size_ratio"] = facts[1]["bytes"] / facts[0]["bytes"]
-    return found
-
-
-def _greedy(raw: Mapping[str, Any], threads: int) -> list[str]:
-    """Warn of what uses more cores than it was given: its own setting (``n_jobs``) wins over ours."""
-    found = []
-    for name in ("artifact", "reference"):
-        mine = [w for w in raw["windows"] if w["subject"] == name and not w["discarded"]]
-        cores = sum(w["cpu_s"] for w in mine) / sum(w["wall_s"] for w in mine)
-        if cores > CORES * threads:
-            found.append(f"the {name} uses {cores:.1f} cores, measure.threads={threads}: see its n_jobs")
     return found
 
 

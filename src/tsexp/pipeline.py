@@ -422,8 +422,6 @@ def signature(cfg: Config, dataset: Dataset) -> str:
             "versions": versions(cfg.runtime.device),
             **runtimes.rewrites(cfg.quant, cfg.runtime, family),
             **_chosen_among(cfg, family),
-            **({"allocator": rules} if (rules := hardware.allocator()) else {}),
-            **({"threads_wait": "asleep"} if cfg.measure.threads > 1 else {}),  # they spun before 2026-12-02
             **own_digests(cfg.measure.meter),
         }
     )

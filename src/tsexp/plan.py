@@ -392,7 +392,7 @@ def _measuring_s(cfg: Config, answer_s: float) -> float:
     """All pairs of windows; less where `measure.target_pct` is reached before."""
     m = cfg.measure
     windows = 2 * m.repeats * max(m.window_s, answer_s) + m.processes * 1.5 * max(m.window_s, answer_s)
-    return m.processes * START_S + 2 * m.idle_s + windows + m.latency_calls * answer_s
+    return m.processes * (START_S + m.idle_s) + windows + m.latency_calls * answer_s
 
 
 def show(plan: Plan) -> None:

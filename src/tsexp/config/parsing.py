@@ -200,6 +200,11 @@ def _at_odds(config: Config) -> list[str]:
             "data.val_fraction=0 leaves nothing to select on; use train.select=last train.patience=0, or a "
             "fraction > 0"
         )
+    if config.measure.processes % 2:
+        found.append(
+            f"measure.processes={config.measure.processes} is odd: in half of the processes the artifact is "
+            "loaded first; use an even number, best a multiple of 4"
+        )
     if config.measure.repeats < config.measure.processes:
         found.append(
             f"measure.repeats={config.measure.repeats} pairs cannot be shared among "

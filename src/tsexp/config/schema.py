@@ -205,7 +205,7 @@ class MeasureConfig:
 
     batch_size: int = number(ge=1)
     repeats: int = number(ge=2)
-    processes: int = number(ge=2)
+    processes: int = number(ge=4)
     target_pct: float | None = number(gt=0)
     window_s: float = number(gt=0, le=30)
     idle_s: float = number(gt=0, le=30)

@@ -60,7 +60,7 @@ def fill(raw: dict[str, Any], log: PowerLog, name: str) -> dict[str, Any]:
     Joules of a window that the log does not tell are None. ``meter`` has what was seen of the log:
     ``interval_s``, ``samples`` (of the window that has the fewest), ``offset_s`` (that was given),
     ``clock_offset_s`` (that is left by what the log shows, or None), and ``invalid`` and ``warnings`` for
-    `tsexp.energy.record.doubts`.
+    `tsexp.energy.validity`.
 
     Parameters
     ----------

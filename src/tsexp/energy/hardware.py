@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import time
@@ -17,7 +18,8 @@ from tsexp.system import cpu
 def describe(device: str = "cpu") -> dict[str, Any]:
     """Return what is recorded of this machine.
 
-    CPU (`cpu.facts`), cores, memory, GPU (only for ``device="cuda"``), system, versions.
+    CPU (`cpu.facts`), cores, memory, GPU (only for ``device="cuda"``), system, versions; the `allocator`
+    where it is not the default, for records of another allocator are those of another machine.
     """
     import psutil
 
@@ -29,6 +31,8 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": version("torch"),
     }
+    if allocated_by := allocator():
+        facts["allocator"] = allocated_by
     if device == "cuda":
         import torch
 
@@ -91,6 +95,31 @@ def allocator() -> list[str]:
     those in ONNX Runtime no faster (docs/log.md, 2026-11-28).
     """
     return sorted(v for v in os.environ if v.startswith("MALLOC_") or v in ("GLIBC_TUNABLES", "LD_PRELOAD"))
+
+
+def peak_memory() -> Callable[[], float]:
+    """Note the memory that this process has, and return what tells the peak beyond it since.
+
+    Returns
+    -------
+    callable
+        Returns MiB (resident), NaN where the system does not tell. Memory that was free before is given back
+        first, so that what takes it counts; pages of libraries count when they are first used.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+        before = _peak_mb()
+    except (OSError, AttributeError):  # no Linux, no glibc
+        return lambda: float("nan")
+    return lambda: _peak_mb() - before
+
+
+def _peak_mb() -> float:
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")
+    )
+    return int(line.split()[1]) / 1024
 
 
 def threads_spin(threads: int) -> bool:

@@ -24,18 +24,18 @@ from tsexp import tasks
 from tsexp.cache import FULL, Cache
 from tsexp.config import MeasureConfig, secret
 from tsexp.data import Dataset, FloatArray
-from tsexp.energy import hardware, meters, worker
+from tsexp.energy import hardware, meters, statistics, worker
 from tsexp.energy import record as records
 from tsexp.energy.record import Record
 from tsexp.energy.subjects import InMemory
-from tsexp.energy.windows import Plan
+from tsexp.energy.windows import Plan, orders
 from tsexp.runtimes import Artifact, installed
 from tsexp.system import alive, cpu, processes, signals
 from tsexp.system.files import write_json
 from tsexp.system.locking import owning_the_machine
 from tsexp.system.progress import bar
 
-SCORES_VERSION = 1
+SCORES_VERSION = 2
 PEAKS_VERSION = 1
 
 PROBE = 8
@@ -44,9 +44,9 @@ TRIAL_SERIES = 512
 """Series, at most, that an automatic choice is timed on."""
 TOLERANCE_PT = 1.0
 """Points of accuracy on validation series that an automatic choice may lose against the model in fp32."""
-LEAST_PROCESSES = 5
-"""Before a measurement may be narrow enough to stop (`measure.target_pct`): after three, intervals hold the
-truth in 90 instead of 93 to 95 %."""
+LEAST_PROCESSES, STEP = 8, 4
+"""A measurement may be narrow enough to stop (`measure.target_pct`) after so many processes, and after each
+`STEP` more, for orders are balanced then."""
 PRELOAD = (
     "torch", "torchao.quantization", "onnxruntime", "openvino", "aeon.classification.convolution_based",
     "zeus.monitor", "psutil", "safetensors.numpy", "safetensors.torch",
@@ -66,10 +66,14 @@ class MeasuringFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Scores:
-    """What an artifact answers: class scores, float32 (series, classes), of test and validation series."""
+    """What an artifact answers: class scores, float32 (series, classes), of test and validation series.
+
+    And the peak memory of loading it alone and letting it answer (`hardware.peak_memory`), MiB.
+    """
 
     test: FloatArray
     val: FloatArray
+    peak_mb: float = float("nan")
 
 
 SPLITS = ("test", "val")
@@ -107,6 +111,7 @@ def score(
         with _asked("score", request, arrays, artifact.manifest["device"], config) as answer:
             # Not renamed: temporary files may be on another disk.
             shutil.copyfile(answer.folder / "scores.safetensors", folder / "scores.safetensors")
+            write_json(folder / "memory.json", answer.result)
 
     on_gpu = artifact.manifest.get("device") == "cuda"  # a plan's artifacts have no manifest yet
     made_by = artifact.manifest.get("versions", {})
@@ -122,9 +127,12 @@ def score(
         **({"libraries": libraries} if libraries != made_by else {}),  # one from a store, made by others
         "splits": list(splits),
     }
-    arrays = load_file(cache.stage("scores", SCORES_VERSION, key, build).folder / "scores.safetensors")
+    stage = cache.stage("scores", SCORES_VERSION, key, build).folder
+    arrays = load_file(stage / "scores.safetensors")
     nothing = np.zeros((0, len(dataset.classes)), np.float32)
-    return Scores(*(arrays.get(name, nothing) for name in SPLITS))
+    peak_mb = json.loads((stage / "memory.json").read_text())["peak_mb"]
+    test, val = (arrays.get(name, nothing) for name in SPLITS)
+    return Scores(test, val, peak_mb)
 
 
 def peaks(config: MeasureConfig, cache: Cache) -> dict[str, float]:
@@ -226,7 +234,7 @@ def take_turns(
     seen: list[dict[str, Any]] = []
     with owning_the_machine(), bar(title, config.processes, show=progress) as progress_bar:
         end = time.monotonic() + config.timeout_s
-        for process in range(config.processes):
+        for process, order in enumerate(orders(config.processes, seed)):
             pairs = (
                 config.repeats * (process + 1) // config.processes
                 - config.repeats * process // config.processes
@@ -240,6 +248,8 @@ def take_turns(
                 latency_calls,
                 process,
                 seed,
+                order.loaded,
+                order.used,
                 planted,
             )
             request = {
@@ -258,7 +268,8 @@ def take_turns(
             if (
                 config.target_pct is not None
                 and len(seen) >= LEAST_PROCESSES
-                and records.reach_pct(settled(_together(seen, config))) <= config.target_pct
+                and len(seen) % STEP == 0
+                and statistics.reach_pct(settled(_together(seen, config))) <= config.target_pct
             ):
                 break
     return settled(_together(seen, config)) | {"planted": planted, "device": device}
@@ -293,8 +304,8 @@ def answers_of(
     config: MeasureConfig,
     title: str,
     progress: bool,
-) -> FloatArray:
-    """What a subject answers to all series, float32 (series, outputs), in a process of its own.
+) -> tuple[FloatArray, float]:
+    """What a subject answers to all series, (series, outputs), and its peak memory, MiB; in its own process.
 
     Raises
     ------
@@ -310,7 +321,7 @@ def answers_of(
         "progress": progress,
     }
     with _asked("score", request, {"x": series}, device, config) as answer:
-        return load_file(answer.folder / "scores.safetensors")["x"]  # type: ignore[no-any-return]
+        return load_file(answer.folder / "scores.safetensors")["x"], answer.result["peak_mb"]
 
 
 def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, Any]:
@@ -333,9 +344,7 @@ def _together(seen: list[dict[str, Any]], config: MeasureConfig) -> dict[str, An
             for kind in ("same_outputs", "same_weights", "as_scored")
         },
         "throttle_events": sum(throttled) if throttled else None,
-        "allocator": seen[0]["allocator"],
         "threads_spin": seen[0]["threads_spin"],
-        "peak_mb": max(one["peak_mb"] for one in seen),
         "threads": seen[0]["threads"],
         "window_s": min(one["window_s"] for one in seen),
         "source": seen[0]["source"],

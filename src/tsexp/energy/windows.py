@@ -14,7 +14,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import psutil
@@ -37,21 +37,54 @@ LOOKS = 32
 """How often a window looks at the clock, about: reading it disturbs."""
 DISTINCT_BATCHES = 32
 """Batches that a window cycles through."""
-IDLE_PROCESSES = 2
-"""Only so many processes have an idle window: the idle power is that of the machine."""
 EMPTY_WINDOWS = 20
 """From which the meter's own overhead is taken."""
 QUICK_S, QUICK_ROUNDS = 0.2, 5
 JUNK, JUNK_BYTES = 2000, 1 << 16
-DECOY_CALLS = 3
+WARM_UP_CALLS = 3
+SUBJECTS = ("artifact", "reference")
+
+
+class Order(NamedTuple):
+    """Which subject a process loads first, and which it uses first."""
+
+    loaded: str
+    used: str
+
+    def opposite(self) -> Order:
+        """Return the order with both turned round."""
+        return Order(*(SUBJECTS[1 - SUBJECTS.index(first)] for first in self))
+
+
+def orders(processes: int, seed: int) -> list[Order]:
+    """Return an order for each process, balanced: the estimate is then free of what the order does.
+
+    Of four processes in a row, each has another of the four orders; the second and the fourth are the
+    opposite of the one before, so that of any even number half load, and half use, the artifact first.
+
+    Parameters
+    ----------
+    processes
+        Measuring processes, an even number.
+    seed
+        Shuffles the orders.
+    """
+    draw, every = random.Random(f"orders {seed}"), [Order(a, b) for a in SUBJECTS for b in SUBJECTS]
+    made: list[Order] = []
+    while len(made) < processes:
+        first = draw.choice(every)
+        second = draw.choice([o for o in every if o not in (first, first.opposite())])
+        made += [first, first.opposite(), second, second.opposite()]
+    return made[:processes]
 
 
 @dataclass(frozen=True)
 class Plan:
     """One process' part of the protocol.
 
-    ``seed`` draws all orders and the series of each window; ``planted`` is extra work of the artifact, as a
-    share, for the self-test.
+    ``seed`` draws who goes first in a pair, and the series of each window; ``loaded_first`` and
+    ``used_first`` are ``artifact`` or ``reference`` (`orders`); ``planted`` is extra work of the artifact, as
+    a share, for the self-test.
     """
 
     batch_size: int
@@ -61,6 +94,8 @@ class Plan:
     latency_calls: int
     process: int
     seed: int
+    loaded_first: str = SUBJECTS[0]
+    used_first: str = SUBJECTS[0]
     planted: float = 0.0
 
 
@@ -74,8 +109,8 @@ def run(
 ) -> dict[str, Any]:
     """Load and measure ``artifact`` against ``reference``.
 
-    What is loaded first, what is used first and what goes first in a pair is drawn: memory layout and order
-    shift a ratio by up to several per cent for as long as a process lives (docs/measuring.md).
+    What is loaded first and what is used first is as the plan says, for both shift a ratio by up to several
+    per cent for as long as a process lives (docs/measuring.md). Half of the pairs begin with the artifact.
 
     Parameters
     ----------
@@ -104,15 +139,15 @@ def run(
         ``pairs`` (then fewer), ``source``, ``scope``.
     """
     bench = _Bench(load, series, meter, plan, look)
-    _scatter(bench.draw)
+    _randomise_heap(bench.draw)
+    turns = {"load": _beginning_with(plan.loaded_first), "use": _beginning_with(plan.used_first)}
     with _quiet():
-        bench.break_in()
-        orders = {"load": bench.shuffled(), "use": bench.shuffled()}
-        started = bench.start(orders)
+        bench.warm_up_process(turns["load"][0])
+        started = bench.start(turns)
         before = check(bench.subjects)
-        bench.warm_up(orders["use"])
+        bench.warm_up(turns["use"])
         overhead = [_read(bench.meter, lambda: None) for _ in range(EMPTY_WINDOWS)]
-        windows = bench.idle() if plan.process < IDLE_PROCESSES else []
+        windows = bench.idle()
         children_s = _children_s()  # Zeus' helpers are among them
         windows += bench.in_turns()
         children_s = _children_s() - children_s
@@ -122,7 +157,7 @@ def run(
         "windows": [{"process": plan.process, **w} for w in windows],
         "latencies_ms": latencies,
         "started": started,
-        "orders": orders,
+        "orders": turns,
         "meter_overhead_s": [w["wall_s"] for w in overhead],
         "children_cpu_s": children_s,
         "window_s": bench.window_s,
@@ -155,32 +190,26 @@ class _Bench:
         self.subjects: dict[str, Subject] = {}
         self.stride = dict.fromkeys(load, 1)
 
-    def shuffled(self) -> list[str]:
-        return self.order.sample(sorted(self.load), len(self.load))
-
     def batches(self) -> list[FloatArray]:
         index = np.resize(self.draw.permutation(len(self.series)), DISTINCT_BATCHES * self.plan.batch_size)
         return [np.ascontiguousarray(self.series[i]) for i in np.split(index, DISTINCT_BATCHES)]
 
-    def break_in(self) -> None:
-        """Let somebody else fill the holes of the heap and set libraries up at their first use.
-
-        Whoever does is slower ever after.
-        """
-        decoy = self.load[self.shuffled()[0]]()
-        for batch in self.batches()[:DECOY_CALLS]:
-            decoy(batch)
+    def warm_up_process(self, name: str) -> None:
+        """Load a subject, use it, and throw it away: the first model of a process stays slower."""
+        warm_up_model = self.load[name]()
+        for batch in self.batches()[:WARM_UP_CALLS]:
+            warm_up_model(batch)
         # Zeus starts its helper processes inside the first window: thrown away.
         _read(self.meter, lambda: time.sleep(0.01))
 
-    def start(self, orders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float | None]]:
+    def start(self, turns: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float | None]]:
         """Load each subject and call it once; return what both took."""
         started: dict[str, dict[str, float | None]] = {}
-        for name in orders["load"]:
+        for name in turns["load"]:
             seen = _read(self.meter, lambda name=name: self.subjects.update({name: self.load[name]()}))  # type: ignore[misc]
             started[name] = {"load_s": seen["wall_s"], "load_j": _known_j(seen, self.meter)}
         feed = self.batches()
-        for name in orders["use"]:
+        for name in turns["use"]:
             seen = _read(self.meter, lambda name=name: self.subjects[name](feed[0]))  # type: ignore[misc]
             started[name] |= {"first_call_s": seen["wall_s"], "first_call_j": _known_j(seen, self.meter)}
         return started
@@ -202,9 +231,11 @@ class _Bench:
         """All pairs; where a counter began anew in one, both windows are discarded, and it is tried again."""
         windows: list[dict[str, Any]] = []
         done = attempts = 0
+        first = list(SUBJECTS) * (self.pairs // 2) + self.order.sample(SUBJECTS, self.pairs % 2)
+        self.order.shuffle(first)
         while done < self.pairs and attempts < 2 * self.pairs:
             feed = self.batches()
-            both = [self.window(name, done, feed, self.window_s) for name in self.shuffled()]
+            both = [self.window(name, done, feed, self.window_s) for name in _beginning_with(first[done])]
             windows += both
             attempts += 1
             if any(w["discarded"] for w in both):
@@ -313,17 +344,17 @@ def quick_ms(subject: Subject, feed: list[FloatArray], clock: Callable[[], float
     return 1e3 * best / len(feed[0])
 
 
-def _scatter(draw: np.random.Generator) -> None:
-    """Leave holes of all sizes in the heap.
+def _beginning_with(first: str) -> tuple[str, str]:
+    return first, SUBJECTS[1 - SUBJECTS.index(first)]
 
-    Where a model comes to lie is then drawn anew in every process.
-    """
+
+def _randomise_heap(draw: np.random.Generator) -> None:
+    """Leave holes of all sizes in the heap: where a model comes to lie then differs between processes."""
     junk = [bytearray(int(size)) for size in draw.integers(16, JUNK_BYTES, JUNK)]
-    keep = [junk[i] for i in draw.permutation(JUNK)[: JUNK // 2]]
-    _scattered.extend(keep)
+    _held.extend(junk[i] for i in draw.permutation(JUNK)[: JUNK // 2])
 
 
-_scattered: list[bytearray] = []
+_held: list[bytearray] = []
 
 
 def _latencies(subject: Subject, feed: list[FloatArray], calls: int) -> list[float]:

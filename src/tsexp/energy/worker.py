@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import re
-import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -119,11 +117,12 @@ def _score(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> dic
     import numpy as np
     from safetensors.numpy import load_file, save_file
 
-    from tsexp.energy import subjects
+    from tsexp.energy import hardware, subjects
     from tsexp.system.progress import bar
 
-    predictor = _loader("artifact", request, held)()
     arrays = load_file(folder / "series.safetensors")
+    own_peak_mb = hardware.peak_memory()
+    predictor = _loader("artifact", request, held)()
     calls = sum(-(-len(x) // request["batch_size"]) for x in arrays.values())
     scores: dict[str, FloatArray] = {}
     with bar(request["title"], calls, show=request["progress"] and calls >= MANY) as progress:
@@ -134,8 +133,9 @@ def _score(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> dic
                 progress.advance()
             # safetensors writes what lies in memory: answers in columns would come back in disorder
             scores[name] = np.ascontiguousarray(np.concatenate(made), np.float32)
+    peak_mb = own_peak_mb()
     save_file(scores, folder / "scores.safetensors")
-    return {}
+    return {"peak_mb": peak_mb}
 
 
 def batches(series: FloatArray, size: int) -> Iterator[FloatArray]:
@@ -203,9 +203,7 @@ def _measure(folder: Path, request: dict[str, Any], held: Held = NONE_HELD) -> d
         "same_weights": {n: before[n][1] == after[n][1] for n in before},
         "as_scored": {n: _near(before[n][0], arrays[f"{n}_scores"]) for n in before},
         "throttle_events": None if throttled is None else (hardware.throttle_count() or 0) - throttled,
-        "allocator": hardware.allocator(),
         "threads_spin": hardware.threads_spin(request["threads"]),
-        "peak_mb": _peak_bytes() / 2**20,
         "threads": torch.get_num_threads(),
     }
 
@@ -225,13 +223,3 @@ def _peaks(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     from tsexp.energy import hardware
 
     return hardware.peaks(request["threads"])
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss may be what started this process
-        told = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if told:
-            return int(told[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

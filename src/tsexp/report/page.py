@@ -170,7 +170,7 @@ def _axes(sides: list[str]) -> dict[str, dict[str, Any]]:
         "bytes": {"label": "bytes on disk", "log": True, "better": "low"},
         "parameters": {"label": "parameters", "log": True, "better": "low"},
         "macs": {"label": "multiply-accumulates per series", "log": True, "better": "low"},
-        "peak_mb": {"label": "peak memory of the measuring process (MiB)", "better": "low"},
+        "peak_mb": {"label": "peak memory, loaded and called alone (MiB)", "better": "low"},
         "cost_break_even_inferences": {"label": paid, "log": True, "better": "low"},
         "ratio": {"label": "pruning ratio"},
     }

@@ -170,7 +170,7 @@ COLUMNS = (
     ),
     Column("bytes", "int", "metric:size/bytes", "on disk"),
     Column("size_ratio", "float", "metric:vs_dense/size_ratio", "times smaller on disk"),
-    Column("peak_mb", "float", "metric:memory/peak_mb", "of the measuring process, MiB", True),
+    Column("peak_mb", "float", "metric:memory/peak_mb", "of loading and calling it alone, MiB", True),
     *(
         Column(f"cost_{name}", "float", f"metric:cost/{name}", about, True)
         for name, about in (
