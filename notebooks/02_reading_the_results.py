@@ -79,7 +79,7 @@ Image(client.download_artifacts(run.info.run_id, "confusion.png"))
 # %%
 import json
 
-from tsexp.energy.record import summarize
+from tsexp.energy.statistics import summarize
 
 raw = json.loads(Path(client.download_artifacts(run.info.run_id, "windows.json")).read_text())
 again = summarize(raw)

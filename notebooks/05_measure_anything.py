@@ -44,7 +44,7 @@ quant = QUANTClassifier(random_state=0).fit(X, y)
 # %%
 from tsexp import measure_energy
 
-record = measure_energy(rocket, X_test, quant, y_test, batch_size=64, processes=5, repeats=20)
+record = measure_energy(rocket, X_test, quant, y_test, batch_size=64, processes=8, repeats=24)
 record
 
 # %% [markdown]
@@ -53,7 +53,7 @@ record
 # Without a reference, a model is measured against itself.
 
 # %%
-measure_energy(rocket, X_test, y=y_test, batch_size=64, processes=5, repeats=20)
+measure_energy(rocket, X_test, y=y_test, batch_size=64, processes=8, repeats=24)
 
 # %% [markdown]
 # ## Every window is kept

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tsexp.energy.windows import orders
+
 WATTS = {"idle": 12.0, "artifact": 31.0, "reference": 27.0, "warm-up": 29.0}
 SPEEDUP = 1.25
 START = 1_760_000_000.0
@@ -18,6 +20,7 @@ class Made:
     """A schedule, and the power of each stretch of it: (start, end, watts)."""
 
     windows: list[dict[str, Any]]
+    orders: list[dict[str, list[str]]]
     stretches: list[tuple[float, float, float]] = field(repr=False)
 
     def watts(self, unix_s: np.ndarray) -> np.ndarray:
@@ -53,7 +56,7 @@ class Made:
             "same_weights": both,
             "as_scored": both,
             "throttle_events": None,
-            "peak_mb": 1.0,
+            "orders": self.orders,
             "window_s": min(w["wall_s"] for w in self.windows if w["subject"] != "idle"),
             "source": "estimated:cpu_time",
             "scope": "an estimate",
@@ -64,13 +67,13 @@ class Made:
 
 
 def make(
-    processes: int = 5,
+    processes: int = 8,
     pairs: int = 4,
     window_s: float = 25.0,
     watts: dict[str, float] = WATTS,
     seed: int = 0,
 ) -> Made:
-    """The protocol: loading, warm-up, an idle window in two processes, pairs in random order, latencies."""
+    """The protocol: loading, warm-up, an idle window, pairs in random order, latencies."""
     rng = np.random.default_rng(seed)
     now, pair = START, 0
     windows: list[dict[str, Any]] = []
@@ -105,8 +108,7 @@ def make(
 
     for process in range(processes):
         stretch("warm-up", 3.0 + 1.5 * window_s)
-        if process < 2:
-            window(process, "idle", -1)
+        window(process, "idle", -1)
         for _ in range(pairs):
             for subject in rng.permutation(["artifact", "reference"]):
                 stretch("warm-up", window_s / 200)
@@ -114,7 +116,12 @@ def make(
             pair += 1
         stretch("warm-up", 1.0)
     stretches.append((now, now + 100, watts["idle"]))
-    return Made(windows, stretches)
+    both = ["artifact", "reference"]
+    turns = [
+        {k: sorted(both, key=first.__ne__) for k, first in zip(("load", "use"), order, strict=True)}
+        for order in orders(processes, seed)
+    ]
+    return Made(windows, turns, stretches)
 
 
 def sample(

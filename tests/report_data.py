@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from tsexp.config import NOT_ASKED, digest
+from tsexp.marks import PROTOCOL_VERSION
 from tsexp.report import comparisons
 from tsexp.report.frozen import Frozen
 from tsexp.report.schema import COLUMNS, FROM_WINDOWS, SCHEMA_VERSION, schema
@@ -296,7 +297,7 @@ class Store:
         tags = {
             "tsexp.signature": digest({k: str(v) for k, v in params.items()}),
             "tsexp.config": digest({k: str(v) for k, v in asked.items()}),
-            "tsexp.protocol": "2",
+            "tsexp.protocol": str(PROTOCOL_VERSION),
             **{
                 "tsexp.energy_source": "estimated:cpu_time",
                 "tsexp.valid": "true",
@@ -452,7 +453,9 @@ def _run(
         "repeats": PAIRS,
         "processes": PROCESSES,
         "window_s": 0.2,
+        "protocol": PROTOCOL_VERSION,
         "seed": seed,
+        "is_reference": (ratio, mode, runtime) == (0, "none", "eager"),
         "valid": True,
         "scored": True,
         "invalid_reasons": "",
@@ -512,7 +515,7 @@ def _run(
             "invalid_reasons": "outputs on the probe batch differ before and after",
         } | dict.fromkeys(FROM_WINDOWS)
     if (method, scope, ratio) == ("l2", "local", 0.5) and first:
-        result |= {"warnings": "energy of the artifact drifts by 7 %"}
+        result |= {"warnings": "interference: other processes used 0.7 cores"}
     names = np.array(CLASSES)
     predictions = pd.DataFrame(
         {

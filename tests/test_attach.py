@@ -24,7 +24,8 @@ from report_data import Store
 from tsexp import attach, merge, tracking
 from tsexp.compress import finetune
 from tsexp.config import TrackingConfig
-from tsexp.energy.record import doubts, summarize
+from tsexp.energy.statistics import summarize
+from tsexp.energy.validity import judge
 from tsexp.report import freezing
 from tsexp.report.store import Row, minute
 from tsexp.system import alive
@@ -98,7 +99,7 @@ def test_the_twin_has_measured_joules_and_all_else_of_the_run(place: Place, caps
     raw = json.loads(place.read(twin, "windows.json"))
     joules = [w["energy_j"] for w in raw["windows"]]
     assert joules == pytest.approx(MADE.truth_j, rel=0.01)
-    assert doubts(raw) == ((), ())
+    assert judge(raw) == ((), ())
     m = twin.data.metrics
     assert m["energy/per_inference_j"] == pytest.approx(WATTS["artifact"] / 1250, rel=0.005)
     assert m["energy/per_correct_j"] == pytest.approx(m["energy/per_inference_j"] / m["test/accuracy"])
@@ -395,7 +396,7 @@ def test_a_real_run_its_twin_and_the_tables_as_documented(tmp_path: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    settings = ("measure.repeats=12", "measure.processes=3", "measure.window_s=0.15", "measure.idle_s=0.4")
+    settings = ("measure.repeats=12", "measure.processes=4", "measure.window_s=0.15", "measure.idle_s=0.4")
     python("-m", "tsexp", *TINY, "data=italy_power_demand", *settings)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     place = [client.get_experiment_by_name("tsexp").experiment_id]

@@ -73,7 +73,7 @@ def test_runtimes_are_held_against_the_control(tmp_path):
     asked = (
         "--data italy_power_demand --models t3 --pruned 0,0.5 --modes none,qat --runtimes eager,onnxruntime"
     )
-    settings = ("debug=smoke", "measure.repeats=6", "measure.processes=3")
+    settings = ("debug=smoke", "measure.repeats=8", "measure.processes=4")
     printed = run(tmp_path, "runtimes.py", *asked.split(), "--out", "runtimes.md", *settings)
     text = (tmp_path / "runtimes.md").read_text()
     tables = [

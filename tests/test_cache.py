@@ -231,18 +231,20 @@ def test_joules_of_a_counter_that_wrapped_are_not_kept(tmp_path, joules, most_w,
 
 
 @pytest.mark.parametrize(
-    ("source", "foreign_s", "kept"),
+    ("source", "shared", "foreign_s", "kept"),
     [
-        ("zeus:rapl", 0.9, True),
-        ("zeus:rapl", 2.0, False),
-        ("external:plug", 2.0, False),
-        ("zeus:nvml", 2.0, True),
+        ("zeus:rapl", None, 0.9, True),
+        ("zeus:rapl", None, 2.0, False),
+        ("external:plug", None, 2.0, False),
+        ("zeus:nvml", False, 2.0, True),  # a GPU's counter sees who else is on the board
+        ("zeus:nvml", True, 0.0, False),
+        ("zeus:nvml", None, 2.0, False),
     ],
 )
 def test_joules_of_the_whole_machine_are_not_kept_where_others_worked_too(
-    tmp_path, monkeypatch, source, foreign_s, kept
+    tmp_path, monkeypatch, source, shared, foreign_s, kept
 ):
-    counter = SimpleNamespace(source=source, begin=lambda: None, end=lambda: 50.0)
+    counter = SimpleNamespace(source=source, shared=shared, begin=lambda: None, end=lambda: 50.0)
     busy_s = iter((100.0, 100.0 + foreign_s))
     monkeypatch.setattr(cpu, "busy_s", lambda: next(busy_s))
     cost = Cache(tmp_path, lambda: counter).stage("a", 1, {}, write).cost

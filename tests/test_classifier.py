@@ -261,7 +261,7 @@ def test_with_test_series_it_is_measured_against_the_control(fitted, series):
     assert report["test/accuracy"] == pytest.approx(fitted.score(*series[2:]))
     assert report["energy/per_inference_j"] > 0 < report["latency/p50_ms"]
     assert report["vs_dense/energy_saving_lo"] <= report["vs_dense/energy_saving_pct"]
-    assert report["measure/processes"] == 2
+    assert report["measure/processes"] == 4
     assert report["cost/train_s"] == fitted.report()["cost/train_s"]
     for X, y, said in (
         (series[2], ["b"] * 8, "labels that train series do not have: b"),

@@ -157,7 +157,7 @@ def test_every_score_can_be_recomputed_from_the_predictions(sweep):
         run.data.metrics["test/accuracy"]
     )
     raw = json.loads(Path(c.download_artifacts(run.info.run_id, "windows.json")).read_text())
-    from tsexp.energy.record import summarize
+    from tsexp.energy.statistics import summarize
 
     assert summarize(raw)["vs_dense/speedup"] == pytest.approx(run.data.metrics["vs_dense/speedup"])
 

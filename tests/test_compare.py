@@ -24,7 +24,7 @@ from tsexp.report import freezing, frozen
 from tsexp.tasks import classification
 
 QUICK = {
-    "measure.processes": 3,
+    "measure.processes": 4,
     "measure.repeats": 6,
     "measure.window_s": 0.02,
     "measure.idle_s": 0.05,
@@ -497,7 +497,7 @@ def record(right_a, right_b, valid=True, **metrics):
         right | classification.drop(scores, reference, labels) | (seen | joules if valid else {}),
         "estimated:cpu_time",
         () if valid else ("the weights of the artifact changed while it was measured",),
-        ("foreign load of 1.0 cores: trust vs_dense/cpu_speedup, not vs_dense/speedup",),
+        ("interference: other processes used 1.0 cores: trust vs_dense/cpu_speedup, not vs_dense/speedup",),
         {"windows": windows if valid else [], "batch_size": 2},
         scores,
         reference,
@@ -558,7 +558,10 @@ def test_an_invalid_comparison_says_nothing_of_energy():
 
 def test_warnings_name_the_two_as_the_table_does():
     said = compare.remarks(record(ALIKE, ALIKE), "†")
-    assert "⚠ foreign load of 1.0 cores: trust compare/cpu_speedup, not compare/speedup" in said
+    assert (
+        "⚠ interference: other processes used 1.0 cores: trust compare/cpu_speedup, not compare/speedup"
+        in said
+    )
 
 
 def test_an_artifact_that_holds_machine_code_is_refused_before_any_work(monkeypatch):

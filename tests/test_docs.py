@@ -235,7 +235,7 @@ def test_commands_that_compare_run_to_their_end(visitor, command):
         name: client.search_runs(place, asked.format(ratio))[0].info.run_id
         for name, ratio in (("RUN_A", "0.5"), ("RUN_B", "0.0"))
     }
-    smaller = ["measure.repeats=6", "measure.processes=3", "measure.window_s=0.02"]
+    smaller = ["measure.repeats=8", "measure.processes=4", "measure.window_s=0.02"]
     words = (runs.get(word, word) for word in command.split())
     assert "McNemar" in python("-m", *words, *smaller, folder=visitor)
 

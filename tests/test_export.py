@@ -18,7 +18,7 @@ import made_runs
 from conftest import skip_without_bf16
 from tsexp import card, export, marks, runtimes, subcommand
 from tsexp.cache import _damage
-from tsexp.energy.record import energy_interval_j
+from tsexp.energy.statistics import energy_interval_j
 from tsexp.marks import PROTOCOL_VERSION
 from tsexp.system import alive
 

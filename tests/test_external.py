@@ -22,7 +22,7 @@ from power_logs import START, WATTS, Made, make, sample, write
 from tsexp import pipeline
 from tsexp.cache import Cache
 from tsexp.config import ConfigError
-from tsexp.energy import external, meters, record, windows
+from tsexp.energy import external, meters, statistics, validity, windows
 from tsexp.energy.powerlog import PowerLog, read
 from tsexp.marks import PROTOCOL_VERSION
 
@@ -192,8 +192,8 @@ def test_joules_of_every_window_are_those_of_the_curve(
     raw = filled(made, sample(made, interval_s, averaged=averaged))
     joules = np.array([w["energy_j"] for w in raw["windows"]])
     assert np.abs(joules / made.truth_j - 1).max() < 0.01
-    assert record.doubts(raw) == ((), ())
-    seen = record.summarize(raw)
+    assert validity.judge(raw) == ((), ())
+    seen = statistics.summarize(raw)
     assert seen["energy/per_inference_j"] == pytest.approx(TRUE_J, rel=0.005)
     assert seen["power/idle_w"] == pytest.approx(WATTS["idle"], rel=0.01)
     assert raw["source"] == "external:plug"
@@ -209,7 +209,7 @@ def test_intervals_hold_the_truth_and_nothing_is_blamed_on_a_good_log(averaged: 
         samples[:, 1] += drifting(len(samples), seed)
         raw = filled(made, samples)
         assert raw["meter"]["invalid"] == raw["meter"]["warnings"] == []
-        seen = record.summarize(raw)
+        seen = statistics.summarize(raw)
         held += seen["vs_dense/energy_saving_lo"] <= TRUE_SAVING_PCT <= seen["vs_dense/energy_saving_hi"]
     assert held >= 34  # of 95 %, less than 34 of 40 happen once in 600
 
@@ -262,18 +262,18 @@ def planted(kind: str) -> tuple[np.ndarray, float]:
     [
         (
             "gap",
-            r"a gap in the power log, or a jump of its clock, in 1 of 40 windows: [56]\S* s up to line \d+",
+            r"a gap in the power log, or a jump of its clock, in 1 of 64 windows: [56]\S* s up to line \d+",
         ),
-        ("jumps ahead", r"a gap in the power log, or a jump of its clock, in 1 of 40 windows: [56]\S* s"),
+        ("jumps ahead", r"a gap in the power log, or a jump of its clock, in 1 of 64 windows: [56]\S* s"),
         (
             "jumps back",
-            r"the clock of the power log was set back by [34]\S* s at line \d+, in 1 of 40 windows",
+            r"the clock of the power log was set back by [34]\S* s at line \d+, in 1 of 64 windows",
         ),
-        ("cut off", r"the power log does not cover \d+ of 40 windows: it has 2025-.* UTC, they are 2025-"),
-        ("seldom", r"too few samples of the power log in 40 of 40 windows: 12, .*measure.window_s=50"),
-        ("stuck", r"the power log stays at one value through 40 of 40 windows: it is stuck"),
+        ("cut off", r"the power log does not cover \d+ of 64 windows: it has 2025-.* UTC, they are 2025-"),
+        ("seldom", r"too few samples of the power log in 64 of 64 windows: 12, .*measure.window_s=50"),
+        ("stuck", r"the power log stays at one value through 64 of 64 windows: it is stuck"),
         ("milliwatts", r"3\d,\d+ W: milliwatts need a column that says so, power_mw"),
-        ("an hour ahead", r"does not cover 40 of 40 windows: .* is its clock right\?"),
+        ("an hour ahead", r"does not cover 64 of 64 windows: .* is its clock right\?"),
         ("3 s ahead", r"the power log is 3\S* s late, .* less this machine's is about 3\S* s"),
         ("3 s behind", r"the power log is (3|2\.9) s early, .* less this machine's is about -(3|2\.9\d) s"),
         ("wrong offset given", r"the power log is (3|2\.9) s early, .* is about 0?-?\S* s \(--offset-s"),
@@ -281,15 +281,15 @@ def planted(kind: str) -> tuple[np.ndarray, float]:
 )
 def test_a_planted_fault_makes_the_record_invalid_with_its_reason(kind: str, reason: str) -> None:
     raw = filled(MADE, *planted(kind))
-    reasons, _ = record.doubts(raw)
+    reasons, _ = validity.judge(raw)
     assert len([why for why in reasons if re.search(reason, why)]) == 1, reasons
     assert json.loads(json.dumps(raw, allow_nan=False)) == raw
-    record.summarize(raw)
+    statistics.summarize(raw)
 
 
 def test_with_the_right_offset_given_the_same_log_is_good() -> None:
     raw = filled(MADE, sample(MADE, offset_s=7.3), 7.3)
-    assert record.doubts(raw) == ((), ())
+    assert validity.judge(raw) == ((), ())
     assert np.array([w["energy_j"] for w in raw["windows"]]) == pytest.approx(MADE.truth_j, rel=0.01)
 
 
@@ -336,10 +336,10 @@ def test_a_gap_in_an_idle_window_costs_the_idle_power_alone() -> None:
         there = (samples[:, 0] > w["start_unix_s"] + 5) & (samples[:, 0] < w["end_unix_s"] - 5)
         samples = samples[~there]
     raw = filled(MADE, samples)
-    invalid, warnings = record.doubts(raw)
+    invalid, warnings = validity.judge(raw)
     assert invalid == ()
-    assert "the power log does not tell the power of every idle window" in warnings
-    seen = record.summarize(raw)
+    assert "meter: the power log does not tell the power of every idle window" in warnings
+    seen = statistics.summarize(raw)
     assert np.isnan(seen["power/idle_w"])
     assert seen["energy/per_inference_j"] == pytest.approx(TRUE_J, rel=0.005)
 

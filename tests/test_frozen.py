@@ -216,7 +216,7 @@ def test_every_row_has_its_control_its_validation_numbers_and_its_costs(store, t
 def test_runs_of_an_older_protocol_are_left_out_with_that_reason(store, tmp_path):
     store.run("new")
     store.run("untagged", seed=1, without=("tsexp.config", "tsexp.protocol"))
-    store.run("first", seed=2, protocol="1")
+    store.run("first", seed=2, protocol="2")
     made = freeze(store, tmp_path / "frozen")
     assert list(made.results["run_name"]) == ["new"]
     assert made.about["left_out"] == {"measured by an older protocol": ["first", "untagged"]}

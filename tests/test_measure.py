@@ -238,25 +238,22 @@ def test_windows_and_latencies_are_as_many_as_asked_shared_among_processes(
         ]
     assert len(record.raw["latencies_ms"]) == config.latency_calls
     assert record.raw["threads"] == config.threads
-    assert record.metrics["memory/peak_mb"] > 10
+    assert record.metrics["memory/peak_mb"] > 0
     assert record.metrics["measure/processes"] == config.processes
     assert all(record.metrics[f"cost/{k}"] > 0 for k in ("load_ms", "first_call_ms"))
 
 
 def test_measuring_stops_when_the_interval_is_narrow_enough(bench: Bench) -> None:
-    assert bench.measure(repeats=14, processes=7, target_pct=1e6).raw["processes"] == energy.LEAST_PROCESSES
-    assert bench.measure(repeats=6, processes=6, target_pct=1e-6).raw["processes"] == 6
+    assert bench.measure(repeats=16, processes=16, target_pct=1e6).raw["processes"] == energy.LEAST_PROCESSES
+    assert bench.measure(repeats=10, processes=10, target_pct=1e-6).raw["processes"] == 10
 
 
-def test_memory_by_other_rules_is_warned_of(
-    bench: Bench, record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    by_default = [w for w in record.warnings if "other rules" in w]
-    assert bool(by_default) == bool(record.raw["allocator"])
+def test_an_allocator_by_other_rules_is_a_fact_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in hardware.describe().get("allocator", ()):
+        monkeypatch.delenv(name)
+    assert "allocator" not in hardware.describe()
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "2000000000")
-    raised = bench.measure(repeats=2, processes=1)
-    assert "MALLOC_TRIM_THRESHOLD_" in raised.raw["allocator"]
-    assert any("MALLOC_TRIM_THRESHOLD_" in w for w in raised.warnings)
+    assert hardware.describe()["allocator"] == ["MALLOC_TRIM_THRESHOLD_"]
 
 
 def test_peaks_of_the_machine_are_looked_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +374,7 @@ def test_a_counter_that_stops_answering_between_two_processes_is_told(
     ]
     in_the_worker("\n".join([planted(root, {package: 50.0}), *then]))
     with pytest.raises(MeasuringFailed, match=r"was zeus:rapl .* is estimated:cpu_time now: measure again"):
-        bench.measure(window_s=0.05, idle_s=0.05, repeats=4, processes=2)
+        bench.measure(window_s=0.05, idle_s=0.05, repeats=4, processes=4)
 
 
 def test_worker_reads_the_machines_counters(

@@ -34,7 +34,7 @@ from tsexp.report.store import connect
 
 QUICK = {
     "repeats": 4,
-    "processes": 2,
+    "processes": 4,
     "window_s": 0.02,
     "idle_s": 0.02,
     "latency_calls": 20,
@@ -134,8 +134,8 @@ def test_without_reference_and_labels_there_is_the_noise_and_no_accuracy():
 
 
 def test_without_reference_warnings_name_the_metrics_that_there_are(monkeypatch):
-    said = "foreign load of 1.0 cores: trust {0}cpu_speedup, not {0}speedup"
-    monkeypatch.setattr("tsexp.energy.record.doubts", lambda raw: ((), (said.format("vs_dense/"),)))
+    said = "interference: other processes used 1.0 cores: trust {0}cpu_speedup, not {0}speedup"
+    monkeypatch.setattr("tsexp.energy.validity.judge", lambda raw: ((), (said.format("vs_dense/"),)))
     record = measure_energy(lambda batch: batch @ WEIGHT, X, **QUICK)
     assert said.format("null/") in record.warnings
     assert {"null/cpu_speedup", "null/speedup"} <= set(record.metrics)
@@ -204,7 +204,7 @@ def test_objects_that_used_threads_before_are_measured_after_a_script_without_a_
         rocket.predict(X)
         print("layer", __import__("numba").threading_layer())
         record = measure_energy(
-            rocket, X, shares, y, threads=2, repeats=2, processes=2, window_s=0.02, idle_s=0.5,
+            rocket, X, shares, y, threads=2, repeats=4, processes=4, window_s=0.02, idle_s=0.5,
             latency_calls=20, progress=False, require="measured",
         )
         print(record.energy_source, record.valid, *record.invalid_reasons)
@@ -360,6 +360,24 @@ def test_files_of_all_kinds(files, artifact, italy):
     mixed = measure_energy(lambda batch: batch @ WEIGHT, X, files / "plain.onnx", **QUICK)
     check(mixed)
     assert mixed.metrics["vs_dense/speedup"] > 0
+
+
+def test_the_peak_memory_is_that_of_the_subject_alone(files, tmp_path):
+    """A graph of 96 MB beside one of a few hundred bytes, either way round."""
+    inner = np.zeros((STEPS, 1_000_000), np.float32)
+    graph = onnx.load(onnx_file(tmp_path / "large.onnx"))
+    (node,) = graph.graph.node
+    node.input[1], node.output[0] = "wide", "inside"
+    graph.graph.node.append(helper.make_node("MatMul", ["inside", "back"], [graph.graph.output[0].name]))
+    for name, weight in (("wide", inner), ("back", inner[:2].T.copy())):
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    onnx.save(graph, tmp_path / "large.onnx")
+    both = files / "plain.onnx", tmp_path / "large.onnx"
+    small, large = (
+        measure_energy(one, X, other, **QUICK).metrics["memory/peak_mb"] for one, other in (both, both[::-1])
+    )
+    assert 0 < small < 60
+    assert large > 96
 
 
 def test_exported_files_say_which_classes_their_columns_are(files, tmp_path):
@@ -524,7 +542,7 @@ def test_the_command_prints_and_stores(files, monkeypatch, tmp_path, empty_store
     assert not [k for k in params if k.startswith(("data.", "model.", "prune."))]
     assert m["energy/per_inference_j"] > 0
     raw = json.loads(Path(client.download_artifacts(run.info.run_id, "windows.json")).read_text())
-    from tsexp.energy.record import summarize
+    from tsexp.energy.statistics import summarize
 
     assert summarize(raw)["vs_dense/energy_saving_pct"] == pytest.approx(m["vs_dense/energy_saving_pct"])
     answers = np.load(client.download_artifacts(run.info.run_id, "answers.npz"), allow_pickle=False)

@@ -25,7 +25,7 @@ import rapl_tree
 from conftest import compose
 from rapl_tree import RANGE_UJ, add_zone, set_counter
 from tsexp.config import ConfigError
-from tsexp.energy import hardware, meters, record, windows
+from tsexp.energy import hardware, meters, statistics, windows
 from tsexp.energy.meters import CpuTimeMeter, ZeusMeter
 
 
@@ -183,9 +183,9 @@ def test_window_of_negative_or_impossible_power_is_discarded(
 
 def test_starting_costs_what_is_known_of_it() -> None:
     each = [{"load_s": 0.1, "load_j": j, "first_call_s": 0.01, "first_call_j": None} for j in (0.3, None)]
-    found = record._starting({"started": {"artifact": each}})
-    assert found["load_j"] == 0.3
-    assert np.isnan(found["first_call_j"])
+    found = statistics._start_up({"started": {"artifact": each}})
+    assert found["cost/load_j"] == 0.3
+    assert np.isnan(found["cost/first_call_j"])
 
 
 def test_unreadable_counters_are_told_and_fall_back_to_the_estimate(

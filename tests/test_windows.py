@@ -131,25 +131,32 @@ def test_pairs_hold_both_subjects_in_both_orders_after_an_idle_window(bench: Ben
     }
 
 
-def test_later_processes_have_no_idle_window_and_orders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [Bench(monkeypatch).run(replace(PLAN, process=process)) for process in range(12)]
-    assert ["idle" in order(raw) for raw in made] == [True] * windows.IDLE_PROCESSES + [False] * (
-        12 - windows.IDLE_PROCESSES
-    )
-    assert [{w["process"] for w in raw["windows"]} for raw in made] == [{i} for i in range(12)]
-    drawn = {(raw["orders"]["load"][0], raw["orders"]["use"][0]) for raw in made}
-    assert drawn == {(a, b) for a in CALL_S for b in CALL_S}
+def test_half_of_the_pairs_begin_with_the_artifact(bench: Bench) -> None:
+    first = [w["subject"] for w in bench.run(replace(PLAN, pairs=12))["windows"][1::2]]
+    assert first.count("artifact") == 6
+
+
+def test_every_process_has_an_idle_window_and_the_orders_that_were_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for process, made in enumerate(windows.orders(12, 0)):
+        plan = replace(PLAN, process=process, loaded_first=made.loaded, used_first=made.used)
+        raw = Bench(monkeypatch).run(plan)
+        assert order(raw).count("idle") == 1
+        assert {w["process"] for w in raw["windows"]} == {process}
+        assert (raw["orders"]["load"][0], raw["orders"]["use"][0]) == made
 
 
 def test_subjects_are_loaded_and_first_used_in_the_orders_that_are_told_and_what_it_takes_is_read(
     bench: Bench,
 ) -> None:
     raw = bench.run()
-    decoy, *loaded = [what for kind, what in bench.log if kind == "load"]
-    assert loaded == raw["orders"]["load"]
+    warmed_up, *loaded = [what for kind, what in bench.log if kind == "load"]
+    assert tuple(loaded) == raw["orders"]["load"]
+    assert warmed_up == loaded[0]
     used = [kind for kind, _ in bench.log if kind in CALL_S]
-    assert used[: windows.DECOY_CALLS] == [decoy] * windows.DECOY_CALLS
-    assert used[windows.DECOY_CALLS :][:2] == raw["orders"]["use"]
+    assert used[: windows.WARM_UP_CALLS] == [warmed_up] * windows.WARM_UP_CALLS
+    assert tuple(used[windows.WARM_UP_CALLS :][:2]) == raw["orders"]["use"]
     for name in CALL_S:
         started = raw["started"][name]
         assert started["load_s"] == pytest.approx(LOAD_S[name])

@@ -21,7 +21,10 @@ LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in LAZY:
-        return getattr(import_module(LAZY[name]), name)
+        from tsexp.system.guest import guest
+
+        with guest():  # what is imported changes the environment, and more
+            return getattr(import_module(LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

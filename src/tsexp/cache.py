@@ -33,8 +33,6 @@ from tsexp.system.locking import sharing_the_machine
 log = logging.getLogger(__name__)
 
 ENTRY = "entry.json"
-NVML = "zeus:nvml"
-"""A GPU's own counter; all others read what the whole machine draws."""
 OTHERS, FEW_S = 0.25, 1.0
 """CPU time of others while something is made, from which on the machine's joules are not its own: this share
 of its own, and so many seconds."""
@@ -288,7 +286,8 @@ class Cache:
         now = _since(start)
         energy_j = {} if counter is None else {counter.source: _ended(counter)}
         foreign_s = cpu.busy_s() - busy_s - now["cpu_s"]
-        if NVML not in energy_j and foreign_s > max(FEW_S, OTHERS * now["cpu_s"]):
+        shared = getattr(counter, "shared", None)  # a GPU's tells whether somebody else was there
+        if foreign_s > max(FEW_S, OTHERS * now["cpu_s"]) if shared is None else shared:
             energy_j = {}  # of all that ran: each of two jobs side by side would pay for both
         before = unfinished.before if unfinished else None  # unless the fit began anew
         if before is not None:  # of whose joules nothing is known

@@ -31,6 +31,7 @@ from tsexp.config import Config, ConfigError, Unsupported
 from tsexp.marks import products
 from tsexp.system import alive
 from tsexp.system.files import check_new
+from tsexp.system.guest import guest
 
 if TYPE_CHECKING:  # PyTorch, which a parameter grid need not wait for
     from tsexp.cache import Cache
@@ -312,7 +313,7 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         spelled = {label: str(label) for label in self.classes_.tolist()}  # 1.0 is 1 here, and in fit was "1"
         words = [spelled.get(label, str(label)) for label in np.asarray(labels).tolist()]
         tested = data.with_test(kept.dataset, kept.cfg.data, series, words)
-        with _fitting:
+        with guest(), _fitting:
             record = pipeline.judge(kept.made, kept.artifact, kept.cfg, tested, kept.cache)
         judged = {
             "energy_source": record.energy_source,
@@ -323,11 +324,12 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
         return self._facts | record.metrics | judged
 
     def _fit(self, X: Any, y: Any) -> CompressedTransformerClassifier:
-        from tsexp import data, pipeline
-        from tsexp.cache import Cache
+        with guest():
+            from tsexp import data, pipeline
+            from tsexp.cache import Cache
 
         self._n_jobs = check_n_jobs(self.n_jobs)
-        with _fitting, _by_parameters():
+        with guest(), _fitting, _by_parameters():
             self._at_once()
             cfg = self._config()
             pipeline.able(cfg)
@@ -361,15 +363,16 @@ class CompressedTransformerClassifier(BaseClassifier):  # type: ignore[misc]
 
     def _scores(self, X: Any) -> FloatArray:
         """Class scores, float32 (series, classes), in the order of `classes_`."""
-        from tsexp import data
-        from tsexp.models import using_threads
+        with guest():
+            from tsexp import data
+            from tsexp.models import using_threads
 
         series = data.filled(self._ended(X), self._data, "series to predict")
         names = self.artifact_.manifest["classes"]
-        predictor = _predictor(self.artifact_, self._n_jobs)
         size = self._at_once()
         parts = (series[i : i + size] for i in range(0, len(series), size))
-        with using_threads(self._n_jobs):
+        with guest(), using_threads(self._n_jobs):
+            predictor = _predictor(self.artifact_, self._n_jobs)
             scores = np.concatenate([predictor(data.stack(part)) for part in parts])
         return scores[:, [names.index(str(label)) for label in self.classes_]]  # type: ignore[no-any-return]
 

@@ -25,6 +25,7 @@ from tsexp.config.compose import composed
 from tsexp.energy.labels import by_class
 from tsexp.energy.record import Record
 from tsexp.marks import ESTIMATED, MEASUREMENT
+from tsexp.system.guest import guest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -153,7 +154,8 @@ class Measured(Record):
         from tsexp import stores
 
         where = stores.uri_of(uri) if uri is not None else configs.places(composed())["tracking"].uri
-        return _store(self, TrackingConfig(where, experiment), name)
+        with guest():
+            return _store(self, TrackingConfig(where, experiment), name)
 
     def _names(self) -> tuple[str, str]:
         return self.name, self.reference_name or ITSELF
@@ -238,9 +240,10 @@ def measure_energy(
     """
     overrides = [f"measure={preset}", f"seed={seed}", f"measure.batch_size={batch_size}"]
     overrides += [f"measure.{k}={'null' if v is None else v}" for k, v in settings.items()]
-    cfg = configs.parse(composed(*overrides))
-    series, labels = _data(X, y)
-    return _measure(subject, series, reference, labels, cfg, name, progress)
+    with guest():
+        cfg = configs.parse(composed(*overrides))
+        series, labels = _data(X, y)
+        return _measure(subject, series, reference, labels, cfg, name, progress)
 
 
 def _data(X: Any, y: Any) -> tuple[FloatArray, list[Any] | None]:

@@ -314,23 +314,45 @@ def _collect(client: Any, run: Any, folder: Path, uri: str) -> bool:
 def _fetch(client: Any, run: Any, into: Path, uri: str) -> bool:
     """Bring a run's files, of a store that was copied here from beside its database; say if there are any.
 
-    MLflow takes a folder that is not there for an empty one.
+    MLflow takes a folder that is not there for an empty one. A store may name any folder of this machine:
+    only one that lies beside it is read, and none that holds a link.
+
+    Raises
+    ------
+    ConfigError
+        If there is no other.
     """
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
     place = run.info.artifact_uri
     if is_local_uri(place):
-        places = [Path(local_file_uri_to_path(place))]
+        named = Path(local_file_uri_to_path(place))
         database = stores.file_of(uri)
-        if database is not None:  # MLART/RUN/artifacts, and a server's MLART/EXPERIMENT/RUN/artifacts
-            places += [database.parent.joinpath(*places[0].parts[-parts:]) for parts in (3, 4)]
-        there = next((folder for folder in places if folder.is_dir()), None)
+        if database is None:
+            raise ConfigError(_not_beside(uri, named))
+        # MLART/RUN/artifacts, and a server's MLART/EXPERIMENT/RUN/artifacts
+        places = [named, *(database.parent.joinpath(*named.parts[-parts:]) for parts in (3, 4))]
+        found = [folder for folder in places if folder.is_dir()]
+        beside = database.resolve().parent
+        there = next((folder for folder in found if folder.resolve().is_relative_to(beside)), None)
         if there is not None:
+            if links := [path for path in there.rglob("*") if path.is_symlink()]:
+                raise ConfigError(f"{links[0]} is a link, which is not followed out of somebody's store")
             shutil.copytree(there, into, dirs_exist_ok=True)
+        elif found:
+            raise ConfigError(_not_beside(uri, named))
     else:
         client.download_artifacts(run.info.run_id, "", str(into))
     return any(into.iterdir())
+
+
+def _not_beside(uri: str, folder: Path) -> str:
+    return (
+        f"the store {configs.redact(uri)} keeps artifacts in {folder}, a folder of this machine that does "
+        "not lie beside it, and is not read; if they are its own, copy them to mlartifacts beside its file "
+        "(of a server: let it serve them)"
+    )
 
 
 def _history(client: Any, run: Any, key: str) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from tsexp.marks import PROTOCOL_VERSION
 from tsexp.runtimes import Artifact
 from tsexp.system import alive, processes
 from tsexp.system.files import write_json
+from tsexp.system.guest import guest
 from tsexp.system.locking import sharing_the_machine
 from tsexp.training import Fitted
 
@@ -71,7 +72,7 @@ def run(
         It was there before: nothing was run.
     """
     about = signature(cfg, dataset)
-    with _alone(cfg, about):  # two sweeps that share a job run it once
+    with guest(), _alone(cfg, about):  # two sweeps that share a job run it once
         found = _known(cfg, about, parent)
         if found is not None:
             return found, True
@@ -221,7 +222,8 @@ def judge(
     record.metrics.update(untuned)
     failed = ((f["runtime"], first_line(f["error"])[:200]) for f in made.failed)
     without = (f"runtime=auto went on without {runtime}: {why}" for runtime, why in failed)
-    return replace(record, warnings=(*record.warnings, *without))
+    same = artifact.signature == control.signature
+    return replace(record, warnings=(*record.warnings, *without), is_reference=same)
 
 
 def plain(fitted: Fitted, cfg: Config, dataset: Dataset, cache: Cache) -> Artifact:

@@ -6,6 +6,10 @@ Here, once per choice of files, for the jobs of a sweep and for what Python asks
 from __future__ import annotations
 
 import pickle
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from tsexp.config.errors import ConfigError
@@ -130,15 +135,30 @@ def composed(*overrides: str) -> DictConfig:
     ConfigError
         Hydra's own error in one line.
     """
-    register()
-    theirs = GlobalHydra.instance().hydra  # of a program of @hydra.main, or of hydra.initialize
-    GlobalHydra.instance().clear()
-    try:
-        return _values(conf_dir(), list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(explain(error).split())) from None
-    finally:
-        GlobalHydra.instance().hydra = theirs
+    with _hydra_to_itself():
+        register()
+        try:
+            return _values(conf_dir(), list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(" ".join(explain(error).split())) from None
+
+
+_one_at_a_time = threading.RLock()
+"""Hydra has one global state."""
+
+
+@contextmanager
+def _hydra_to_itself() -> Iterator[None]:
+    """Have Hydra's global state as if nobody used it, one thread at a time; leave what was there."""
+    with _one_at_a_time, warnings.catch_warnings():
+        theirs = GlobalHydra.instance().hydra  # of a program of @hydra.main, or of hydra.initialize
+        resolvers = dict(BaseContainer._resolvers)  # Hydra replaces some, as `now`
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            GlobalHydra.instance().hydra = theirs
+            BaseContainer._resolvers.update(resolvers)
 
 
 def _values(folder: Path, overrides: list[str]) -> DictConfig:

@@ -21,13 +21,18 @@ class Unsupported(ConfigError):
     """
 
 
-SECRETS = ("password", "passwd", "pwd", "token", "secret", "api_?key", "odbc_connect")
+SECRETS = (
+    *("password", "passwd", "pwd", "token", "secret", "api_?key", "access_?key", "odbc_connect"),
+    *("signature", "sig", "credential"),  # of addresses that are signed beforehand: S3, Google, Azure
+)
 """Patterns of keys, in the query of a URL, whose values are shown to nobody."""
 
 
 def redact(text: str) -> str:
     """Replace passwords in URLs by ``***``; of web addresses a user without one, too: a token."""
-    text = re.sub(r"(://[^:/@\s]*:)\S+@", r"\1***@", text)  # SQLAlchemy takes passwords with a slash in them
+    # SQLAlchemy takes passwords with a slash in them; of web addresses, digits before one are a port.
+    text = re.sub(r"(?<!http)(?<!https)(://[^:/@\s]*:)\S+@", r"\1***@", text, flags=re.I)
+    text = re.sub(r"(https?://[^:/?#@\s]*:)(?!\d+(?:[/?#\s]|$))\S+@", r"\1***@", text, flags=re.I)
     text = re.sub(r"(https?://)[^:/?#@\s]+@", r"\1***@", text, flags=re.I)
     return re.sub(rf"([?&;][\w-]*(?:{'|'.join(SECRETS)})=)[^&;\s]+", r"\1***", text, flags=re.I)
 

@@ -15,17 +15,22 @@ from tsexp.config.errors import ConfigError
 OWN_CODE = "TSEXP_OWN_CODE"
 """Environment variable: modules, separated by commas, that may be imported because an artifact names them."""
 
+_trusted: dict[str, None] = {}
+"""The same of this process, whose environment may be put back as it was (`tsexp.system.guest`)."""
+
 
 def trust(*names: str) -> None:
     """Let the modules of these names be imported, here and in the processes that are started from now on."""
     known = _allowed()
     new = [name.partition(":")[0] for name in names if ":" in name]
-    if missing := [module for module in dict.fromkeys(new) if module not in known]:
-        os.environ[OWN_CODE] = ",".join([*known, *missing])
+    _trusted.update(dict.fromkeys(new))
+    if new:
+        os.environ[OWN_CODE] = ",".join(dict.fromkeys([*known, *new]))
 
 
 def _allowed() -> list[str]:
-    return [module.strip() for module in os.environ.get(OWN_CODE, "").split(",") if module.strip()]
+    told = (module.strip() for module in os.environ.get(OWN_CODE, "").split(","))
+    return [module for module in dict.fromkeys([*told, *_trusted]) if module]
 
 
 def must_be_trusted(module: str, what: str) -> None:

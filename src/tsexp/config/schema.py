@@ -235,6 +235,7 @@ class TrackingConfig:
     uri: str = MISSING
     experiment: str = MISSING
     artifacts: str | None = None
+    diff: bool = False
 
 
 @dataclass

@@ -40,12 +40,15 @@ def refuse_hidden(folder: str) -> None:
 
 
 def register() -> None:
-    """Make the schema known to Hydra as the config named ``schema``."""
+    """Make the schema known to Hydra as the config named ``tsexp_schema``, and what the files compute with.
+
+    All by names of our own: a program may have a ``schema`` and a ``product``.
+    """
     from hydra.core.config_store import ConfigStore
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="tsexp_schema", node=Config)
     # The presets of launchers have the names, and the types, of the plugins' own.
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
-    OmegaConf.register_new_resolver("at_once", at_once, replace=True)
-    OmegaConf.register_new_resolver("largest", max, replace=True)
-    OmegaConf.register_new_resolver("product", operator.mul, replace=True)
+    OmegaConf.register_new_resolver("tsexp.at_once", at_once, replace=True)
+    OmegaConf.register_new_resolver("tsexp.largest", max, replace=True)
+    OmegaConf.register_new_resolver("tsexp.product", operator.mul, replace=True)

@@ -246,7 +246,7 @@ def _made(
         classes=classes,
         fit=fit,
         val=val,
-        preprocessing=_preprocessing(config, x_train, x_test, fit),
+        preprocessing=_fitting_test(_preprocessing(config, x_train, fit), x_test, files[1]),
         checksum=checksum,
         files=(str(files[0]), str(files[1])),
     )
@@ -408,10 +408,9 @@ def _split(y: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]
     return np.sort(np.concatenate([fit, every[small[y]]])), np.sort(val)
 
 
-def _preprocessing(
-    config: DataConfig, train: list[FloatArray], test: list[FloatArray], fit: IntArray
-) -> Preprocessing:
-    lengths = {s.shape[1] for s in train} | {s.shape[1] for s in test}
+def _preprocessing(config: DataConfig, train: list[FloatArray], fit: IntArray) -> Preprocessing:
+    """Fit it to train series alone: what is trained does not depend on how long test series are."""
+    lengths = {s.shape[1] for s in train}
     resample = config.length is not None or (config.unequal == "resample" and len(lengths) > 1)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -433,6 +432,17 @@ def _preprocessing(
         std=std,
         unit=unit,
     )
+
+
+def _fitting_test(made: Preprocessing, test: list[FloatArray], where: Any) -> Preprocessing:
+    """Return it, unless it refuses a test series, as it would a stranger's."""
+    strange = [] if made.ragged else [s.shape[1] for s in test if s.shape[1] != made.length]
+    if strange:
+        raise ConfigError(
+            f"{where}: a series of {strange[0]} steps; all train series have {made.length}, and what is "
+            f"trained on them takes no others; data.length={made.length} resamples"
+        )
+    return made
 
 
 def small_of(sizes: FloatArray) -> float:

@@ -60,8 +60,8 @@ def gpu_disturbances() -> dict[str, Any]:
     Returns
     -------
     dict
-        ``gpu_slowed_by`` (keys of `GPU_SLOWED_BY`) and ``gpu_foreign`` (how many processes but this one and
-        those that wait for it are there); None where NVML does not tell.
+        ``gpu_slowed_by`` (keys of `GPU_SLOWED_BY`) and ``gpu_foreign`` (how many processes but this one,
+        its own, and those that wait for it are there); None where NVML does not tell.
     """
     import psutil
     import pynvml
@@ -78,7 +78,9 @@ def gpu_disturbances() -> dict[str, Any]:
     with contextlib.suppress(pynvml.NVMLError):
         there = {p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
         if os.getpid() in there:  # else it counts processes as the machine does, and this is a container
-            foreign = len(there - {os.getpid(), *(p.pid for p in psutil.Process().parents())})
+            me = psutil.Process()
+            own = {me.pid, *(p.pid for p in (*me.parents(), *me.children(recursive=True)))}
+            foreign = len(there - own)
     return {"gpu_slowed_by": slowed_by, "gpu_foreign": foreign}
 
 

@@ -7,6 +7,7 @@ word; hence the look at what it really monitors, before the first window.
 from __future__ import annotations
 
 import math
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from tsexp.system.quiet import quiet
 # tracker. Over the longest window (`config.MeasureConfig`) that is less than the range of the smallest
 # counter (65.5 kJ).
 IMPOSSIBLE_W = 2000.0
+
+WATCH_S = 1.0
+"""Between two looks at who else is on the GPU."""
 
 AUTO = "auto"
 
@@ -104,11 +108,21 @@ class ZeusMeter:
         included) or ``soc``.
     gpus
         Their number with ``nvml``: a fit may take the first of several.
+    watch
+        Look every second whether other processes are on the GPU, whose joules these are, too.
+
+    Attributes
+    ----------
+    shared : bool or None
+        After a window that was watched, whether there were any; None where NVML does not tell.
     """
 
-    def __init__(self, kind: str, gpus: int = 1) -> None:
+    def __init__(self, kind: str, gpus: int = 1, watch: bool = False) -> None:
         from zeus.monitor import ZeusMonitor
 
+        self.shared: bool | None = None
+        self._watch = watch and kind == "nvml"
+        self._over = threading.Event()
         self.kind, self.source = kind, f"zeus:{kind}"
         packages = _packages() if kind == "rapl" else []
         with warnings.catch_warnings(), nameless_main():  # Zeus spawns what looks for a counter's wraps
@@ -135,10 +149,25 @@ class ZeusMeter:
         """Start a window."""
         self._wait_for_gpu()
         self._monitor.begin_window("window", sync_execution=False)
+        if self._watch:
+            self.shared, self._over = None, threading.Event()
+            self._watcher = threading.Thread(target=self._look, args=(self._over,), daemon=True)
+            self._watcher.start()
+
+    def _look(self, over: threading.Event) -> None:
+        last = False
+        while not last:  # once at least after the end
+            last = over.wait(WATCH_S)
+            others = hardware.gpu_disturbances()["gpu_foreign"]
+            if others is not None:
+                self.shared = bool(self.shared or others)
 
     def end(self) -> float:
         """Joules since `begin`."""
         self._wait_for_gpu()
+        if self._watch:
+            self._over.set()
+            self._watcher.join()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Zeus warns about zero; the record judges it
             reading = self._monitor.end_window("window", sync_execution=False)
@@ -316,4 +345,4 @@ def counter(device: str, meter: str = AUTO, gpus: int = 1) -> Meter | None:
     kind = source(device, meter)
     if kind.startswith(ESTIMATED):
         return None
-    return _own(meter) if meter != AUTO else ZeusMeter(kind.removeprefix("zeus:"), gpus)
+    return _own(meter) if meter != AUTO else ZeusMeter(kind.removeprefix("zeus:"), gpus, watch=True)

@@ -43,6 +43,8 @@ class Record:
         Of the artifact that was measured.
     hardware
         The machine.
+    is_reference
+        Whether the artifact is the reference itself.
     """
 
     metrics: dict[str, float]
@@ -55,6 +57,7 @@ class Record:
     labels: IntArray = field(repr=False)
     manifest: dict[str, Any] = field(repr=False)
     hardware: dict[str, Any] = field(repr=False)
+    is_reference: bool = False
 
     @property
     def valid(self) -> bool:

@@ -38,7 +38,7 @@ MODELS = ("t1", "t2")
 EIGHT_BIT = ("dynamic", "static", "qat")
 COMPARABLE = (
     *("dataset", "model", "runtime", "machine", "data_checksum", "setting", "recipe", "device"),
-    *("batch_size", "threads", "repeats", "processes", "window_s", "energy_source"),
+    *("batch_size", "threads", "repeats", "processes", "window_s", "energy_source", "protocol"),
 )
 """What a row shares with the fp32 row that it is compared with."""
 FILL = "python -m tsexp -m experiment=paper"

@@ -300,6 +300,7 @@ def _result(
         "tuning": _tuning(row, out["finetune_epochs"]),
         "machine": digest(hardware),
         "libraries": ", ".join(f"{k} {v}" for k, v in sorted(manifest.get("versions", {}).items())),
+        "is_reference": row.is_reference,
         "valid": row.valid,
         "scored": row.scored,
         "val_series": int(row.metrics.get("val/series", 0)),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tsexp.config import first_line
 from tsexp.report import comparisons
 from tsexp.report.schema import COMPARISONS, PARQUETS, SCHEMA_VERSION, schema
-from tsexp.report.store import ReportError
+from tsexp.report.store import SAME_BY, ReportError, same_artifact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,8 @@ REPETITION = ("config", "machine", "data_checksum", "runtime", "energy_source", 
 """One row for each: what names a measurement, whatever code or libraries made it."""
 ORDER = ("dataset", "model", "mode", "runtime", "method", "scope", "ratio", "seed", "batch_size", "signature")
 AGAIN = "measured again since"
+BEFORE = 2
+"""The protocol of what was frozen before its version was."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,11 @@ def _load(folder: Path) -> Frozen:
         for name, before in (("ended", "cpu"), ("libraries", "dataset"), ("setting", "recipe")):
             if name not in (results := tables["results"]):
                 results.insert(results.columns.get_loc(before), name, "")
+        if "protocol" not in results:
+            results.insert(results.columns.get_loc("seed"), "protocol", BEFORE)
+        if "is_reference" not in results:
+            same = same_artifact(*(results[name] for name in SAME_BY))
+            results.insert(results.columns.get_loc("valid"), "is_reference", same)
         file = folder / f"{COMPARISONS}.parquet"
         beside = pd.read_parquet(file).to_dict("records") if file.exists() else []
         return Frozen(

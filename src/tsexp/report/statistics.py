@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tsexp.marks import ESTIMATED, FEW
+from tsexp.marks import ESTIMATED, FEW, PROTOCOL_VERSION
 from tsexp.report.frozen import Frozen
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ CHANGED = 1.1
 """A control that takes so many times as much as usual, or as little, ran when the machine was another."""
 NAMED = 3
 """Of several things, so many are named in a note."""
-SAME = ["config", "machine", "data_checksum", "runtime", "device", "energy_source"]
+SAME = ["config", "machine", "data_checksum", "runtime", "device", "energy_source", "protocol"]
 """Columns that repetitions share."""
 
 
@@ -264,8 +264,7 @@ def _accuracies(group: Group, ours: NDArray[Any], control: NDArray[Any]) -> dict
     out = _columns("accuracy_pct", _accuracy_pct(ours)) | _columns(
         "control_accuracy_pct", _accuracy_pct(control)
     )
-    way_taken = tuple(group[name][0] for name in ("ratio", "mode", "runtime"))
-    if way_taken == (0, "none", "eager"):  # the same model twice
+    if group["is_reference"].all():  # the same model twice
         same = _columns("drop_pt", Interval(0.0, 0.0, 0.0))
         return out | same | {"mcnemar_p": 1.0, "degradation": "reference"}
     lost = control - ours
@@ -322,6 +321,11 @@ def notes(frozen: Frozen, rows: pd.DataFrame) -> list[str]:
     sources = sorted(results["energy_source"].unique())
     if len(sources) > 1:
         said.append(f"energy from {', '.join(sources)}: never averaged together")
+    if (older := results["protocol"] < PROTOCOL_VERSION).any():
+        said.append(
+            f"{count(int(older.sum()), 'record')} of an older protocol, whose intervals are too narrow on "
+            f"some CPUs (docs/measuring.md): never averaged with protocol {PROTOCOL_VERSION}"
+        )
     code = sorted(results["git_sha"].unique())
     if len(code) > 1:
         said.append(
@@ -404,7 +408,10 @@ def _another_hour(results: pd.DataFrame) -> list[str]:
     """
     valid = results[results["valid"]]
     reference_j = valid["measured_reference_j"].fillna(valid["estimated_reference_j"])
-    alike = ["dataset", "model", "setting", "machine", "energy_source", "device", "batch_size", "threads"]
+    alike = [
+        *("dataset", "model", "setting", "machine", "energy_source", "device", "batch_size", "threads"),
+        "protocol",
+    ]
     times = reference_j / reference_j.groupby([valid[name] for name in alike]).transform("median")
     far = (times > CHANGED) | (times < 1 / CHANGED)
     if not far.any():

@@ -65,6 +65,22 @@ class Row:
         why = self.tags.get("tsexp.invalid_reasons", "")
         return self.valid or not any(reason in why for reason in NOT_ITS_SCORES)
 
+    @property
+    def is_reference(self) -> bool:
+        """Its artifact is the reference itself; runs of before that was told say it by their metrics."""
+        told = self.tags.get("tsexp.is_reference")
+        if told is None:
+            return bool(same_artifact(*(self.metrics.get(f"vs_dense/{key}") for key in SAME_BY)))
+        return told == "true"
+
+
+SAME_BY = "accuracy_drop_lo", "accuracy_drop_hi", "size_ratio"
+
+
+def same_artifact(drop_lo: Any, drop_hi: Any, size_ratio: Any) -> Any:
+    """Whether the very same answers (only then has the drop no interval) come from files of the same size."""
+    return (drop_lo == 0) & (drop_hi == 0) & (size_ratio == 1)
+
 
 def connect(uri: str) -> Any:
     """Return an `mlflow.MlflowClient` on a store that is there.

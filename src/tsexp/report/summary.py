@@ -27,7 +27,7 @@ def sweep_metrics(rows: Sequence[Row], failed: int, skipped: int) -> tuple[dict[
     str
         Empty if the energies come from several sources: then there is no best one either.
     """
-    kept = [row for row in rows if row.scored and _kept(row) and not _is_reference(row)]
+    kept = [row for row in rows if row.scored and _kept(row) and not row.is_reference]
     counts = {"jobs": len(rows), "kept": len(kept), "failed": failed, "skipped": skipped}
     metrics = {f"sweep/{name}": float(n) for name, n in counts.items()}
     sources = {row.tags.get("tsexp.energy_source", "") for row in rows}
@@ -40,11 +40,6 @@ def sweep_metrics(rows: Sequence[Row], failed: int, skipped: int) -> tuple[dict[
 def _kept(row: Row) -> bool:
     low, high = _drop(row)
     return degradation(low, high) == "kept"
-
-
-def _is_reference(row: Row) -> bool:
-    """It answers the very same scores (only then has the drop no interval) and has the same files."""
-    return _drop(row) == (0, 0) and row.metrics.get("vs_dense/size_ratio") == 1
 
 
 def _drop(row: Row) -> tuple[float, float]:

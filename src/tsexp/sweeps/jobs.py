@@ -134,7 +134,7 @@ def _keep_traceback(folder: Path) -> str:
 def _note(folder: Path, outcome: Outcome) -> None:
     """Write down how a job ended; on a full disk, its sweep says that it did not end."""
     try:
-        write_json(folder / OUTCOME, asdict(outcome))
+        write_json(folder / OUTCOME, asdict(outcome), lasting=True)
     except OSError as error:
         log.error("%s: %s cannot be written (%s)", outcome.name, folder / OUTCOME, error.strerror)
 
@@ -344,6 +344,7 @@ def _apart(container: str, name: str, folder: str, parent: str) -> int:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return how the job in this folder ended, or None if it has not."""
-    file = folder / OUTCOME
-    return Outcome(**json.loads(file.read_text())) if file.exists() else None
+    """Return how the job in this folder ended; None if it has not, or its file tells nothing that we know."""
+    with contextlib.suppress(OSError, ValueError, TypeError):  # empty, cut off, of a newer version
+        return Outcome(**json.loads((folder / OUTCOME).read_text()))
+    return None

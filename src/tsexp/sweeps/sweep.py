@@ -262,7 +262,7 @@ def _rows(client: Any, folder: Path, outcomes: dict[int, Outcome]) -> list[Row]:
             raise
         for number in gone:
             outcomes[number] = replace(outcomes[number], status="failed", run_id=None, error=NOT_THERE)
-            write_json(folder / str(number) / OUTCOME, asdict(outcomes[number]))
+            write_json(folder / str(number) / OUTCOME, asdict(outcomes[number]), lasting=True)
         return _rows(client, folder, outcomes)
     return [replace(row, name=outcome.name) for outcome, row in zip(measured.values(), rows, strict=True)]
 
@@ -393,7 +393,8 @@ def _lost(sweep_dir: str, store: TrackingConfig, number: int, overrides: Sequenc
     if read_outcome(job) is not None:
         return
     job.mkdir(parents=True, exist_ok=True)
-    write_json(job / OUTCOME, asdict(Outcome(place(sweep_dir, number, overrides)[1], "failed", error=why)))
+    lost = Outcome(place(sweep_dir, number, overrides)[1], "failed", error=why)
+    write_json(job / OUTCOME, asdict(lost), lasting=True)
     note = job / RUNNING
     if note.exists():
         with contextlib.suppress(Exception):  # a store that is gone, too

@@ -28,10 +28,23 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON: the whole of it, or nothing."""
+def write_json(path: Path, content: Any, lasting: bool = False) -> None:
+    """Write JSON: the whole of it, or nothing; if `lasting`, it outlives a loss of power."""
     with whole(path) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False))
+        if lasting:
+            to_disk(partial)
+    if lasting:
+        to_disk(path.parent)
+
+
+def to_disk(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk: else a machine without power may leave it empty."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_new(folder: Path) -> None:

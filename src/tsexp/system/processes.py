@@ -64,6 +64,10 @@ class ServerGone(RuntimeError):
     """The server died; what it forked died with it."""
 
 
+_address: str | None = None
+"""Of the server that this process started."""
+
+
 def start(preload: Sequence[str]) -> None:
     """Start the server, unless there is one already; return at once, while it imports.
 
@@ -72,7 +76,11 @@ def start(preload: Sequence[str]) -> None:
     preload
         Modules to import beforehand; those that are not installed are left out.
     """
+    global _address
     if not FORKS or _answers(os.environ.get(ADDRESS)):
+        return
+    if ADDRESS not in os.environ and _answers(_address):  # the environment was put back (`guest`)
+        os.environ[ADDRESS] = str(_address)
         return
     # The address of a socket takes 107 bytes, and some clusters have long names for temporary folders.
     near = None if len(os.fsencode(tempfile.gettempdir())) < LONG else alive.SHORT
@@ -92,7 +100,7 @@ def start(preload: Sequence[str]) -> None:
             pass_fds=[listener.fileno()],
             process_group=0,
         )
-    os.environ[ADDRESS] = address
+    os.environ[ADDRESS] = _address = address
     atexit.register(_stop, server, folder, os.getpid())
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -123,21 +124,28 @@ def opened(config: TrackingConfig) -> Any:
     for key, value in BOUNDED.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    return _ready(config.uri, config.experiment, config.artifacts, os.getpid())
-
-
-@lru_cache
-def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> Any:
-    """Make it so once per process: connections do not survive a fork."""
     import mlflow  # noqa: F401 (sets the level of its loggers)
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # A database that fails is an exception, and told in a line; here MLflow also logs its frames and values.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    return _ready(config.uri, config.experiment, config.artifacts, os.getpid())
+
+
+@lru_cache
+def _ready(uri: str, experiment: str, artifacts: str | None, process: int) -> Any:
+    """Make it so once per process: connections do not survive a fork."""
     file = stores.file_of(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            tempfile.TemporaryFile(dir=file.parent).close()
+        except OSError as error:  # the lock would wait for ever
+            raise ConfigError(
+                f"the store {redact(uri)} cannot be made: {file.parent} takes no file ({error.strerror}); "
+                "name one elsewhere: tracking.uri=sqlite:////ELSEWHERE/mlflow.db"
+            ) from None
     lock: Any = (
         FileLock(f"{file}.lock")
         if file is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ def tags() -> dict[str, str]:
     return {
         "tsexp.git_sha": git_sha(),
         "tsexp.version": __version__,
+        **_dirty(),
         **{f"tsexp.{key}": value for key, value in alive.me().items() if value},
         "mlflow.source.name": "python -m tsexp",
         "mlflow.source.type": "LOCAL",
@@ -39,6 +41,14 @@ def git_sha() -> str:
     return (_git("rev-parse", "HEAD").strip() or f"v{__version__}-unknown") + (
         "-dirty" if _git("status", "--porcelain", "--untracked-files=no").strip() else ""
     )
+
+
+@cache
+def _dirty() -> dict[str, str]:
+    """Whether the code that runs was changed since its commit; if so, the digest of `changes`."""
+    if not (text := changes()):
+        return {"tsexp.dirty": str(git_sha().endswith("-dirty")).lower()}
+    return {"tsexp.dirty": "true", "tsexp.diff_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 @cache

@@ -36,9 +36,11 @@ log = logging.getLogger(__name__)
 FROM_WINDOWS = (
     *("energy/", "power/", "latency/", "throughput/", "memory/", "measure/", "null/"),
     *("cost/break_even", "cost/load", "cost/first"),
-    *("vs_dense/speedup", "vs_dense/cpu_speedup", "vs_dense/energy"),
+    *("vs_dense/speedup", "vs_dense/cpu_speedup", "vs_dense/energy", "vs_dense/net"),
 )
 """Metrics, by their beginnings, that are worth nothing if the record is invalid; accuracy and sizes are."""
+STAGES = ("start", "train", "compress", "deploy", "measuring", "track", "done")
+"""Of a run, in order: the tag ``tsexp.stage``."""
 DIGEST = 16
 """Hex digits of a dataset's checksum; MLflow takes 36, and shows them all wherever it names a dataset."""
 
@@ -70,9 +72,16 @@ class Tracked:
     resolved_yaml: str = ""
     start_ms: int = field(default_factory=lambda: int(1000 * time.time()))
     parcel: Path | None = None
+    stage: str = "start"
 
     def enter(self, stage: str) -> None:
-        """Note where the experiment is; a failed or killed run tells from that how far it came."""
+        """Note where the experiment is; a failed or killed run tells from that how far it came.
+
+        The control goes through stages that the artifact has behind it: they are not told again.
+        """
+        if STAGES.index(stage) <= STAGES.index(self.stage):
+            return
+        self.stage = stage
         self._tell(lambda: self.client.set_tag(self.run_id, "tsexp.stage", stage))
 
     def _tell(self, what: Callable[[], object]) -> None:
@@ -96,7 +105,7 @@ class Tracked:
             self.client.log_batch(self.run_id, params=part)
         self.client.log_batch(self.run_id, tags=[RunTag("tsexp.data", self.cfg.data.name)])
         self.client.log_text(self.run_id, redact(self.resolved_yaml), "config.yaml")
-        if changes := origin.changes():
+        if self.cfg.tracking.diff and (changes := origin.changes()):
             self.client.log_text(self.run_id, changes, "dirty.diff")
 
     def _params(self) -> dict[str, str]:
@@ -162,7 +171,7 @@ class Tracked:
     ) -> None:
         folder.mkdir()
         (folder / "config.yaml").write_text(redact(self.resolved_yaml))
-        if changes := origin.changes():
+        if self.cfg.tracking.diff and (changes := origin.changes()):
             (folder / "dirty.diff").write_text(changes)
         (folder / "windows.json").write_text(json.dumps(record.raw, indent=1))
         (folder / "hardware.json").write_text(json.dumps(record.hardware, indent=1))
@@ -204,6 +213,7 @@ class Tracked:
             "tsexp.config": digest({k: v for k, v in asked.items() if k != "seed"}),
             "tsexp.steps": ",".join(asked["steps"]),
             "tsexp.artifact": artifact.signature,
+            "tsexp.is_reference": str(record.is_reference).lower(),
             "tsexp.runtime": artifact.manifest["runtime"],
             "mlflow.note.content": _describe(values, record),
         }

@@ -26,6 +26,7 @@ from tsexp import stores
 from tsexp.command import called
 from tsexp.config import ConfigError, PathsConfig, TrackingConfig, redact
 from tsexp.system import alive
+from tsexp.system.files import to_disk
 from tsexp.tracking import model
 from tsexp.tracking.client import BOUND_S, check_there, experiment_of, finished, said, store
 
@@ -95,9 +96,11 @@ def parcel(paths: PathsConfig, fill: Callable[[Path], dict[str, Any]]) -> Iterat
             alive.own(partial)
             about = fill(partial) | {"format": FORMAT, "record": name}
             (partial / ABOUT).write_text(json.dumps(about, indent=1))
-            _to_disk(partial)
+            for path in [*(p for p in partial.rglob("*") if p.is_file()), partial]:
+                to_disk(path)
             (partial / alive.OWNER).unlink()
             partial.rename(spool / name)
+            to_disk(spool)
         except FileNotFoundError:  # what goes into it is gone: no disk's fault
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -125,13 +128,6 @@ def _trusted(spool: Path) -> bool:
     if spool.parent != Path(tempfile.gettempdir()):
         return spool.is_dir()
     return spool.is_dir() and not spool.is_symlink() and spool.lstat().st_uid == os.getuid()
-
-
-def _to_disk(folder: Path) -> None:
-    """So that a machine that loses its power does not leave a whole folder of empty files."""
-    for path in [p for p in folder.rglob("*") if p.is_file()]:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def read(folder: Path) -> dict[str, Any]:
