@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from conftest import compose
-from tsexp import data
+from conftest import TINY, compose
+from tsexp import data, training
 from tsexp.config import ConfigError, DataConfig
 
 TRAIN = [["1,2,3,4", "a"], ["2,3,4,5", "b"], ["1,2,3,4", "a"], ["2,3,4,5", "b"]]
@@ -189,6 +189,29 @@ def test_own_folder_with_unequal_lengths_and_two_channels(tmp_path):
     assert dataset.channels == 2
     np.testing.assert_array_equal(dataset.x_train[1], np.float32([[1, 2, np.nan], [3, 4, np.nan]]))
     assert (dataset.preprocessing.length, dataset.preprocessing.masked) == (3, True)
+
+
+@pytest.mark.parametrize("unequal", ["pad", "resample"])
+def test_the_length_of_test_series_decides_nothing_that_is_trained(tmp_path, tiny_model, unequal):
+    train = [["1,2,3,4", "a"], ["4,3,2", "b"]] * 5
+    short, long = (own(tmp_path, train, [[text, "a"]], unequal=unequal) for text in ("1,2", "1,2,3,4,5,6"))
+    assert short.preprocessing == long.preprocessing
+    assert long.preprocessing.length == 4
+    weights = []
+    for dataset in (short, long):
+        model = tiny_model(dataset)
+        training.fit(model, compose(*TINY).train, dataset, 0, "test", None)
+        weights.append(model.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def test_a_test_series_that_no_train_series_is_like_is_refused(tmp_path):
+    """All train series are of one length, so a model of it takes no other: a stranger's is refused, too."""
+    for text in ("1,2,3", "1,2,3,4,5"):
+        with pytest.raises(ConfigError, match=r"Mine_TEST.ts.*all train series have 4.*data.length=4"):
+            own(tmp_path, test=[*TEST, [text, "a"]])
+    assert own(tmp_path, test=[*TEST, ["1,2,3,4,5", "a"]], length=4).preprocessing.resample
 
 
 def test_missing_values_are_interpolated(tmp_path):

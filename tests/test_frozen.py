@@ -463,6 +463,17 @@ def test_a_part_that_does_not_tell_its_settings_takes_those_that_are_known(tmp_p
     assert set(of.loc[of["ratio"] > 0, "setting"]) == {""}
 
 
+def test_results_of_before_tell_their_protocol_and_their_reference(tmp_path):
+    written(made_up(datasets=("PLAID",), models=("t1",), protocol=3), tmp_path)
+    file = tmp_path / "results.parquet"
+    told = pd.read_parquet(file)
+    told.drop(columns=["protocol", "is_reference"]).to_parquet(file)
+    results = frozen.load(tmp_path).results
+    assert set(results["protocol"]) == {2}
+    assert results.loc[told["is_reference"].to_numpy(), "is_reference"].all()  # same answers, same size
+    assert not results.loc[results["ratio"] > 0, "is_reference"].any()
+
+
 @pytest.mark.parametrize("at", ["new", "frozen"])
 def test_what_is_frozen_stays_where_it_cannot_be_replaced(store, tmp_path, monkeypatch, at):
     store.run()

@@ -1,4 +1,4 @@
-"""In a program of somebody else's, what belongs to all of it is as it was after each thing that tsexp does."""
+"""A program of somebody else's is as it was after each thing that tsexp does in it."""
 
 from __future__ import annotations
 

@@ -522,3 +522,26 @@ def test_real_gpu_counter_rises() -> None:
     one_window(meter, 0.01)
     joules, seconds = one_window(meter, 2.0)
     assert 0 < joules < windows.IMPOSSIBLE_W * seconds
+
+
+@pytest.mark.parametrize(
+    ("there", "shared"), [([], False), ([7], True), (pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED), None)]
+)
+def test_a_long_window_tells_whether_its_gpu_was_another_s_too(
+    machine: Machine, there: Any, shared: bool | None
+) -> None:
+    """Its joules are the board's: of two trainings side by side, neither has joules of its own."""
+    alone = [os.getpid()]
+    seen = there if isinstance(there, Exception) else alone + there
+    machine.processes = [seen, seen]
+    meter = meters.counter("cuda")
+    assert isinstance(meter, ZeusMeter)
+    for _ in range(2):  # each window for itself
+        meter.begin()
+        meter.end()
+        assert meter.shared is shared
+    if shared:
+        machine.processes = [alone, alone]
+        meter.begin()
+        meter.end()
+        assert meter.shared is False

@@ -1,7 +1,11 @@
 """Which code a run comes from: the commit, and what was changed since."""
 
+import hashlib
 import importlib
+import shutil
 import subprocess
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +24,7 @@ def forget():
     """As a process that imports the code now."""
     origin.git_sha.cache_clear()
     origin.changes.cache_clear()
+    origin._dirty.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +106,9 @@ def test_bytes_that_are_no_text_do_no_harm(checkout):
     assert "file.txt" in origin.changes()
 
 
-def test_a_run_of_a_dirty_checkout_keeps_the_diff(checkout, tiny, empty_store, tmp_path_factory):
-    import shutil
-    from contextlib import suppress
+def test_a_run_of_a_dirty_checkout_says_so_and_keeps_the_diff_if_asked(
+    checkout, tiny, empty_store, tmp_path_factory
+):
     from dataclasses import replace
 
     from tsexp.tracking.client import store
@@ -112,16 +117,50 @@ def test_a_run_of_a_dirty_checkout_keeps_the_diff(checkout, tiny, empty_store, t
     shutil.copyfile(empty_store, folder / "mlflow.db")
     cfg = replace(tiny, tracking=replace(tiny.tracking, uri=f"sqlite:///{folder}/mlflow.db"))
     kept = {}
-    for change in ("", "after\n"):
+    for name, change, asked in (
+        ("clean", "", True),
+        ("silent", "after\n", False),
+        ("asked", "after\n", True),
+    ):
         if change:
             (checkout / "src" / "file.txt").write_text(change)
             forget()
+        cfg = replace(cfg, tracking=replace(cfg.tracking, diff=asked))
         with suppress(KeyError), run.tracked(cfg, "a: 1", "a run", "signature", None) as open_run:
-            kept[change] = open_run.run_id
+            kept[name] = open_run.run_id
             raise KeyError
     client = store(cfg.tracking)
-    names = {change: {a.path for a in client.list_artifacts(run_id)} for change, run_id in kept.items()}
+    names = {name: {a.path for a in client.list_artifacts(run_id)} for name, run_id in kept.items()}
     files = {"config.yaml", "traceback.txt"}
-    assert names == {"": files, "after\n": files | {"dirty.diff"}}
-    with open(client.download_artifacts(kept["after\n"], "dirty.diff")) as file:
-        assert "+after" in file.read()
+    assert names == {"clean": files, "silent": files, "asked": files | {"dirty.diff"}}
+    diff = Path(client.download_artifacts(kept["asked"], "dirty.diff")).read_bytes()
+    assert b"+after" in diff
+    tags = {name: client.get_run(run_id).data.tags for name, run_id in kept.items()}
+    assert {name: of["tsexp.dirty"] for name, of in tags.items()} == {
+        "clean": "false",
+        "silent": "true",
+        "asked": "true",
+    }
+    digest = hashlib.sha256(diff).hexdigest()
+    assert tags["silent"]["tsexp.diff_sha256"] == tags["asked"]["tsexp.diff_sha256"] == digest
+    assert "tsexp.diff_sha256" not in tags["clean"]
+
+
+def test_the_stage_of_a_run_only_advances(tiny, empty_store, tmp_path):
+    """Its control is trained and deployed after the artifact was."""
+    from dataclasses import replace
+
+    from tsexp.tracking.client import store
+
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    cfg = replace(tiny, tracking=replace(tiny.tracking, uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    seen = []
+    with (
+        suppress(KeyError),
+        run.tracked(cfg, "a: 1", "a run", "signature", None) as open_run,
+    ):
+        for stage in ("train", "deploy", "train", "compress", "measuring"):
+            open_run.enter(stage)
+            seen.append(store(cfg.tracking).get_run(open_run.run_id).data.tags["tsexp.stage"])
+        raise KeyError
+    assert seen == ["train", "deploy", "deploy", "deploy", "measuring"]

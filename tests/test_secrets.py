@@ -119,6 +119,10 @@ def test_a_study_whose_parameters_have_the_store_is_refused_without_its_password
         f"https://{PASSWORD}@host/mlflow",
         f"https://host/mlflow?access_token={PASSWORD}",
         f"https://host/mlflow?api_key={PASSWORD}",
+        f"https://bucket.s3.amazonaws.com/a?X-Amz-Signature={PASSWORD}&X-Amz-Date=1",
+        f"https://storage.googleapis.com/a?X-Goog-Credential={PASSWORD}&x=1",
+        f"https://account.blob.core.windows.net/a?sv=2020&sig={PASSWORD}",
+        f"https://host/mlflow?refresh_token={PASSWORD}",
     ],
 )
 def test_a_password_is_seen_wherever_a_uri_has_it(uri, monkeypatch):
@@ -133,6 +137,19 @@ def test_a_password_is_seen_wherever_a_uri_has_it(uri, monkeypatch):
     assert told == f'tracking={{uri: "{secret.REFERENCE}", experiment: mine}}'
     assert secret.hidden([f"--into={uri}"]) == [f"--into={secret.REFERENCE}"]
     assert secret.given(secret.REFERENCE) == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://host:5000/team@prod",
+        "https://host:443/a?mail=me@host",
+        "http://host/team@prod",
+        "sqlite:///a@b.db",
+    ],
+)
+def test_what_is_no_password_stays(uri):
+    assert redact(f"at {uri}: gone") == f"at {uri}: gone"
 
 
 def test_several_stores_are_hidden_each_for_itself(monkeypatch, capsys):

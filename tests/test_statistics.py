@@ -199,6 +199,29 @@ def test_two_meters_are_never_averaged_together():
     assert set(made["energy"]) == {"measured"}
 
 
+def test_two_protocols_are_never_averaged_together():
+    whole = frozen(datasets=("PLAID",), models=("t1",))
+    older = replace(whole, results=whole.results.assign(protocol=np.where(whole.results["seed"] == 0, 2, 3)))
+    made = st.aggregate(older)
+    assert len(made) == 2 * older.results["config"].nunique()
+    assert set(made["n"]) == {1}
+    (said,) = [note for note in st.notes(older, made) if "older protocol" in note]
+    assert said.startswith(f"{(older.results['protocol'] == 2).sum()} records of an older protocol")
+    assert not any("older protocol" in note for note in st.notes(whole, st.aggregate(whole)))
+
+
+def test_only_the_reference_itself_has_no_drop():
+    """Also of a step that is told by neither ratio, mode nor runtime."""
+    whole = frozen(datasets=("PLAID",), models=("t1",))
+    plain = (whole.results["ratio"] == 0) & (whole.results["mode"] == "none")
+    plain &= whole.results["runtime"] == "eager"
+    assert plain.sum() == whole.results["is_reference"].sum() == 2
+    other = replace(whole, results=whole.results.assign(is_reference=False))
+    for made, told in ((whole, True), (other, False)):
+        rows = st.aggregate(made)
+        assert ("reference" in set(rows["degradation"])) is told
+
+
 def test_machines_and_sources_of_energy_are_never_averaged_together(whole, rows):
     elsewhere = replace(
         whole,

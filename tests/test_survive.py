@@ -1012,6 +1012,34 @@ def test_files_of_a_store_that_was_copied_are_beside_it_or_missed(made, tmp_path
     assert all(whole(two, run) for run in runs(two))
 
 
+@pytest.mark.parametrize("fault", ["elsewhere", "a link", "a link inside"])
+def test_of_somebody_s_store_only_what_lies_beside_it_is_read(made, tmp_path, empty_store, capsys, fault):
+    """It may name any folder of this machine, and has it copied otherwise."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    one, two = (at(tmp_path / name, empty_store) for name in ("one", "two"))
+    measure(made, one, "a")
+    (run,) = runs(one)
+    files = Path(local_file_uri_to_path(run.info.artifact_uri))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "secret.txt").write_text("my own")
+    if fault == "a link inside":
+        (files / "link").symlink_to(tmp_path / "mine")
+        refused = "is a link, which is not followed"
+    else:
+        shutil.rmtree(files)
+        if fault == "a link":
+            files.symlink_to(tmp_path / "mine")
+        else:
+            with contextlib.closing(sqlite3.connect(tmp_path / "one" / "mlflow.db")) as db:
+                db.execute("update runs set artifact_uri = ?", [(tmp_path / "mine").as_uri()])
+                db.commit()
+        refused = "does not lie beside it"
+    assert merge.main([one.tracking.uri, "--into", two.tracking.uri]) == 2
+    assert refused in capsys.readouterr().err
+    assert not list((tmp_path / "two").rglob("secret.txt"))
+
+
 def test_merging_says_what_is_wrong(tmp_path, empty_store, capsys):
     one = at(tmp_path / "one", empty_store)
     assert merge.main([one.tracking.uri, "--into", one.tracking.uri]) == 2

@@ -108,9 +108,8 @@ def load(store):
 
 
 def names(store, run_id):
-    # Of the run alone: the files of its logged model are not among them. Somebody's changes to the checkout
-    # (test_origin.py) are not what is tested here.
-    return {a.path for a in store.client.list_artifacts(run_id)} - {"dirty.diff"}
+    # Of the run alone: the files of its logged model are not among them.
+    return {a.path for a in store.client.list_artifacts(run_id)}
 
 
 def logged(store, run_id):
