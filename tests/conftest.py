@@ -50,6 +50,12 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> None:
         jobs.start_server()
 
 
+@pytest.fixture(autouse=True)
+def _nobody_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the configurations of other tests named; the environment has it as long as a process would."""
+    monkeypatch.setattr("tsexp.config.own._trusted", {})
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _little_to_collect() -> None:
     """What earlier modules left is not looked through at each of the many collections, two seconds each."""

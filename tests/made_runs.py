@@ -15,13 +15,14 @@ from tsexp import runtimes, tracking, training
 from tsexp.cache import Cache
 from tsexp.data import Dataset
 from tsexp.energy import Record
+from tsexp.energy.windows import orders
 from tsexp.models import transformer
 from tsexp.runtimes import Artifact
 from tsexp.tasks import classification
 from tsexp.training import Fitted
 
-JOULES = ((1e-3, 2e-3, 4e-3), (2e-3, 3e-3, 9e-3))
-"""Per series, of each window of each of two processes."""
+JOULES = ((1e-3, 2e-3, 4e-3), (2e-3, 3e-3, 9e-3)) * 2
+"""Per series, of each window of each of four processes."""
 HISTORY = [{"epoch": i, "train_loss": 1.0} for i in range(3)]
 
 
@@ -68,7 +69,12 @@ def windows(processes=JOULES):
         for i, joules in enumerate(each)
         for subject, factor in (("artifact", 1), ("reference", 2))
     ]
-    return {"windows": made, "scope": "CPU time of the worker: an estimate, not a measurement"}
+    turns = [{"load": [loaded], "use": [used]} for loaded, used in orders(len(processes), 0)]
+    return {
+        "windows": made,
+        "orders": turns,
+        "scope": "CPU time of the worker: an estimate, not a measurement",
+    }
 
 
 METRICS = {
@@ -79,7 +85,7 @@ METRICS = {
     "cost/load_ms": 7.0,
     "cost/load_j": 0.07,
     "measure/pairs": 6.0,
-    "measure/processes": 2.0,
+    "measure/processes": 4.0,
     "val/series": 13.0,
 }
 

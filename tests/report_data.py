@@ -311,6 +311,9 @@ class Store:
                 "tsexp.version": "0.1.0",
             },
             "tsexp.stage": "done",
+            "tsexp.is_reference": str(
+                (params["prune.ratio"], params["quant.mode"], params["runtime.name"]) == (0, "none", "eager")
+            ).lower(),
         }
         tags |= {f"tsexp.{k}": v for k, v in changes.items() if f"tsexp.{k}" in tags}
         run = self.client.create_run(

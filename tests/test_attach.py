@@ -293,7 +293,7 @@ def test_what_was_found_of_the_artifact_stays_a_warning(empty_store: Path, tmp_p
         (("RUN", "LOG", "seed=1"), "seed=1 is not known here; allowed: tracking.…"),
         (
             ("RUN", "LOG", "tracking.url=x"),
-            "tracking.url is not a key; allowed in tracking: artifacts, experiment, uri",
+            "tracking.url is not a key; allowed in tracking: artifacts, diff, experiment, uri",
         ),
         (("RUN", "LOG", "--name", "my plug"), "'my plug' is no name of a meter"),
         (

@@ -41,6 +41,7 @@ def run(model, right, mj, seed=0, val_drop=0.0, valid=True, estimator=False, mea
     }
     row |= {} if valid else dict.fromkeys(FROM_WINDOWS)
     row |= of
+    row["is_reference"] = (of["ratio"], of["mode"], of["runtime"]) == (0.0, "none", "eager")
     predictions = pd.DataFrame(
         {
             "run_id": row["run_id"],

@@ -95,7 +95,7 @@ def test_every_model_config_instantiates_on_every_kind_of_data(model, data, load
         ("measure.repeats=1 measure.processes=1", ["out of range"]),
         ("measure.repeats=4 measure.processes=6", ["at least as many pairs as processes"]),
         ("measure.processes=7", ["is odd", "an even number, best a multiple of 4"]),
-        ("measure.processes=2", ["out of range", ">= 4"]),
+        ("measure.processes=2", ["out of range", "≥ 4"]),
         ("measure.window_s=25", ["measure.repeats=80", "4000 s", "measure.timeout_s=3600", "fewer pairs"]),
         ("quant.mode=int8", ["dynamic"]),
         ("tracking.uri=ftp://x", ["sqlite"]),

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tsexp import doctor, energy
 from tsexp.energy import meters
+from tsexp.energy.windows import SUBJECTS
 from tsexp.system import cpu
 
 
@@ -40,15 +41,15 @@ def seen(saving: float, half: float = 0.5, valid: bool = True, scatter: float = 
             "cpu_s": 1.0,
             "energy_j": joules,
         }
-        for p, wobble in enumerate((-1, 0, 1))
+        for p, wobble in enumerate((-1, 1) * 4)
         for s, joules in (
             ("reference", 1.0),
-            ("artifact", (1 - saving / 100) * math.exp(wobble * half / 250)),
+            ("artifact", (1 - saving / 100) * math.exp(wobble * half / 115)),
         )
     ]
-    return SimpleNamespace(
-        metrics=metrics, valid=valid, invalid_reasons=(), warnings=(), raw={"windows": windows}
-    )
+    turns = [{"load": [a], "use": [b]} for a in SUBJECTS for b in SUBJECTS for _ in range(2)]
+    raw = {"windows": windows, "orders": turns}
+    return SimpleNamespace(metrics=metrics, valid=valid, invalid_reasons=(), warnings=(), raw=raw)
 
 
 NOTHING = SimpleNamespace(

@@ -32,6 +32,7 @@ LOADERS = {
 ALLOWED = {
     ("config/compose.py", "pickle"): "copies, in memory, of what this process pickled",
     ("system/processes.py", "ctypes.CDLL"): "the C library, by no name",
+    ("energy/hardware.py", "ctypes.CDLL"): "the same",
     ("config/cores.py", "joblib"): "counts cores",
     ("energy/subjects.py", "joblib"): "hashes what is in memory",
     ("measure.py", "np.load"): "arrays alone",

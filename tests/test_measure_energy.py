@@ -717,7 +717,7 @@ def test_an_estimator_is_judged_by_what_it_predicts(kind):
     subject = subjects.named(made)
     answers = subjects.answers(subject, series)
     sides = (_Side("mine", subject, {}),) * 2
-    answered = _Answered(sides, (answers, answers), series, series, "cpu", True)
+    answered = _Answered(sides, (answers, answers), series, series, "cpu", True, peak_mb=1.0)
     found, said = _as_predicted(answered)
     targets, judged = by_class(sides, found, labels.tolist())
     assert (judged[0].argmax(1) == targets).mean() == made.score(series, labels)

@@ -59,8 +59,9 @@ def waits_asleep():
     began = open("/proc/self/environ").read().split("\\0")  # libraries read it when they are loaded
     return 0 if {"OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=0"} <= set(began) else 1
 def peak():
-    from tsexp.energy.worker import _peak_bytes
-    return _peak_bytes() >> 20 > 300
+    from tsexp.energy.hardware import peak_memory
+    peak_mb = peak_memory()
+    return peak_mb() > 300
 def two_threads():
     import torch
     torch.set_num_threads(2)

@@ -170,7 +170,7 @@ def test_a_missing_store_is_not_made(folder, capsys):
         ("tablse", "did you mean tables?"),
         ("tracing.uri=x", "did you mean tracking.uri?"),
         ("model=t1", "allowed: freeze, tables"),
-        ("tracking.ur=x", "allowed in tracking: artifacts, experiment, uri"),
+        ("tracking.ur=x", "allowed in tracking: artifacts, diff, experiment, uri"),
         ("tracking.uri=foo:bar", "is not a store MLflow takes"),
         ("tracking=nope", "nope"),
         ("--wrong", "--help"),

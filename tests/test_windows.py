@@ -152,11 +152,11 @@ def test_subjects_are_loaded_and_first_used_in_the_orders_that_are_told_and_what
 ) -> None:
     raw = bench.run()
     warmed_up, *loaded = [what for kind, what in bench.log if kind == "load"]
-    assert tuple(loaded) == raw["orders"]["load"]
+    assert loaded == raw["orders"]["load"]
     assert warmed_up == loaded[0]
     used = [kind for kind, _ in bench.log if kind in CALL_S]
     assert used[: windows.WARM_UP_CALLS] == [warmed_up] * windows.WARM_UP_CALLS
-    assert tuple(used[windows.WARM_UP_CALLS :][:2]) == raw["orders"]["use"]
+    assert used[windows.WARM_UP_CALLS :][:2] == raw["orders"]["use"]
     for name in CALL_S:
         started = raw["started"][name]
         assert started["load_s"] == pytest.approx(LOAD_S[name])

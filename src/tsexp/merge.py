@@ -151,12 +151,16 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
     if bare:
         which = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
         compared = f"; {later} comparison(s) of them neither" if later else ""
-        copied = "; if it was copied, copy its folder mlartifacts along, beside it"
+        copied = (
+            "; if it was copied, copy its folder mlartifacts along, beside it (other folders of this machine "
+            "are not read, and no links followed)"
+            if stores.file_of(uri)
+            else "; a server has to serve them itself"
+        )
         return (
             brought,
             there,
-            f"{len(bare)} not, for their files are not where the store says: {which}{compared}"
-            + (copied if stores.file_of(uri) else ""),
+            f"{len(bare)} not, for their files do not lie beside it: {which}{compared}{copied}",
         )
     return brought, there, ""
 
@@ -316,43 +320,27 @@ def _fetch(client: Any, run: Any, into: Path, uri: str) -> bool:
 
     MLflow takes a folder that is not there for an empty one. A store may name any folder of this machine:
     only one that lies beside it is read, and none that holds a link.
-
-    Raises
-    ------
-    ConfigError
-        If there is no other.
     """
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 
     place = run.info.artifact_uri
     if is_local_uri(place):
-        named = Path(local_file_uri_to_path(place))
-        database = stores.file_of(uri)
+        named, database = Path(local_file_uri_to_path(place)), stores.file_of(uri)
         if database is None:
-            raise ConfigError(_not_beside(uri, named))
+            return False
         # MLART/RUN/artifacts, and a server's MLART/EXPERIMENT/RUN/artifacts
         places = [named, *(database.parent.joinpath(*named.parts[-parts:]) for parts in (3, 4))]
-        found = [folder for folder in places if folder.is_dir()]
         beside = database.resolve().parent
-        there = next((folder for folder in found if folder.resolve().is_relative_to(beside)), None)
-        if there is not None:
-            if links := [path for path in there.rglob("*") if path.is_symlink()]:
-                raise ConfigError(f"{links[0]} is a link, which is not followed out of somebody's store")
-            shutil.copytree(there, into, dirs_exist_ok=True)
-        elif found:
-            raise ConfigError(_not_beside(uri, named))
+        for folder in places:
+            if folder.is_dir() and folder.resolve().is_relative_to(beside):
+                if any(path.is_symlink() for path in folder.rglob("*")):
+                    return False
+                shutil.copytree(folder, into, dirs_exist_ok=True)
+                break
     else:
         client.download_artifacts(run.info.run_id, "", str(into))
     return any(into.iterdir())
-
-
-def _not_beside(uri: str, folder: Path) -> str:
-    return (
-        f"the store {configs.redact(uri)} keeps artifacts in {folder}, a folder of this machine that does "
-        "not lie beside it, and is not read; if they are its own, copy them to mlartifacts beside its file "
-        "(of a server: let it serve them)"
-    )
 
 
 def _history(client: Any, run: Any, key: str) -> list[dict[str, Any]]:

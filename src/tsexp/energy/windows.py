@@ -157,7 +157,7 @@ def run(
         "windows": [{"process": plan.process, **w} for w in windows],
         "latencies_ms": latencies,
         "started": started,
-        "orders": turns,
+        "orders": {turn: list(order) for turn, order in turns.items()},
         "meter_overhead_s": [w["wall_s"] for w in overhead],
         "children_cpu_s": children_s,
         "window_s": bench.window_s,
