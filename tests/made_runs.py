@@ -21,8 +21,8 @@ from tsexp.runtimes import Artifact
 from tsexp.tasks import classification
 from tsexp.training import Fitted
 
-JOULES = ((1e-3, 2e-3, 4e-3), (2e-3, 3e-3, 9e-3)) * 2
-"""Per series, of each window of each of four processes."""
+JOULES = ((1e-3, 2e-3, 4e-3), (2e-3, 3e-3, 9e-3)) * 4
+"""Per series, of each window of each of eight processes."""
 HISTORY = [{"epoch": i, "train_loss": 1.0} for i in range(3)]
 
 
@@ -85,7 +85,7 @@ METRICS = {
     "cost/load_ms": 7.0,
     "cost/load_j": 0.07,
     "measure/pairs": 6.0,
-    "measure/processes": 4.0,
+    "measure/processes": 8.0,
     "val/series": 13.0,
 }
 

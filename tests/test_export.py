@@ -19,6 +19,7 @@ from conftest import skip_without_bf16
 from tsexp import card, export, marks, runtimes, subcommand
 from tsexp.cache import _damage
 from tsexp.energy.statistics import energy_interval_j
+from tsexp.energy.windows import orders
 from tsexp.marks import PROTOCOL_VERSION
 from tsexp.system import alive
 
@@ -306,18 +307,22 @@ def test_a_run_whose_logged_model_was_deleted_is_called_as_its_run(place, italy,
 
 
 def test_intervals_by_hand():
-    # Wilson, 8 of 10; t of two logarithms, 12.706 · |difference| / 2 to either side.
+    # Wilson, 8 of 10; of four processes t with one degree of freedom, 12.706, of what no turn explains.
     row = SimpleNamespace(scored=True, metrics={"test/accuracy": 0.8}, valid=False)
     facts = card.Facts(row, "", {}, {}, {}, "", (0, 10), {}, "")
     assert facts.accuracy() == pytest.approx((0.8, 0.490, 0.943), abs=1e-3)
     assert facts.energy_j() is None
     assert replace(facts, row=SimpleNamespace(scored=False)).accuracy() is None
-    low, high = energy_interval_j(made_runs.windows(((1.0, 2.0, 9.0), (2.0, 2.2, 9.0))))
-    middle, reach = np.sqrt(2.0 * 2.2), 12.706 * np.log(1.1) / 2
-    assert (low, high) == pytest.approx((middle * np.exp(-reach), middle * np.exp(reach)), rel=1e-3)
+    factors = [1.01 if loaded == used else 1 / 1.01 for loaded, used in orders(4, 0)]
+    low, high = energy_interval_j(made_runs.windows([(1.0, 2.0 * f, 9.0) for f in factors]))
+    reach = 12.706 * np.log(1.01)
+    assert (low, high) == pytest.approx((2 * np.exp(-reach), 2 * np.exp(reach)), rel=1e-3)
+    factors = [1.01 if loaded == "artifact" else 1 / 1.01 for loaded, _ in orders(4, 0)]
+    low, high = energy_interval_j(made_runs.windows([(1.0, 2.0 * f, 9.0) for f in factors]))
+    assert (low, high) == pytest.approx((2, 2))  # the turn explains it
     assert np.isnan(energy_interval_j(made_runs.windows(((1.0, 2.0),)))).all()
-    # Six processes of one kind, four of another: the median of all windows is not in that of the mean.
-    kinds = made_runs.windows(((1.0, 1.002, 1.004),) * 6 + ((1.1, 1.1, 1.1),) * 4)
+    # Twelve processes of one kind, eight of another: the median of all windows is not in that of the mean.
+    kinds = made_runs.windows(((1.0, 1.002, 1.004),) * 12 + ((1.1, 1.1, 1.1),) * 8)
     low, high = energy_interval_j(kinds)
     assert low > 1.004
     row = SimpleNamespace(valid=True, metrics={"energy/per_inference_j": 1.004})

@@ -568,9 +568,11 @@ def test_a_result_that_cannot_be_delivered_does_not_keep_the_others_from_the_sto
 def test_a_result_has_an_owner_until_it_is_whole_on_the_disk(made, cfg, monkeypatch):
     owned = []
     to_disk = spool.to_disk
-    monkeypatch.setattr(spool, "to_disk", lambda f: (owned.append((f / alive.OWNER).is_file()), to_disk(f)))
+    monkeypatch.setattr(
+        spool, "to_disk", lambda f: (owned.append(bool(list(f.glob(f"**/{alive.OWNER}")))), to_disk(f))
+    )
     parcel = keep(made, cfg, monkeypatch)
-    assert owned == [True]
+    assert owned[-2:] == [True, False]  # the parcel's folder, and after that the spool's
     assert not (parcel / alive.OWNER).exists()
 
 
@@ -1241,7 +1243,7 @@ def test_scores_are_kept_where_the_temporary_folder_is_on_another_disk(made, cfg
     def asked(*_):
         with tempfile.TemporaryDirectory(dir=elsewhere) as name:
             save_file({"test": made.scores}, Path(name) / "scores.safetensors")
-            yield SimpleNamespace(folder=Path(name))
+            yield SimpleNamespace(folder=Path(name), result={"peak_mb": 1.0})
 
     monkeypatch.setattr(measuring, "_asked", asked)
     found = measuring.score(made.artifact, made.dataset, cfg.measure, Cache(Path(cfg.paths.cache)), False)
