@@ -131,6 +131,8 @@ def test_jobs_are_children_of_the_sweep_with_the_metrics_of_the_design(sweep):
             "tsexp.stage",
         } <= child.data.tags.keys()
         assert child.data.params["prune.scope"] == "global"
+    same = {c.info.run_name: c.data.tags["tsexp.is_reference"] for c in children}
+    assert same == {"prune.ratio=0": "true", "prune.ratio=0.3": "false", "prune.ratio=0.5": "false"}
     parameters = {
         c.data.metrics["prune/requested_ratio"]: c.data.metrics["size/parameters"] for c in children
     }
@@ -381,6 +383,7 @@ def test_automatic_choice_among_all_runtimes_in_a_sweep(tmp_path):
         (["prune.ration=0.5"], "did you mean ratio"),
         (["-m", "prune.ratio=0.1,1.5"], "nothing was started"),
         (["data.path=/proc/nowhere"], "is not a folder"),
+        (["tracking.uri=sqlite:////proc/mlflow.db"], "/proc takes no file"),
         (["quant.mode=static"], "supported"),
         (["epochs=5"], "did you mean train.epochs?"),
         (["experiment=null"], "null is no option of a group"),

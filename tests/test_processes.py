@@ -17,6 +17,7 @@ from typing import cast
 import psutil
 import pytest
 
+from tsexp.energy import hardware
 from tsexp.system import processes
 
 JOBS = """
@@ -163,6 +164,18 @@ def test_the_peak_of_memory_is_not_the_callers(jobs: Path, fork: bool) -> None:
     held = bytearray(b"x") * (400 << 20)
     assert processes.run("jobs:peak", fork=fork) == 0
     assert len(held) == 400 << 20
+
+
+@pytest.mark.skipif(not processes.FORKS, reason="only Linux tells")
+def test_the_peak_of_memory_is_of_what_came_since() -> None:
+    held = bytearray(b"x") * (100 << 20)  # the other subject, as it were
+    peak_mb = hardware.peak_memory()
+    mine = bytearray(b"x") * (50 << 20)
+    found = peak_mb()
+    del mine
+    assert found == pytest.approx(50, abs=5)
+    assert peak_mb() == pytest.approx(50, abs=5)  # the most there ever was
+    assert len(held) == 100 << 20
 
 
 @pytest.mark.skipif(not processes.FORKS, reason="only Linux forks")
