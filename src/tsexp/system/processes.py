@@ -122,6 +122,13 @@ def _stop(server: subprocess.Popen[bytes], folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _forget() -> None:
+    """Its socket may answer for a moment after it died."""
+    global _address
+    _address = None
+    os.environ.pop(ADDRESS, None)
+
+
 def _answers(address: str | None) -> bool:
     if address is None:
         return False
@@ -195,7 +202,7 @@ def run(
             connection.sendall(TERMINATE)
             raise
     if not answer:
-        os.environ.pop(ADDRESS, None)  # the next call starts another
+        _forget()  # the next call starts another
         raise ServerGone(
             "the process that all others are forked from is gone (out of memory?); the same command goes on "
             "where it stopped"
