@@ -155,7 +155,7 @@ def _merge(client: Any, number: str, uri: str, into: TrackingConfig) -> tuple[in
             "; if it was copied, copy its folder mlartifacts along, beside it (other folders of this machine "
             "are not read, and no links followed)"
             if stores.file_of(uri)
-            else "; a server has to serve them itself"
+            else "; of a server or a database, artifacts are read that a server serves, no folders"
         )
         return (
             brought,
